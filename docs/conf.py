@@ -1,0 +1,23 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Sphinx configuration; everything not set here is sphinx-astropy's."""
+
+from importlib.metadata import version as installed_version
+
+from sphinx_astropy.conf.v3 import *  # noqa: F403
+from sphinx_astropy.conf.v3 import extensions
+
+project = "rosetta"
+author = "The rosetta developers"
+copyright = author
+version = release = installed_version("astro-rosetta")
+
+extensions = [*extensions, "myst_nb"]
+extensions.remove("sphinx.ext.intersphinx")  # the build must not need a network
+nb_execution_mode = "off"  # outputs shown here would otherwise depend on the machine that built them
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+
+html_title = f"rosetta {release}"
+automodapi_toctreedirnm = "api"
+automodapi_inheritance_diagram = False
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False

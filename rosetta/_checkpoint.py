@@ -1,0 +1,204 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Checkpoints: one safetensors file, with a JSON document in its header. Nothing is ever unpickled.
+
+The header holds the format version, what kind of model it is, its configuration, where it came from and a
+fingerprint of all of it, so that a file is either whole and known, or refused.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+__all__ = ["Checkpoint", "CheckpointError", "bundled", "device_of", "load", "save", "versions"]
+
+FORMAT = 1
+KEY = "rosetta"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: corrupted, too new, of another kind, or not a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    kind: str
+    tensors: dict
+    config: dict
+    provenance: dict
+    fingerprint: str
+
+
+def versions():
+    """Versions of this library and of what its numbers depend on (dict of str)."""
+    found = {}
+    for name in ("astro-rosetta", "astropy", "numpy", "scipy", "photutils", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def bundled(kind):
+    """Path of the checkpoint of this kind that ships with the package."""
+    return Path(__file__).parent / "weights" / f"{kind}.safetensors"
+
+
+def device_of(device):
+    """The `torch.device` called ``device``; None is CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not known: use 'cpu', 'cuda' or 'cuda:N'") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: no CUDA device is available here, use device='cpu'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r}: only {torch.cuda.device_count()} CUDA devices are here")
+    return found
+
+
+def fingerprint_of(kind, tensors, config):
+    """Sixteen hex digits that change with any weight or setting."""
+    digest = hashlib.sha256(json.dumps([kind, config], sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(path, tensors, *, kind, config, provenance):
+    """Write a checkpoint atomically and return its fingerprint.
+
+    Parameters
+    ----------
+    path : path-like
+        Ends in ``.safetensors``.
+    tensors : dict of str to `torch.Tensor`
+    kind : str
+        What the file is, e.g. "encoder".
+    config, provenance : dict
+        JSON-able: how to build the model, and where the weights came from.
+
+    Raises
+    ------
+    ValueError
+        If the name does not end in ``.safetensors`` or the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path {str(path)!r} must end in '.safetensors'")
+    if not path.parent.is_dir():
+        raise ValueError(f"path {str(path)!r}: the folder {str(path.parent)!r} does not exist, create it first")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    fingerprint = fingerprint_of(kind, tensors, config)
+    header = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": config,
+        "provenance": {**provenance, "versions": versions()},
+        "fingerprint": fingerprint,
+    }
+    # Whoever finds the file finds it whole: write beside it, then rename.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return fingerprint
+
+
+def read_header(path):
+    """The JSON document of a checkpoint, without its tensors.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If it is not a whole checkpoint of a known format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path.name} is a pickle (a torch.save file), which is never loaded: convert it to safetensors"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # safetensors raises its own type for every kind of damage
+        raise CheckpointError(f"{path.name} is corrupted or not a safetensors file: {error}") from error
+    if KEY not in metadata:
+        raise CheckpointError(f"{path.name} is a safetensors file but not a rosetta checkpoint")
+    header = json.loads(metadata[KEY])
+    if header["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path.name} has checkpoint format {header['format']}, newer than {FORMAT}: upgrade astro-rosetta"
+        )
+    return header
+
+
+def load(path, *, kind):
+    """Read a checkpoint and verify it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If it is corrupted, from a newer format, of another kind, or a pickle.
+    """
+    header = read_header(path)
+    name = Path(path).name
+    if header["kind"] != kind:
+        raise CheckpointError(f"{name} holds a {header['kind']!r}, not a {kind!r}: give the matching file")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{name} is corrupted: {error}") from error
+    found = fingerprint_of(kind, tensors, header["config"])
+    if found != header["fingerprint"]:
+        raise CheckpointError(f"{name} is corrupted: fingerprint {found}, header says {header['fingerprint']}")
+    return Checkpoint(kind, tensors, header["config"], header["provenance"], found)
+
+
+def restore(module, tensors, name):
+    """Load ``tensors`` into ``module``; every tensor must be there with its shape.
+
+    Raises
+    ------
+    CheckpointError
+        If the tensors belong to another architecture.
+    """
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{name} is of another architecture: {error}") from error
+    return module

@@ -1,0 +1,253 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Finding sources: segments of the matched-filtered reference image, cut where peaks are distinct.
+
+photutils cuts segments only with scikit-image, which is no dependency of ours; see `core.watershed`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import QTable
+from scipy import ndimage
+
+from .core.watershed import persistent_watershed
+
+__all__ = ["Reference", "detect", "filtered", "reference"]
+
+THRESHOLD = 1.8  # sigma of the filtered image: where a segment ends
+PEAK = 5.0  # sigma: what makes a segment a source
+FILTER_FWHM = 0.3  # arcsec, in quadrature with the PSF: the size of faint galaxies
+PROMINENCE = 3.0  # sigma: what a peak must stand above its saddle
+CONTRAST = 0.02  # and in units of the higher peak
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The image that sources are found on: one plane, or the inverse-variance stack of the ground planes.
+
+    Attributes
+    ----------
+    band : str
+        Name of the plane whose grid it is on.
+    side : str
+    data, variance : (ny, nx) array
+        Invalid pixels hold 0 and infinity.
+    fwhm : float
+        Of the PSF, arcsec.
+    plane : `~rosetta._boundary.Plane`
+        Whose grid and WCS it has.
+    """
+
+    band: str
+    side: str
+    data: np.ndarray
+    variance: np.ndarray
+    fwhm: float
+    plane: object
+
+
+def reference(planes, band=None):
+    """The image to detect on: ``band`` if given, else the sharpest space band, else the ground stack.
+
+    Parameters
+    ----------
+    planes : dict of str to `~rosetta._boundary.Plane`
+    band : str, optional
+
+    Returns
+    -------
+    `Reference`
+    """
+    if band is None:
+        space = [p for p in planes.values() if p.side == "space"]
+        if not space:
+            return _stack(list(planes.values()))
+        # Of equally sharp bands the deepest; half a pixel's width decides nothing.
+        band = min(space, key=lambda p: p.fwhm).band
+    plane = planes[band]
+    return Reference(band, plane.side, plane.data, plane.variance, plane.fwhm, plane)
+
+
+def _stack(planes):
+    """Inverse-variance stack, for a flat spectrum, on the grid of the sharpest plane."""
+    first = min(planes, key=lambda p: p.fwhm)
+    weight, total = np.zeros(first.data.shape), np.zeros(first.data.shape)
+    widths, depths = [], []
+    for plane in planes:
+        data, variance = (plane.data, plane.variance) if plane is first else _on_grid(plane, first)
+        with np.errstate(divide="ignore"):
+            w = np.where(np.isfinite(variance), 1.0 / variance, 0.0)
+        weight += w
+        total += w * data
+        widths.append(plane.fwhm**2)
+        depths.append(w.mean())
+    data = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    variance = np.divide(1.0, weight, out=np.full_like(weight, np.inf), where=weight > 0)
+    fwhm = float(np.sqrt(np.average(widths, weights=depths)))
+    return Reference(first.band, "ground", data, variance, fwhm, first)
+
+
+def _on_grid(plane, target):
+    """Data and variance of a plane at the pixels of another, bilinear; good enough to find sources."""
+    ny, nx = target.data.shape
+    # A WCS is smooth: ask it on a coarse grid.
+    yc, xc = np.linspace(0, ny - 1, 17), np.linspace(0, nx - 1, 17)
+    grid = np.meshgrid(yc, xc, indexing="ij")
+    x, y = plane.sky_to_pixel(target.pixel_to_sky(grid[1].ravel(), grid[0].ravel()))
+    rows = np.arange(ny) / max(ny - 1, 1) * 16
+    cols = np.arange(nx) / max(nx - 1, 1) * 16
+    where = np.meshgrid(rows, cols, indexing="ij")
+    y, x = (ndimage.map_coordinates(v.reshape(17, 17), where, order=1) for v in (y, x))
+    scale = (target.pixel_scale / plane.pixel_scale) ** 2
+    data = ndimage.map_coordinates(plane.data, [y, x], order=1, cval=0.0) * scale
+    invalid = ndimage.map_coordinates((~plane.valid).astype(np.float32), [y, x], order=1, cval=1.0) > 0.01
+    finite = np.where(plane.valid, plane.variance, np.median(plane.variance[plane.valid]))
+    variance = ndimage.map_coordinates(finite, [y, x], order=1, cval=1.0) * scale**2
+    return np.where(invalid, 0.0, data), np.where(invalid, np.inf, variance)
+
+
+def filtered(ref, data=None):
+    """Smoothed flux and its significance per pixel, for sources about as large as the filter.
+
+    Parameters
+    ----------
+    ref : `Reference`
+    data : (ny, nx) array, optional
+        Another image on the same grid and with the same noise (a residual).
+
+    Returns
+    -------
+    flux, significance : (ny, nx) float64 array
+        The best-fitting flux of a filter-shaped source at each pixel, and that over its error.
+    """
+    data = ref.data if data is None else data
+    sigma = np.hypot(ref.fwhm, FILTER_FWHM) / 2.3548 / ref.plane.pixel_scale
+    weight = _sky_weight(ref.variance)
+    half = int(np.ceil(3.5 * sigma))
+    axis = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    axis /= axis.sum()
+
+    def convolve(image, kernel):
+        return ndimage.convolve1d(
+            ndimage.convolve1d(image, kernel, axis=0, mode="constant"), kernel, axis=1, mode="constant"
+        )
+
+    top = convolve(weight * data, axis)
+    bottom = convolve(weight, axis**2)
+    seen = bottom > 0.3 * np.median(bottom[bottom > 0]) if (bottom > 0).any() else bottom > 0
+    flux = np.divide(top, bottom, out=np.zeros_like(top), where=seen)
+    significance = np.divide(top, np.sqrt(bottom), out=np.zeros_like(top), where=seen)
+    return flux, significance
+
+
+def _sky_weight(variance, block=64):
+    """Inverse variance without the sources' own photon noise, which would hollow out bright cores."""
+    ny, nx = variance.shape
+    finite = np.where(np.isfinite(variance), variance, np.nan)
+    overall = np.nanmedian(finite) if np.isfinite(finite).any() else 1.0
+    sky = np.full((-(-ny // block), -(-nx // block)), overall)
+    for j in range(sky.shape[0]):
+        for i in range(sky.shape[1]):
+            part = finite[j * block : (j + 1) * block, i * block : (i + 1) * block]
+            if np.isfinite(part).any():
+                sky[j, i] = np.nanmedian(part)
+    sky = np.repeat(np.repeat(sky, block, axis=0), block, axis=1)[:ny, :nx]
+    return np.where(np.isfinite(variance), 1.0 / np.minimum(variance, 1.2 * sky), 0.0)
+
+
+def detect(planes, band=None):
+    """Sources of a pair, on its reference image.
+
+    Parameters
+    ----------
+    planes : dict of str to `~rosetta._boundary.Plane`
+    band : str, optional
+        Detect on this band. By default on the sharpest space band (VIS), else on the
+        inverse-variance stack of the ground bands.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        ``label`` (1, 2, ...), ``sky_centroid``, ``x``, ``y`` (pixels of the reference band, named in
+        ``meta["band"]``), ``snr``, ``a``, ``b`` (one-sigma widths of the segment's light, arcsec, PSF not
+        removed), ``theta`` (radian, from east towards north), ``parent`` (sources cut from one
+        segment share it).
+    """
+    ref = reference(planes, band)
+    return segments(ref)[0]
+
+
+def segments(ref):
+    """As `detect`, for one reference image; also the segmentation array (0 is sky)."""
+    flux, significance = filtered(ref)
+    noise = max(_nmad(significance), 0.3)  # correlated noise widens it
+    significance = significance / noise
+    labels, count = ndimage.label(significance > THRESHOLD, structure=np.ones((3, 3)))
+    if count:
+        peak = ndimage.maximum(significance, labels, np.arange(1, count + 1))
+        number = np.concatenate([[0], np.where(peak > PEAK, np.cumsum(peak > PEAK), 0)])
+        labels = number[labels]
+    parent = labels
+    labels = persistent_watershed(significance, labels > 0, prominence=PROMINENCE, contrast=CONTRAST)
+    return _table(ref, flux, significance, labels, parent), labels
+
+
+def _nmad(values):
+    values = values[values != 0]
+    return 1.4826 * np.median(np.abs(values - np.median(values))) if len(values) else 1.0
+
+
+def _table(ref, flux, significance, labels, parent):
+    index = np.arange(1, labels.max() + 1)
+    y, x = np.nonzero(labels)
+    which = labels[y, x] - 1
+    n = len(index)
+    light = np.maximum(flux[y, x], 0.0)
+    total = np.maximum(np.bincount(which, light, n), 1e-30)
+    xc, yc = np.bincount(which, light * x, n) / total, np.bincount(which, light * y, n) / total
+    dx, dy = x - xc[which], y - yc[which]
+    moments = [np.bincount(which, light * m, n) / total + e for m, e in ((dx * dx, 1 / 12), (dx * dy, 0), (dy * dy, 1 / 12))]
+    # The centroid of a segment leans towards its uncut side; near the peak there is less of that.
+    near = dx**2 + dy**2 < np.maximum(0.25 * (moments[0] + moments[2]), 2.0)[which]
+    core = np.maximum(np.bincount(which, light**2 * near, n), 1e-30)
+    xc = np.where(core > 1e-30, np.bincount(which, light**2 * near * x, n) / core, xc)
+    yc = np.where(core > 1e-30, np.bincount(which, light**2 * near * y, n) / core, yc)
+    table = QTable()
+    table["label"] = index
+    sky = ref.plane.pixel_to_sky(xc, yc)
+    table["sky_centroid"] = sky
+    table["x"], table["y"] = xc, yc
+    table["snr"] = ndimage.maximum(significance, labels, index) if n else np.zeros(0)
+    covariance = np.stack([np.stack(moments[:2], -1), np.stack(moments[1:], -1)], -2)  # (n, 2, 2) pixel
+    if n:
+        inverse = np.linalg.inv(ref.plane.jacobian(sky))
+        covariance = np.einsum("nij,njk,nlk->nil", inverse, covariance, inverse)
+    values, vectors = np.linalg.eigh(covariance)
+    table["a"], table["b"] = np.sqrt(values[:, 1]), np.sqrt(values[:, 0])
+    table["theta"] = np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1])
+    table["parent"] = ndimage.maximum(parent, labels, index).astype(int) if n else np.zeros(0, int)
+    table.meta["band"] = ref.band
+    return table
+
+
+def missed(ref, residual, *, peak=PEAK):
+    """Positions (x, y) and significance of what is left in a residual image.
+
+    Parameters
+    ----------
+    ref : `Reference`
+    residual : (ny, nx) array
+        ``ref.data`` less the models.
+    peak : float, optional
+        Least significance.
+
+    Returns
+    -------
+    x, y, significance : (n,) array
+    """
+    _, significance = filtered(ref, residual)
+    significance = significance / max(_nmad(significance), 0.3)
+    size = 2 * int(np.ceil(ref.fwhm / ref.plane.pixel_scale)) + 1
+    top = (significance == ndimage.maximum_filter(significance, size)) & (significance > peak)
+    y, x = np.nonzero(top)
+    return x.astype(float), y.astype(float), significance[y, x]

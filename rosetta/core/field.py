@@ -1,0 +1,358 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""A smooth offset field through per-source offsets: shift, affine, polynomial or Gaussian process.
+
+Every model is the same object: a polynomial mean of order 0 to 3 with flat priors, plus, for the
+Gaussian process, a squared-exponential covariance (Rasmussen & Williams 2006, section 2.7), plus
+per-source 2x2 covariances and one isotropic noise floor. Hyper-parameters maximise the restricted
+marginal likelihood, outliers are down-weighted, and the simplest model whose leave-one-out
+log-likelihood is as good as the best one's is kept.
+
+A fitted model is a plain ``dict`` of numbers and lists: it can be written as JSON and evaluated anywhere.
+Positions are (east, north) in arcsec about a stated centre; offsets are (east, north) in mas.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg, optimize
+
+__all__ = ["MODELS", "FieldFit", "fit_field", "evaluate"]
+
+# Name -> (order of the polynomial mean, whether a Gaussian process rides on it), simplest first.
+MODELS = {
+    "shift": (0, False),
+    "affine": (1, False),
+    "polynomial2": (2, False),
+    "polynomial3": (3, False),
+    "gp": (0, True),
+    "affine+gp": (1, True),
+}
+# A model must beat the simpler one by this much (nats, leave-one-out) to be preferred.
+_MARGIN = 2.0
+# Residuals beyond this many sigma lose weight as 1/r^2; beyond _OUTLIER they are flagged.
+_ROBUST = 3.0
+_OUTLIER = 5.0
+# More points than this are averaged in cells before a Gaussian process is solved.
+_MAX_POINTS = 400
+
+
+@dataclass(frozen=True)
+class FieldFit:
+    """Result of `fit_field`.
+
+    Attributes
+    ----------
+    model : dict
+        For `evaluate`.
+    weight : numpy.ndarray, shape (n,)
+        Robust weight of each source, 1 for a good one, 0 for one that was not used.
+    outlier : numpy.ndarray of bool, shape (n,)
+    score : float
+        Leave-one-out log-likelihood per source.
+    """
+
+    model: dict
+    weight: np.ndarray
+    outlier: np.ndarray
+    score: float
+
+
+def _basis(xy, order, scale):
+    """Polynomial terms of (east, north) up to an order: (n, n_term)."""
+    x, y = (xy / scale).T
+    return np.stack([x**i * y**j for i in range(order + 1) for j in range(order + 1 - i)], -1)
+
+
+def _two_axes(basis):
+    """(n, m) for one axis -> (2n, 2m) for (east, north) interleaved per source."""
+    return np.kron(basis, np.eye(2))
+
+
+def _squared_exponential(a, b, length):
+    distance2 = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
+    return np.exp(-0.5 * distance2 / length**2)
+
+
+class _Solved:
+    """One model with all its numbers fixed, conditioned on the data (all in mas and arcsec)."""
+
+    def __init__(self, xy, offset, cov, order, scale, amplitude, length, floor):
+        n = len(xy)
+        self.xy, self.order, self.scale = xy, order, scale
+        self.amplitude, self.length = amplitude, length
+        noise = cov + floor**2 * np.eye(2)
+        k = np.zeros((n, 2, n, 2))
+        k[np.arange(n), :, np.arange(n), :] = noise
+        if amplitude:
+            se = amplitude**2 * _squared_exponential(xy, xy, length)
+            k[:, 0, :, 0] += se
+            k[:, 1, :, 1] += se
+        self.y = offset.ravel()
+        self.h = _two_axes(_basis(xy, order, scale))  # (2n, 2m)
+        self.factor = linalg.cho_factor(k.reshape(2 * n, 2 * n), lower=True, check_finite=False)
+        self.kh = linalg.cho_solve(self.factor, self.h, check_finite=False)
+        ky = linalg.cho_solve(self.factor, self.y, check_finite=False)
+        self.hkh = self.h.T @ self.kh
+        self.hkh_factor = linalg.cho_factor(self.hkh, lower=True)
+        self.beta = linalg.cho_solve(self.hkh_factor, self.h.T @ ky)
+        self.alpha = ky - self.kh @ self.beta
+        self.chi2 = self.y @ self.alpha
+
+    def log_likelihood(self):
+        """Restricted log-likelihood: the polynomial coefficients are integrated out."""
+        log_det = 2 * np.log(np.diag(self.factor[0])).sum() + 2 * np.log(np.diag(self.hkh_factor[0])).sum()
+        return -0.5 * (self.chi2 + log_det + (len(self.y) - len(self.beta)) * np.log(2 * np.pi))
+
+    def leave_one_out(self):
+        """Residual (n, 2) and covariance (n, 2, 2) of each source predicted from all others."""
+        n = len(self.xy)
+        inverse = linalg.cho_solve(self.factor, np.eye(2 * n), check_finite=False)
+        inverse -= self.kh @ linalg.cho_solve(self.hkh_factor, self.kh.T)
+        block = inverse.reshape(n, 2, n, 2)[np.arange(n), :, np.arange(n), :]  # (n, 2, 2)
+        cov = np.linalg.inv(block)
+        return np.einsum("nij,nj->ni", cov, self.alpha.reshape(n, 2)), cov
+
+    def predict(self, xy):
+        """Offset (m, 2) and covariance (m, 2, 2) of the field, without the noise floor."""
+        m = len(xy)
+        h = _two_axes(_basis(xy, self.order, self.scale))  # (2m, 2k)
+        mean = h @ self.beta
+        cov = np.zeros((m, 2, 2))
+        rest = h
+        if self.amplitude:
+            cross = self.amplitude**2 * np.kron(_squared_exponential(xy, self.xy, self.length), np.eye(2))
+            mean = mean + cross @ self.alpha
+            half = linalg.solve_triangular(self.factor[0], cross.T, lower=True, check_finite=False)
+            half = half.reshape(-1, m, 2)
+            cov += self.amplitude**2 * np.eye(2) - np.einsum("kmi,kmj->mij", half, half)
+            rest = h - cross @ self.kh
+        half = linalg.solve_triangular(self.hkh_factor[0], rest.T, lower=True).reshape(-1, m, 2)
+        cov += np.einsum("kmi,kmj->mij", half, half)
+        return mean.reshape(m, 2), cov
+
+
+def _gaussian_score(residual, cov):
+    """Log-density of residuals (n, 2) under covariances (n, 2, 2)."""
+    chi2 = np.einsum("ni,ni->n", residual, np.linalg.solve(cov, residual[..., None])[..., 0])
+    return -0.5 * (chi2 + np.log(np.linalg.det(cov)) + 2 * np.log(2 * np.pi)), chi2
+
+
+def _best(xy, offset, cov, name, scale):
+    """The named model with the hyper-parameters of highest restricted likelihood."""
+    order, process = MODELS[name]
+    if len(xy) <= len(_basis(xy[:1], order, scale)[0]):
+        return None
+    spread = float(np.sqrt(np.median((offset - np.median(offset, 0)) ** 2)) * 1.48 + 1e-3)
+    tiny = float(np.sqrt(np.min(np.linalg.eigvalsh(cov)[:, 0]))) * 1e-2 + 1e-6
+
+    def solved(p):
+        amplitude, length = (np.exp(p[1]), np.exp(p[2])) if process else (0.0, 1.0)
+        return _Solved(xy, offset, cov, order, scale, amplitude, length, np.exp(p[0]))
+
+    lower, upper = np.log(tiny), np.log(30 * spread + 100 * tiny)
+    length_low = np.log(max(scale / 30, 1e-3))
+    length_high = np.log(4 * scale)
+
+    def loss(p):
+        if not (lower <= p[0] <= upper):
+            return np.inf
+        if process and not (np.log(tiny) <= p[1] <= np.log(1e3 * spread + 1) and length_low <= p[2] <= length_high):
+            return np.inf
+        try:
+            return -solved(p).log_likelihood()
+        except linalg.LinAlgError:
+            return np.inf
+
+    if not process:
+        found = optimize.minimize_scalar(
+            lambda q: loss([q]), bounds=(lower, upper), method="bounded", options={"xatol": 0.05}
+        )
+        best = [found.x] if found.fun <= loss([lower]) else [lower]
+    else:
+        floor = np.log(max(0.1 * spread, 2 * tiny))
+        starts = [[floor, np.log(spread), np.log(f * scale)] for f in (0.25, 1.0)]
+        start = min(starts, key=loss)
+        found = optimize.minimize(
+            loss, start, method="Nelder-Mead",
+            options={"xatol": 0.05, "fatol": 0.05, "maxfev": 80,
+                     "initial_simplex": np.array(start) + np.vstack([np.zeros(3), np.diag([-1.5, 0.7, 0.5])])},
+        )
+        best = found.x
+    if not np.isfinite(loss(best)):
+        return None
+    return solved(best), float(np.exp(best[0]))
+
+
+def _cells(xy, offset, cov, size):
+    """Inverse-covariance means of the sources in square cells, to bound the cost of a fit."""
+    key = np.floor(xy / size).astype(int)
+    _, label = np.unique(key, axis=0, return_inverse=True)
+    label = label.ravel()
+    n = label.max() + 1
+    inverse = np.linalg.inv(cov)
+    total = np.zeros((n, 2, 2))
+    np.add.at(total, label, inverse)
+    moment = np.zeros((n, 2))
+    np.add.at(moment, label, np.einsum("nij,nj->ni", inverse, offset))
+    where = np.zeros((n, 2))
+    weight = np.trace(inverse, axis1=1, axis2=2)
+    np.add.at(where, label, weight[:, None] * xy)
+    where /= np.bincount(label, weight)[:, None]
+    mean_cov = np.linalg.inv(total)
+    return where, np.einsum("nij,nj->ni", mean_cov, moment), mean_cov
+
+
+def _thin(xy, offset, cov):
+    if len(xy) <= _MAX_POINTS:
+        return xy, offset, cov
+    area = np.prod(np.ptp(xy, axis=0)) + 1e-9
+    size = np.sqrt(area / _MAX_POINTS)
+    out = _cells(xy, offset, cov, size)
+    while len(out[0]) > _MAX_POINTS:
+        size *= 1.1
+        out = _cells(xy, offset, cov, size)
+    return out
+
+
+def _robust_start(offset, cov):
+    """Weighted median of the offsets, per axis."""
+    out = np.empty(2)
+    for axis in (0, 1):
+        order = np.argsort(offset[:, axis])
+        weight = 1.0 / np.sqrt(cov[order, axis, axis])
+        total = np.cumsum(weight)
+        out[axis] = offset[order, axis][np.searchsorted(total, 0.5 * total[-1])]
+    return out
+
+
+def _reweight(residual, cov):
+    _, chi2 = _gaussian_score(residual, cov)
+    return np.minimum(1.0, _ROBUST**2 / np.maximum(chi2, 1e-12)), np.sqrt(chi2)
+
+
+def fit_field(xy, offset, cov, *, model="auto"):
+    """Fit a smooth field to per-source offsets.
+
+    Parameters
+    ----------
+    xy : numpy.ndarray, shape (n, 2)
+        Positions (east, north), arcsec.
+    offset : numpy.ndarray, shape (n, 2)
+        Offsets (east, north), mas.
+    cov : numpy.ndarray, shape (n, 2, 2)
+        Their covariances, mas^2.
+    model : str
+        A key of `MODELS`, or "auto" to choose by leave-one-out likelihood.
+
+    Returns
+    -------
+    FieldFit
+
+    Raises
+    ------
+    ValueError
+        If the model is unknown or no model can be fitted to so few sources.
+    """
+    if model != "auto" and model not in MODELS:
+        raise ValueError(f"model must be 'auto' or one of {', '.join(MODELS)}; got {model!r}")
+    n = len(xy)
+    scale = float(max(np.abs(xy).max(initial=0.0), 1.0))
+    names = list(MODELS) if model == "auto" else [model]
+    if model == "auto":
+        limits = {"shift": 2, "affine": 6, "polynomial2": 12, "polynomial3": 20, "gp": 10, "affine+gp": 20}
+        names = [name for name in names if n >= limits[name]]
+    if not names:
+        raise ValueError(f"a field needs at least 2 sources; got {n}")
+
+    # Down-weight outliers with the most flexible model, so that every candidate sees the same weights.
+    # The first residuals are about the median, with their own scatter as floor.
+    robust = "gp" if "gp" in names else names[-1]
+    start = offset - _robust_start(offset, cov)
+    spread = 1.4826 * np.median(np.abs(start))
+    weight, _ = _reweight(start, cov + spread**2 * np.eye(2))
+    for _ in range(3):
+        fitted = _best(*_thin(xy, offset, cov / weight[:, None, None]), robust, scale)
+        if fitted is None:
+            raise ValueError(f"model {robust!r} cannot be fitted to {n} sources: use a simpler one")
+        mean, spare = fitted[0].predict(xy)
+        expected = cov + fitted[1] ** 2 * np.eye(2) + spare
+        weight, pull = _reweight(offset - mean, expected)
+
+    eye = np.eye(2)
+    thin = _thin(xy, offset, cov / weight[:, None, None])
+    chosen = None
+    for name in names:
+        fitted = _best(*thin, name, scale)
+        if fitted is None:
+            continue
+        residual, expected = fitted[0].leave_one_out()
+        score = float(_gaussian_score(residual, expected)[0].sum())
+        if chosen is None or score > chosen[2] + _MARGIN:
+            chosen = name, fitted, score
+    if chosen is None:
+        raise ValueError(f"model {model!r} cannot be fitted to {n} sources: use a simpler one")
+    name, (solved, floor), score = chosen
+    mean, spare = solved.predict(xy)
+    _, pull = _reweight(offset - mean, cov + floor**2 * eye + spare)
+    order, process = MODELS[name]
+    result = {
+        "version": 1,
+        "kind": name,
+        "order": order,
+        "scale": scale,
+        "coefficients": solved.beta.reshape(-1, 2).tolist(),
+        "coefficient_covariance": np.linalg.inv(solved.hkh).tolist(),
+        "amplitude": float(solved.amplitude),
+        "length": float(solved.length) if process else None,
+        "floor": floor,
+        "score": score / len(thin[0]),
+        "n_source": n,
+    }
+    if process:
+        result["points"] = {"xy": thin[0].tolist(), "offset": thin[1].tolist(), "cov": thin[2].tolist()}
+    return FieldFit(result, weight, pull > _OUTLIER, result["score"])
+
+
+def evaluate(model, east_north, *, band="joint"):
+    """The offset field and its covariance at given places.
+
+    Parameters
+    ----------
+    model : dict
+        ``offsets.meta["model"]`` (one model per band under "bands"), or the model of one band.
+    east_north : numpy.ndarray, shape (n, 2)
+        Tangent-plane position about ``offsets.meta["center"]``, arcsec.
+    band : str
+        Whose field, where ``model`` holds several.
+
+    Returns
+    -------
+    offset : numpy.ndarray, shape (n, 2)
+        (east, north) in mas, to be added to header positions.
+    covariance : numpy.ndarray, shape (n, 2, 2)
+        In mas^2.
+
+    Raises
+    ------
+    ValueError
+        If the model holds no field for the band.
+    """
+    if "bands" in model:
+        if band not in model["bands"]:
+            known = ", ".join(model["bands"]) or "none: the alignment abstained"
+            raise ValueError(f"no offset field for band {band!r}; the model has: {known}")
+        model = model["bands"][band]
+    xy = np.atleast_2d(np.asarray(east_north, dtype=float))
+    beta = np.array(model["coefficients"])
+    if "points" not in model:
+        basis = _basis(xy, model["order"], model["scale"])
+        h = _two_axes(basis).reshape(len(xy), 2, -1)
+        cov = np.array(model["coefficient_covariance"])
+        return basis @ beta, np.einsum("nik,kl,njl->nij", h, cov, h)
+    points = {key: np.array(value) for key, value in model["points"].items()}
+    solved = _Solved(
+        points["xy"], points["offset"], points["cov"], model["order"], model["scale"],
+        model["amplitude"], model["length"], model["floor"],
+    )
+    parts = [solved.predict(chunk) for chunk in np.array_split(xy, max(1, len(xy) // 2000))]
+    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))

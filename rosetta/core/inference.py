@@ -1,0 +1,167 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The trained encoder at work: everything a checkpoint holds, and arrays in, arrays out."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from .augment import Windows
+from .novelty import Novelty
+from .training import evaluate, train
+from .vit import SIDES, Encoder, Predictor
+
+__all__ = ["Model", "encode", "fit", "predict"]
+
+# Windows on which the novelty score is measured: (side in arcsec, how many, how many at a time).
+_CALIBRATION = ((12.8, 576, 48), (38.4, 288, 12))
+_GAUGE = ((12.8, 512), (38.4, 128))
+
+
+class Model(nn.Module):
+    """Encoder, predictor and the novelty score of each side: what one checkpoint holds.
+
+    Weights are kept on values that bfloat16 can hold, so that a file of half the size is exact.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.predictor = Predictor(config)
+        self.novelty = nn.ModuleDict({side: Novelty(config.dim) for side in SIDES})
+
+    @classmethod
+    def seeded(cls, config, seed):
+        """An untrained model; the global random state is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config).round_()
+
+    @torch.no_grad()
+    def round_(self):
+        """Round the weights to bfloat16 in place."""
+        for parameter in self.parameters():
+            parameter.copy_(parameter.bfloat16())
+        return self
+
+    def packed(self):
+        """The state to be stored: weights in bfloat16, the novelty statistics in float32."""
+        return {
+            name: tensor if name.startswith("novelty") else tensor.bfloat16()
+            for name, tensor in self.state_dict().items()
+        }
+
+
+def _numpy(**tensors):
+    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+
+
+@torch.inference_mode()
+def encode(model, side, view):
+    """Encode windows of one side.
+
+    Returns
+    -------
+    dict of ndarray
+        ``tokens`` (n, n_token, dim), ``positions`` (n, n_token, 2), ``cls`` (n, dim), ``embedding`` (n, proj_dim),
+        ``coverage`` (n,) fraction of valid pixels, ``ood_score`` (n,).
+    """
+    device = next(model.parameters()).device
+    view = view.to(device)
+    tokens, cls, embedding = model.encoder(side, view)
+    coverage = view.valid.any(1).float().mean((-2, -1))  # a pixel counts when any band has it
+    return _numpy(
+        tokens=tokens,
+        positions=view.positions,
+        cls=cls,
+        embedding=embedding,
+        coverage=coverage,
+        ood_score=model.novelty[side](cls),
+    )
+
+
+@torch.inference_mode()
+def predict(model, source, target, positions, condition, batch):
+    """Predict the tokens and the embedding of side ``target`` from the encoded ``source`` arrays.
+
+    Parameters
+    ----------
+    model : Model
+    source : dict of ndarray
+        As returned by `encode` for the other side.
+    target : {"ground", "space"}
+    positions : ndarray, shape (n_query, 2)
+        Where to predict tokens: (east, north) in arcsec from the window centre.
+    condition : ndarray, shape (n_knot, 3)
+        As made by `rosetta.core.vit.conditions` for the target side.
+    batch : int
+        Windows at a time.
+    """
+    device = next(model.parameters()).device
+    n = len(source["cls"])
+    positions = torch.as_tensor(np.asarray(positions, np.float32), device=device)
+    condition = torch.as_tensor(condition, device=device)
+    parts = []
+    for start in range(0, n, batch):
+        rows = slice(start, start + batch)
+        tokens, cls, where = (
+            torch.from_numpy(np.ascontiguousarray(source[name][rows])).to(device) for name in ("tokens", "cls", "positions")
+        )
+        asked = positions.expand(len(cls), -1, -1)
+        tokens, cls = model.predictor(tokens, cls, where, target, asked, condition.expand(len(cls), -1, -1))
+        parts.append(
+            _numpy(
+                tokens=tokens,
+                positions=asked,
+                cls=cls,
+                embedding=model.encoder.project(cls),
+                ood_score=model.novelty[target](cls),
+            )
+        )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def fit(model, tiles, held_out, config, *, checkpoint=None, callback=None):
+    """Train a model in place, round it, and measure it on held-out tiles.
+
+    Parameters
+    ----------
+    model : Model
+    tiles, held_out : list of `~rosetta.core.augment.Tile`
+        ``held_out`` may be empty: then novelty stays uncalibrated and nothing is measured.
+    config : `~rosetta.core.training.TrainConfig`
+    checkpoint, callback
+        As for `~rosetta.core.training.train`.
+
+    Returns
+    -------
+    dict
+        Steps, minutes, pairs seen, and retrieval on the held-out tiles per window.
+    """
+    result = train(model.encoder, model.predictor, tiles, config, checkpoint=checkpoint, callback=callback)
+    model.round_().eval()
+    summary = {"steps": result.steps, "minutes": result.elapsed / 60, "pairs_seen": result.pairs}
+    if held_out:
+        calibrate(model, tiles, held_out, config)
+        summary["held_out"] = {
+            f"{window} arcsec": {"gallery": n, **evaluate(model.encoder, held_out, n, window, config.seed, batch=16)}
+            for window, n in _GAUGE
+        }
+    return summary
+
+
+@torch.inference_mode()
+def calibrate(model, tiles, held_out, config):
+    """Fit the novelty score of each side on training windows and set its limit on held-out ones."""
+    sets = []
+    for chosen in (tiles, held_out):
+        windows = Windows(chosen, device=next(model.parameters()).device)
+        cls = {side: [] for side in SIDES}
+        for window, n, batch in _CALIBRATION:
+            for step in range(n // batch):
+                # Beyond any step that training can have reached with this seed: other noise, other places.
+                drawn = windows.batch(window, batch, config.seed, 2**40 + step)
+                for side in SIDES:
+                    cls[side].append(model.encoder(side, drawn.views[side])[1])
+        sets.append({side: torch.cat(parts) for side, parts in cls.items()})
+    for side in SIDES:
+        model.novelty[side].fit(sets[0][side], sets[1][side])

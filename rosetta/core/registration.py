@@ -1,0 +1,424 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Where is each source in one image, relative to a sharper image of the same sky?
+
+The sharper image, convolved to the other one's PSF, is the template: it holds the true shapes, the
+neighbours and the blends, and no model of a galaxy is needed. Per source a linear least-squares fit of
+(amplitude, shift, background) on the native pixels of the other image gives the offset. The noise of
+both images is carried through the estimator.
+
+Positions: pixels are 0-based (x, y), the centre of the first one is (0, 0); arrays are [y, x]. Shifts
+are (east, north) in arcsec. The sense is that of the package: true position = header position + offset.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import fft, ndimage
+
+__all__ = ["Template", "Geometry", "Fit", "transfer", "fit_offsets", "stamp_radius"]
+
+# Light that a template may miss because the reference is invalid (or ends) under its kernel.
+_MAX_MISSING = 0.01
+# Ridge of the deconvolution, relative to the unit-sum transfer function: bounds the noise gain where
+# the reference carries no information, and is invisible where it does.
+_RIDGE = 5e-3
+# Scatter of the neighbours' amplitudes about the source's own (colours), relative.
+_NEIGHBOUR_COLOUR = 0.5
+# Least share of the normal matrix that must be the sky's own and not the template's noise.
+_SIGNAL = 0.3
+# Weight matrices are prepared for these ratios of reference to target noise power.
+_RATIOS = 10.0 ** np.arange(-3.0, 1.6, 0.5)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A reference image convolved to another image's PSF, ready to be read anywhere.
+
+    Attributes
+    ----------
+    spline : numpy.ndarray, shape (ny, nx)
+        Cubic B-spline coefficients on the reference grid, in flux per *target* pixel.
+    missing : numpy.ndarray, shape (ny, nx)
+        Share of the kernel that falls on invalid reference pixels.
+    variance : numpy.ndarray, shape (ny, nx)
+        Variance of the reference pixels; 0 where invalid.
+    correlation : numpy.ndarray, shape (n, n)
+        Spline coefficients of the autocorrelation of the kernel against the lag in reference pixels;
+        zero lag at ``[n // 2, n // 2]``.
+    otf : numpy.ndarray, shape (n, n // 2 + 1), complex
+        Transfer function of the kernel, for convolving the light of single sources.
+    data : numpy.ndarray, shape (ny, nx)
+        The reference image itself.
+    owner : numpy.ndarray of int, shape (ny, nx)
+        Label of the source that each reference pixel belongs to.
+    """
+
+    spline: np.ndarray
+    missing: np.ndarray
+    variance: np.ndarray
+    correlation: np.ndarray
+    otf: np.ndarray
+    data: np.ndarray
+    owner: np.ndarray
+
+    def light_of(self, labels, position):
+        """Spline coefficients of single sources' light at the target's PSF.
+
+        Parameters
+        ----------
+        labels : numpy.ndarray of int, shape (n,)
+        position : numpy.ndarray, shape (n, 2)
+            Reference pixels (x, y) around which the light is cut.
+
+        Returns
+        -------
+        spline : numpy.ndarray, shape (n, size, size)
+        corner : numpy.ndarray of int, shape (n, 2)
+            Reference pixel (x, y) of element [0, 0].
+        """
+        size = self.otf.shape[0]
+        corner = np.rint(position).astype(int) - size // 2
+        light = np.zeros((len(labels), size, size), np.float32)
+        ny, nx = self.data.shape
+        for k, (x, y) in enumerate(corner):
+            ys, xs = slice(max(y, 0), min(y + size, ny)), slice(max(x, 0), min(x + size, nx))
+            if ys.stop > ys.start and xs.stop > xs.start:
+                mine = self.owner[ys, xs] == labels[k]
+                light[k, ys.start - y : ys.stop - y, xs.start - x : xs.stop - x] = self.data[ys, xs] * mine
+        light = fft.irfft2(fft.rfft2(light) * self.otf, (size, size))
+        cut = size // 4  # what lies further out is wrapped round, and is not needed
+        light = light[:, cut : size - cut, cut : size - cut]
+        for axis in (1, 2):
+            light = ndimage.spline_filter1d(light, order=3, axis=axis, mode="mirror")
+        return light, corner + cut
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the stamps of n sources lie on both grids (stripped of any WCS, float64).
+
+    Attributes
+    ----------
+    label : numpy.ndarray of int, shape (n,)
+        The sources' labels in ``Template.owner``.
+    center : numpy.ndarray of int, shape (n, 2)
+        Target pixel (x, y) at the centre of each stamp.
+    reference : numpy.ndarray, shape (n, 2)
+        Reference pixel (x, y) which the headers put at that target pixel.
+    matrix : numpy.ndarray, shape (n, 2, 2)
+        d(reference x, y) / d(target x, y).
+    sky : numpy.ndarray, shape (n, 2, 2)
+        d(reference x, y) / d(east, north), in reference pixels per arcsec.
+    """
+
+    label: np.ndarray
+    center: np.ndarray
+    reference: np.ndarray
+    matrix: np.ndarray
+    sky: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Per-source result of `fit_offsets`; NaN where a source could not be fitted.
+
+    Attributes
+    ----------
+    amplitude, amplitude_err : numpy.ndarray, shape (n,)
+        Flux in the target over flux in the reference, and its error.
+    offset : numpy.ndarray, shape (n, 2)
+        Total offset (east, north) in arcsec, the one assumed included.
+    cov_target, cov_reference : numpy.ndarray, shape (n, 2, 2)
+        Its covariance from the noise of either image, arcsec^2.
+    chi2 : numpy.ndarray, shape (n,)
+        Reduced chi-square of the stamp.
+    missing : numpy.ndarray, shape (n,)
+        Share of the stamp's pixels without usable data.
+    """
+
+    amplitude: np.ndarray
+    amplitude_err: np.ndarray
+    offset: np.ndarray
+    cov_target: np.ndarray
+    cov_reference: np.ndarray
+    chi2: np.ndarray
+    missing: np.ndarray
+
+    @property
+    def snr(self):
+        """Significance of the amplitude."""
+        return self.amplitude / self.amplitude_err
+
+
+def stamp_radius(fwhm_pixel):
+    """Half-width of a stamp in target pixels: two FWHM, at least 5 and at most 15 pixels."""
+    return int(np.clip(np.ceil(2.0 * fwhm_pixel), 5, 15))
+
+
+def _transfer_function(psf, matrix, n):
+    """OTF of ``psf`` on the (n, n) frequency grid (cycles per reference pixel) of another pixel grid.
+
+    ``matrix`` is d(reference)/d(target); a PSF sampled on target pixels x sits at reference positions
+    matrix @ x, so that its OTF at frequency f is the one at matrix.T @ f on its own grid.
+    """
+    pad = 4 * int(2 ** np.ceil(np.log2(psf.shape[0])))
+    stamp = np.zeros((pad, pad))
+    half = psf.shape[0] // 2
+    stamp[: psf.shape[0], : psf.shape[1]] = psf
+    stamp = np.roll(stamp, (-half, -(psf.shape[1] // 2)), (0, 1))
+    otf = fft.fftshift(fft.fft2(stamp))
+    freq = fft.fftfreq(n)
+    fx, fy = np.meshgrid(freq, freq)
+    gx = matrix[0, 0] * fx + matrix[1, 0] * fy
+    gy = matrix[0, 1] * fx + matrix[1, 1] * fy
+    where = [gy * pad + pad // 2, gx * pad + pad // 2]
+    real = ndimage.map_coordinates(otf.real, where, order=3, mode="grid-wrap")
+    imag = ndimage.map_coordinates(otf.imag, where, order=3, mode="grid-wrap")
+    inside = (np.abs(gx) < 0.5) & (np.abs(gy) < 0.5)  # beyond its Nyquist frequency nothing is known
+    return np.where(inside, real + 1j * imag, 0.0)
+
+
+def transfer(data, variance, valid, owner, psf, target_psf, matrix):
+    """Bring a reference image to the PSF of another image.
+
+    Parameters
+    ----------
+    data, variance, valid : numpy.ndarray, shape (ny, nx)
+        The reference image; ``data`` is 0 where invalid.
+    owner : numpy.ndarray of int, shape (ny, nx)
+        Label of the source that each pixel belongs to.
+    psf : numpy.ndarray
+        PSF of the reference on its own pixels (odd, unit sum, centred).
+    target_psf : numpy.ndarray
+        PSF of the other image on the other image's pixels.
+    matrix : numpy.ndarray, shape (2, 2)
+        d(reference x, y) / d(target x, y) near the middle of the images.
+
+    Returns
+    -------
+    Template
+    """
+    span = np.abs(matrix) @ np.array(target_psf.shape[::-1])
+    n = fft.next_fast_len(int(np.ceil(max(span.max(), psf.shape[0]) * 1.25)) // 2 * 2 + 2)
+    n += n % 2
+    own = _transfer_function(psf, np.eye(2), n)
+    want = _transfer_function(target_psf, matrix, n)
+    kernel_otf = want * own.conj() / (np.abs(own) ** 2 + _RIDGE**2)
+    kernel_otf *= (1.0 + _RIDGE**2) * abs(np.linalg.det(matrix))
+    kernel = fft.fftshift(fft.ifft2(kernel_otf).real)  # (n, n), origin at [n // 2, n // 2]
+    correlation = fft.fftshift(fft.ifft2(np.abs(kernel_otf) ** 2).real)
+
+    shape = [fft.next_fast_len(size + n, real=True) for size in data.shape]
+    otf = fft.rfft2(np.roll(_embed(kernel, shape), (-(n // 2), -(n // 2)), (0, 1)))
+    spread = np.abs(kernel) / np.abs(kernel).sum()
+    spread = fft.rfft2(np.roll(_embed(spread, shape), (-(n // 2), -(n // 2)), (0, 1)))
+    lost = np.ones(shape)
+    lost[: data.shape[0], : data.shape[1]] = ~valid
+
+    crop = np.s_[: data.shape[0], : data.shape[1]]
+    image = fft.irfft2(fft.rfft2(_embed(data, shape)) * otf, shape)[crop]
+    missing = np.clip(fft.irfft2(fft.rfft2(lost) * spread, shape)[crop], 0.0, 1.0)
+    return Template(
+        spline=ndimage.spline_filter(image, order=3, mode="mirror"),
+        missing=missing.astype(np.float32),
+        variance=np.where(valid, variance, 0.0).astype(np.float32),
+        correlation=ndimage.spline_filter(correlation, order=3, mode="mirror"),
+        otf=fft.rfft2(fft.ifftshift(kernel)).astype(np.complex64),
+        data=data,
+        owner=owner,
+    )
+
+
+def _embed(stamp, shape):
+    out = np.zeros(shape)
+    out[: stamp.shape[0], : stamp.shape[1]] = stamp
+    return out
+
+
+def _bspline(t):
+    """Values and derivatives of the four cubic B-spline weights at fraction t (Unser 1999)."""
+    s = 1.0 - t
+    value = np.stack([s**3, 3 * t**3 - 6 * t**2 + 4, 3 * s**3 - 6 * s**2 + 4, t**3], -1) / 6.0
+    slope = np.stack([-(s**2), 3 * t**2 - 4 * t, -3 * s**2 + 4 * s, t**2], -1) / 2.0
+    return value, slope
+
+
+def _read(spline, x, y):
+    """Value and gradient (per reference pixel) of a spline image; positions are clipped to the image.
+
+    With a stack of images (n, ny, nx), x and y are (n, n_pixel), one row per image.
+    """
+    ny, nx = spline.shape[-2:]
+    x, y = np.clip(x, 1.0, nx - 3.0), np.clip(y, 1.0, ny - 3.0)
+    ix, iy = np.floor(x).astype(int), np.floor(y).astype(int)
+    wx, sx = _bspline(x - ix)
+    wy, sy = _bspline(y - iy)
+    taps = np.arange(-1, 3)
+    where = (iy[..., None] + taps)[..., :, None], (ix[..., None] + taps)[..., None, :]
+    if spline.ndim == 3:
+        where = (np.arange(len(spline))[:, None, None, None], *where)
+    block = spline[where]
+    row = np.einsum("...ab,...b->...a", block, wx)
+    value = np.einsum("...a,...a->...", row, wy)
+    along_y = np.einsum("...a,...a->...", row, sy)
+    along_x = np.einsum("...ab,...b,...a->...", block, sx, wy)
+    return value, along_x, along_y
+
+
+class _Noise:
+    """Correlation of template noise between the pixels of a stamp, and weights that allow for it."""
+
+    def __init__(self, template, matrix, sky, radius):
+        lags = np.arange(-2 * radius, 2 * radius + 1)
+        lx, ly = np.meshgrid(lags, lags)
+        half = template.correlation.shape[0] // 2
+        x = half + matrix[0, 0] * lx + matrix[0, 1] * ly
+        y = half + matrix[1, 0] * lx + matrix[1, 1] * ly
+        value, _, _ = _read(template.correlation, x, y)
+        side = np.arange(2 * radius + 1)
+        px, py = (a.ravel() for a in np.meshgrid(side, side))
+        index = (py[:, None] - py + 2 * radius, px[:, None] - px + 2 * radius)
+        self.pixels = value[index]  # (n_pixel, n_pixel), in units of the reference's pixel variance
+        # Noise in the template's own gradient: minus the second derivative of the correlation.
+        step = 0.5
+        curvature = np.zeros((2, 2) + value.shape)
+        for a in (0, 1):
+            for b in (0, 1):
+                up, down = [], []
+                for sign in (1, -1):
+                    gx = _read(template.correlation, x + sign * step * (b == 0), y + sign * step * (b == 1))
+                    (up if sign == 1 else down).append(gx[1 + a])
+                curvature[a, b] = -(up[0] - down[0]) / (2 * step)
+        self.gradient = np.einsum("ai,abyx,bj->ijyx", sky, curvature, sky)[(slice(None), slice(None)) + index]
+        eye = np.eye(len(self.pixels))
+        peak = self.pixels[0, 0]
+        self.weights = [np.linalg.inv(eye + ratio * self.pixels / peak) for ratio in _RATIOS]
+        self.peak = peak
+
+    def choose(self, ratio):
+        """Index of the prepared weight matrix nearest to this noise ratio (target-pixel units)."""
+        return np.abs(np.log(_RATIOS) - np.log(np.maximum(ratio, 1e-9))[:, None]).argmin(1)
+
+
+def fit_offsets(template, data, variance, valid, geometry, offset, radius, *, amplitude=None):
+    """Weighted linear least squares of (amplitude, shift, background), one source at a time.
+
+    The target stamp D(p) is modelled as a T(p; o) + a s . dS/do + b + c N, with the template T = S + N (the
+    source and its neighbours) read where the headers and the assumed offset o put each target pixel, and
+    c, the neighbours' difference of colour, held to 0 +- a/2 by a prior. The weights allow for the
+    correlated noise of the template; the part of the normal matrix which is the template's noise
+    squared is subtracted (an errors-in-variables correction, Fuller 1987), so that faint sources are
+    not pulled to o.
+
+    Parameters
+    ----------
+    template : Template
+    data, variance, valid : numpy.ndarray, shape (ny, nx)
+        The target image.
+    geometry : Geometry
+        Of n sources.
+    offset : numpy.ndarray, shape (n, 2)
+        Assumed offset (east, north), arcsec, around which the model is linear.
+    radius : int
+        Half-width of the stamps in target pixels.
+    amplitude : numpy.ndarray, shape (n,), optional
+        Rough amplitudes, used for weights only (default 1).
+
+    Returns
+    -------
+    Fit
+    """
+    n = len(geometry.center)
+    amplitude = np.ones(n) if amplitude is None else np.clip(np.nan_to_num(amplitude, nan=1.0), 0.05, 20.0)
+    out = Fit(*(np.full(shape, np.nan) for shape in [n, n, (n, 2), (n, 2, 2), (n, 2, 2), n, n]))
+    if n == 0:
+        return out
+    middle = geometry.reference - np.array(template.spline.shape[::-1]) / 2.0
+    typical = int(np.argmin((middle**2).sum(1)))
+    noise = _Noise(template, geometry.matrix[typical], geometry.sky[typical], radius)
+    chunk = max(1, 200_000 // (2 * radius + 1) ** 2)
+    for start in range(0, n, chunk):
+        part = slice(start, start + chunk)
+        _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplitude, noise, part, out)
+    return out
+
+
+def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplitude, noise, part, out):
+    side = np.arange(-radius, radius + 1)
+    dx, dy = (a.ravel().astype(float) for a in np.meshgrid(side, side))  # (n_pixel,)
+    center = geometry.center[part]
+    px = center[:, 0, None] + dx.astype(int)  # (n, n_pixel)
+    py = center[:, 1, None] + dy.astype(int)
+    inside = (px >= 0) & (py >= 0) & (px < data.shape[1]) & (py < data.shape[0])
+    px, py = np.clip(px, 0, data.shape[1] - 1), np.clip(py, 0, data.shape[0] - 1)
+
+    matrix, sky = geometry.matrix[part], geometry.sky[part]
+    origin = geometry.reference[part] + np.einsum("nij,nj->ni", sky, offset[part])
+    x = origin[:, 0, None] + matrix[:, 0, 0, None] * dx + matrix[:, 0, 1, None] * dy
+    y = origin[:, 1, None] + matrix[:, 1, 0, None] * dx + matrix[:, 1, 1, None] * dy
+    ny, nx = template.spline.shape
+    inside &= (x > 1) & (y > 1) & (x < nx - 3) & (y < ny - 3)
+    nearest = np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)
+    use = inside & valid[py, px] & (template.missing[nearest] < _MAX_MISSING)
+
+    value, _, _ = _read(template.spline, x, y)
+    light, corner = template.light_of(geometry.label[part], origin)
+    mine, gx, gy = _read(light, x - corner[:, 0, None], y - corner[:, 1, None])
+    east = gx * sky[:, 0, 0, None] + gy * sky[:, 1, 0, None]
+    north = gx * sky[:, 0, 1, None] + gy * sky[:, 1, 1, None]
+    design = np.stack([value, east, north, np.ones_like(value), value - mine], -1)  # (n, n_pixel, 5)
+    prior = np.zeros((len(center), 5, 5))
+    prior[:, 4, 4] = 1.0 / (_NEIGHBOUR_COLOUR * amplitude[part]) ** 2
+    v_target = np.where(use, variance[py, px], np.inf).astype(float)
+    pull = east**2 + north**2
+    v_ref = (np.where(use, template.variance[nearest], 0.0) * pull).sum(1)
+    v_ref /= np.maximum(np.where(use, pull, 0.0).sum(1), 1e-300)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sigma = 1.0 / np.sqrt(v_target)  # 0 where unusable
+        mean_v = use.sum(1) / np.maximum((1.0 / v_target).sum(1), 1e-300)
+        choice = noise.choose(amplitude[part] ** 2 * v_ref * noise.peak / np.maximum(mean_v, 1e-300))
+    image = np.where(use, data[py, px], 0.0)
+    n_use = use.sum(1)
+    good = np.flatnonzero((n_use >= max(25, 0.5 * len(dx))) & np.isfinite(mean_v))
+    for k in np.unique(choice[good]):
+        rows = good[choice[good] == k]
+        weight = noise.weights[k]
+        scaled = design[rows] * sigma[rows, :, None]  # (m, n_pixel, 5)
+        back = np.matmul(weight, scaled) * sigma[rows, :, None]  # (m, n_pixel, 5): Omega A
+        normal = back.swapaxes(1, 2) @ design[rows]
+        right = np.einsum("mpi,mp->mi", back, image[rows])
+        # The template's noise squared, part of `normal` but not of the sky.
+        own = np.zeros_like(normal)
+        spread = sigma[rows]
+        own[:, 0, 0] = ((spread @ (weight * noise.pixels)) * spread).sum(1)
+        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            own[:, 1 + i, 1 + j] = ((spread @ (weight * noise.gradient[i, j])) * spread).sum(1)
+        clean = normal - own * v_ref[rows, None, None] + prior[rows]
+        left, all_ = (np.diagonal(a, axis1=1, axis2=2)[:, :3] for a in (clean, normal))
+        fine = (left > _SIGNAL * all_).all(1)
+        rows, back, clean, right = rows[fine], back[fine], clean[fine], right[fine]
+        if len(rows) == 0:
+            continue
+        inverse = np.linalg.inv(clean)
+        p = np.einsum("mij,mj->mi", inverse, right)
+        a = p[:, 0]
+        finite_v = np.where(use[rows], v_target[rows], 0.0)
+        c_target = back.swapaxes(1, 2) @ (finite_v[..., None] * back) + prior[rows]
+        c_target = inverse @ c_target @ inverse.swapaxes(1, 2)
+        c_ref = back.swapaxes(1, 2) @ np.matmul(noise.pixels, back)
+        c_ref = inverse @ c_ref @ inverse.swapaxes(1, 2) * (a**2 * v_ref[rows])[:, None, None]
+        shift = p[:, 1:3] / a[:, None]
+        # d(shift)/d(a, a s_east, a s_north)
+        jac = np.zeros((len(rows), 2, 5))
+        jac[:, :, 0] = -shift / a[:, None]
+        jac[:, 0, 1] = jac[:, 1, 2] = 1.0 / a
+        residual = image[rows] - np.einsum("mpi,mi->mp", design[rows], p)
+        expected = v_target[rows] + (a**2 * v_ref[rows] * noise.peak)[:, None]
+        to = part.start + rows
+        out.amplitude[to] = a
+        out.amplitude_err[to] = np.sqrt(c_target[:, 0, 0] + c_ref[:, 0, 0])
+        out.offset[to] = offset[to] + shift
+        out.cov_target[to] = jac @ c_target @ jac.swapaxes(1, 2)
+        out.cov_reference[to] = jac @ c_ref @ jac.swapaxes(1, 2)
+        out.chi2[to] = np.where(use[rows], residual**2 / expected, 0.0).sum(1) / (n_use[rows] - 4)
+    out.missing[part] = 1.0 - n_use / len(dx)

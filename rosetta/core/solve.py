@@ -1,0 +1,189 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Amplitudes of all overlapping sources of one image at once, by weighted linear least squares.
+
+The one solver behind the deblender's models and the photometry's fluxes: the image is a sum of
+unit-flux stamps times fluxes, weights are inverse variances, and the covariance of the fluxes is the
+inverse of the normal matrix. Everything is sparse, so memory grows with the number of stamps' pixels,
+never with the square of the number of sources.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import splu
+
+__all__ = ["Solution", "design", "solve"]
+
+# Two templates whose correlation under the weights exceeds this cannot be told apart by any image.
+DEGENERATE = 1.0 - 1e-6
+RIDGE = 1e-9
+DENSE_LIMIT = 2000
+COUPLING_CUT = 1e-3
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Fluxes of one image.
+
+    Attributes
+    ----------
+    flux : (n,) float64 array
+        In the image's unit; NaN where the image has no usable pixel of the source.
+    covariance : (n, n) sparse CSC array
+        From the pixels' variances; empty rows where the flux is NaN.
+    measured : (n,) bool array
+        Whether the source has usable pixels.
+    degenerate : (n,) bool array
+        Whether another source has the same template: only the sum of their fluxes is known.
+    coverage : (n,) float64 array
+        Share of the source's light that falls on valid pixels.
+    """
+
+    flux: np.ndarray
+    covariance: sparse.csc_array
+    measured: np.ndarray
+    degenerate: np.ndarray
+    coverage: np.ndarray
+
+
+def design(stamps, shape, n_source):
+    """Put stamps into one sparse matrix, a column per source and a row per pixel.
+
+    Parameters
+    ----------
+    stamps : list of `~rosetta.core.mixture.Stamps`
+    shape : tuple of int
+        Image shape (ny, nx); what falls outside is left out.
+    n_source : int
+
+    Returns
+    -------
+    (ny * nx, n_source) sparse CSC array of float32
+    """
+    ny, nx = shape
+    counts = np.zeros(n_source, dtype=np.int64)
+    parts = []
+    for group in stamps:
+        size = group.values.shape[1]
+        x = group.corner[:, 0, None] + np.arange(size)  # (n, size)
+        y = group.corner[:, 1, None] + np.arange(size)
+        keep = ((y >= 0) & (y < ny))[:, :, None] & ((x >= 0) & (x < nx))[:, None, :]
+        pixel = y[:, :, None] * nx + x[:, None, :]
+        counts[group.index] = keep.reshape(len(keep), -1).sum(axis=1)
+        parts.append((group, keep, pixel))
+    start = np.concatenate([[0], np.cumsum(counts)])
+    rows, values = np.empty(start[-1], dtype=np.int32), np.empty(start[-1], dtype=np.float32)
+    for group, keep, pixel in parts:
+        for i, source in enumerate(group.index):
+            span = slice(start[source], start[source + 1])
+            rows[span], values[span] = pixel[i][keep[i]], group.values[i][keep[i]]
+    return sparse.csc_array((values, rows, start), shape=(ny * nx, n_source))
+
+
+def solve(matrix, data, variance):
+    """Fluxes and their covariance.
+
+    Parameters
+    ----------
+    matrix : (n_pixel, n_source) sparse CSC array
+        Unit-flux templates; see `design`.
+    data : (n_pixel,) array
+    variance : (n_pixel,) array
+        Infinite where a pixel must not be used.
+
+    Returns
+    -------
+    `Solution`
+        Sources that coincide share their common flux equally, with errors as large as their
+        indistinguishability asks for.
+    """
+    n_source = matrix.shape[1]
+    weight = np.where(np.isfinite(variance) & (variance > 0), 1.0 / variance, 0.0)
+    scaled = matrix.astype(np.float64)
+    power = _column_sum(scaled, scaled.data**2)
+    power_valid = _column_sum(scaled, scaled.data**2 * (weight[scaled.indices] > 0))
+    coverage = _column_sum(scaled, scaled.data * (weight[scaled.indices] > 0))
+    root = np.sqrt(weight)
+    scaled.data *= root[scaled.indices]
+    normal = sparse.csc_array(scaled.T @ scaled)
+    right = scaled.T @ (root * np.where(weight > 0, data, 0.0))
+
+    diagonal = normal.diagonal()
+    # A few pixels in the far wing are no measurement of a source whose core is masked.
+    measured = (diagonal > 0) & (power_valid > 1e-3 * np.where(power > 0, power, 1.0))
+    live = np.flatnonzero(measured)
+    flux = np.full(n_source, np.nan)
+    degenerate = np.zeros(n_source, dtype=bool)
+    if len(live) == 0:
+        return Solution(flux, sparse.csc_array((n_source, n_source)), measured, degenerate, coverage)
+
+    unit = 1.0 / np.sqrt(diagonal[live])
+    scale = sparse.diags_array(unit)
+    correlation = sparse.coo_array(scale @ normal[live][:, live] @ scale)  # unit diagonal
+    twin = (correlation.row != correlation.col) & (correlation.data > DEGENERATE)
+    degenerate[live[correlation.row[twin]]] = True
+    correlation = sparse.csc_array(correlation)
+    correlation.setdiag(1.0 + RIDGE)
+
+    solution, inverse = _solve_unit_diagonal(correlation, unit * right[live])
+    flux[live] = unit * solution
+    inverse = sparse.coo_array(inverse)
+    covariance = sparse.csc_array(
+        (inverse.data * unit[inverse.row] * unit[inverse.col], (live[inverse.row], live[inverse.col])),
+        shape=(n_source, n_source),
+    )
+    return Solution(flux, covariance, measured, degenerate, coverage)
+
+
+def _column_sum(matrix, values):
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return total[matrix.indptr[1:]] - total[matrix.indptr[:-1]]
+
+
+def _solve_unit_diagonal(matrix, right):
+    """Solution and (block-wise) inverse of a sparse positive-definite matrix of unit diagonal."""
+    n = matrix.shape[0]
+    solution = np.empty(n)
+    blocks = []
+    for members in _components(matrix):
+        block = matrix[members][:, members] if len(members) < n else matrix
+        if len(members) <= DENSE_LIMIT:
+            solution[members], inverse = _dense(block.toarray(), right[members])
+            blocks.append((members, inverse))
+            continue
+        solution[members] = splu(block).solve(right[members])
+        # Only the error bars are approximated: weak couplings hardly change them.
+        for part in _cut(block):
+            _, inverse = _dense(block[part][:, part].toarray(), right[members[part]])
+            blocks.append((members[part], inverse))
+    rows = np.concatenate([np.repeat(m, len(m)) for m, _ in blocks])
+    cols = np.concatenate([np.tile(m, len(m)) for m, _ in blocks])
+    values = np.concatenate([inverse.ravel() for _, inverse in blocks])
+    return solution, sparse.coo_array((values, (rows, cols)), shape=(n, n))
+
+
+def _components(matrix):
+    count, label = connected_components(matrix, directed=False)
+    order = np.argsort(label, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(label, minlength=count))[:-1])
+
+
+def _cut(matrix):
+    """Groups of at most ``DENSE_LIMIT`` sources, by dropping the weakest couplings."""
+    cut = COUPLING_CUT
+    while True:
+        kept = matrix.copy()
+        kept.data[np.abs(kept.data) < cut] = 0.0
+        kept.eliminate_zeros()
+        groups = _components(kept)
+        if max(map(len, groups)) <= DENSE_LIMIT or cut > 1.0:
+            return groups
+        cut *= 2.0
+
+
+def _dense(matrix, right):
+    factor = cho_factor(matrix, lower=True)
+    return cho_solve(factor, right), cho_solve(factor, np.eye(len(matrix)))

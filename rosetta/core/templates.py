@@ -1,0 +1,222 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The family of source shapes, and the network that proposes one from pixels and frozen tokens.
+
+A shape is a vector of ``N_PARAMETER`` numbers; `mixture` turns it into a Gaussian mixture. The family
+holds a galaxy's concentric light (eight Gaussians of fixed relative widths, free weights, one log-shear,
+rounder inside) and a star (all sizes to zero). Every vector is a valid shape, so a network or a
+least-squares step may move freely in it.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import nn
+
+__all__ = ["N_PARAMETER", "TemplateConfig", "TemplateNet", "base_parameters", "mixture", "mixture_distance"]
+
+# Widths of the Gaussians in units of the shape's scale (about a half-light radius).
+WIDTHS = np.geomspace(0.04, 4.0, 8)
+EAST, NORTH, LN_SCALE, SHEAR_1, SHEAR_2, INNER = range(6)
+LOGITS = slice(6, 6 + len(WIDTHS))
+N_PARAMETER = 6 + len(WIDTHS)
+
+
+@lru_cache(maxsize=1)
+def exponential_logits():
+    """Log weights with which the family is an exponential disc of half-light radius one."""
+    radius = np.geomspace(0.01, 6.0, 300)
+    disc = np.exp(-1.678347 * radius)
+    basis = np.exp(-0.5 * (radius[:, None] / WIDTHS) ** 2) / (2.0 * np.pi * WIDTHS**2)
+    light = np.sqrt(radius**2)[:, None]
+    weight, _ = nnls(np.vstack([basis * light, np.eye(len(WIDTHS)) * 1e-4]), np.append(disc * light[:, 0], WIDTHS * 0))
+    weight = np.maximum(weight / weight.sum(), 1e-3)  # a Gaussian of no weight could never grow
+    return np.log(weight / weight.sum())
+
+
+def base_parameters(half_light_radius, log_axis_ratio, angle):
+    """Shape vectors of exponential discs.
+
+    Parameters
+    ----------
+    half_light_radius : (n,) array
+        Along the geometric-mean axis, arcsec.
+    log_axis_ratio : (n,) array
+        ln(major / minor), >= 0.
+    angle : (n,) array
+        Of the major axis, radians from east towards north.
+
+    Returns
+    -------
+    (n, N_PARAMETER) float64 array
+    """
+    parameters = np.zeros((len(half_light_radius), N_PARAMETER))
+    parameters[:, LN_SCALE] = np.log(half_light_radius)
+    parameters[:, SHEAR_1] = log_axis_ratio * np.cos(2.0 * angle)
+    parameters[:, SHEAR_2] = log_axis_ratio * np.sin(2.0 * angle)
+    parameters[:, INNER] = 2.0
+    parameters[:, LOGITS] = exponential_logits()
+    return parameters
+
+
+def mixture(parameters):
+    """Gaussian mixtures of shape vectors.
+
+    Parameters
+    ----------
+    parameters : (n, N_PARAMETER) tensor
+
+    Returns
+    -------
+    (n, 8, 6) tensor
+        See `rosetta.core.mixture`.
+    """
+    widths = torch.as_tensor(WIDTHS, dtype=parameters.dtype, device=parameters.device)
+    weight = torch.softmax(parameters[:, LOGITS], dim=1)  # (n, K)
+    # Inner light is rounder: the shear fades from its outer value to a fraction inside half the scale.
+    inside = 1.0 / (1.0 + (widths / 0.5) ** 2)
+    fade = 1.0 - (1.0 - torch.sigmoid(parameters[:, INNER]))[:, None] * inside
+    shear_1, shear_2 = parameters[:, SHEAR_1, None] * fade, parameters[:, SHEAR_2, None] * fade
+    size = torch.sqrt(shear_1**2 + shear_2**2 + 1e-12)
+    cosh, sinhc = torch.cosh(size), torch.sinh(size) / size
+    area = torch.exp(2.0 * parameters[:, LN_SCALE, None]) * widths**2
+    centre = parameters[:, None, EAST : NORTH + 1].expand(-1, len(widths), -1)
+    terms = [area * (cosh + shear_1 * sinhc), area * shear_2 * sinhc, area * (cosh - shear_1 * sinhc)]
+    return torch.cat([weight[..., None], centre, torch.stack(terms, dim=-1)], dim=-1)
+
+
+def mixture_distance(predicted, true, blurs):
+    """Squared L2 distance of two mixtures seen through round Gaussians, relative to the true one's norm.
+
+    Parameters
+    ----------
+    predicted, true : (n, K, 6), (n, L, 6) tensor
+    blurs : sequence of float
+        FWHM (arcsec) of the Gaussians; the distances are averaged.
+
+    Returns
+    -------
+    (n,) tensor
+        Dimensionless: 0 for equal shapes. No image is rendered: products of Gaussians integrate in
+        closed form.
+    """
+    total = 0.0
+    for fwhm in blurs:
+        blur = 2.0 * (fwhm / 2.3548) ** 2
+        cross = _overlap(predicted, true, blur)
+        norm = _overlap(true, true, blur)
+        total = total + (_overlap(predicted, predicted, blur) - 2.0 * cross + norm) / norm
+    return total / len(blurs)
+
+
+def _overlap(left, right, blur):
+    weight = left[:, :, None, 0] * right[:, None, :, 0]  # (n, K, L)
+    east = left[:, :, None, 1] - right[:, None, :, 1]
+    north = left[:, :, None, 2] - right[:, None, :, 2]
+    sxx = left[:, :, None, 3] + right[:, None, :, 3] + blur
+    sxy = left[:, :, None, 4] + right[:, None, :, 4]
+    syy = left[:, :, None, 5] + right[:, None, :, 5] + blur
+    det = sxx * syy - sxy**2
+    chi = (syy * east**2 - 2.0 * sxy * east * north + sxx * north**2) / det
+    return (weight * torch.exp(-0.5 * chi) / torch.sqrt(det)).sum(dim=(1, 2))
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """Sizes of a `TemplateNet`.
+
+    Attributes
+    ----------
+    token_dim : int
+        Width of the frozen tokens.
+    space_size, ground_size : int
+        Pixels a side of the stamps.
+    width : int
+        Channels of the first convolution.
+    """
+
+    token_dim: int = 384
+    space_size: int = 48
+    ground_size: int = 24
+    width: int = 16
+
+    def to_dict(self):
+        """The configuration as a JSON-able dict."""
+        return asdict(self)
+
+
+# How far the network may move each parameter from the classical answer: centre (arcsec), ln scale,
+# shears, inner roundness, logits.
+REACH = np.concatenate([[0.3, 0.3, 1.5, 0.8, 0.8, 3.0], np.full(len(WIDTHS), 4.0)])
+N_SCALAR = 8
+
+
+class TemplateNet(nn.Module):
+    """Shape vectors of sources, as corrections to their classical ones, and a blend logit.
+
+    Parameters
+    ----------
+    config : `TemplateConfig`
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.space = _Tower(config.width, config.space_size)
+        self.ground = _Tower(config.width, config.ground_size)
+        self.tokens = nn.Sequential(nn.LayerNorm(2 * config.token_dim), nn.Linear(2 * config.token_dim, 64), nn.GELU())
+        features = self.space.dim + self.ground.dim + 64 + N_SCALAR + N_PARAMETER
+        self.trunk = nn.Sequential(nn.Linear(features, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU())
+        self.shape = nn.Linear(128, N_PARAMETER)
+        self.blend = nn.Linear(128, 1)
+        nn.init.zeros_(self.shape.weight)  # untrained, it gives the classical answer
+        nn.init.zeros_(self.shape.bias)
+        self.register_buffer("reach", torch.as_tensor(REACH, dtype=torch.float32))
+
+    def forward(self, base, space, ground, scalars, tokens):
+        """Propose shapes.
+
+        Parameters
+        ----------
+        base : (n, N_PARAMETER) tensor
+            Classical shape vectors.
+        space, ground : (n, 3, size, size) tensor
+            asinh(S/N), validity, and the other detected sources, north up, east left.
+        scalars : (n, 8) tensor
+            See `rosetta.deblender`.
+        tokens : (n, 2 * token_dim) tensor
+            Space token and ground token, zeros where a side is missing.
+
+        Returns
+        -------
+        parameters : (n, N_PARAMETER) tensor
+        blend : (n,) tensor
+            Logit of the probability that an apparent single source is several.
+        """
+        features = torch.cat(
+            [self.space(space), self.ground(ground), self.tokens(tokens), scalars, base / self.reach], dim=1
+        )
+        hidden = self.trunk(features)
+        return base + self.reach * torch.tanh(self.shape(hidden)), self.blend(hidden)[:, 0]
+
+
+class _Tower(nn.Module):
+    """Three strided convolutions over a stamp of three channels."""
+
+    def __init__(self, width, size):
+        super().__init__()
+        layers, channels = [], 3
+        for k in range(3):
+            layers += [nn.Conv2d(channels, width << k, 3, stride=2 if size >> k > 3 else 1, padding=1), nn.GELU()]
+            channels = width << k
+        self.layers = nn.Sequential(*layers)
+        side = size
+        for _ in range(3):
+            side = (side + 1) // 2 if side > 3 else side
+        self.dim = 96
+        self.flat = nn.Linear(channels * side * side, self.dim)
+
+    def forward(self, stamp):
+        return torch.nn.functional.gelu(self.flat(self.layers(stamp).flatten(1)))

@@ -1,0 +1,376 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The shared vision transformer: one trunk that reads either survey, and the cross-survey predictor."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["SIDES", "View", "EncoderConfig", "Encoder", "Predictor", "patches", "sincos"]
+
+SIDES = ("ground", "space")
+
+# ln of the pivot wavelength in nm: Rubin u g r i z y and Euclid VIS Y_E J_E H_E.
+_KNOTS_GROUND = tuple(math.log(pivot) for pivot in (368.0, 480.0, 622.0, 754.0, 869.0, 971.0))
+_KNOTS_SPACE = tuple(math.log(pivot) for pivot in (715.0, 1085.0, 1375.0, 1772.0))
+
+# Wavelengths of the position code, arcsec: from half a ground token to five windows.
+_SHORTEST, _LONGEST = 1.6, 200.0
+
+# The validity mask enters at a quarter of the patch size.
+_MASK_CELLS = 4
+
+_FEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class View:
+    """A batch of windows of one side.
+
+    Parameters
+    ----------
+    pixels : `torch.Tensor`
+        asinh(flux / sigma), (n_batch, n_band, height, width), axes [y, x].
+    valid : `torch.Tensor` of bool
+        Same shape; the values of ``pixels`` where this is False never matter.
+    positions : `torch.Tensor`
+        Token centres, (east, north) in arcsec from the window centre, (n_batch, n_token, 2),
+        row-major in the patch grid.
+    mix : `torch.Tensor`
+        Share of each band on each wavelength knot, (n_band, n_knot); rows sum to 1.
+    fwhm, depth : `torch.Tensor`
+        PSF width in arcsec and 5-sigma point-source depth (AB), (n_batch, n_band).
+    """
+
+    pixels: torch.Tensor
+    valid: torch.Tensor
+    positions: torch.Tensor
+    mix: torch.Tensor
+    fwhm: torch.Tensor
+    depth: torch.Tensor
+
+    def to(self, device):
+        """The same view on another device."""
+        return View(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Architecture of `Encoder` and `Predictor`.
+
+    Parameters
+    ----------
+    dim, depth, heads : int
+        Width, number of blocks and attention heads of the trunk; ``dim`` is divisible by 4 and ``heads``.
+    patch : int
+        Pixels along a patch side, divisible by 4.
+    proj_dim : int
+        Length of the embedding.
+    knots_ground, knots_space : tuple of float
+        ln(pivot wavelength / nm) of the knots of band-dependent weights.
+    predictor_dim, predictor_depth, predictor_heads : int
+        The same for the predictor.
+    """
+
+    dim: int = 384
+    depth: int = 6
+    heads: int = 6
+    patch: int = 16
+    proj_dim: int = 256
+    knots_ground: tuple = _KNOTS_GROUND
+    knots_space: tuple = _KNOTS_SPACE
+    predictor_dim: int = 192
+    predictor_depth: int = 2
+    predictor_heads: int = 3
+
+    def __post_init__(self):
+        for name, dim, heads in (
+            ("dim", self.dim, self.heads),
+            ("predictor_dim", self.predictor_dim, self.predictor_heads),
+        ):
+            if dim % 4 or dim % heads:
+                raise ValueError(f"{name}={dim} must be divisible by 4 and by its number of heads ({heads})")
+        if self.patch % _MASK_CELLS:
+            raise ValueError(f"patch={self.patch} must be divisible by {_MASK_CELLS}")
+        # A configuration read back from JSON holds lists.
+        object.__setattr__(self, "knots_ground", tuple(self.knots_ground))
+        object.__setattr__(self, "knots_space", tuple(self.knots_space))
+
+    def knots(self, side):
+        """The knots of one side, ln(nm) (tuple of float)."""
+        return self.knots_ground if side == "ground" else self.knots_space
+
+
+def patches(images, patch):
+    """Cut images into patches.
+
+    Parameters
+    ----------
+    images : `torch.Tensor`
+        (n_batch, n_channel, height, width), both multiples of ``patch``.
+    patch : int
+        Pixels along a patch side.
+
+    Returns
+    -------
+    `torch.Tensor`
+        (n_batch, n_token, n_channel, patch * patch), tokens in row-major order.
+    """
+    n_batch, n_channel, height, width = images.shape
+    rows, columns = height // patch, width // patch
+    cut = images.reshape(n_batch, n_channel, rows, patch, columns, patch)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(n_batch, rows * columns, n_channel, patch * patch)
+
+
+def sincos(positions, dim):
+    """Code positions as sines and cosines of geometric wavelengths from 1.6 to 200 arcsec.
+
+    Parameters
+    ----------
+    positions : `torch.Tensor`
+        (east, north) in arcsec, (..., 2).
+    dim : int
+        Length of the code, a multiple of 4.
+
+    Returns
+    -------
+    `torch.Tensor`
+        (..., dim).
+    """
+    steps = torch.linspace(0, 1, dim // 4, dtype=torch.float32, device=positions.device)
+    waves = 2 * math.pi / (_SHORTEST * (_LONGEST / _SHORTEST) ** steps)
+    phase = (positions.float()[..., None] * waves).flatten(-2)  # (..., dim / 2)
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+def _initialise(module, depth):
+    # Unit-variance maps: near-zero weights leave CLS without any dependence on the image.
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear):
+            std = child.in_features**-0.5
+            if name.endswith(("attention.out", "mlp.2")):
+                std /= math.sqrt(2 * depth)  # keeps the residual stream at O(1) through all blocks
+            nn.init.trunc_normal_(child.weight, std=std, a=-3 * std, b=3 * std)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x, memory):
+        # x (n_batch, n_query, dim), memory (n_batch, n_memory, dim)
+        n_batch, n_query, dim = x.shape
+        query = self.query(x).view(n_batch, n_query, self.heads, -1).transpose(1, 2)
+        key_value = self.key_value(memory).view(n_batch, memory.shape[1], 2, self.heads, -1)
+        key, value = key_value.permute(2, 0, 3, 1, 4)  # each (n_batch, heads, n_memory, dim / heads)
+        mixed = _attend(query, key, value)
+        return self.out(mixed.transpose(1, 2).reshape(n_batch, n_query, dim))
+
+
+def _attend(query, key, value):
+    # torch's fused CPU kernel has a backward pass five times slower than plain products on few tokens.
+    if query.is_cpu and key.shape[-2] <= _FEW_TOKENS:
+        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return weights.softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _mlp(dim):
+    return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+
+class _Block(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = _Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = _mlp(dim)
+
+    def forward(self, x):
+        normed = self.norm1(x)
+        x = x + self.attention(normed, normed)
+        return x + self.mlp(self.norm2(x))
+
+
+class _CrossBlock(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = _Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = _mlp(dim)
+
+    def forward(self, x, memory):
+        x = x + self.attention(self.norm1(x), memory)
+        return x + self.mlp(self.norm2(x))
+
+
+class _Stem(nn.Module):
+    """Pixels, mask and observing conditions of one side -> tokens before the trunk."""
+
+    def __init__(self, config, n_knot):
+        super().__init__()
+        self.patch = config.patch
+        self.pixels = nn.Linear(n_knot * config.patch**2, config.dim)
+        self.mask = nn.Linear(n_knot * _MASK_CELLS**2, config.dim, bias=False)
+        self.missing = nn.Parameter(0.1 * torch.randn(n_knot, config.dim))
+        self.side = nn.Parameter(0.1 * torch.randn(config.dim))
+        hidden = config.dim // 2
+        self.condition = nn.Sequential(nn.Linear(3 * n_knot, hidden), nn.GELU(), nn.Linear(hidden, config.dim))
+
+    def forward(self, view):
+        mix = view.mix.float()  # (n_band, n_knot)
+        pixels = torch.where(view.valid, view.pixels, 0.0)
+        n_batch, n_band, height, width = pixels.shape
+        n_knot = mix.shape[1]
+        # Weights that are linear in mix: mixing the images is mixing the weights, and cheaper.
+        mixed = (mix.T @ pixels.reshape(n_batch, n_band, -1)).view(n_batch, n_knot, height, width)
+        pooled = F.avg_pool2d(view.valid.to(pixels.dtype), self.patch // _MASK_CELLS)
+        pooled = patches(pooled, _MASK_CELLS)  # (n_batch, n_token, n_band, 16)
+        seen = (pooled.sum(-1) > 0).to(pixels.dtype)  # (n_batch, n_token, n_band)
+        share = seen @ mix  # (n_batch, n_token, n_knot)
+        # Several bands on one knot are averaged, so that no knot speaks louder than in training.
+        norm = share.clamp(min=1)[..., None]
+        tokens = self.pixels((patches(mixed, self.patch) / norm).flatten(2))
+        tokens = tokens + self.mask(((mix.T @ pooled) / norm).flatten(2))
+        tokens = tokens + (1 - share.clamp(max=1)) @ self.missing
+        return tokens, self.condition(conditions(view).flatten(1)) + self.side
+
+
+def conditions(view):
+    """Observing conditions on the knots: [ln fwhm, depth, present].
+
+    Parameters
+    ----------
+    view : `View`
+
+    Returns
+    -------
+    `torch.Tensor`
+        (n_batch, n_knot, 3), centred and scaled to O(1); zero where no band is present.
+    """
+    present = view.valid.flatten(2).any(-1)  # (n_batch, n_band)
+    weight = present[..., None] * view.mix.float()  # (n_batch, n_band, n_knot)
+    values = torch.stack([2 * (view.fwhm.log() + 0.7), (view.depth - 25.5) / 1.5], -1)  # (n_batch, n_band, 2)
+    values = torch.where(present[..., None], values, 0.0)
+    total = weight.sum(1)[..., None]  # (n_batch, n_knot, 1)
+    means = (weight.transpose(1, 2) @ values) / total.clamp(min=1e-6)
+    share = total.clamp(max=1)
+    return torch.cat([means * share, share], -1)
+
+
+class Encoder(nn.Module):
+    """Vision transformer shared by both sides.
+
+    Parameters
+    ----------
+    config : `EncoderConfig`
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.stem = nn.ModuleDict({side: _Stem(config, len(config.knots(side))) for side in SIDES})
+        self.cls = nn.Parameter(0.1 * torch.randn(dim))
+        self.blocks = nn.ModuleList(_Block(dim, config.heads) for _ in range(config.depth))
+        # No affine part: tokens then live where the stop-gradient targets of the predictor live.
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.projection = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, config.proj_dim))
+        _initialise(self, config.depth)
+
+    def forward(self, side, view):
+        """Encode a batch of windows.
+
+        Parameters
+        ----------
+        side : {"ground", "space"}
+        view : `View`
+
+        Returns
+        -------
+        tokens : `torch.Tensor`
+            (n_batch, n_token, dim).
+        cls : `torch.Tensor`
+            (n_batch, dim).
+        embedding : `torch.Tensor`
+            (n_batch, proj_dim), unit length.
+        """
+        tokens, condition = self.stem[side](view)
+        tokens = tokens + sincos(view.positions, self.config.dim) + condition[:, None]
+        x = torch.cat([(self.cls + condition)[:, None], tokens], 1)  # (n_batch, 1 + n_token, dim)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream too: casts cost more than sums
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x.float())
+        return x[:, 1:], x[:, 0], self.project(x[:, 0])
+
+    def project(self, cls):
+        """Embedding of a (predicted or encoded) CLS: (n_batch, dim) -> (n_batch, proj_dim), unit length."""
+        return F.normalize(self.projection(cls).float(), dim=-1)
+
+
+class Predictor(nn.Module):
+    """Predicts one side's tokens and CLS from the other's, at any positions.
+
+    Parameters
+    ----------
+    config : `EncoderConfig`
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.dim = dim = config.predictor_dim
+        self.memory = nn.Linear(config.dim, dim)
+        self.query = nn.ParameterDict({side: nn.Parameter(0.1 * torch.randn(dim)) for side in SIDES})
+        self.query_cls = nn.ParameterDict({side: nn.Parameter(0.1 * torch.randn(dim)) for side in SIDES})
+        self.condition = nn.ModuleDict({side: nn.Linear(3 * len(config.knots(side)), dim) for side in SIDES})
+        self.blocks = nn.ModuleList(
+            _CrossBlock(dim, config.predictor_heads) for _ in range(config.predictor_depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.tokens = nn.Linear(dim, config.dim)
+        self.cls = nn.Linear(dim, config.dim)
+        _initialise(self, config.predictor_depth)
+
+    def forward(self, tokens, cls, positions, target_side, query_positions, condition):
+        """Predict the other side.
+
+        Parameters
+        ----------
+        tokens, cls, positions : `torch.Tensor`
+            What the encoder gave for the side that was seen, (n_batch, n_token, dim), (n_batch, dim), and
+            the token positions in arcsec, (n_batch, n_token, 2).
+        target_side : {"ground", "space"}
+            The side to predict.
+        query_positions : `torch.Tensor`
+            Where, in arcsec about the same window centre, (n_batch, n_query, 2).
+        condition : `torch.Tensor`
+            `conditions` of the side to predict, (n_batch, n_knot, 3).
+
+        Returns
+        -------
+        tokens : `torch.Tensor`
+            (n_batch, n_query, dim).
+        cls : `torch.Tensor`
+            (n_batch, dim).
+        """
+        memory = self.memory(tokens) + sincos(positions, self.dim)
+        memory = torch.cat([self.memory(cls)[:, None], memory], 1)  # (n_batch, 1 + n_token, predictor_dim)
+        asked = self.condition[target_side](condition.flatten(1))[:, None]
+        query = sincos(query_positions, self.dim) + self.query[target_side] + asked
+        query = torch.cat([self.query_cls[target_side] + asked, query], 1)
+        for block in self.blocks:
+            query = block(query, memory)
+        query = self.norm(query)
+        return self.tokens(query[:, 1:]).float(), self.cls(query[:, 0]).float()

@@ -1,0 +1,274 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""`CrossSurveyEncoder`: one frozen network that reads the same sky in either survey."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+
+from . import _boundary, _checkpoint
+from .core import inference
+from .core.training import TrainConfig
+from .core.vit import EncoderConfig
+from .flags import Flag
+from .sky import SIDES, SkyEmbedding, SkyPair
+
+__all__ = ["CrossSurveyEncoder"]
+
+BATCH = 8  # windows encoded at a time: bounds the memory, whatever the size of the field
+
+
+class CrossSurveyEncoder:
+    """Joint-embedding encoder of two surveys.
+
+    A vision transformer reads 16 x 16 pixel patches of either survey; matched windows of one sky are pulled together
+    (NT-Xent, Chen et al. 2020) and a predictor gives one survey's tokens from the other's (the P of JEPA,
+    Assran et al. 2023). A new instance is untrained; `from_pretrained` loads weights.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the initial weights.
+    device : str, optional
+        "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
+
+    Examples
+    --------
+    >>> from rosetta import CrossSurveyEncoder
+    >>> encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+    >>> encoder
+    <CrossSurveyEncoder ...>
+    """
+
+    def __init__(self, *, seed=0, device=None):
+        self._build(EncoderConfig(), seed, device)
+        self._provenance = {"trained": False, "seed": seed}
+
+    def _build(self, config, seed, device):
+        self._config = config
+        self._device = _checkpoint.device_of(device)
+        self._model = inference.Model.seeded(config, seed).to(self._device).eval()
+
+    @classmethod
+    def _with_config(cls, config, *, seed=0, device=None):
+        """An untrained encoder of another size (tests use tiny ones)."""
+        encoder = cls.__new__(cls)
+        encoder._build(config, seed, device)
+        encoder._provenance = {"trained": False, "seed": seed}
+        return encoder
+
+    @classmethod
+    def from_pretrained(cls, path=None, *, device=None):
+        """Load a trained encoder.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A checkpoint written by `save`. None: the bundled one.
+        device : str, optional
+            "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is corrupted, from a newer format, of another architecture or a pickle; or if the device is
+            not there.
+        """
+        path = Path(path) if path is not None else _checkpoint.bundled("encoder")
+        found = _checkpoint.load(path, kind="encoder")
+        try:
+            config = EncoderConfig(**found.config)
+        except TypeError as error:
+            raise _checkpoint.CheckpointError(f"{path.name} is of another architecture: {error}") from error
+        encoder = cls._with_config(config, device=device)
+        _checkpoint.restore(encoder._model, found.tensors, path.name)
+        encoder._provenance = found.provenance
+        return encoder
+
+    @property
+    def fingerprint(self):
+        """Sixteen hex digits that name these weights."""
+        return _checkpoint.fingerprint_of("encoder", self._model.packed(), asdict(self._config))
+
+    @property
+    def provenance(self):
+        """Where the weights came from (dict)."""
+        return dict(self._provenance)
+
+    def save(self, path):
+        """Write the encoder to ``path`` (``.safetensors``, bfloat16) and return its fingerprint.
+
+        Weights are kept on bfloat16 values at all times, so the file and this instance agree exactly.
+        """
+        return _checkpoint.save(
+            path, self._model.packed(), kind="encoder", config=asdict(self._config), provenance=self._provenance
+        )
+
+    def __call__(self, pair, *, window=38.4 * u.arcsec):
+        """Embed a pair.
+
+        Parameters
+        ----------
+        pair : `~rosetta.SkyPair`
+        window : `~astropy.units.Quantity`
+            Side of the windows: a multiple of 3.2 arcsec, at least 12.8 arcsec. Fields smaller than it are read in one
+            window of the smallest allowed side that covers them.
+
+        Returns
+        -------
+        `~rosetta.SkyEmbedding`
+
+        Raises
+        ------
+        TypeError
+            If ``pair`` is not a `~rosetta.SkyPair`.
+        ValueError
+            If ``window`` is not an allowed size.
+        """
+        if not isinstance(pair, SkyPair):
+            raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: SkyPair(ground={{...}}, space={{...}})")
+        planes = list(_boundary.planes(pair).values())
+        window = _boundary.fitting_window(planes, _checked_window(window))
+        centers = _boundary.window_grid(planes, window)
+        sides = {}
+        for side in SIDES:
+            of_side = [plane for plane in planes if plane.side == side]
+            if of_side:
+                sides[side] = self._embed_side(side, of_side, centers, window)
+        seen = np.any([arrays["coverage"] > 0 for arrays in sides.values()], axis=0)
+        for side, arrays in sides.items():
+            other = [a["coverage"] for s, a in sides.items() if s != side]
+            lonely = np.ones(len(seen), bool) if not other else other[0] == 0
+            arrays["flags"][lonely] |= int(Flag.ONE_SIDED)
+            sides[side] = {name: array[seen] for name, array in arrays.items()}
+        inputs = {
+            plane.band: {
+                "side": plane.side,
+                "shape": list(plane.data.shape),
+                "depth": round(plane.depth, 3),
+                "psf_fwhm": round(plane.fwhm, 4),
+                "flags": int(plane.flags),
+            }
+            for plane in planes
+        }
+        fingerprint = self.fingerprint
+        meta = {
+            "inputs": inputs,
+            "encoder_fingerprint": fingerprint,
+            "window": f"{window:.1f} arcsec",
+            "versions": _checkpoint.versions(),
+        }
+        return SkyEmbedding(
+            pair, fingerprint=fingerprint, window=window * u.arcsec, centers=centers[seen], sides=sides, meta=meta
+        )
+
+    def _embed_side(self, side, planes, centers, window):
+        knots = self._config.knots(side)
+        parts = []
+        for start in range(0, len(centers), BATCH):
+            view = _boundary.side_view(planes, centers[start : start + BATCH], window, knots)
+            parts.append(inference.encode(self._model, side, view))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        flags = np.zeros(len(centers), int)
+        for plane in planes:
+            flags |= int(plane.flags)
+            if _boundary.is_extrapolated(plane.wavelength, knots):
+                flags |= int(Flag.BAND_EXTRAPOLATED)
+        flags[arrays["coverage"] < 0.5] |= int(Flag.LOW_COVERAGE)
+        flags[arrays["ood_score"] > 1] |= int(Flag.OUT_OF_DISTRIBUTION)
+        arrays["flags"] = flags
+        return arrays
+
+    def predict(self, embedding, survey):
+        """What ``survey`` should see, from what the other survey saw.
+
+        Parameters
+        ----------
+        embedding : `~rosetta.SkyEmbedding`
+            Holding the other side.
+        survey : str or `~rosetta.Survey`
+            The survey to predict: "ground", "space" or the survey.
+
+        Returns
+        -------
+        `~rosetta.SkyEmbedding`
+            With the one side ``survey``; its tokens lie on the survey's ideal grid. Observing conditions are those
+            of ``embedding`` where it has that side, else the survey's nominal ones.
+
+        Raises
+        ------
+        ValueError
+            If the embedding is of another encoder or lacks the other side.
+        """
+        if embedding.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"embedding was made by encoder {embedding.fingerprint}, this is {self.fingerprint}: embed the pair again"
+            )
+        name = getattr(survey, "name", survey)
+        names = {side: (side, embedding.pair.survey(side).name) for side in SIDES}
+        target = next((side for side in SIDES if name in names[side]), None)
+        if target is None:
+            raise ValueError(f"unknown survey {name!r}: use one of {[n for pair in names.values() for n in pair]}")
+        source = SIDES[1 - SIDES.index(target)]
+        if source not in embedding.sides:
+            raise ValueError(f"embedding has no {source} side to predict {name!r} from")
+        window = embedding.window.to_value(u.arcsec)
+        conditions = _boundary.observing_conditions(embedding.pair, target, self._config.knots(target))
+        arrays = inference.predict(
+            self._model, dict(embedding.sides[source]), target, _boundary.ideal_offsets(target, window), conditions, BATCH
+        )
+        arrays["coverage"] = embedding.sides[source]["coverage"].copy()
+        arrays["flags"] = embedding.sides[source]["flags"].copy()
+        return SkyEmbedding(
+            embedding.pair,
+            fingerprint=embedding.fingerprint,
+            window=embedding.window,
+            centers=embedding.centers,
+            sides={target: arrays},
+            meta={**embedding.meta, "predicted_from": source},
+        )
+
+    def fit(self, pairs, *, config=None, validation=None, checkpoint=None, progress=None):
+        """Train on pairs of images of one sky.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            Read one at a time. Noise-free pairs (``rosetta.simulate.TrainingSet``) get noise, PSF and depth anew in
+            every window; those of images with noise are worsened, never improved.
+        config : `~rosetta.core.training.TrainConfig`, optional
+            Length, batch sizes, learning rate, seed.
+        validation : sequence of `~rosetta.SkyPair`, optional
+            Sky that never trains: for the retrieval gauge, and to calibrate the out-of-distribution score.
+        checkpoint : path-like, optional
+            Training state, written as the run goes; an interrupted run resumes from it.
+        progress : callable, optional
+            Called as ``progress(step, metrics)``.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If no pair can be trained on, with the first reason.
+        RuntimeError
+            If the loss becomes NaN or the embedding collapses; the last good checkpoint is kept.
+        """
+        if not isinstance(pairs, Sequence) and not hasattr(pairs, "__getitem__"):
+            raise TypeError("pairs must be a sequence of SkyPair")
+        config = config or TrainConfig()
+        tiles = _boundary.training_tiles(pairs)
+        held_out = _boundary.training_tiles(validation) if validation is not None else []
+        summary = inference.fit(self._model, tiles, held_out, config, checkpoint=checkpoint, callback=progress)
+        self._provenance = {"trained": True, "train_config": asdict(config), "n_tiles": len(tiles), **summary}
+        return self
+
+    def __repr__(self):
+        trained = "trained" if self._provenance.get("trained") else "untrained"
+        return f"<CrossSurveyEncoder {self.fingerprint}, {trained}, on {self._device}>"

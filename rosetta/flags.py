@@ -1,0 +1,30 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The bits of every ``flags`` column, in one place."""
+
+from enum import IntFlag
+
+__all__ = ["Flag"]
+
+
+class Flag(IntFlag):
+    """Bits of the ``flags`` columns; ``Flag(row["flags"])`` prints their names."""
+
+    NO_DATA = 1 << 0  #: no valid pixel where one was needed: the value is NaN
+    OUTSIDE = 1 << 1  #: the position is outside the footprint
+    EDGE = 1 << 2  #: part of the footprint falls off the image
+    MASKED = 1 << 3  #: some of the pixels needed are masked
+    VARIANCE_ESTIMATED = 1 << 4  #: the input had no uncertainty; it was measured on the image
+    PSF_NOMINAL = 1 << 5  #: the input had no PSF; the survey's nominal one was used
+    PSF_TRUNCATED = 1 << 6  #: light beyond the given PSF stamp was corrected for
+    BAND_EXTRAPOLATED = 1 << 7  #: a band unlike any seen in training
+    LOW_COVERAGE = 1 << 8  #: less than half of the window has valid pixels
+    OUT_OF_DISTRIBUTION = 1 << 9  #: unlike the sky the encoder was trained on
+    ONE_SIDED = 1 << 10  #: only one of the two surveys covers this position
+    UNALIGNED = 1 << 11  #: no usable astrometric solution: positions as in the headers
+    OUTLIER = 1 << 12  #: disagrees with its neighbours; given little weight
+    LOW_SNR = 1 << 13  #: too faint for this measurement
+    BLENDED = 1 << 14  #: a neighbour contributes noticeably to its pixels
+    SATURATED = 1 << 15  #: saturated pixels in the core
+    GROUND_TEMPLATE = 1 << 16  #: no space image here: the template rests on the ground bands
+    DUPLICATE = 1 << 17  #: coincides with another source; their fluxes are not separable
+    POOR_FIT = 1 << 18  #: the model does not describe the pixels (high chi2)

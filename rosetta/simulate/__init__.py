@@ -1,0 +1,8 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Paired skies with known truth, rendered by GalSim (needs the extra ``sim``)."""
+
+from .astrometry import AstrometricError
+from .dataset import write_training_set
+from .pair import simulate_pair
+
+__all__ = ["AstrometricError", "simulate_pair", "write_training_set"]

@@ -1,0 +1,232 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""One field as both surveys would deliver it, and the truth behind it."""
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.nddata import NDData, VarianceUncertainty
+from astropy.wcs import WCS
+
+from ..sky import SkyPair
+from ..surveys import EUCLID, RUBIN
+from .astrometry import AstrometricError
+from .dataset import truth_table
+from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
+from .population import FAMILIES, draw_scene
+from .psf import NATIVE_PIXEL, FieldPSF
+from .rendering import Grid, add_stamp, draw_sources
+
+__all__ = ["simulate_pair"]
+
+_MARGIN = 6.0  # arcsec around the field in which sources still shed light into it
+# Point sources brighter than this saturate (AB).
+_SATURATION = {"ground": 17.5, "space": 18.0}
+
+
+def simulate_pair(
+    *,
+    seed,
+    size=102.4 * u.arcsec,
+    center=None,
+    surveys=(RUBIN, EUCLID),
+    bands=None,
+    density=1.0,
+    families="train",
+    astrometric_error=None,
+    proper_motion_years=0.0,
+    depth_offset=0.0,
+    seeing=1.0,
+    noise=True,
+    defects=True,
+):
+    """Simulate one field as seen by a ground survey and a space survey.
+
+    Both images are north-up TAN about ``center``, on grids with different sub-pixel phases. Galaxies are
+    bulges, discs and knots with their own spectra, seen through the real bandpasses where `speclite` ships
+    them (Rubin, Euclid, HSC) and through soft-edged top hats of the survey's pivot and width elsewhere.
+    PSFs are elliptical, slightly lopsided and vary by a few per cent over the field; ``NDData.psf`` is the
+    one at its centre. Background noise has the depth of `Band.depth` for a matched filter with that PSF.
+    NISP noise is correlated, as after resampling from 0.3" pixels: its scatter per pixel is smaller than
+    the given uncertainty, which is the white noise that gives point sources the right error.
+
+    Parameters
+    ----------
+    seed : int
+        The same arguments give the same sky and the same noise.
+    size : `~astropy.units.Quantity`
+        Width and height of the field (angle).
+    center : `~astropy.coordinates.SkyCoord`, optional
+        Default: RA 150.1, Dec 2.2 deg.
+    surveys : tuple of two `~rosetta.surveys.Survey`
+        Ground and space.
+    bands : iterable of str, optional
+        Bands to render; default all. A side without any becomes None.
+    density : float
+        Number of galaxies relative to the published counts.
+    families : {"train", "all", "irregular"}
+        Morphology families; "train" leaves out the irregular one, which is reserved for testing.
+    astrometric_error : AstrometricError, optional
+        Error of the ground WCS.
+    proper_motion_years : float
+        Epoch of the ground images minus that of the space images, in years.
+    depth_offset : float
+        Magnitudes added to the depth of every band.
+    seeing : float
+        Ground PSF widths relative to the survey's nominal ones; they scatter by 5% around it.
+    noise : bool
+        False leaves out all noise; the uncertainty stays that of a noisy image.
+    defects : bool
+        Whether to add saturation, cosmic-ray hits, bad pixels and columns, all of them masked.
+
+    Returns
+    -------
+    pair : `~rosetta.SkyPair`
+    truth : `~astropy.table.QTable`
+        A row per source whose position lies in the field: ``label``, ``sky_centroid`` (space frame, space
+        epoch; centroid of the light in VIS or else the sharpest space band), ``flux_<band>`` (total, nJy,
+        every band of both surveys), ``half_light_radius``, ``e1``, ``e2`` (distortion, along east and 45 deg
+        to it), ``redshift``, ``family``, ``type``, ``local_density``, ``pm_ra_cosdec``, ``pm_dec``,
+        ``d_ra_cosdec``, ``d_dec`` (corrected = ground + offset), ``mixture`` (K, 6): weight, east, north
+        (arcsec), Sxx, Sxy, Syy (arcsec^2) of Gaussians that make up the light before any PSF.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or a band is unknown.
+    """
+    half_size = 0.5 * _arcsec("size", size)
+    if half_size < 3:
+        raise ValueError(f"size is {size}: it must be at least 6 arcsec")
+    if families not in FAMILIES:
+        raise ValueError(f"families is {families!r}: use one of {', '.join(map(repr, FAMILIES))}")
+    for name, value in (("density", density), ("seeing", seeing)):
+        if not value > 0:
+            raise ValueError(f"{name} is {value}: it must be positive")
+    center = SkyCoord(150.1, 2.2, unit="deg") if center is None else center
+    wanted = None if bands is None else _resolve(bands, surveys)
+    reference = _reference(surveys)
+
+    sky_seed, field_seed, image_seed = np.random.SeedSequence(seed).spawn(3)
+    scene = draw_scene(
+        np.random.default_rng(sky_seed),
+        half_size + _MARGIN,
+        surveys,
+        reference,
+        density=density,
+        families=families,
+    )
+    parameters = (astrometric_error or AstrometricError()).realise(np.random.default_rng(field_seed))
+    offset = AstrometricError.offset(parameters, scene.east, scene.north)  # mas
+    true = np.stack([scene.east, scene.north], axis=1)
+    seen = {"space": true, "ground": true + (scene.motion * proper_motion_years - offset) / 1e3}
+
+    # A stream per band and side: leaving a band out does not change the others.
+    streams = iter(image_seed.spawn(2 + sum(len(survey.bands) for survey in surveys)))
+    sides, column = {}, 0
+    for side, survey in zip(("ground", "space"), surveys):
+        grid = _grid(np.random.default_rng(next(streams)), survey, half_size)
+        wcs = _tan(grid, center)
+        images = {}
+        for band in survey.bands:
+            rng = np.random.default_rng(next(streams))
+            if wanted is None or (side, band.name) in wanted:
+                ground = side == "ground"
+                images[band.name] = _image(
+                    rng, scene, seen[side], scene.flux[:, column], survey, band, grid, wcs, half_size,
+                    ground=ground, fwhm_factor=seeing if ground else 1.0,
+                    depth=band.depth + depth_offset, noise=noise, defects=defects,
+                )
+            column += 1
+        sides[side] = images or None
+    truth = truth_table(scene, center, surveys, reference, half_size, offset)
+    truth.meta.update(
+        seed=seed,
+        center=[center.icrs.ra.deg, center.icrs.dec.deg],
+        families=families,
+        proper_motion_years=proper_motion_years,
+        astrometric_error=parameters,
+    )
+    return SkyPair(sides["ground"], sides["space"], surveys=surveys), truth
+
+
+def _arcsec(name, value):
+    try:
+        return u.Quantity(value).to_value(u.arcsec)
+    except u.UnitConversionError:
+        raise ValueError(f"{name} is {value}: give an angle, such as 60 * u.arcsec") from None
+
+
+def _resolve(bands, surveys):
+    """The (side, canonical band name) pairs that ``bands`` names."""
+    found = set()
+    for name in bands:
+        for side, survey in zip(("ground", "space"), surveys):
+            if any(name == band.name or name in band.aliases for band in survey.bands):
+                found.add((side, survey[name].name))
+                break
+        else:
+            known = " ".join(band for survey in surveys for band in survey.band_names)
+            raise ValueError(f"bands holds {name!r}, which neither survey has: use some of {known}")
+    return found
+
+
+def _reference(surveys):
+    """Column of VIS, or else of the sharpest space band, among the bands of both surveys."""
+    space = surveys[1]
+    sharpest = min(space.bands, key=lambda band: band.psf_fwhm)
+    return len(surveys[0].bands) + space.bands.index(sharpest)
+
+
+def _grid(rng, survey, half_size):
+    scale = survey.pixel_scale.to_value(u.arcsec)
+    n = round(2 * half_size / scale)
+    return Grid((n, n), scale, tuple((n - 1) / 2 + rng.uniform(-0.5, 0.5, 2)))
+
+
+def _tan(grid, center):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [center.icrs.ra.deg, center.icrs.dec.deg]
+    wcs.wcs.crpix = [grid.origin[0] + 1, grid.origin[1] + 1]
+    wcs.wcs.cdelt = [-grid.pixel_scale / 3600, grid.pixel_scale / 3600]
+    wcs.wcs.cunit = ["deg", "deg"]
+    wcs.wcs.radesys = "ICRS"
+    wcs.array_shape = grid.shape
+    wcs.wcs.set()
+    return wcs
+
+
+def _image(
+    rng, scene, place, flux, survey, band, grid, wcs, half_size, *, ground, fwhm_factor, depth, noise, defects
+):
+    """One band as NDData: sources under their own PSFs, then noise, then blemishes."""
+    # A stream per purpose: noise=False and defects=False leave the rest as it is.
+    optics, sky, photons, detector = (np.random.default_rng(s) for s in rng.integers(2**63, size=(4, 2)))
+    fwhm = band.psf_fwhm.to_value(u.arcsec) * fwhm_factor
+    if ground:
+        fwhm *= np.clip(1 + 0.05 * optics.normal(), 0.85, 1.15)
+    field = FieldPSF(optics, survey, band, ground, fwhm, half_size)
+    psf = field.image()
+    sigma = equivalent_sigma(psf, depth)
+    image = np.zeros((1, *grid.shape))
+    for stamp, corner in draw_sources(scene, place, flux, field, grid):
+        add_stamp(image, stamp, corner, [1.0])
+    image = image[0]
+    photon = source_variance(image, sigma, grid.pixel_scale, band.pivot.to_value(u.nm), ground)
+    if noise:
+        native = NATIVE_PIXEL.get((survey.name, band.name), grid.pixel_scale)
+        image = image + sky_noise(sky, grid.shape, psf, depth, round(native / grid.pixel_scale))
+        image += photons.normal(size=grid.shape) * np.sqrt(photon)
+    mask = np.zeros(grid.shape, bool)
+    if defects:
+        limit = 10 ** (0.4 * (31.4 - _SATURATION["ground" if ground else "space"])) * psf.max()
+        mask = add_defects(detector, image, limit)
+    return NDData(
+        image.astype(np.float32),
+        uncertainty=VarianceUncertainty((sigma**2 + photon).astype(np.float32)),
+        mask=mask,
+        wcs=wcs,
+        unit=u.nJy,
+        psf=psf,
+        meta={"survey": survey.name, "band": band.name, "depth": float(depth), "psf_fwhm": float(fwhm)},
+    )

@@ -1,0 +1,504 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The two things that travel through the library: a pair of images of one sky, and its embedding."""
+
+import copy
+from types import MappingProxyType
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
+from astropy.table import QTable
+from astropy.wcs import WCS
+from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
+
+from .flags import Flag
+from .surveys import EUCLID, RUBIN
+
+__all__ = ["SkyPair", "SkyEmbedding"]
+
+NJY = u.nJy
+SIDES = ("ground", "space")
+
+
+class SkyPair:
+    """Images of one sky by a ground survey and a space survey.
+
+    The inputs are copied, checked and brought to one form: float32 in nJy, native byte order, variance,
+    boolean mask, normalised PSF. The pair is immutable and the inputs are never modified.
+
+    Parameters
+    ----------
+    ground, space : dict of str to `~astropy.nddata.NDData`, or None
+        One 2-D image per band, with a celestial WCS (any APE-14 object) and a flux-density unit
+        convertible to nJy. Any uncertainty class; without one the noise is measured on the image
+        and the band is flagged. ``NDData.psf``, if given, is a 2-D array with odd sides on the image's own
+        pixel grid, pixel response included. None: this survey did not look here.
+    surveys : tuple of two `~rosetta.Survey`
+        The surveys of ``ground`` and of ``space``.
+
+    Attributes
+    ----------
+    ground, space : mapping of str to `~astropy.nddata.NDData`, or None
+        The checked images, in order of wavelength; arrays are read-only. ``uncertainty`` is always a
+        `~astropy.nddata.VarianceUncertainty`; pixels with a non-finite flux or an unusable variance are masked.
+    flags : mapping of str to `~rosetta.Flag`
+        What had to be assumed for each band.
+
+    Raises
+    ------
+    TypeError
+        If a side is not a dict or an image is not an `~astropy.nddata.NDData`.
+    ValueError
+        If an image cannot be used, with the band, the reason and the remedy; or if the two sides do not
+        overlap on the sky.
+    """
+
+    def __init__(self, ground, space, *, surveys=(RUBIN, EUCLID)):
+        if ground is None and space is None:
+            raise ValueError("ground and space are both None: give at least one side as a dict of band to NDData")
+        if len(surveys) != 2:
+            raise ValueError(f"surveys must be (ground survey, space survey), got {len(surveys)} entries")
+        self._surveys = tuple(surveys)
+        flags = {}
+        self._ground = _check_side("ground", ground, surveys[0], flags)
+        self._space = _check_side("space", space, surveys[1], flags)
+        self._flags = MappingProxyType(flags)
+        if self._ground and self._space and not _sides_overlap(self._ground, self._space):
+            raise ValueError(
+                "ground and space do not overlap on the sky: check the WCS of both sides, "
+                "or pass None for the side that does not cover this field"
+            )
+
+    ground = property(lambda self: self._ground)
+    space = property(lambda self: self._space)
+    surveys = property(lambda self: self._surveys)
+    flags = property(lambda self: self._flags)
+
+    @property
+    def bands(self):
+        """Names of all bands, ground first, each side in order of wavelength (tuple of str)."""
+        return tuple(self._ground or ()) + tuple(self._space or ())
+
+    def survey(self, side):
+        """The `~rosetta.Survey` of ``side`` ("ground" or "space")."""
+        return self._surveys[SIDES.index(side)]
+
+    def images(self):
+        """Iterate over (side, band name, image)."""
+        for side in SIDES:
+            for band, image in (getattr(self, side) or {}).items():
+                yield side, band, image
+
+    @property
+    def footprint(self):
+        """One sky polygon per image (`regions.Regions`); the band stands in ``meta["text"]``."""
+        from regions import PolygonSkyRegion, Regions
+
+        polygons = []
+        for _, band, image in self.images():
+            ny, nx = image.data.shape
+            corners = image.wcs.pixel_to_world([-0.5, nx - 0.5, nx - 0.5, -0.5], [-0.5, -0.5, ny - 0.5, ny - 0.5])
+            polygons.append(PolygonSkyRegion(corners.icrs, meta={"text": band}))
+        return Regions(polygons)
+
+    def cutout(self, center, size):
+        """The pair around ``center``, cut on whole pixels of every image.
+
+        Parameters
+        ----------
+        center : `~astropy.coordinates.SkyCoord`
+            Centre of the cutout (scalar).
+        size : `~astropy.units.Quantity`
+            Side length (angle), or (height, width).
+
+        Returns
+        -------
+        `SkyPair`
+            A band that does not cover the region is left out.
+
+        Raises
+        ------
+        ValueError
+            If no image covers the region.
+        """
+        height, width = np.broadcast_to(u.Quantity(size).to_value(u.arcsec), 2)
+        sides = {side: {} for side in SIDES}
+        for side, band, image in self.images():
+            bounds = _cutout_bounds(image, center, height, width)
+            if bounds is None:
+                continue
+            piece = _slice_image(image, bounds)
+            if piece.mask.all():
+                continue
+            sides[side][band] = piece
+        if not any(sides.values()):
+            raise ValueError(f"center {center.to_string('hmsdms')}: no image of this pair covers it")
+        new = copy.copy(self)  # images were checked when this pair was made; they stay as they are
+        new._ground = MappingProxyType(sides["ground"]) if sides["ground"] else None
+        new._space = MappingProxyType(sides["space"]) if sides["space"] else None
+        new._flags = MappingProxyType({band: self._flags[band] for band in new.bands})
+        return new
+
+    def __repr__(self):
+        parts = []
+        for side in SIDES:
+            images = getattr(self, side)
+            bands = ", ".join(f"{b} {i.data.shape[1]}x{i.data.shape[0]}" for b, i in images.items()) if images else "none"
+            parts.append(f"{self.survey(side).name}: {bands}")
+        return f"<SkyPair {'; '.join(parts)}>"
+
+
+def _check_side(side, images, survey, flags):
+    """Canonical, read-only images of one side, in order of wavelength; None if the side is None."""
+    if images is None:
+        return None
+    if not hasattr(images, "items"):
+        raise TypeError(f"{side} must be a dict of band name to NDData, or None; got {type(images).__name__}")
+    if not images:
+        raise ValueError(f"{side} is an empty dict: pass None if this survey did not look here")
+    checked = {}
+    for name, image in images.items():
+        band = survey[name].name
+        if band in checked:
+            raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
+        checked[band], flags[band] = _check_image(f"{side}[{name!r}]", image)
+    order = [band for band in survey.band_names if band in checked]
+    return MappingProxyType({band: checked[band] for band in order})
+
+
+def _check_image(where, image):
+    """One input image as read-only NDData in nJy with variance, mask and PSF; and its flags."""
+    if not isinstance(image, NDData):
+        raise TypeError(f"{where} must be an astropy NDData (or CCDData), got {type(image).__name__}")
+    data = np.asarray(image.data)
+    if data.ndim != 2:
+        raise ValueError(f"{where} must be 2-D, got shape {data.shape}: select one image plane")
+    if image.unit is None:
+        raise ValueError(f"{where} has no unit: give NDData(..., unit=u.nJy), or read it with rosetta.io")
+    try:
+        scale = image.unit.to(NJY)
+    except u.UnitConversionError as error:
+        raise ValueError(
+            f"{where} has unit {image.unit}, which does not convert to nJy: apply the photometric zero point first"
+        ) from error
+    _check_wcs(where, image.wcs)
+    flags = Flag(0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        data = np.multiply(data, scale, dtype=np.float64).astype(np.float32)
+    mask = ~np.isfinite(data)
+    if image.mask is not None:
+        given = np.asarray(image.mask)
+        if given.ndim and given.shape != data.shape:
+            raise ValueError(f"{where}: mask has shape {given.shape}, image {data.shape}: they must agree")
+        mask |= given.astype(bool)
+    if mask.all():
+        raise ValueError(f"{where}: every pixel is masked or not finite: pass None or leave the band out")
+    if image.uncertainty is None or isinstance(image.uncertainty, UnknownUncertainty):
+        variance = np.full(data.shape, _noise_variance(where, data, mask), np.float32)
+        flags |= Flag.VARIANCE_ESTIMATED
+    else:
+        variance = _variance(where, image, data.shape)
+        with np.errstate(invalid="ignore"):
+            mask |= ~(np.isfinite(variance) & (variance > 0))
+        if mask.all():
+            raise ValueError(
+                f"{where}: uncertainty has no finite positive variance on any valid pixel: "
+                "fix it, or pass uncertainty=None to have the noise measured"
+            )
+    psf, truncated = (None, False) if image.psf is None else _check_psf(where, image.psf)
+    if truncated:
+        flags |= Flag.PSF_TRUNCATED
+    for array in (data, variance, mask):
+        array.setflags(write=False)
+    checked = NDData(
+        data,
+        uncertainty=VarianceUncertainty(variance, copy=False, unit=NJY**2),
+        mask=mask,
+        wcs=image.wcs,
+        meta=copy.deepcopy(dict(image.meta)),
+        unit=NJY,
+        psf=psf,
+    )
+    return checked, flags
+
+
+def _check_wcs(where, wcs):
+    remedy = "give NDData(..., wcs=...) with a 2-D celestial WCS"
+    if wcs is None:
+        raise ValueError(f"{where} has no WCS: {remedy}")
+    low = wcs.low_level_wcs
+    types = low.world_axis_physical_types
+    celestial = low.pixel_n_dim == 2 and low.world_n_dim == 2 and all(t and t.startswith("pos.") for t in types)
+    if not celestial:
+        raise ValueError(f"{where} has no celestial WCS (axes: {types}): {remedy}")
+
+
+def _variance(where, image, shape):
+    """Variance in nJy^2 from any uncertainty class."""
+    uncertainty = image.uncertainty
+    if np.shape(uncertainty.array) != shape:
+        raise ValueError(
+            f"{where}: uncertainty has shape {np.shape(uncertainty.array)}, image {shape}: they must agree"
+        )
+    # represent_as needs the parent's unit only when the uncertainty has none of its own.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        variance = uncertainty.represent_as(VarianceUncertainty)
+        array = np.asarray(variance.array, dtype=np.float64)
+        # A variance represents the square: a negative standard deviation is bad input, not a variance.
+        if uncertainty.uncertainty_type == "std":
+            array = np.where(np.asarray(uncertainty.array) > 0, array, np.nan)
+        unit = variance.unit if variance.unit is not None else image.unit**2
+        try:
+            scale = unit.to(NJY**2)
+        except u.UnitConversionError as error:
+            raise ValueError(f"{where}: uncertainty has unit {unit}, which does not convert to nJy2") from error
+        return (array * scale).astype(np.float32)
+
+
+def _noise_variance(where, data, mask):
+    """Pixel variance from the scatter of the fainter half of the unmasked pixels.
+
+    Sources raise only the bright side of the distribution, so the half below the median is mirrored.
+    """
+    values = data[~mask].astype(np.float64)
+    median = np.median(values)
+    below = values[values <= median]
+    sigma = 1.4826 * np.median(median - below)
+    if not sigma > 0:
+        raise ValueError(f"{where}: no uncertainty given and the image has no measurable noise: give one")
+    return sigma**2
+
+
+def _check_psf(where, psf):
+    """The PSF as float64 of sum 1 including the light beyond its stamp; and whether that light matters."""
+    psf = np.array(psf, dtype=np.float64)
+    if psf.ndim != 2 or not all(side % 2 for side in psf.shape):
+        raise ValueError(f"{where}: psf must be 2-D with odd sides, got shape {psf.shape}")
+    if not np.isfinite(psf).all():
+        raise ValueError(f"{where}: psf has NaN or infinite pixels: repair it, or pass psf=None")
+    if not psf.sum() > 0:
+        raise ValueError(f"{where}: psf has no positive flux: repair it, or pass psf=None")
+    psf /= psf.sum()
+    missing = _light_beyond(psf)
+    psf *= 1 - missing
+    psf.setflags(write=False)
+    return psf, missing > 2e-3
+
+
+def _light_beyond(psf):
+    """Fraction of light outside the stamp, from a power law through its two outermost rings."""
+    ny, nx = psf.shape
+    y, x = np.mgrid[:ny, :nx]
+    radius = np.hypot(x - nx // 2, y - ny // 2)
+    edge = min(nx, ny) // 2
+    if edge < 5:
+        return 0.0
+    inner = psf[np.abs(radius - 0.8 * edge) < 1].mean()
+    outer = psf[np.abs(radius - (edge - 1)) < 1].mean()
+    if not 0 < outer < inner:
+        return 0.0
+    slope = np.log(inner / outer) / np.log((edge - 1) / (0.8 * edge))
+    slope = np.clip(slope, 2.5, 8.0)
+    return float(np.clip(2 * np.pi * outer * edge**2 / (slope - 2), 0.0, 0.05))
+
+
+def _sides_overlap(ground, space):
+    images = [next(iter(side.values())) for side in (ground, space)]
+    for one, other in (images, images[::-1]):
+        ny, nx = one.data.shape
+        y, x = np.meshgrid(np.linspace(0, ny - 1, 33), np.linspace(0, nx - 1, 33), indexing="ij")
+        xo, yo = other.wcs.world_to_pixel(one.wcs.pixel_to_world(x.ravel(), y.ravel()))
+        ny, nx = other.data.shape
+        if np.any((xo > -0.5) & (xo < nx - 0.5) & (yo > -0.5) & (yo < ny - 0.5)):
+            return True
+    return False
+
+
+def _cutout_bounds(image, center, height, width):
+    """Whole-pixel (y0, y1, x0, x1) of the image that cover the sky rectangle, or None."""
+    half = 0.5 * np.array([[-width, -height], [width, -height], [width, height], [-width, height]])
+    corners = center.icrs.spherical_offsets_by(half[:, 0] * u.arcsec, half[:, 1] * u.arcsec)
+    x, y = image.wcs.world_to_pixel(corners)
+    ny, nx = image.data.shape
+    x0, x1 = max(int(np.floor(x.min() + 0.5)), 0), min(int(np.ceil(x.max() + 0.5)), nx)
+    y0, y1 = max(int(np.floor(y.min() + 0.5)), 0), min(int(np.ceil(y.max() + 0.5)), ny)
+    return (y0, y1, x0, x1) if x1 > x0 and y1 > y0 else None
+
+
+def _slice_image(image, bounds):
+    y0, y1, x0, x1 = bounds
+    window = (slice(y0, y1), slice(x0, x1))
+    return NDData(
+        image.data[window],
+        uncertainty=VarianceUncertainty(image.uncertainty.array[window], copy=False, unit=NJY**2),
+        mask=image.mask[window],
+        wcs=slice_wcs(image.wcs, window),
+        meta=copy.deepcopy(dict(image.meta)),
+        unit=NJY,
+        psf=image.psf,
+    )
+
+
+def slice_wcs(wcs, window):
+    """The WCS of ``image[window]``, for any APE-14 WCS."""
+    # FITS lookup distortions are indexed by pixel and do not move with CRPIX: slice from outside.
+    if isinstance(wcs, WCS) and wcs.cpdis1 is None and wcs.det2im1 is None:
+        return wcs[window]
+    return HighLevelWCSWrapper(SlicedLowLevelWCS(wcs.low_level_wcs, window))
+
+
+class SkyEmbedding:
+    """What the frozen encoder sees in a `SkyPair`: tokens and one summary vector per window and side.
+
+    Made by `~rosetta.CrossSurveyEncoder`; immutable. Windows lie on one tangent-plane grid and overlap.
+
+    Attributes
+    ----------
+    pair : `SkyPair`
+        The images it was made from.
+    fingerprint : str
+        Fingerprint of the encoder that made it.
+    window : `~astropy.units.Quantity`
+        Side length of a window (angle).
+    centers : `~astropy.coordinates.SkyCoord`, shape (n_window,)
+        Window centres.
+    sides : mapping
+        ``sides["ground"]`` and ``sides["space"]`` (where observed): a mapping of ``tokens``
+        (n_window, n_token, 384), ``positions`` (n_window, n_token, 2) [east, north, arcsec from the window centre],
+        ``cls`` (n_window, 384), ``embedding`` (n_window, 256), ``coverage``, ``ood_score``, ``flags`` (n_window,).
+    meta : dict
+        Provenance.
+    """
+
+    def __init__(self, pair, *, fingerprint, window, centers, sides, meta):
+        self._pair, self._fingerprint, self._window = pair, fingerprint, window
+        self._centers, self._meta = centers, meta
+        self._sides = MappingProxyType({side: MappingProxyType(dict(arrays)) for side, arrays in sides.items()})
+        for arrays in self._sides.values():
+            for array in arrays.values():
+                array.setflags(write=False)
+
+    pair = property(lambda self: self._pair)
+    fingerprint = property(lambda self: self._fingerprint)
+    window = property(lambda self: self._window)
+    centers = property(lambda self: self._centers)
+    sides = property(lambda self: self._sides)
+    meta = property(lambda self: copy.deepcopy(self._meta))
+
+    def _side(self, survey):
+        """The side called ``survey``: "ground", "space", a survey's name or the survey itself."""
+        name = getattr(survey, "name", survey)
+        for side in SIDES:
+            if name in (side, self._pair.survey(side).name):
+                if side not in self._sides:
+                    raise ValueError(f"survey {name!r}: this embedding has no {side} side")
+                return side
+        known = [s for side in self._sides for s in (side, self._pair.survey(side).name)]
+        raise ValueError(f"unknown survey {name!r}: this embedding knows {known}")
+
+    def tokens_at(self, coord, survey):
+        """Tokens at sky positions, each read in the window whose centre is nearest.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+
+        Returns
+        -------
+        ndarray, shape (n, 384), float32
+        """
+        side = self._sides[self._side(survey)]
+        window, offset = self._locate(coord)
+        tokens = np.empty((len(window), side["tokens"].shape[-1]), np.float32)
+        for w in np.unique(window):
+            rows = np.flatnonzero(window == w)
+            d2 = ((offset[rows, None, :] - side["positions"][w][None]) ** 2).sum(-1)  # (n_row, n_token)
+            tokens[rows] = side["tokens"][w][d2.argmin(1)]
+        return tokens
+
+    def cls_at(self, coord, survey):
+        """Summary vectors (CLS) of the nearest windows: ndarray, shape (n, 384)."""
+        return self._sides[self._side(survey)]["cls"][self._locate(coord)[0]]
+
+    def ood_at(self, coord):
+        """Out-of-distribution flags of the nearest windows, all sides together: ndarray of int, shape (n,)."""
+        window, _ = self._locate(coord)
+        flags = np.zeros(len(window), int)
+        for side in self._sides.values():
+            flags |= side["flags"][window] & int(Flag.OUT_OF_DISTRIBUTION)
+        return flags
+
+    def _locate(self, coord):
+        """Nearest window of each position, and the offset from its centre in arcsec."""
+        coord = SkyCoord(coord).icrs.reshape(-1)
+        window, _, _ = coord.match_to_catalog_sky(self._centers)
+        east, north = self._centers[window].spherical_offsets_to(coord)
+        return window, np.stack([east.to_value(u.arcsec), north.to_value(u.arcsec)], -1)
+
+    def to_table(self):
+        """One row per window and survey (`~astropy.table.QTable`).
+
+        Columns: ``survey``, ``sky_center``, ``embedding`` (256), ``cls`` (384), ``coverage`` (fraction of
+        valid pixels), ``ood_score`` (larger is stranger), ``flags``.
+        """
+        sides = list(self._sides.items())
+        names = np.concatenate([[self._pair.survey(side).name] * len(self._centers) for side, _ in sides])
+        table = QTable({"survey": names})
+        table["sky_center"] = self._centers[np.tile(np.arange(len(self._centers)), len(sides))]
+        for column in ("embedding", "cls", "coverage", "ood_score", "flags"):
+            table[column] = np.concatenate([arrays[column] for _, arrays in sides])
+        table.meta.update(self.meta)
+        return table
+
+    def similarity(self, other):
+        """Cosine similarity of every row of ``self.to_table()`` with every row of ``other.to_table()``.
+
+        Returns
+        -------
+        ndarray, shape (n_row, n_row_other)
+
+        Raises
+        ------
+        ValueError
+            If the two were made by different encoders.
+        """
+        if other.fingerprint != self._fingerprint:
+            raise ValueError(
+                f"other was made by encoder {other.fingerprint}, this by {self._fingerprint}: embed both with one encoder"
+            )
+        one, two = (np.concatenate([a["embedding"] for a in e.sides.values()]) for e in (self, other))
+        return one @ two.T
+
+    def token_map(self, survey):
+        """The tokens as an image on the sky.
+
+        Returns
+        -------
+        `~astropy.nddata.NDData`, data of shape (384, ny, nx)
+            With a three-axis WCS: right ascension, declination (TAN, one pixel per token), and channel.
+            Each pixel is read as by `tokens_at`.
+        """
+        side = self._sides[self._side(survey)]
+        positions = side["positions"][0].astype(float)
+        pitch = np.ptp(positions[:, 0]) / (np.sqrt(len(positions)) - 1)
+        center = self._centers[len(self._centers) // 2]
+        east, north = center.spherical_offsets_to(self._centers)
+        half = 0.5 * self._window.to_value(u.arcsec)
+        east, north = east.to_value(u.arcsec), north.to_value(u.arcsec)
+        nx, ny = (int(round((np.ptp(v) + 2 * half) / pitch)) for v in (east, north))
+        wcs = WCS(naxis=3)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN", "CHANNEL"]
+        wcs.wcs.cunit = ["deg", "deg", ""]
+        wcs.wcs.crval = [center.ra.deg, center.dec.deg, 0]
+        wcs.wcs.cdelt = [-pitch / 3600, pitch / 3600, 1]
+        wcs.wcs.crpix = [0.5 + (east.max() + half) / pitch, 0.5 + (half - north.min()) / pitch, 1]
+        y, x = np.mgrid[:ny, :nx]
+        tokens = self.tokens_at(wcs.celestial.pixel_to_world(x.ravel(), y.ravel()), survey)
+        return NDData(np.moveaxis(tokens.reshape(ny, nx, -1), -1, 0), wcs=wcs, meta=self.meta)
+
+    def __repr__(self):
+        sides = ", ".join(f"{s} {a['tokens'].shape}" for s, a in self._sides.items())
+        return f"<SkyEmbedding {len(self._centers)} windows of {self._window}: {sides}; encoder {self._fingerprint}>"
