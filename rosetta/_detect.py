@@ -181,7 +181,8 @@ def segments(ref):
     """As `detect`, for one reference image; also the segmentation array (0 is sky)."""
     flux, significance = filtered(ref)
     noise = max(_nmad(significance), 0.3)  # correlated noise widens it
-    significance = significance / noise
+    significance = _bridge(significance / noise, np.isfinite(ref.variance))
+    flux = _bridge(flux, np.isfinite(ref.variance))
     labels, count = ndimage.label(significance > THRESHOLD, structure=np.ones((3, 3)))
     if count:
         peak = ndimage.maximum(significance, labels, np.arange(1, count + 1))
@@ -190,6 +191,18 @@ def segments(ref):
     parent = labels
     labels = persistent_watershed(significance, labels > 0, prominence=PROMINENCE, contrast=CONTRAST)
     return _table(ref, flux, significance, labels, parent), labels
+
+
+def _bridge(image, valid, largest=2000):
+    """Fill small masked holes with the brightest pixel around: a saturated core is one peak, not a ring."""
+    holes, count = ndimage.label(~valid, structure=np.ones((3, 3)))
+    if count == 0:
+        return image
+    rim = np.where(holes == 0, ndimage.grey_dilation(holes, size=(3, 3)), 0)
+    index = np.arange(1, count + 1)
+    value = np.maximum(np.nan_to_num(ndimage.maximum(np.where(valid, image, 0.0), rim, index)), 0.0)
+    value[np.bincount(holes.ravel(), minlength=count + 1)[1:] > largest] = 0.0
+    return np.where(holes > 0, np.concatenate([[0.0], value])[holes], image)
 
 
 def _nmad(values):

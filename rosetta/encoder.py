@@ -272,3 +272,15 @@ class CrossSurveyEncoder:
     def __repr__(self):
         trained = "trained" if self._provenance.get("trained") else "untrained"
         return f"<CrossSurveyEncoder {self.fingerprint}, {trained}, on {self._device}>"
+
+
+def _checked_window(window):
+    """Window side in arcsec: a multiple of 3.2, at least 12.8."""
+    try:
+        side = u.Quantity(window).to_value(u.arcsec)
+    except u.UnitConversionError as error:
+        raise ValueError(f"window must be an angle, such as 38.4 * u.arcsec; got {window!r}") from error
+    steps = side / _boundary.STEP
+    if side < 12.8 - 1e-6 or abs(steps - round(steps)) > 1e-6:
+        raise ValueError(f"window is {side:g} arcsec: it must be a multiple of 3.2 arcsec, at least 12.8 arcsec")
+    return round(round(steps) * _boundary.STEP, 1)

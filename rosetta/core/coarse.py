@@ -6,12 +6,12 @@ channel is any pair of maps on one north-up grid: compressed signal-to-noise of 
 component of a token map.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import fft, ndimage
 
 __all__ = ["Match", "correlate", "compress"]
-
-from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

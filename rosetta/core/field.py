@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize
 
-__all__ = ["MODELS", "FieldFit", "fit_field", "evaluate"]
+__all__ = ["MODELS", "FieldFit", "fit_field", "evaluate", "predict_held_out"]
 
 # Name -> (order of the polynomial mean, whether a Gaussian process rides on it), simplest first.
 MODELS = {
@@ -32,6 +32,8 @@ _MARGIN = 2.0
 # Residuals beyond this many sigma lose weight as 1/r^2; beyond _OUTLIER they are flagged.
 _ROBUST = 3.0
 _OUTLIER = 5.0
+# A noise floor must be this much likelier than none (nats): a chance floor wastes the best sources.
+_FLOOR_EVIDENCE = 1.0
 # More points than this are averaged in cells before a Gaussian process is solved.
 _MAX_POINTS = 400
 
@@ -68,47 +70,63 @@ def _two_axes(basis):
     return np.kron(basis, np.eye(2))
 
 
-def _squared_exponential(a, b, length):
-    distance2 = ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
-    return np.exp(-0.5 * distance2 / length**2)
+def _distance2(a, b):
+    return ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
 
 
 class _Solved:
-    """One model with all its numbers fixed, conditioned on the data (all in mas and arcsec)."""
+    """One model with all its numbers fixed, conditioned on the data (all in mas and arcsec).
 
-    def __init__(self, xy, offset, cov, order, scale, amplitude, length, floor):
+    Without a Gaussian process the covariance is 2x2 blocks, and is never written out.
+    """
+
+    def __init__(self, xy, offset, cov, order, scale, amplitude, length, floor, *, distance2=None):
         n = len(xy)
         self.xy, self.order, self.scale = xy, order, scale
         self.amplitude, self.length = amplitude, length
         noise = cov + floor**2 * np.eye(2)
-        k = np.zeros((n, 2, n, 2))
-        k[np.arange(n), :, np.arange(n), :] = noise
         if amplitude:
-            se = amplitude**2 * _squared_exponential(xy, xy, length)
-            k[:, 0, :, 0] += se
-            k[:, 1, :, 1] += se
+            distance2 = _distance2(xy, xy) if distance2 is None else distance2
+            se = amplitude**2 * np.exp(-0.5 * distance2 / length**2)
+            k = np.zeros((n, 2, n, 2))
+            k[:, 0, :, 0] = k[:, 1, :, 1] = se
+            k[np.arange(n), :, np.arange(n), :] += noise
+            self.factor = linalg.cho_factor(k.reshape(2 * n, 2 * n), lower=True, check_finite=False, overwrite_a=True)
+            self.log_det = 2 * np.log(np.diag(self.factor[0])).sum()
+        else:
+            self.blocks = np.linalg.inv(noise)
+            self.log_det = np.log(np.linalg.det(noise)).sum()
         self.y = offset.ravel()
         self.h = _two_axes(_basis(xy, order, scale))  # (2n, 2m)
-        self.factor = linalg.cho_factor(k.reshape(2 * n, 2 * n), lower=True, check_finite=False)
-        self.kh = linalg.cho_solve(self.factor, self.h, check_finite=False)
-        ky = linalg.cho_solve(self.factor, self.y, check_finite=False)
+        right = self._solve(np.column_stack([self.h, self.y]))
+        self.kh, ky = right[:, :-1], right[:, -1]
         self.hkh = self.h.T @ self.kh
         self.hkh_factor = linalg.cho_factor(self.hkh, lower=True)
         self.beta = linalg.cho_solve(self.hkh_factor, self.h.T @ ky)
         self.alpha = ky - self.kh @ self.beta
         self.chi2 = self.y @ self.alpha
 
+    def _solve(self, right):
+        """Inverse covariance times (2n, k)."""
+        if self.amplitude:
+            return linalg.cho_solve(self.factor, right, check_finite=False)
+        return (self.blocks @ right.reshape(len(self.xy), 2, -1)).reshape(right.shape)
+
     def log_likelihood(self):
         """Restricted log-likelihood: the polynomial coefficients are integrated out."""
-        log_det = 2 * np.log(np.diag(self.factor[0])).sum() + 2 * np.log(np.diag(self.hkh_factor[0])).sum()
+        log_det = self.log_det + 2 * np.log(np.diag(self.hkh_factor[0])).sum()
         return -0.5 * (self.chi2 + log_det + (len(self.y) - len(self.beta)) * np.log(2 * np.pi))
 
     def leave_one_out(self):
         """Residual (n, 2) and covariance (n, 2, 2) of each source predicted from all others."""
         n = len(self.xy)
-        inverse = linalg.cho_solve(self.factor, np.eye(2 * n), check_finite=False)
-        inverse -= self.kh @ linalg.cho_solve(self.hkh_factor, self.kh.T)
-        block = inverse.reshape(n, 2, n, 2)[np.arange(n), :, np.arange(n), :]  # (n, 2, 2)
+        if self.amplitude:
+            inverse = self._solve(np.eye(2 * n)).reshape(n, 2, n, 2)
+            block = inverse[np.arange(n), :, np.arange(n), :]  # (n, 2, 2)
+        else:
+            block = self.blocks
+        kh = self.kh.reshape(n, 2, -1)
+        block = block - kh @ np.linalg.inv(self.hkh) @ kh.swapaxes(1, 2)
         cov = np.linalg.inv(block)
         return np.einsum("nij,nj->ni", cov, self.alpha.reshape(n, 2)), cov
 
@@ -120,7 +138,8 @@ class _Solved:
         cov = np.zeros((m, 2, 2))
         rest = h
         if self.amplitude:
-            cross = self.amplitude**2 * np.kron(_squared_exponential(xy, self.xy, self.length), np.eye(2))
+            near = np.exp(-0.5 * _distance2(xy, self.xy) / self.length**2)
+            cross = self.amplitude**2 * np.kron(near, np.eye(2))
             mean = mean + cross @ self.alpha
             half = linalg.solve_triangular(self.factor[0], cross.T, lower=True, check_finite=False)
             half = half.reshape(-1, m, 2)
@@ -137,26 +156,28 @@ def _gaussian_score(residual, cov):
     return -0.5 * (chi2 + np.log(np.linalg.det(cov)) + 2 * np.log(2 * np.pi)), chi2
 
 
-def _best(xy, offset, cov, name, scale):
-    """The named model with the hyper-parameters of highest restricted likelihood."""
+def _best(xy, offset, cov, name, scale, start=None):
+    """The named model with the hyper-parameters of highest restricted likelihood, or None.
+
+    Returns the solved model, its noise floor and the logs of the hyper-parameters; ``start`` are those of an
+    earlier fit to much the same data.
+    """
     order, process = MODELS[name]
-    if len(xy) <= len(_basis(xy[:1], order, scale)[0]):
+    if len(xy) <= _basis(xy[:1], order, scale).shape[1]:
         return None
     spread = float(np.sqrt(np.median((offset - np.median(offset, 0)) ** 2)) * 1.48 + 1e-3)
     tiny = float(np.sqrt(np.min(np.linalg.eigvalsh(cov)[:, 0]))) * 1e-2 + 1e-6
+    low = np.log([tiny, tiny, max(scale / 30, 1e-3)])
+    high = np.log([30 * spread + 100 * tiny, 1e3 * spread + 1, 4 * scale])
+    distance2 = _distance2(xy, xy) if process else None
 
     def solved(p):
         amplitude, length = (np.exp(p[1]), np.exp(p[2])) if process else (0.0, 1.0)
-        return _Solved(xy, offset, cov, order, scale, amplitude, length, np.exp(p[0]))
-
-    lower, upper = np.log(tiny), np.log(30 * spread + 100 * tiny)
-    length_low = np.log(max(scale / 30, 1e-3))
-    length_high = np.log(4 * scale)
+        return _Solved(xy, offset, cov, order, scale, amplitude, length, np.exp(p[0]), distance2=distance2)
 
     def loss(p):
-        if not (lower <= p[0] <= upper):
-            return np.inf
-        if process and not (np.log(tiny) <= p[1] <= np.log(1e3 * spread + 1) and length_low <= p[2] <= length_high):
+        p = np.asarray(p)
+        if (p < low[: len(p)]).any() or (p > high[: len(p)]).any():
             return np.inf
         try:
             return -solved(p).log_likelihood()
@@ -165,22 +186,27 @@ def _best(xy, offset, cov, name, scale):
 
     if not process:
         found = optimize.minimize_scalar(
-            lambda q: loss([q]), bounds=(lower, upper), method="bounded", options={"xatol": 0.05}
+            lambda q: loss([q]), bounds=(low[0], high[0]), method="bounded", options={"xatol": 0.05}
         )
-        best = [found.x] if found.fun <= loss([lower]) else [lower]
+        best = np.array([found.x])
     else:
-        floor = np.log(max(0.1 * spread, 2 * tiny))
-        starts = [[floor, np.log(spread), np.log(f * scale)] for f in (0.25, 1.0)]
-        start = min(starts, key=loss)
+        steps, tries = np.diag([-0.7, 0.3, 0.3]), 40
+        if start is None:
+            floor = np.log(max(0.1 * spread, 2 * tiny))
+            start = min(([floor, np.log(spread), np.log(f * scale)] for f in (0.25, 1.0)), key=loss)
+            steps, tries = np.diag([-1.5, 0.7, 0.5]), 80
+        simplex = np.clip(np.asarray(start) + np.vstack([np.zeros(3), steps]), low, high)
         found = optimize.minimize(
-            loss, start, method="Nelder-Mead",
-            options={"xatol": 0.05, "fatol": 0.05, "maxfev": 80,
-                     "initial_simplex": np.array(start) + np.vstack([np.zeros(3), np.diag([-1.5, 0.7, 0.5])])},
+            loss, simplex[0], method="Nelder-Mead",
+            options={"xatol": 0.05, "fatol": 0.05, "maxfev": tries, "initial_simplex": simplex},
         )
         best = found.x
     if not np.isfinite(loss(best)):
         return None
-    return solved(best), float(np.exp(best[0]))
+    without = np.concatenate([low[:1], best[1:]])
+    if loss(without) < loss(best) + _FLOOR_EVIDENCE:
+        best = without
+    return solved(best), float(np.exp(best[0])), np.asarray(best)
 
 
 def _cells(xy, offset, cov, size):
@@ -265,24 +291,23 @@ def fit_field(xy, offset, cov, *, model="auto"):
         raise ValueError(f"a field needs at least 2 sources; got {n}")
 
     # Down-weight outliers with the most flexible model, so that every candidate sees the same weights.
-    # The first residuals are about the median, with their own scatter as floor.
-    robust = "gp" if "gp" in names else names[-1]
-    start = offset - _robust_start(offset, cov)
-    spread = 1.4826 * np.median(np.abs(start))
-    weight, _ = _reweight(start, cov + spread**2 * np.eye(2))
+    # They start strict, about the median and without a floor: a floor grows where many sources ask for it, while
+    # one that starts wide would take a few outliers for normal scatter.
+    weight, _ = _reweight(offset - _robust_start(offset, cov), cov)
+    hyper = None
     for _ in range(3):
-        fitted = _best(*_thin(xy, offset, cov / weight[:, None, None]), robust, scale)
+        fitted = _best(*_thin(xy, offset, cov / weight[:, None, None]), robust, scale, hyper)
         if fitted is None:
             raise ValueError(f"model {robust!r} cannot be fitted to {n} sources: use a simpler one")
+        hyper = fitted[2]
         mean, spare = fitted[0].predict(xy)
-        expected = cov + fitted[1] ** 2 * np.eye(2) + spare
-        weight, pull = _reweight(offset - mean, expected)
+        weight, _ = _reweight(offset - mean, cov + fitted[1] ** 2 * np.eye(2) + spare)
 
     eye = np.eye(2)
     thin = _thin(xy, offset, cov / weight[:, None, None])
     chosen = None
     for name in names:
-        fitted = _best(*thin, name, scale)
+        fitted = _best(*thin, name, scale, hyper if MODELS[name][1] and MODELS[robust][1] else None)
         if fitted is None:
             continue
         residual, expected = fitted[0].leave_one_out()
@@ -291,7 +316,7 @@ def fit_field(xy, offset, cov, *, model="auto"):
             chosen = name, fitted, score
     if chosen is None:
         raise ValueError(f"model {model!r} cannot be fitted to {n} sources: use a simpler one")
-    name, (solved, floor), score = chosen
+    name, (solved, floor, _), score = chosen
     mean, spare = solved.predict(xy)
     _, pull = _reweight(offset - mean, cov + floor**2 * eye + spare)
     order, process = MODELS[name]
@@ -356,3 +381,28 @@ def evaluate(model, east_north, *, band="joint"):
     )
     parts = [solved.predict(chunk) for chunk in np.array_split(xy, max(1, len(xy) // 2000))]
     return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+
+def predict_held_out(xy, offset, cov, *, folds=5, seed=0):
+    """The field at each source as the other sources see it (k-fold).
+
+    Parameters
+    ----------
+    xy, offset, cov : numpy.ndarray
+        As for `fit_field`.
+    folds, seed : int
+
+    Returns
+    -------
+    offset : numpy.ndarray, shape (n, 2)
+    covariance : numpy.ndarray, shape (n, 2, 2)
+        Of the prediction, without the noise floor.
+    """
+    kind = fit_field(xy, offset, cov).model["kind"]
+    fold = np.random.default_rng(seed).permutation(len(xy)) % folds
+    mean, spare = np.empty((len(xy), 2)), np.empty((len(xy), 2, 2))
+    for k in range(folds):
+        rest, mine = fold != k, fold == k
+        if mine.any():
+            mean[mine], spare[mine] = evaluate(fit_field(xy[rest], offset[rest], cov[rest], model=kind).model, xy[mine])
+    return mean, spare

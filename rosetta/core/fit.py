@@ -16,7 +16,7 @@ from . import templates
 from .mixture import render, stamp_sizes
 from .solve import design, solve
 
-__all__ = ["DIRECTIONS", "Image", "directional_derivatives", "refine"]
+__all__ = ["DIRECTIONS", "Image", "flux_slopes", "mixtures_of", "refine"]
 
 _LN_WIDTH = np.log(templates.WIDTHS)
 
@@ -94,39 +94,76 @@ def directional_derivatives(parameters, image):
     return list(zip(stamps, slopes))
 
 
-def refine(parameters, images, *, prior_sigma=PRIOR_SIGMA, iterations=3):
+def refine(proposal, images, moved=None, *, iterations=3):
     """Fit shapes to images.
 
     Parameters
     ----------
-    parameters : (n, N_PARAMETER) array
-        Proposed shapes: start and prior.
+    proposal : (n, N_PARAMETER) array
+        Proposed shapes, the centre of the prior.
     images : list of `Image`
-        Sharpest first; each has its own free fluxes.
-    prior_sigma : (7,) array, optional
-        Along `DIRECTIONS`.
+        Each has its own free fluxes.
+    moved : (n, 7) array, optional
+        Where to start, from the proposal along `DIRECTIONS`.
     iterations : int, optional
 
     Returns
     -------
-    parameters : (n, N_PARAMETER) array
+    moved : (n, 7) array
+        The fitted shapes are ``proposal + moved @ DIRECTIONS``.
     covariance : (n, 7, 7) array
-        Of the coordinates along `DIRECTIONS`, from the noise and the prior.
+        Of ``moved``, from the noise and the prior.
     """
-    n = len(parameters)
-    precision = np.diag(1.0 / prior_sigma**2)
-    moved = np.zeros((n, len(DIRECTIONS)))  # from the proposal, along DIRECTIONS
+    n = len(proposal)
+    precision = np.diag(1.0 / PRIOR_SIGMA**2)
+    moved = np.zeros((n, len(DIRECTIONS))) if moved is None else moved.copy()
+    covariance = np.tile(np.diag(PRIOR_SIGMA**2), (n, 1, 1))
     for _ in range(iterations):
-        current = parameters + moved @ DIRECTIONS
         normal, right = np.tile(precision, (n, 1, 1)), -moved @ precision
         for image in images:
-            _accumulate(normal, right, current, image)
+            _accumulate(normal, right, proposal + moved @ DIRECTIONS, image)
         covariance = np.linalg.inv(normal)
         step = np.einsum("nij,nj->ni", covariance, right)
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
         step /= np.maximum(np.abs(step / LARGEST).max(axis=1), 1.0)[:, None]
         moved += step
-    return parameters + moved @ DIRECTIONS, covariance
+    return moved, covariance
+
+
+def flux_slopes(parameters, image, weight):
+    """How the flux that a template gives depends on its shape.
+
+    Parameters
+    ----------
+    parameters : (n, N_PARAMETER) array
+    image : `Image`
+    weight : (ny, nx) array
+        Inverse variance of the pixels.
+
+    Returns
+    -------
+    (n, 7) array
+        d ln(flux) / d(coordinate along `DIRECTIONS`) of the weighted fit of an isolated source.
+    """
+    out = np.zeros((len(parameters), len(DIRECTIONS)))
+    for stamps, slopes in directional_derivatives(parameters, image):
+        w = _cut(weight.ravel(), stamps, image.data.shape)
+        own = (w * stamps.values.reshape(len(w), -1))[:, None]  # (n, 1, pixel)
+        power = np.matmul(own, stamps.values.reshape(len(w), -1, 1))[:, 0]
+        project = np.matmul(own, slopes.reshape(len(w), len(DIRECTIONS), -1).transpose(0, 2, 1))[:, 0]
+        out[stamps.index] = np.divide(-project, power, out=np.zeros_like(project), where=power > 0)
+    return out
+
+
+def _cut(image, stamps, shape):
+    """A flat image at the pixels of stamps, 0 off the image: (n, size * size) float32."""
+    ny, nx = shape
+    size = stamps.values.shape[1]
+    x = stamps.corner[:, 0, None] + np.arange(size)
+    y = stamps.corner[:, 1, None] + np.arange(size)
+    inside = ((y >= 0) & (y < ny))[:, :, None] & ((x >= 0) & (x < nx))[:, None, :]
+    pixel = np.where(inside, y[:, :, None] * nx + x[:, None, :], 0)
+    return np.where(inside, image[pixel], 0.0).astype(np.float32).reshape(len(x), -1)
 
 
 def _accumulate(normal, right, parameters, image):
@@ -139,17 +176,10 @@ def _accumulate(normal, right, parameters, image):
     model = matrix @ flux
     weight = 1.0 / (variance + (MODEL_ERROR * model) ** 2)  # 0 where the variance is infinite
     residual = data - model
-    ny, nx = image.data.shape
     for stamps, slopes in parts:
-        size = stamps.values.shape[1]
-        x = stamps.corner[:, 0, None] + np.arange(size)
-        y = stamps.corner[:, 1, None] + np.arange(size)
-        inside = ((y >= 0) & (y < ny))[:, :, None] & ((x >= 0) & (x < nx))[:, None, :]
-        pixel = np.where(inside, y[:, :, None] * nx + x[:, None, :], 0)
-        w = np.where(inside, weight[pixel], 0.0).astype(np.float32).reshape(len(x), -1)
-        r = residual[pixel].astype(np.float32).reshape(len(x), -1)
-        own = stamps.values.reshape(len(x), 1, -1)
-        columns = np.concatenate([own, slopes.reshape(len(x), len(DIRECTIONS), -1)], axis=1)  # (n, 8, pixel)
+        w, r = (_cut(values, stamps, image.data.shape) for values in (weight, residual))
+        own = stamps.values.reshape(len(w), 1, -1)
+        columns = np.concatenate([own, slopes.reshape(len(w), len(DIRECTIONS), -1)], axis=1)  # (n, 8, pixel)
         columns[:, 1:] *= flux[stamps.index, None, None]
         gram = np.matmul(columns * w[:, None], columns.transpose(0, 2, 1)).astype(float)
         project = np.matmul(columns, (w * r)[..., None])[..., 0].astype(float)

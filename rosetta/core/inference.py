@@ -104,7 +104,7 @@ def predict(model, source, target, positions, condition, batch):
     for start in range(0, n, batch):
         rows = slice(start, start + batch)
         tokens, cls, where = (
-            torch.from_numpy(np.ascontiguousarray(source[name][rows])).to(device) for name in ("tokens", "cls", "positions")
+            torch.tensor(source[name][rows], device=device) for name in ("tokens", "cls", "positions")
         )
         asked = positions.expand(len(cls), -1, -1)
         tokens, cls = model.predictor(tokens, cls, where, target, asked, condition.expand(len(cls), -1, -1))

@@ -176,7 +176,7 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise TrainingError(
-                f"loss {float(loss):.3g}, gradient norm {float(norm):.3g} at step {step}: not finite; "
+                f"loss {float(loss.detach()):.3g}, gradient norm {float(norm):.3g} at step {step}: not finite; "
                 f"lower lr ({config.lr}) and continue from the last checkpoint"
             )
         optimizer.step()
@@ -185,7 +185,7 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
         elapsed = time.monotonic() - start
         lr, progress = config.rate(progress), config.progress(step, elapsed)
         if step % config.log_every == 0 or progress >= 1:
-            metrics = {"loss": float(loss), **{name: float(term) for name, term in terms.items()}}
+            metrics = {"loss": float(loss.detach()), **{name: float(term) for name, term in terms.items()}}
             metrics |= _gauges(embeddings["ground"], embeddings["space"], batch.same)
             metrics |= {"temperature": objective.temperature(), "lr": lr, "window": window}
             metrics |= {"pairs_per_second": pairs / (time.monotonic() - since), "progress": progress,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["N_SCALAR", "Trust", "extra_scatter", "train"]
+__all__ = ["N_SCALAR", "Trust", "extra_scatter", "seeded", "train"]
 
 N_SCALAR = 6
 _LOW, _HIGH = np.log(0.05), np.log(300.0)  # mas
@@ -38,6 +38,13 @@ class Trust(nn.Module):
         return out.clamp(_LOW, _HIGH)
 
 
+def seeded(config, seed):
+    """An untrained network; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Trust(**config)
+
+
 def _tensors(arrays, device):
     return [torch.as_tensor(np.asarray(a, np.float32), device=device) for a in arrays]
 
@@ -59,7 +66,7 @@ def _loss(log_extra, residual, cov, dof=5.0):
     return 0.5 * torch.log(det) + 0.5 * (dof + 2) * torch.log1p(chi2 / dof)
 
 
-def train(network, ground, space, scalars, residual, cov, group, *, seed=0, steps=600, checkpoint=None):
+def train(network, ground, space, scalars, residual, cov, group, *, seed=0, steps=600):
     """Fit the network to residuals of known offsets.
 
     Parameters
@@ -76,8 +83,6 @@ def train(network, ground, space, scalars, residual, cov, group, *, seed=0, step
         Which pair a row is from; whole pairs are held out.
     seed : int
     steps : int
-    checkpoint : callable, optional
-        Called with the network at its best held-out loss.
 
     Returns
     -------
@@ -126,8 +131,6 @@ def train(network, ground, space, scalars, residual, cov, group, *, seed=0, step
             now, _ = held_out()
             if now < best[0]:
                 best = now, {k: v.detach().clone() for k, v in network.state_dict().items()}
-                if checkpoint is not None:
-                    checkpoint(network)
     network.load_state_dict(best[1])
     loss, log_extra = held_out()
     report.update(loss_with=loss, pull_with=scatter(log_extra))

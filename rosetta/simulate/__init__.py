@@ -4,5 +4,6 @@
 from .astrometry import AstrometricError
 from .dataset import write_training_set
 from .pair import simulate_pair
+from .reader import TrainingSet, read_tile
 
-__all__ = ["AstrometricError", "simulate_pair", "write_training_set"]
+__all__ = ["AstrometricError", "TrainingSet", "read_tile", "simulate_pair", "write_training_set"]

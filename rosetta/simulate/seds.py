@@ -133,8 +133,9 @@ def _step(wave, edge, width):
 
 
 def _old(wave):
-    """Passive population: a cool black body with the 4000 A break and a UV cut-off."""
-    return _planck(wave, 4700.0) * (0.45 + 0.55 * _step(wave, 4000.0, 0.02)) * _step(wave, 2700.0, 0.05)
+    """Passive population: a cool black body with the 4000 A break over a faint ultraviolet floor."""
+    # The floor (hot evolved stars, a trace of youth) bounds the colours of passive galaxies at high redshift.
+    return _planck(wave, 4700.0) * (0.45 + 0.55 * _step(wave, 4000.0, 0.02)) + 0.03 * _young(wave)
 
 
 def _young(wave):

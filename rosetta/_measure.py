@@ -1,0 +1,133 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""From planes and templates to the fit of every band."""
+
+import numpy as np
+from scipy.signal import fftconvolve
+
+from ._boundary import offset_coord, tangent
+from ._scene import BandFit
+from .core import field, fit
+from .core.mixture import render, stamp_sizes
+from .core.solve import design, solve
+
+__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor"]
+
+FAR = -1e6  # pixel position of a source that a WCS cannot place
+
+
+def ground_coord(coord, offsets):
+    """Where the ground headers put sources of true positions ``coord``.
+
+    Parameters
+    ----------
+    coord : `~astropy.coordinates.SkyCoord`
+    offsets : `~astropy.table.QTable` or None
+        From the aligner; None, or a verdict of "abstain", leaves positions as in the headers.
+
+    Returns
+    -------
+    `~astropy.coordinates.SkyCoord`
+    """
+    if offsets is None or offsets.meta["verdict"] == "abstain":
+        return coord
+    shift, _ = field.evaluate(offsets.meta["model"], tangent(coord, offsets.meta["center"]))
+    # Offsets vary over arcseconds by far less than they are, so no inversion is needed.
+    return offset_coord(coord, -shift[:, 0] / 1e3, -shift[:, 1] / 1e3)
+
+
+def image_of(plane, coord, header_coord, share):
+    """A plane as the shape fit sees it.
+
+    Parameters
+    ----------
+    plane : `~rosetta._boundary.Plane`
+    coord, header_coord : `~astropy.coordinates.SkyCoord`
+        True positions, and those in the ground headers' frame.
+    share : (n,) array
+        Share of the light that stamps may leave out.
+
+    Returns
+    -------
+    `~rosetta.core.fit.Image`
+    """
+    where = header_coord if plane.side == "ground" else coord
+    xy = np.stack(plane.sky_to_pixel(where), -1)
+    jacobian = plane.jacobian(where)
+    lost = ~(np.isfinite(xy).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2)) & (np.abs(xy) < -FAR).all(axis=1))
+    xy[lost], jacobian[lost] = FAR, np.eye(2)
+    return fit.Image(plane.data, plane.variance, plane.psf, xy, jacobian, share)
+
+
+def fit_band(plane, image, parameters, mixtures):
+    """Fluxes, covariance, chi2 and template slopes of all sources in one band.
+
+    Parameters
+    ----------
+    plane : `~rosetta._boundary.Plane`
+    image : `~rosetta.core.fit.Image`
+    parameters, mixtures : arrays
+        Of all sources.
+
+    Returns
+    -------
+    `~rosetta._scene.BandFit`
+    """
+    n = len(parameters)
+    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.data.shape, n)
+    variance = plane.variance.ravel()
+    found = solve(matrix, plane.data.ravel(), variance)
+    model = matrix @ np.nan_to_num(found.flux)
+    weight = np.where(plane.valid.ravel(), 1.0 / variance, 0.0)
+    residual = (plane.data.ravel() - model) * np.sqrt(weight)
+    noise = noise_factor(residual.reshape(plane.data.shape), plane.valid, plane.psf)
+
+    # The footprint: where the template is at least a tenth of its peak.
+    foot = matrix.copy()
+    peak = np.maximum.reduceat(np.append(foot.data, 0), foot.indptr[:-1]) if foot.nnz else np.zeros(n)
+    foot.data = (foot.data > 0.1 * np.repeat(peak, np.diff(foot.indptr))).astype(float)
+    pixels = foot.T @ (weight > 0)
+    chi2 = np.divide(foot.T @ residual**2, pixels, out=np.full(n, np.nan), where=pixels > 0)
+    inside = np.asarray(matrix.sum(axis=0)).ravel() / plane.psf.sum()
+    return BandFit(
+        plane=plane,
+        matrix=matrix,
+        flux=found.flux,
+        covariance=found.covariance * noise**2,
+        noise=noise,
+        measured=found.measured,
+        degenerate=found.degenerate,
+        coverage=found.coverage / plane.psf.sum(),
+        outside=1.0 - inside,
+        chi2=chi2,
+        pixels=np.round(pixels).astype(int),
+        slope=fit.flux_slopes(parameters, image, weight.reshape(plane.data.shape)),
+    )
+
+
+def noise_factor(residual, valid, psf):
+    """Scatter of point-source fluxes on a residual image, relative to that of uncorrelated pixels.
+
+    Parameters
+    ----------
+    residual : (ny, nx) array
+        Residual over its standard deviation; 0 where invalid.
+    valid : (ny, nx) bool array
+    psf : (k, l) array
+
+    Returns
+    -------
+    float
+        Robust (median absolute deviation of the matched filter's output over its expectation); 1 where
+        there are too few pixels to tell.
+    """
+    half = [max(3, min(k // 2, 10)) for k in psf.shape]
+    cy, cx = psf.shape[0] // 2, psf.shape[1] // 2
+    kernel = psf[max(cy - half[0], 0) : cy + half[0] + 1, max(cx - half[1], 0) : cx + half[1] + 1][::-1, ::-1]
+    top = fftconvolve(np.where(valid, residual, 0.0), kernel, mode="same")
+    bottom = fftconvolve(valid.astype(float), kernel**2, mode="same")
+    good = bottom > 0.9 * (kernel**2).sum()
+    if good.sum() < 20 * kernel.size:
+        return 1.0
+    scatter = (top / np.sqrt(np.maximum(bottom, 1e-30)))[good]
+    return float(1.4826 * np.median(np.abs(scatter - np.median(scatter))))

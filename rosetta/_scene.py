@@ -1,0 +1,282 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The deblender's result: every source's template, and what each band makes of it."""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+import astropy.units as u
+import numpy as np
+from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.table import QTable
+from astropy.wcs import WCS
+from astropy.wcs.utils import fit_wcs_from_points
+
+from .core.mixture import REFERENCE_SCALE, evaluate, half_light_radius
+from .flags import Flag
+
+__all__ = ["BandFit", "DeblendedScene"]
+
+
+@dataclass(frozen=True, eq=False)
+class BandFit:
+    """One band of a scene.
+
+    Attributes
+    ----------
+    plane : `~rosetta._boundary.Plane`
+    matrix : (ny * nx, n) sparse array
+        Unit-flux models of all sources.
+    flux : (n,) array
+        nJy.
+    covariance : (n, n) sparse array
+        nJy^2, from noise and neighbours, scaled by the square of ``noise``.
+    noise : float
+        How much larger the scatter of point-source fluxes is than uncorrelated pixels would give.
+    measured, degenerate : (n,) bool array
+    coverage : (n,) array
+        Share of a source's light on valid pixels.
+    outside : (n,) array
+        Share of a source's light off the image.
+    chi2 : (n,) array
+        Reduced, over the source's footprint.
+    pixels : (n,) int array
+        Valid pixels of the footprint.
+    slope : (n, 7) array
+        Relative change of the flux along the template's directions.
+    """
+
+    plane: object
+    matrix: object
+    flux: np.ndarray
+    covariance: object
+    noise: float
+    measured: np.ndarray
+    degenerate: np.ndarray
+    coverage: np.ndarray
+    outside: np.ndarray
+    chi2: np.ndarray
+    pixels: np.ndarray
+    slope: np.ndarray
+
+
+class DeblendedScene:
+    """Sources, their templates, and their models in every band; made by `~rosetta.JEPADeblender`.
+
+    Immutable. Flux unit: nJy. A source's template is one distribution of light on the sky, and its
+    model in a band is that, seen through the band's PSF, times the band's flux.
+
+    Attributes
+    ----------
+    labels : ndarray of int, shape (n,)
+    bands : tuple of str
+    offsets : `~astropy.table.QTable` or None
+        The astrometric solution that was used.
+    meta : dict
+        Provenance.
+    """
+
+    def __init__(self, *, embedding, table, parameters, mixtures, shape_covariance, fits, offsets, meta):
+        self._embedding = embedding
+        self._table = table
+        self._parameters = parameters
+        self._mixtures = mixtures
+        self._shape_covariance = shape_covariance
+        self._fits = fits
+        self._offsets = offsets
+        self._meta = meta
+
+    labels = property(lambda self: np.asarray(self._table["label"]).copy())
+    bands = property(lambda self: tuple(self._fits))
+    embedding = property(lambda self: self._embedding)
+    offsets = property(lambda self: self._offsets)
+    meta = property(lambda self: copy.deepcopy(self._meta))
+
+    def __len__(self):
+        return len(self._table)
+
+    def __repr__(self):
+        return f"<DeblendedScene {len(self)} sources in {' '.join(self.bands)}>"
+
+    def to_table(self):
+        """One row per source.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``label``, ``sky_centroid`` (of the template, in the space image's frame), ``blendedness``
+            (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
+            ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
+            (that it is several sources; NaN unless the deblender was trained), ``half_light_radius``
+            (arcsec), ``e1``, ``e2`` (distortion: (Qxx - Qyy) / (Qxx + Qyy), 2 Qxy / (Qxx + Qyy), x east and y
+            north), ``snr`` (of the sharpest band), ``flags``.
+        """
+        table = self._table.copy()
+        table.meta.update(self.meta)
+        return table
+
+    def _row(self, label):
+        found = np.flatnonzero(np.asarray(self._table["label"]) == label)
+        if len(found) == 0:
+            raise ValueError(f"label {label!r} is not in this scene: use one of scene.labels")
+        return int(found[0])
+
+    def _fit(self, band):
+        if band not in self._fits:
+            raise ValueError(f"band {band!r} is not in this scene: use one of {', '.join(self.bands)}")
+        return self._fits[band]
+
+    def flux(self, band):
+        """Fluxes of all sources in a band (`~astropy.units.Quantity`, nJy, shape (n,)); NaN where unmeasured."""
+        return self._fit(band).flux.copy() * u.nJy
+
+    def covariance(self, band):
+        """Covariance of the fluxes of all sources in a band, from noise and overlap.
+
+        Returns
+        -------
+        (n, n) `scipy.sparse.csc_array`
+            nJy^2, in the order of ``labels``; empty rows for sources without a flux.
+        """
+        return self._fit(band).covariance.copy()
+
+    def model(self, label, band):
+        """The model of one source, or of all.
+
+        Parameters
+        ----------
+        label : int or None
+            None: the sum of all sources on the whole image.
+        band : str
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            nJy per native pixel; for one source the smallest cutout that holds its model. Sums to
+            the source's flux where the image holds all of it.
+        """
+        fit = self._fit(band)
+        ny, nx = fit.plane.data.shape
+        if label is None:
+            image = (fit.matrix @ np.nan_to_num(fit.flux)).reshape(ny, nx)
+            return CCDData(image, unit=u.nJy, wcs=_fits_wcs(fit.plane), meta={"band": band})
+        row = self._row(label)
+        span = slice(fit.matrix.indptr[row], fit.matrix.indptr[row + 1])
+        y, x = np.divmod(fit.matrix.indices[span], nx)
+        if len(y) == 0:
+            raise ValueError(f"label {label!r} has no pixel in band {band!r}: see its flags")
+        y0, x0 = y.min(), x.min()
+        image = np.zeros((y.max() - y0 + 1, x.max() - x0 + 1))
+        image[y - y0, x - x0] = fit.matrix.data[span] * fit.flux[row]
+        wcs = _fits_wcs(fit.plane)[y0 : y0 + image.shape[0], x0 : x0 + image.shape[1]]
+        return CCDData(image, unit=u.nJy, wcs=wcs, meta={"band": band, "label": int(label), "origin": [int(x0), int(y0)]})
+
+    def template(self, label):
+        """The light of one source before any PSF, at the reference resolution.
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            Unit sum, non-negative, as seen through a Gaussian of FWHM 0.12" on a north-up grid of 0.05".
+        """
+        row = self._row(label)
+        mixture = self._mixtures[row].copy()
+        mixture[:, 1:3] -= self._parameters[row, :2]  # the centroid is the template's own centre
+        image = evaluate(mixture)
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        center = self._table["sky_centroid"][row].icrs
+        wcs.wcs.crval = [center.ra.deg, center.dec.deg]
+        wcs.wcs.cdelt = [-REFERENCE_SCALE / 3600, REFERENCE_SCALE / 3600]
+        wcs.wcs.crpix = [image.shape[1] // 2 + 1, image.shape[0] // 2 + 1]
+        return CCDData(image, unit=u.dimensionless_unscaled, wcs=wcs, meta={"label": int(label)})
+
+    def residual(self, band):
+        """The image less the models of all sources.
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            nJy on the native grid, with the image's mask and variance.
+        """
+        fit = self._fit(band)
+        plane = fit.plane
+        model = (fit.matrix @ np.nan_to_num(fit.flux)).reshape(plane.data.shape)
+        data = np.where(plane.valid, plane.data - model, np.nan)
+        uncertainty = VarianceUncertainty(np.where(plane.valid, plane.variance, np.nan))
+        return CCDData(
+            data, unit=u.nJy, wcs=_fits_wcs(plane), mask=~plane.valid, uncertainty=uncertainty, meta={"band": band}
+        )
+
+    def to_regions(self):
+        """Half-light ellipses of all sources (`regions.Regions`), the label as their text."""
+        from regions import EllipseSkyRegion, Regions
+
+        ellipses = []
+        for row in self._table:
+            e1, e2 = float(row["e1"]), float(row["e2"])
+            size = min(np.hypot(e1, e2), 0.98)
+            ratio = np.sqrt((1 - size) / (1 + size))  # minor over major axis
+            major = 2 * max(row["half_light_radius"].to_value(u.arcsec), 0.05) / np.sqrt(ratio)
+            # Sky regions count angles from north towards east.
+            angle = 90.0 * u.deg - 0.5 * np.arctan2(e2, e1) * u.rad
+            ellipses.append(
+                EllipseSkyRegion(
+                    row["sky_centroid"], width=major * ratio * u.arcsec, height=major * u.arcsec, angle=angle,
+                    meta={"text": str(row["label"])},
+                )
+            )
+        return Regions(ellipses)
+
+    @cached_property
+    def template_covariance(self):
+        """Relative covariance of a source's fluxes between bands, from the template's uncertainty.
+
+        Returns
+        -------
+        (n, n_band, n_band) array
+            Dimensionless, bands in the order of ``bands``.
+        """
+        slope = np.stack([fit.slope for fit in self._fits.values()], axis=1)  # (n, n_band, 7)
+        return np.einsum("nbi,nij,ncj->nbc", slope, self._shape_covariance, slope)
+
+
+def _fits_wcs(plane):
+    """The plane's WCS, or a FITS TAN fit of it where it is another kind, which CCDData refuses."""
+    if isinstance(plane.wcs, WCS):
+        return plane.wcs
+    ny, nx = plane.data.shape
+    x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, nx - 1, 8), np.linspace(0, ny - 1, 8)))
+    return fit_wcs_from_points((x, y), plane.pixel_to_sky(x, y), projection="TAN")
+
+
+def shape_columns(mixtures):
+    """Half-light radius (arcsec) and distortion (e1, e2) of mixtures."""
+    weight = mixtures[..., 0]
+    sxx, sxy, syy = (np.sum(weight * mixtures[..., k], axis=1) for k in (3, 4, 5))
+    size = np.maximum(sxx + syy, 1e-12)
+    return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
+
+
+def source_flags(fits, side_of, n):
+    """Flags that follow from the fits of all bands, (n,) int array."""
+    flags = np.zeros(n, dtype=np.int64)
+    anywhere = np.zeros(n, dtype=bool)
+    for fit in fits.values():
+        inside = fit.outside < 0.999
+        anywhere |= inside
+        flags[~fit.measured] |= int(Flag.NO_DATA)
+        flags[inside & (fit.outside > 0.02)] |= int(Flag.EDGE)
+        flags[inside & (fit.coverage + fit.outside < 0.98)] |= int(Flag.MASKED)
+        flags[fit.degenerate] |= int(Flag.DUPLICATE)
+        flags |= int(fit.plane.flags)
+    flags[~anywhere] |= int(Flag.OUTSIDE)
+    for side in ("ground", "space"):
+        seen = np.zeros(n, dtype=bool)
+        for band, fit in fits.items():
+            if side_of[band] == side:
+                seen |= fit.measured
+        flags[anywhere & ~seen] |= int(Flag.ONE_SIDED)
+        if side == "space":
+            flags[anywhere & ~seen] |= int(Flag.GROUND_TEMPLATE)
+    return flags

@@ -1,0 +1,298 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Deblending: one template per source from the sharp image, carried to every band."""
+
+from dataclasses import dataclass, replace
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord, search_around_sky
+from astropy.table import QTable
+
+from . import _detect
+from ._boundary import planes as planes_of
+from ._boundary import tangent
+from ._head import Head
+from ._measure import fit_band, ground_coord, image_of
+from ._scene import DeblendedScene, shape_columns, source_flags
+from ._stamps import north_up
+from .core import fit as shape_fit
+from .core import templates
+from .flags import Flag
+
+__all__ = ["DeblendedScene", "JEPADeblender"]
+
+MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
+N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
+DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
+
+
+class JEPADeblender(Head):
+    """Separates overlapping sources: a template for each, and their models in every band.
+
+    A small network looks at native pixels and at the encoder's frozen tokens and proposes a shape
+    for every source; a few Gauss-Newton steps fit it to the sharpest image and the deepest ground
+    bands, with the proposal as prior; then the fluxes of all overlapping sources are solved together in
+    every band. Untrained, the proposal is an exponential disc with the detection's moments.
+
+    Parameters
+    ----------
+    encoder : `~rosetta.CrossSurveyEncoder`, optional
+        None: the bundled one, loaded when needed.
+    """
+
+    _kind = "deblender"
+    _default_config = templates.TemplateConfig().to_dict()
+
+    @staticmethod
+    def _build(config):
+        return templates.TemplateNet(templates.TemplateConfig(**config))
+
+    def __call__(self, x, sources=None, *, offsets=None):
+        """Deblend a pair.
+
+        Parameters
+        ----------
+        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+        sources : `~astropy.coordinates.SkyCoord` or table, optional
+            Positions in the space image's frame, or a table with a column ``sky_centroid`` (and, if it
+            has one, ``label``). Light of sources that are not listed is not modelled. None: detect on
+            the space image (inverse-variance ground stack if there is none), then once more on the
+            residuals.
+        offsets : `~astropy.table.QTable`, optional
+            From `~rosetta.LearnedAligner`: the ground images are read where it says. Without it, or
+            where it abstained, header positions are used (flag ``UNALIGNED`` where it abstained).
+
+        Returns
+        -------
+        `DeblendedScene`
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``x``, ``sources`` or ``offsets`` cannot be used; the message says what to do.
+        """
+        embedding = self._embedding(x)
+        _check_offsets(offsets)
+        planes = planes_of(embedding.pair)
+        ref = _detect.reference(planes)
+        found, _ = _detect.segments(ref)
+        if sources is None:
+            coord, label = found["sky_centroid"], None
+        else:
+            coord, label = _positions(sources)
+        state = self._propose(embedding, planes, ref, found, coord, offsets)
+        moved, covariance = shape_fit.refine(state.proposal, _shape_images(planes, state), iterations=4)
+        if sources is None and len(coord):
+            extra = _missed(planes, ref, state, moved)
+            if len(extra):
+                coord = _join(coord, extra)
+                start = np.concatenate([moved, np.zeros((len(extra), moved.shape[1]))])
+                state = self._propose(embedding, planes, ref, found, coord, offsets)
+                moved, covariance = shape_fit.refine(state.proposal, _shape_images(planes, state), start, iterations=2)
+        label = np.arange(1, len(coord) + 1) if label is None else label
+        return self._scene(embedding, planes, ref, state, moved, covariance, label, offsets)
+
+    def _propose(self, embedding, planes, ref, found, coord, offsets):
+        """Everything known about sources before their shapes are fitted."""
+        header = ground_coord(coord, offsets)
+        base, snr = _classical(ref, found, coord)
+        state = _State(coord, header, snr, base, np.full(len(coord), np.nan))
+        if self._provenance.get("trained") and len(coord):
+            inputs = _network_inputs(embedding, planes, ref, state, self._network.config)
+            proposal, blend = templates.propose(self._network, base, *inputs)
+            return replace(state, proposal=proposal, blend=blend)
+        return state
+
+    def _scene(self, embedding, planes, ref, state, moved, covariance, label, offsets):
+        parameters = state.proposal + moved @ shape_fit.DIRECTIONS
+        mixtures = shape_fit.mixtures_of(parameters)
+        fits = {}
+        for band, plane in planes.items():
+            fits[band] = fit_band(plane, image_of(plane, state.coord, state.header, state.share), parameters, mixtures)
+        side_of = {band: plane.side for band, plane in planes.items()}
+        flags = source_flags(fits, side_of, len(label))
+        if offsets is not None and offsets.meta["verdict"] == "abstain":
+            flags |= int(Flag.UNALIGNED)
+        flags |= embedding.ood_at(state.coord) if len(label) else flags
+        ground = [p for p in planes.values() if p.side == "ground"]
+        blend_band = max(ground, key=lambda p: p.depth).band if ground else ref.band
+        blendedness = _blendedness(fits[blend_band])
+        flags[blendedness > 0.05] |= int(Flag.BLENDED)
+        sharp = fits[ref.band]
+        error = np.sqrt(sharp.covariance.diagonal())
+        snr = np.divide(np.nan_to_num(sharp.flux), error, out=np.zeros(len(label)), where=error > 0)
+        flags[sharp.measured & (snr < 3.0)] |= int(Flag.LOW_SNR)
+        flags[sharp.measured & (sharp.chi2 > 3.0)] |= int(Flag.POOR_FIT)
+        radius, e1, e2 = shape_columns(mixtures)
+
+        table = QTable()
+        table["label"] = label
+        shift = parameters[:, :2] * u.arcsec
+        table["sky_centroid"] = state.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
+        table["blendedness"] = blendedness
+        table["n_pixel"] = sum(fit.pixels for fit in fits.values())
+        table["n_band"] = sum(fit.measured.astype(int) for fit in fits.values())
+        table["blend_probability"] = state.blend
+        table["half_light_radius"] = radius * u.arcsec
+        table["e1"], table["e2"] = e1, e2
+        table["snr"] = snr
+        table["flags"] = flags
+        meta = self._provenance_of(embedding, sources="detected" if label is None else len(label))
+        meta["blendedness_band"], meta["reference_band"] = blend_band, ref.band
+        meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
+        return DeblendedScene(
+            embedding=embedding, table=table, parameters=parameters, mixtures=mixtures,
+            shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
+        )
+
+
+@dataclass(frozen=True)
+class _State:
+    """Sources before their shapes are fitted."""
+
+    coord: SkyCoord
+    header: SkyCoord  # in the frame of the ground headers
+    snr: np.ndarray
+    proposal: np.ndarray
+    blend: np.ndarray
+
+    @property
+    def share(self):
+        """Bright sources need stamps that reach further into the wings."""
+        return np.clip(0.1 / np.maximum(self.snr, 1.0), 1e-5, 1e-3)
+
+
+def _check_offsets(offsets):
+    if offsets is None:
+        return
+    meta = getattr(offsets, "meta", None)
+    if meta is None or not {"model", "center", "verdict"} <= set(meta):
+        raise ValueError("offsets must be the table that LearnedAligner returns, with its meta: pass it unchanged")
+
+
+def _positions(sources):
+    """Positions and labels of user-given sources."""
+    label = None
+    if not isinstance(sources, SkyCoord):
+        if "sky_centroid" not in getattr(sources, "colnames", ()):
+            raise TypeError(
+                "sources must be a SkyCoord or a table with a column 'sky_centroid', "
+                f"got {type(sources).__name__}"
+            )
+        if "label" in sources.colnames:
+            label = np.asarray(sources["label"])
+            if len(np.unique(label)) != len(label):
+                raise ValueError("sources has duplicate labels: give every row its own label, or drop the column")
+        sources = sources["sky_centroid"]
+    coord = SkyCoord(sources).icrs.reshape(-1)
+    bad = ~(np.isfinite(coord.ra.deg) & np.isfinite(coord.dec.deg))
+    if bad.any():
+        raise ValueError(f"sources has {bad.sum()} positions that are not finite: drop those rows")
+    return coord, label
+
+
+def _join(first, second):
+    first, second = first.icrs, second.icrs
+    return SkyCoord(np.concatenate([first.ra.deg, second.ra.deg]), np.concatenate([first.dec.deg, second.dec.deg]), unit="deg")
+
+
+def _classical(ref, found, coord):
+    """Exponential discs with the moments of the nearest detection, the PSF's width removed."""
+    n = len(coord)
+    a, b, theta, snr = np.full(n, DEFAULT_RADIUS), np.full(n, DEFAULT_RADIUS), np.zeros(n), np.zeros(n)
+    if len(found) and n:
+        index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
+        near = separation.to_value(u.arcsec) < MATCH
+        psf2 = (ref.fwhm / 2.3548) ** 2
+        for out, name in ((a, "a"), (b, "b")):
+            width2 = np.asarray(found[name])[index[near]] ** 2 - psf2
+            out[near] = np.sqrt(np.maximum(width2, 0.03**2))
+        theta[near], snr[near] = np.asarray(found["theta"])[index[near]], np.asarray(found["snr"])[index[near]]
+    radius = np.clip(np.sqrt(a * b), 0.03, 3.0)
+    return templates.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr
+
+
+def _shape_images(planes, state):
+    """The sharpest space band, and the deepest ground bands, as the shape fit sees them."""
+    space = [p for p in planes.values() if p.side == "space"]
+    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)
+    chosen = ([min(space, key=lambda p: p.fwhm)] if space else []) + ground[:N_GROUND_SHAPE]
+    return [image_of(plane, state.coord, state.header, state.share) for plane in chosen]
+
+
+def _missed(planes, ref, state, moved):
+    """Positions of sources that the residuals show, on the reference image and on the ground stack."""
+    parameters = state.proposal + moved @ shape_fit.DIRECTIONS
+    mixtures = shape_fit.mixtures_of(parameters)
+    left = {}
+    for band, plane in planes.items():
+        if plane.side == "ground" or band == ref.band:
+            left[band] = _residual_plane(plane, image_of(plane, state.coord, state.header, state.share), mixtures)
+    taken, extra = state.coord, None
+    ground = {band: p for band, p in left.items() if p.side == "ground"}
+    searches = [(_detect.reference(left, ref.band), 0.5)] if ref.side == "space" else []
+    searches += [(_detect.reference(ground), 0.7)] if ground else []
+    for look, apart in searches:
+        x, y, _ = _detect.missed(look, look.data)
+        if len(x) == 0:
+            continue
+        coord = look.plane.pixel_to_sky(x, y)
+        _, separation, _ = coord.match_to_catalog_sky(taken)
+        coord = coord[separation.to_value(u.arcsec) > max(apart * look.fwhm, MATCH)]
+        if len(coord):
+            taken = _join(taken, coord)
+            extra = coord if extra is None else _join(extra, coord)
+    return state.coord[:0] if extra is None else extra
+
+
+def _residual_plane(plane, image, mixtures):
+    from .core.mixture import render
+    from .core.solve import design, solve
+
+    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf), plane.data.shape, len(mixtures))
+    flux = np.nan_to_num(solve(matrix, plane.data.ravel(), plane.variance.ravel()).flux)
+    model = (matrix @ flux).reshape(plane.data.shape)
+    # What a bright source's template leaves is no source: a tenth of the model counts as noise.
+    return replace(
+        plane, data=np.where(plane.valid, plane.data - model, 0.0), variance=plane.variance + (0.1 * model) ** 2
+    )
+
+
+def _blendedness(fit):
+    """1 - sum f_k^2 / sum f_k F over the pixels, f_k the source's model and F the sum of all."""
+    flux = np.maximum(np.nan_to_num(fit.flux), 0.0)
+    overlap = fit.matrix.T @ (fit.matrix @ flux)  # (n,)
+    own = fit.matrix.copy()
+    own.data = own.data**2
+    own = np.asarray(own.sum(axis=0)).ravel() * flux
+    return np.clip(1.0 - np.divide(own, overlap, out=np.ones(len(flux)), where=overlap > 0), 0.0, 1.0)
+
+
+def _network_inputs(embedding, planes, ref, state, config):
+    """Stamps, scalars and tokens of all sources."""
+    coord, header, n = state.coord, state.header, len(state.coord)
+    others = tangent(coord, coord[0])
+    space = [p for p in planes.values() if p.side == "space"]
+    ground = {band: p for band, p in planes.items() if p.side == "ground"}
+    stamps, scalars, tokens = [], np.zeros((n, templates.N_SCALAR), np.float32), []
+    for k, (side, size, scale) in enumerate((("space", config.space_size, 0.1), ("ground", config.ground_size, 0.2))):
+        seen = space if side == "space" else ground
+        if not seen:
+            stamps.append(np.zeros((n, 3, size, size), np.float32))
+            tokens.append(np.zeros((n, config.token_dim), np.float32))
+            continue
+        look = _detect.reference({p.band: p for p in space}) if side == "space" else _detect.reference(ground)
+        image = image_of(look.plane, coord, header, state.share)
+        stamps.append(
+            north_up(look.data, look.variance, image.xy, image.jacobian, size=size, scale=scale, others=others, radius=scale)
+        )
+        tokens.append(embedding.tokens_at(header if side == "ground" else coord, side))
+        scalars[:, k], scalars[:, 2 + k] = np.log(look.fwhm), 1.0
+        scalars[:, 6 + k] = look.plane.depth - 26.0
+    scalars[:, 4] = np.arcsinh(state.snr) - 3.0
+    nearest = np.full(n, 10.0)
+    if n > 1:
+        _, separation, _ = coord.match_to_catalog_sky(coord, nthneighbor=2)
+        nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
+    scalars[:, 5] = np.log(nearest + 0.1)
+    return stamps[0], stamps[1], scalars, np.concatenate(tokens, axis=1)

@@ -1,0 +1,166 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""CrossSurveyEncoder and SkyEmbedding: the contract, on an untrained tiny encoder."""
+
+from dataclasses import asdict
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.wcs import WCS
+from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
+
+from rosetta import HSC, HST_ACS, CrossSurveyEncoder, Flag, SkyPair, _checkpoint
+from rosetta._boundary import from_tangent, tangent
+from rosetta._checkpoint import CheckpointError
+from rosetta.core.training import TrainConfig
+
+
+@pytest.fixture
+def pair(make_image):
+    return SkyPair(
+        {b: make_image(100, 0.2, seed=i) for i, b in enumerate("gri")},
+        {b: make_image(200, 0.1, seed=10 + i) for i, b in enumerate(("VIS", "H_E"))},
+    )
+
+
+@pytest.fixture
+def embedding(tiny_encoder, pair):
+    return tiny_encoder(pair, window=12.8 * u.arcsec)
+
+
+def test_shapes_and_positions(tiny_encoder, pair):
+    embedding = tiny_encoder(pair, window=19.2 * u.arcsec)
+    n = len(embedding.centers)
+    assert embedding.sides["ground"]["tokens"].shape == (n, 36, 384)
+    assert embedding.sides["space"]["tokens"].shape == (n, 144, 384)
+    np.testing.assert_allclose(np.linalg.norm(embedding.sides["space"]["embedding"], axis=1), 1, rtol=1e-5)
+    assert embedding.pair is pair
+    assert embedding.fingerprint == tiny_encoder.fingerprint
+    with pytest.raises(ValueError, match="read-only"):
+        embedding.sides["ground"]["tokens"][0] = 0
+
+
+def test_encoding_is_repeatable_and_bands_matter(tiny_encoder, pair, embedding):
+    again = tiny_encoder(pair, window=12.8 * u.arcsec)
+    np.testing.assert_array_equal(again.sides["space"]["tokens"], embedding.sides["space"]["tokens"])
+    fewer = tiny_encoder(SkyPair(dict(list(pair.ground.items())[:2]), dict(pair.space)), window=12.8 * u.arcsec)
+    assert not np.allclose(fewer.sides["ground"]["cls"], embedding.sides["ground"]["cls"], atol=1e-3)
+    np.testing.assert_allclose(fewer.sides["space"]["cls"], embedding.sides["space"]["cls"], atol=1e-5)
+
+
+def test_tokens_at_reads_the_nearest_token_of_the_nearest_window(embedding):
+    side = embedding.sides["space"]
+    window, token = len(embedding.centers) // 2, 27
+    position = side["positions"][window, token].astype(float)
+    coord = from_tangent(position[None] * 0.3, embedding.centers[window])  # near the centre of that window
+    nearest = np.hypot(*(side["positions"][window] - position * 0.3).T).argmin()
+    for name in ("space", "Euclid", embedding.pair.surveys[1]):
+        np.testing.assert_array_equal(embedding.tokens_at(coord, name)[0], side["tokens"][window, nearest])
+    with pytest.raises(ValueError, match="unknown survey 'JWST'"):
+        embedding.tokens_at(coord, "JWST")
+
+
+def test_table_similarity_and_map(embedding):
+    table = embedding.to_table()
+    n = len(embedding.centers)
+    assert len(table) == 2 * n
+    assert table.colnames == ["survey", "sky_center", "embedding", "cls", "coverage", "ood_score", "flags"]
+    assert set(table["survey"]) == {"Rubin", "Euclid"}
+    assert np.all((table["coverage"] > 0) & (table["coverage"] <= 1))
+    np.testing.assert_allclose(np.diag(embedding.similarity(embedding)), 1, atol=1e-5)
+    for survey, pitch in (("Rubin", 3.2), ("Euclid", 1.6)):
+        token_map = embedding.token_map(survey)
+        coord = embedding.centers[n // 2]
+        x, y = (int(np.round(v)) for v in token_map.wcs.celestial.world_to_pixel(coord))
+        pixel = token_map.wcs.celestial.pixel_to_world(x, y)
+        np.testing.assert_array_equal(token_map.data[:, y, x], embedding.tokens_at(pixel, survey)[0])
+        assert np.abs(tangent(pixel, coord)).max() <= 0.51 * pitch
+
+
+def test_predict_both_ways(tiny_encoder, embedding, pair):
+    for survey, side in (("Euclid", "space"), ("Rubin", "ground")):
+        predicted = tiny_encoder.predict(embedding, survey)
+        assert list(predicted.sides) == [side]
+        assert predicted.sides[side]["tokens"].shape == embedding.sides[side]["tokens"].shape
+        np.testing.assert_allclose(predicted.sides[side]["positions"], embedding.sides[side]["positions"], atol=0.11)
+        assert np.isfinite(predicted.sides[side]["embedding"]).all()
+    ground = tiny_encoder(SkyPair(dict(pair.ground), None), window=12.8 * u.arcsec)
+    assert list(tiny_encoder.predict(ground, "Euclid").sides) == ["space"]
+    with pytest.raises(ValueError, match="no space side to predict"):
+        tiny_encoder.predict(ground, "Rubin")
+
+
+def test_one_side_and_small_fields_are_flagged(tiny_encoder, make_image):
+    embedding = tiny_encoder(SkyPair(None, {"VIS": make_image(60, 0.1)}))
+    assert embedding.window == 12.8 * u.arcsec
+    flags = embedding.sides["space"]["flags"]
+    assert np.all(flags & Flag.ONE_SIDED)
+    assert np.all(flags & Flag.LOW_COVERAGE)
+
+
+def test_other_surveys_need_no_code(tiny_encoder, make_image):
+    pair = SkyPair(
+        {"g": make_image(80, 0.168), "i": make_image(80, 0.168)},
+        {"F814W": make_image(440, 0.03)},
+        surveys=(HSC, HST_ACS),
+    )
+    embedding = tiny_encoder(pair)
+    assert np.isfinite(embedding.sides["space"]["tokens"]).all()
+    assert embedding.sides["space"]["flags"][0] & Flag.BAND_EXTRAPOLATED
+    assert not embedding.sides["ground"]["flags"][0] & Flag.BAND_EXTRAPOLATED
+
+
+def test_any_ape14_wcs(tiny_encoder, make_image, pair):
+    image = pair.ground["r"]
+    wrapped = HighLevelWCSWrapper(SlicedLowLevelWCS(image.wcs, [slice(None), slice(None)]))
+    assert not isinstance(wrapped, WCS)
+    same = make_image(100, 0.2, data=image.data, wcs=wrapped)
+    one, two = (tiny_encoder(SkyPair({"r": i}, None), window=12.8 * u.arcsec) for i in (image, same))
+    np.testing.assert_allclose(one.sides["ground"]["cls"], two.sides["ground"]["cls"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [(10 * u.arcsec, "at least 12.8"), (20 * u.arcsec, "multiple of 3.2"), (38.4, "must be an angle"), (3 * u.m, "angle")],
+)
+def test_bad_windows(tiny_encoder, pair, window, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_encoder(pair, window=window)
+
+
+def test_bad_calls(tiny_encoder, embedding):
+    with pytest.raises(TypeError, match="pair must be a SkyPair"):
+        tiny_encoder(np.zeros((3, 3)))
+    other = CrossSurveyEncoder._with_config(tiny_encoder._config, seed=2, device="cpu")
+    with pytest.raises(ValueError, match=f"{embedding.fingerprint}.*{other.fingerprint}"):
+        other.predict(embedding, "Euclid")
+    with pytest.raises(ValueError, match="device 'abacus' is not known"):
+        CrossSurveyEncoder(device="abacus")
+
+
+def test_save_and_load(tiny_encoder, embedding, pair, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    assert tiny_encoder.save(path) == tiny_encoder.fingerprint
+    loaded = CrossSurveyEncoder.from_pretrained(path, device="cpu")
+    assert loaded.fingerprint == tiny_encoder.fingerprint
+    again = loaded(pair, window=12.8 * u.arcsec)
+    np.testing.assert_array_equal(again.sides["ground"]["tokens"], embedding.sides["ground"]["tokens"])
+
+
+def test_another_architecture_is_refused(tiny_encoder, tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    tensors = tiny_encoder._model.packed()
+    _checkpoint.save(path, tensors, kind="encoder", config={"layers": 3}, provenance={})
+    with pytest.raises(CheckpointError, match="another architecture"):
+        CrossSurveyEncoder.from_pretrained(path)
+    tensors.pop(next(iter(tensors)))
+    _checkpoint.save(path, tensors, kind="encoder", config=asdict(tiny_encoder._config), provenance={})
+    with pytest.raises(CheckpointError, match="another architecture"):
+        CrossSurveyEncoder.from_pretrained(path)
+
+
+def test_fit_refuses_what_it_cannot_train_on(tiny_encoder, pair):
+    with pytest.raises(TypeError, match="pairs must be a sequence"):
+        tiny_encoder.fit(iter([pair]), config=TrainConfig(steps=1))
+    with pytest.raises(ValueError, match="none of the 1 pairs can be trained on.*needs all space bands"):
+        tiny_encoder.fit([pair], config=TrainConfig(steps=1))
