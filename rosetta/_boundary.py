@@ -19,7 +19,6 @@ from .core.augment import Tile, TileSide
 from .core.moments import adaptive_moments, fourier_shift
 from .core.vit import View, conditions
 from .flags import Flag
-from .sky import SIDES
 
 log = logging.getLogger("rosetta")
 

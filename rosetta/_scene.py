@@ -8,7 +8,6 @@ from functools import cached_property
 import astropy.units as u
 import numpy as np
 from astropy.nddata import CCDData, VarianceUncertainty
-from astropy.table import QTable
 from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points
 

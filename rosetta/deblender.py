@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord, search_around_sky
+from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 
 from . import _detect

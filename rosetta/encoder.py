@@ -130,7 +130,7 @@ class CrossSurveyEncoder:
             If ``window`` is not an allowed size.
         """
         if not isinstance(pair, SkyPair):
-            raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: SkyPair(ground={{...}}, space={{...}})")
+            raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: wrap the images in SkyPair(...)")
         planes = list(_boundary.planes(pair).values())
         window = _boundary.fitting_window(planes, _checked_window(window))
         centers = _boundary.window_grid(planes, window)
@@ -206,7 +206,7 @@ class CrossSurveyEncoder:
         """
         if embedding.fingerprint != self.fingerprint:
             raise ValueError(
-                f"embedding was made by encoder {embedding.fingerprint}, this is {self.fingerprint}: embed the pair again"
+                f"embedding was made by encoder {embedding.fingerprint}, this is {self.fingerprint}: embed it again"
             )
         name = getattr(survey, "name", survey)
         names = {side: (side, embedding.pair.survey(side).name) for side in SIDES}
@@ -218,9 +218,8 @@ class CrossSurveyEncoder:
             raise ValueError(f"embedding has no {source} side to predict {name!r} from")
         window = embedding.window.to_value(u.arcsec)
         conditions = _boundary.observing_conditions(embedding.pair, target, self._config.knots(target))
-        arrays = inference.predict(
-            self._model, dict(embedding.sides[source]), target, _boundary.ideal_offsets(target, window), conditions, BATCH
-        )
+        positions = _boundary.ideal_offsets(target, window)
+        arrays = inference.predict(self._model, embedding.sides[source], target, positions, conditions, BATCH)
         arrays["coverage"] = embedding.sides[source]["coverage"].copy()
         arrays["flags"] = embedding.sides[source]["flags"].copy()
         return SkyEmbedding(

@@ -143,8 +143,8 @@ class SkyPair:
     def __repr__(self):
         parts = []
         for side in SIDES:
-            images = getattr(self, side)
-            bands = ", ".join(f"{b} {i.data.shape[1]}x{i.data.shape[0]}" for b, i in images.items()) if images else "none"
+            sizes = {band: image.data.shape for of, band, image in self.images() if of == side}
+            bands = ", ".join(f"{band} {nx}x{ny}" for band, (ny, nx) in sizes.items()) or "none"
             parts.append(f"{self.survey(side).name}: {bands}")
         return f"<SkyPair {'; '.join(parts)}>"
 
@@ -467,7 +467,7 @@ class SkyEmbedding:
         """
         if other.fingerprint != self._fingerprint:
             raise ValueError(
-                f"other was made by encoder {other.fingerprint}, this by {self._fingerprint}: embed both with one encoder"
+                f"other was made by encoder {other.fingerprint}, this by {self._fingerprint}: use one encoder for both"
             )
         one, two = (np.concatenate([a["embedding"] for a in e.sides.values()]) for e in (self, other))
         return one @ two.T

@@ -75,7 +75,8 @@ def blob_in_view(view):
     pixel = np.array([1, (image * x).sum() / image.sum(), (image * y).sum() / image.sum()])
     axis = np.arange(n // 16) * 16 + 7.5
     ty, tx = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
-    fit = np.linalg.lstsq(np.column_stack([np.ones_like(tx), tx, ty]), view.positions[0].double().numpy(), rcond=None)[0]
+    positions = view.positions[0].double().numpy()
+    fit = np.linalg.lstsq(np.column_stack([np.ones_like(tx), tx, ty]), positions, rcond=None)[0]
     return pixel @ fit, image.sum()
 
 

@@ -60,7 +60,9 @@ class Bomb:
         return (pytest.fail, ("a pickle was loaded",))
 
 
-@pytest.mark.parametrize("write", [lambda p: p.write_bytes(pickle.dumps(Bomb())), lambda p: torch.save({"b": Bomb()}, p)])
+@pytest.mark.parametrize(
+    "write", [lambda p: p.write_bytes(pickle.dumps(Bomb())), lambda p: torch.save({"b": Bomb()}, p)]
+)
 def test_pickles_are_refused_unread(tmp_path, write):
     path = tmp_path / "model.pt"
     write(path)

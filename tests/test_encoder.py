@@ -121,7 +121,12 @@ def test_any_ape14_wcs(tiny_encoder, make_image, pair):
 
 @pytest.mark.parametrize(
     ("window", "message"),
-    [(10 * u.arcsec, "at least 12.8"), (20 * u.arcsec, "multiple of 3.2"), (38.4, "must be an angle"), (3 * u.m, "angle")],
+    [
+        (10 * u.arcsec, "at least 12.8"),
+        (20 * u.arcsec, "multiple of 3.2"),
+        (38.4, "must be an angle"),
+        (3 * u.m, "must be an angle"),
+    ],
 )
 def test_bad_windows(tiny_encoder, pair, window, message):
     with pytest.raises(ValueError, match=message):

@@ -71,9 +71,7 @@ def write_coadd(path, *, planes=None, compress=True, drop=(), sip=False, psf=Non
         lossless = {"compression_type": "GZIP_1", "quantize_level": 0.0}
         return fits.CompImageHDU(array, header, name=name, **lossless)
 
-    archive = fits.BinTableHDU.from_columns(
-        [fits.Column("id", "J", array=np.arange(3))], name="ARCHIVE_INDEX"
-    )
+    archive = fits.BinTableHDU.from_columns([fits.Column("id", "J", array=np.arange(3))], name="ARCHIVE_INDEX")
     hdus = [
         hdu(data, image_header, "IMAGE"),
         hdu(mask, mask_header, "MASK"),
@@ -164,9 +162,7 @@ def test_rubin_bands(tmp_path):
         rubin.read_bands(tmp_path.glob("*.fits"))
 
 
-def write_mer(
-    folder, band="VIS", magzero=24.6, *, kinds=("SCIENCE", "RMS", "FLAG"), tile=102018211, pv=False
-):
+def write_mer(folder, band="VIS", magzero=24.6, *, kinds=("SCIENCE", "RMS", "FLAG"), tile=102018211, pv=False):
     """MER products: one primary HDU per file, no BUNIT; the file names are MER's."""
     rng = np.random.default_rng(5)
     token = band.replace("_", "-")

@@ -44,9 +44,7 @@ def of(path):
     """Outside packages by their top name, and our own modules by their path below ``rosetta``."""
     dotted = ".".join(["rosetta", *path.with_suffix("").parts])
     names = imported((PACKAGE / path).read_text(), dotted)
-    own = {
-        name.removeprefix("rosetta").removeprefix(".") for name in names if name.split(".")[0] == "rosetta"
-    }
+    own = {name.removeprefix("rosetta").removeprefix(".") for name in names if name.split(".")[0] == "rosetta"}
     outside = {name.split(".")[0] for name in names} - {"rosetta"} - set(sys.stdlib_module_names)
     return outside, own
 
@@ -99,9 +97,7 @@ def f():
 
 
 def test_every_layer_is_looked_at():
-    assert {"surveys", "flags", "sky", "io", "core", "_boundary", "_checkpoint", "encoder"} <= set(
-        map(layer, MODULES)
-    )
+    assert {"surveys", "flags", "sky", "io", "core", "_boundary", "_checkpoint", "encoder"} <= set(map(layer, MODULES))
 
 
 def test_import_is_light():

@@ -33,7 +33,7 @@ _MARGIN = 2.0
 _ROBUST = 3.0
 _OUTLIER = 5.0
 # A noise floor must be this much likelier than none (nats): a chance floor wastes the best sources.
-_FLOOR_EVIDENCE = 1.0
+_FLOOR_EVIDENCE = 2.0
 # More points than this are averaged in cells before a Gaussian process is solved.
 _MAX_POINTS = 400
 
@@ -293,6 +293,7 @@ def fit_field(xy, offset, cov, *, model="auto"):
     # Down-weight outliers with the most flexible model, so that every candidate sees the same weights.
     # They start strict, about the median and without a floor: a floor grows where many sources ask for it, while
     # one that starts wide would take a few outliers for normal scatter.
+    robust = "gp" if "gp" in names else names[-1]
     weight, _ = _reweight(offset - _robust_start(offset, cov), cov)
     hyper = None
     for _ in range(3):
@@ -316,7 +317,15 @@ def fit_field(xy, offset, cov, *, model="auto"):
             chosen = name, fitted, score
     if chosen is None:
         raise ValueError(f"model {model!r} cannot be fitted to {n} sources: use a simpler one")
-    name, (solved, floor, _), score = chosen
+    # The flexible model may have bent to an outlier that the chosen one shows: weigh again about that one, and again
+    # from the strict end.
+    name, (solved, floor, hyper), score = chosen
+    for assumed in (0.0, None, None):
+        mean, spare = solved.predict(xy)
+        weight, _ = _reweight(offset - mean, cov + (floor if assumed is None else assumed) ** 2 * eye + spare)
+        solved, floor, hyper = _best(*_thin(xy, offset, cov / weight[:, None, None]), name, scale, hyper) or (
+            solved, floor, hyper
+        )
     mean, spare = solved.predict(xy)
     _, pull = _reweight(offset - mean, cov + floor**2 * eye + spare)
     order, process = MODELS[name]

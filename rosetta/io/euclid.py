@@ -182,9 +182,7 @@ def _group(paths):
             role = (role or "SCIENCE").upper()
             group = products.setdefault((token.upper(), tile.upper()), {})
             if role in group:
-                raise ValueError(
-                    f"paths: {group[role][0].name} and {path.name} are both the {role} of one band"
-                )
+                raise ValueError(f"paths: {group[role][0].name} and {path.name} are both the {role} of one band")
             group[role] = (path, None)
         elif path.name.upper().startswith("EUC_MER_"):
             log.info("skipping %s: not a mosaic, RMS or FLAG product", path.name)
@@ -194,8 +192,7 @@ def _group(paths):
         if "SCIENCE" not in group:
             orphan = next(iter(group.values()))[0].name
             raise ValueError(
-                f"paths: {orphan} has no science image beside it; "
-                f"add EUC_MER_BGSUB-MOSAIC-{token}_{tile}*.fits"
+                f"paths: {orphan} has no science image beside it; add EUC_MER_BGSUB-MOSAIC-{token}_{tile}*.fits"
             )
         yield group
 
@@ -255,8 +252,7 @@ def _magzero(header, path):
     value = header.get("MAGZERO")
     if not isinstance(value, int | float) or not np.isfinite(value):
         raise ValueError(
-            f"science: MAGZERO={value!r} in {path.name}; without the AB zero point of the header there are "
-            "no fluxes"
+            f"science: MAGZERO={value!r} in {path.name}; without the AB zero point of the header there are no fluxes"
         )
     return float(value)
 

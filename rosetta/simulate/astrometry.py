@@ -52,10 +52,11 @@ class AstrometricError:
         """
         turn = self.rotation.to_value(u.rad)
         length = self.length.to_value(u.arcsec)
-        arcsec_to_mas = 1e3
+        # mas per arcsec from the field centre
+        stretch, twist = 1e3 * self.scale, 1e3 * turn
         return {
             "shift": np.broadcast_to(self.shift.to_value(u.mas), 2).tolist(),
-            "matrix": [[self.scale * arcsec_to_mas, turn * arcsec_to_mas], [-turn * arcsec_to_mas, self.scale * arcsec_to_mas]],
+            "matrix": [[stretch, twist], [-twist, stretch]],
             "amplitude": float(self.rms.to_value(u.mas) * np.sqrt(2 / _N_WAVE)),
             "waves": (rng.normal(size=(2, _N_WAVE, 2)) / length).tolist(),
             "phases": rng.uniform(0, 2 * np.pi, (2, _N_WAVE)).tolist(),

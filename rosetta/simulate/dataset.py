@@ -142,7 +142,8 @@ def _write_tile(directory, seed, families, index):
             "cd": [[-grid.pixel_scale / 3600, 0.0], [0.0, grid.pixel_scale / 3600]],
         }
     tensors_path, truth_path = _paths(directory, index)
-    table = truth_table(scene, SkyCoord(*centre, unit="deg"), _SURVEYS, _REFERENCE, TILE_SIZE / 2, np.zeros((len(scene), 2)))
+    exact = np.zeros((len(scene), 2))
+    table = truth_table(scene, SkyCoord(*centre, unit="deg"), _SURVEYS, _REFERENCE, TILE_SIZE / 2, exact)
     # The tile file comes last: where it exists, both exist.
     _replace(truth_path, lambda p: table.write(p, format="fits", overwrite=True))
     content = save(tensors, metadata={"rosetta": json.dumps(header)})

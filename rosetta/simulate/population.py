@@ -24,7 +24,7 @@ _BRIGHT_LIMIT = 16.0
 _SLOPE = 0.31
 _STARS = 3.0  # per square arcminute to i = 25, at high galactic latitude
 _STAR_SLOPE = 0.12
-# Groups give an excess of pairs of about 10% at 5", near what is observed at these depths (McCracken et al. 2007).
+# Groups give an excess of pairs of about 10% at 5", near what deep counts show.
 _GROUPED = 0.45  # share of galaxies
 _GROUP_SIZE = 6.0
 _GROUP_RADII = (2.5, 25.0)  # arcsec, drawn uniformly in the logarithm

@@ -28,7 +28,8 @@ def _space_core(wavelength, native, fwhm, pixel_scale, radius):
 
     An array of samples ``_FINE`` arcsec apart, without the delivered pixel.
     """
-    airy = galsim.Airy(lam_over_diam=min(wavelength / _APERTURE * 206265, 0.75 * fwhm), obscuration=_OBSCURATION)
+    lam_over_diam = min(wavelength / _APERTURE * 206265, 0.75 * fwhm)
+    airy = galsim.Airy(lam_over_diam=lam_over_diam, obscuration=_OBSCURATION)
     fixed = _samples(airy, radius, _FINE)
     if native is not None:
         fixed = uniform_filter(fixed, round(native / _FINE), mode="constant")
@@ -36,8 +37,11 @@ def _space_core(wavelength, native, fwhm, pixel_scale, radius):
     def excess(sigma):
         smooth = gaussian_filter(fixed, sigma / _FINE, mode="constant")
         smooth = uniform_filter(smooth, round(pixel_scale / _FINE), mode="constant")
-        # The width of the circle with the area above half of the peak.
-        return 2 * np.sqrt(np.sum(smooth > 0.5 * smooth.max()) / np.pi) * _FINE - fwhm
+        row = smooth[smooth.shape[0] // 2]
+        right = row[row.size // 2 :] / row.max()
+        edge = np.argmax(right < 0.5)
+        crossing = edge - 1 + (right[edge - 1] - 0.5) / (right[edge - 1] - right[edge])
+        return 2 * crossing * _FINE - fwhm
 
     smallest, largest = 0.05 * fwhm, fwhm
     sigma = brentq(excess, smallest, largest, xtol=1e-4) if excess(smallest) < 0 else smallest

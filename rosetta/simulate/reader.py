@@ -48,7 +48,7 @@ def read_tile(path):
     try:
         with safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {}).get("rosetta", "null"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"tile {path} cannot be read ({error}): delete it and write it again") from error
     if not isinstance(header, dict) or header.get("format") != TILE_FORMAT:
@@ -83,13 +83,13 @@ class TrainingSet(Sequence):
             manifest = json.loads((directory / "manifest.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"directory {directory} has no readable manifest.json: give a folder written by write_training_set"
+                f"directory {directory} has no readable manifest.json: give one written by write_training_set"
             ) from error
         if not isinstance(manifest, dict) or manifest.get("format") != TILE_FORMAT:
-            raise ValueError(f"directory {directory} is not a training set of format {TILE_FORMAT}: write it again")
+            raise ValueError(f"directory {directory} holds no training set of format {TILE_FORMAT}: write one")
         self.paths = tuple(sorted(directory.glob("tile_*.safetensors")))
         if not self.paths:
-            raise ValueError(f"directory {directory} holds no tile_*.safetensors: write the training set first")
+            raise ValueError(f"directory {directory} holds no tile_*.safetensors: write the set first")
         if len(self.paths) < manifest["n_tiles"]:
             log.warning("%s: %d of %d tiles are there", directory, len(self.paths), manifest["n_tiles"])
 
