@@ -8,6 +8,7 @@ WCS can be corrected. SIP: Shupe et al. (2005). Lookup tables: Calabretta et al.
 import numpy as np
 from astropy.wcs import WCS, DistortionLookupTable, Sip
 from astropy.wcs.wcsapi import BaseHighLevelWCS, BaseLowLevelWCS, HighLevelWCSWrapper
+from scipy.interpolate import RectBivariateSpline
 
 from . import _boundary
 
@@ -17,8 +18,9 @@ FORMS = ("sip", "lookup", "tan")
 _GRID = 41  # nodes per axis of the fitted grid
 _MAX_ORDER = 5  # of SIP: beyond it FITS readers disagree
 _GOAL = 0.02  # mas: no higher order is tried below this residual
-_LOOKUP_STEP = 16.0  # pixels between the nodes of a lookup table
-_LOOKUP_MAX = 257  # nodes per axis
+_LOOKUP_STEP = 4.0  # pixels between the entries of a lookup table
+_LOOKUP_MAX = 513  # entries per axis
+_LOOKUP_NODES = 65  # per axis, at which the field itself is asked
 
 
 def corrected(wcs, field, form, positions):
@@ -127,9 +129,9 @@ def _start(wcs, x, y):
 
 def _tan(wcs, x, y, sky):
     """Reference point and CD matrix; the input's own SIP terms stay as they are."""
-    keep = isinstance(wcs, WCS) and wcs.sip is not None
+    keep = isinstance(wcs, WCS) and wcs.sip is not None and wcs.cpdis1 is None and wcs.det2im1 is None
     crpix = wcs.sip.crpix - 1.0 if keep else _start(wcs, x, y)
-    fx, fy = (wcs.sip_pix2foc(x, y, 0) + crpix[:, None]) if keep else (x, y)
+    fx, fy = wcs.pix2foc(x, y, 0) if keep else (x, y)
     center, _, coefficient = _fit(fx, fy, sky, crpix, 1)
     new = _blank(center, crpix, coefficient.T, sip=keep)
     if keep:
@@ -178,18 +180,21 @@ def _sip_of_order(x, y, sky, crpix, order):
 def _lookup(wcs, field, low, high):
     """TAN, and per axis a table of pixel shifts that holds everything else, the input's own distortion included."""
     n = [int(np.clip(np.ceil((b - a) / _LOOKUP_STEP) + 1, 2, _LOOKUP_MAX)) for a, b in zip(low, high, strict=True)]
-    axes = [np.linspace(a, b, k) for a, b, k in zip(low, high, n, strict=True)]
-    x, y = (a.ravel() for a in np.meshgrid(*axes))
+    fine = [np.linspace(a, b, k) for a, b, k in zip(low, high, n, strict=True)]
+    nodes = [np.linspace(a, b, _LOOKUP_NODES) for a, b in zip(low, high, strict=True)]
+    x, y = (a.ravel() for a in np.meshgrid(*nodes))
     sky = _moved(wcs, field, x, y)
     crpix = _start(wcs, x, y)
     center, _, coefficient = _fit(x, y, sky, crpix, 1)
     cd = coefficient.T
     want = np.linalg.solve(cd, _boundary.tangent(sky, center).T)  # pixels from CRPIX
-    shift = want - np.stack([x - crpix[0], y - crpix[1]])
+    shift = (want - np.stack([x - crpix[0], y - crpix[1]])).reshape(2, _LOOKUP_NODES, _LOOKUP_NODES)
+    # Readers interpolate the table linearly, so it is finer than the field needs.
+    shift = [RectBivariateSpline(nodes[1], nodes[0], s)(fine[1], fine[0]) for s in shift]
     new = _blank(center, crpix, cd)
     step = [(b - a) / (k - 1) for a, b, k in zip(low, high, n, strict=True)]
     tables = [
-        DistortionLookupTable(s.reshape(n[1], n[0]).astype(np.float32), (1.0, 1.0), tuple(low + 1.0), tuple(step))
+        DistortionLookupTable(s.astype(np.float32), (1.0, 1.0), tuple(low + 1.0), tuple(step))
         for s in shift
     ]
     new.cpdis1, new.cpdis2 = tables

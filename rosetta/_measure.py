@@ -58,21 +58,22 @@ def image_of(plane, coord, header_coord, share):
     return fit.Image(plane.data, plane.variance, plane.psf, xy, jacobian, share)
 
 
-def fit_band(plane, image, parameters, mixtures):
+def fit_band(plane, image, mixtures, slope):
     """Fluxes, covariance, chi2 and template slopes of all sources in one band.
 
     Parameters
     ----------
     plane : `~rosetta._boundary.Plane`
     image : `~rosetta.core.fit.Image`
-    parameters, mixtures : arrays
-        Of all sources.
+    mixtures : (n, K, 6) array
+    slope : (n, n_shape) array
+        See `rosetta.core.fit.flux_slopes`.
 
     Returns
     -------
     `~rosetta._scene.BandFit`
     """
-    n = len(parameters)
+    n = len(mixtures)
     sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
     matrix = design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.data.shape, n)
     variance = plane.variance.ravel()
@@ -87,7 +88,9 @@ def fit_band(plane, image, parameters, mixtures):
     peak = np.maximum.reduceat(np.append(foot.data, 0), foot.indptr[:-1]) if foot.nnz else np.zeros(n)
     foot.data = (foot.data > 0.1 * np.repeat(peak, np.diff(foot.indptr))).astype(float)
     pixels = foot.T @ (weight > 0)
-    chi2 = np.divide(foot.T @ residual**2, pixels, out=np.full(n, np.nan), where=pixels > 0)
+    # Resampled pixels scatter less than their variance says, in sky and sources alike.
+    quiet = _pixel_factor(residual[weight > 0])
+    chi2 = np.divide(foot.T @ (residual / quiet) ** 2, pixels, out=np.full(n, np.nan), where=pixels > 0)
     inside = np.asarray(matrix.sum(axis=0)).ravel() / plane.psf.sum()
     return BandFit(
         plane=plane,
@@ -101,8 +104,13 @@ def fit_band(plane, image, parameters, mixtures):
         outside=1.0 - inside,
         chi2=chi2,
         pixels=np.round(pixels).astype(int),
-        slope=fit.flux_slopes(parameters, image, weight.reshape(plane.data.shape)),
+        slope=slope,
     )
+
+
+def _pixel_factor(values):
+    """Robust scatter of residuals over their standard deviation; 1 where there are too few."""
+    return float(1.4826 * np.median(np.abs(values))) if len(values) > 1000 else 1.0
 
 
 def noise_factor(residual, valid, psf):

@@ -41,7 +41,7 @@ class BandFit:
         Reduced, over the source's footprint.
     pixels : (n,) int array
         Valid pixels of the footprint.
-    slope : (n, 7) array
+    slope : (n, n_shape) array
         Relative change of the flux along the template's directions.
     """
 
@@ -236,7 +236,7 @@ class DeblendedScene:
         (n, n_band, n_band) array
             Dimensionless, bands in the order of ``bands``.
         """
-        slope = np.stack([fit.slope for fit in self._fits.values()], axis=1)  # (n, n_band, 7)
+        slope = np.stack([fit.slope for fit in self._fits.values()], axis=1)  # (n, n_band, n_shape)
         return np.einsum("nbi,nij,ncj->nbc", slope, self._shape_covariance, slope)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
 from astropy.table import QTable, vstack
-from scipy import ndimage
+from astropy.wcs import WCS
+from scipy.interpolate import RectBivariateSpline
 
 from . import _boundary, _corrected_wcs, _offsets
 from ._head import Head
@@ -192,7 +193,7 @@ class LearnedAligner(Head):
             }
             aligned[band] = CCDData(
                 image.data.copy(), unit=image.unit, wcs=wcs, mask=image.mask.copy(),
-                uncertainty=image.uncertainty.copy(), psf=image.psf, meta={**image.meta, "alignment": statement},
+                uncertainty=VarianceUncertainty(image.uncertainty.array.copy()), psf=image.psf, meta={**image.meta, "alignment": statement},
             )
         return aligned
 
@@ -223,16 +224,14 @@ class LearnedAligner(Head):
         """
         _check_usable(offsets)
         ny, nx = shape
-        # The field is smooth: ask it every few pixels.
-        nodes = [np.linspace(0, n - 1, min(n, max(2, n // 8))) for n in (ny, nx)]
+        # The field is smooth: ask it at some nodes and interpolate.
+        nodes = [np.linspace(0, n - 1, int(np.clip(n // 8, 4, 65))) for n in (ny, nx)]
         y, x = np.meshgrid(*nodes, indexing="ij")
         xy = _boundary.tangent(wcs.pixel_to_world(x.ravel(), y.ravel()), offsets.meta["center"])
         mean, cov = offset_field.evaluate(offsets.meta["model"], xy, band=band)
         planes = np.concatenate([mean, np.sqrt(cov[:, [0, 1], [0, 1]])], 1).T.reshape(4, *x.shape)
-        where = np.meshgrid(*(np.linspace(0, len(n) - 1, k) for n, k in zip(nodes, shape, strict=True)), indexing="ij")
-        planes = np.stack([ndimage.map_coordinates(p, where, order=1) for p in planes]).astype(np.float32)
-        from astropy.wcs import WCS
-
+        fine = np.arange(ny), np.arange(nx)
+        planes = np.stack([RectBivariateSpline(*nodes, p)(*fine) for p in planes]).astype(np.float32)
         return CCDData(
             planes[:2], unit=MAS, uncertainty=StdDevUncertainty(planes[2:]), wcs=wcs if isinstance(wcs, WCS) else None,
             meta={"planes": ["d_ra_cosdec", "d_dec"], "band": band},

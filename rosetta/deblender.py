@@ -17,6 +17,8 @@ from ._scene import DeblendedScene, shape_columns, source_flags
 from ._stamps import north_up
 from .core import fit as shape_fit
 from .core import templates
+from .core.mixture import render
+from .core.solve import design, solve
 from .flags import Flag
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
@@ -106,9 +108,10 @@ class JEPADeblender(Head):
     def _scene(self, embedding, planes, ref, state, moved, covariance, label, offsets):
         parameters = state.proposal + moved @ shape_fit.DIRECTIONS
         mixtures = shape_fit.mixtures_of(parameters)
-        fits = {}
+        fits, slopes = {}, []
         for band, plane in planes.items():
-            fits[band] = fit_band(plane, image_of(plane, state.coord, state.header, state.share), parameters, mixtures)
+            image = image_of(plane, state.coord, state.header, state.share)
+            fits[band] = fit_band(plane, image, mixtures, _slope(slopes, plane, image, parameters))
         side_of = {band: plane.side for band, plane in planes.items()}
         flags = source_flags(fits, side_of, len(label))
         if offsets is not None and offsets.meta["verdict"] == "abstain":
@@ -217,7 +220,18 @@ def _shape_images(planes, state):
     space = [p for p in planes.values() if p.side == "space"]
     ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)
     chosen = ([min(space, key=lambda p: p.fwhm)] if space else []) + ground[:N_GROUND_SHAPE]
-    return [image_of(plane, state.coord, state.header, state.share) for plane in chosen]
+    return [image_of(plane, state.coord, state.header, np.maximum(state.share, 1e-4)) for plane in chosen]
+
+
+def _slope(known, plane, image, parameters):
+    """`flux_slopes` of a band; bands of one side with nearly the same PSF width share them."""
+    for other, slope in known:
+        if other.side == plane.side and abs(np.log(other.fwhm / plane.fwhm)) < 0.12:
+            return slope
+    image = replace(image, share=np.full(len(parameters), 3e-3))  # a slope needs no faint wings
+    slope = shape_fit.flux_slopes(parameters, image, np.where(plane.valid, 1.0 / plane.variance, 0.0))
+    known.append((plane, slope))
+    return slope
 
 
 def _missed(planes, ref, state, moved):
@@ -246,9 +260,6 @@ def _missed(planes, ref, state, moved):
 
 
 def _residual_plane(plane, image, mixtures):
-    from .core.mixture import render
-    from .core.solve import design, solve
-
     matrix = design(render(mixtures, image.xy, image.jacobian, image.psf), plane.data.shape, len(mixtures))
     flux = np.nan_to_num(solve(matrix, plane.data.ravel(), plane.variance.ravel()).flux)
     model = (matrix @ flux).reshape(plane.data.shape)

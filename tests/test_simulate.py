@@ -67,9 +67,7 @@ def directory(tmp_path_factory):
 def test_rendered_depth(depth_offset):
     """The matched filter scatters on empty sky as the 5-sigma point-source depth says, in every band."""
     size = 102.4 if depth_offset == 0 else 51.2
-    pair, _ = simulate_pair(
-        seed=3, size=size * u.arcsec, density=1e-6, depth_offset=depth_offset, defects=False
-    )
+    pair, _ = simulate_pair(seed=3, size=size * u.arcsec, density=1e-6, depth_offset=depth_offset, defects=False)
     bare, _ = simulate_pair(
         seed=3, size=size * u.arcsec, density=1e-6, depth_offset=depth_offset, defects=False, noise=False
     )
@@ -102,9 +100,7 @@ def test_nisp_noise_is_correlated():
 
 
 @pytest.mark.parametrize("survey, name", [(RUBIN, "u"), (RUBIN, "y"), (EUCLID, "VIS"), (EUCLID, "H_E")])
-@pytest.mark.parametrize(
-    "sersic, radius, shape", [(0.0, 0.0, (0, 0)), (1.0, 0.5, (0.2, 0.1)), (4.0, 0.4, (0, 0.1))]
-)
+@pytest.mark.parametrize("sersic, radius, shape", [(0.0, 0.0, (0, 0)), (1.0, 0.5, (0.2, 0.1)), (4.0, 0.4, (0, 0.1))])
 def test_flux_is_conserved(survey, name, sersic, radius, shape):
     scene = one_source(sersic, radius, shape)
     image, _, _ = render(scene, survey, survey[name], 160 if survey is RUBIN else 256)

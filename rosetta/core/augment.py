@@ -21,6 +21,7 @@ _CELL = 3.2  # arcsec; cells of the map that says where sources are
 _SOURCE_SHARE = 0.7  # of the windows are drawn where sources are, the others anywhere
 _NATIVE = 3  # NISP pixels are 3 delivered pixels wide; their noise is interpolated with them
 _SIGMA_ERROR = 0.05  # rms of ln(flux scale / noise scale) per band: zero points, bandpasses, noise maps
+_RMS_RANGE = (0.6, 1.1)  # pixel noise over what the noise plane leads to expect: stacking correlates pixels
 _PSF_GRID = 64  # frequencies per axis for the noise-equivalent area
 _SQRT_8LN2 = math.sqrt(8 * math.log(2))
 
@@ -349,21 +350,20 @@ def observe(images, scale, positions, conditions, mix, random):
     depth = torch.tensor(conditions.depth, device=device) + _uniform(random, (n, 1), -0.8, 0.5, device)
     depth = depth + _uniform(random, (n, n_band), -0.6, 0.4, device)
     otf = transfer(fwhm, shear, conditions)
-    sigma = pixel_sigma(depth, otf, conditions)  # nJy
+    sigma = pixel_sigma(depth, otf)  # nJy
     error = (_SIGMA_ERROR * _normal(random, (n, n_band), device)).exp()
     signal = blurred * (scale * error / sigma)[..., None, None]
-    noisy = noise(signal.shape, conditions, random, device).add_(signal)
-    noisy += _background(signal.shape, random, device)
+    rms = noise_rms(otf, conditions) * _uniform(random, (n, n_band), *_RMS_RANGE, device)
+    noisy = noise(signal.shape, conditions, random, device).mul_(rms[..., None, None]).add_(signal)
+    noisy += rms[..., None, None] * _background(signal.shape, random, device)
     valid = _valid(signal, conditions, random)
-    # What a user's image would tell: the pixel noise and the PSF, as if the noise were white.
-    told = 31.4 - 2.5 * torch.log10(5 * sigma * noise_area(otf).sqrt())
     view = View(
         pixels=_asinh(noisy).mul_(valid),
         valid=valid,
         positions=positions,
         mix=mix.to(device),
         fwhm=image_fwhm(otf, conditions) * (0.03 * _normal(random, (n, n_band), device)).exp(),
-        depth=told,
+        depth=depth,
     )
     return view, _asinh(signal)
 
@@ -497,16 +497,25 @@ def noise_area(otf):
     return 1 / (otf.square() * _plane_weight(otf.device)).sum((-2, -1))
 
 
-def pixel_sigma(depth, otf, conditions):
-    """Noise per pixel, nJy, at which a PSF-matched filter reaches ``depth`` at 5 sigma; (n, n_band)."""
+def pixel_sigma(depth, otf):
+    """White noise per pixel, nJy, at which a PSF-matched filter reaches ``depth`` at 5 sigma; (n, n_band)."""
+    return 10 ** (0.4 * (31.4 - depth)) / 5 / noise_area(otf).sqrt()
+
+
+def noise_rms(otf, conditions):
+    """Pixel-to-pixel noise over `pixel_sigma`, (n, n_band): below 1 where the noise is correlated.
+
+    Noise planes state the white noise that leaves a source the same uncertainty; interpolation makes the
+    pixels themselves smoother than that (0.25 in Euclid's NISP mosaics).
+    """
     power = otf.square() * _plane_weight(otf.device)
     total = power.sum((-2, -1))
     fx, fy = _frequencies(_PSF_GRID, 1.0, otf.device)
     spectrum = _interpolated(fx) * _interpolated(fy)  # mean 1
+    # The filter psf / sum(psf^2) has the variance rms^2 sum(power spectrum |OTF|^2) / (sum |OTF|^2)^2.
+    smoother = (total / (power * spectrum).sum((-2, -1))).sqrt()
     correlated = torch.tensor(conditions.correlated, device=otf.device)
-    seen = torch.where(correlated, (power * spectrum).sum((-2, -1)), total)
-    # The filter psf / sum(psf^2) has the variance sigma^2 sum(power spectrum |OTF|^2) / (sum |OTF|^2)^2.
-    return 10 ** (0.4 * (31.4 - depth)) / 5 * total / seen.sqrt()
+    return torch.where(correlated, smoother, 1.0)
 
 
 def image_fwhm(otf, conditions):
@@ -586,7 +595,9 @@ def _valid(signal, conditions, random):
     hit = rows.transpose(-2, -1) @ inside[1][:, None]  # (n, n_band, size, size)
     column = torch.randint(4 * size, (n, n_band, 1, 1), generator=random, device=device)
     limit = _uniform(random, (n, n_band, 1, 1), math.log(300.0), math.log(1e5), device).exp()
-    drop = torch.rand(n, n_band, generator=random, device=device) < torch.tensor(conditions.drop, device=device)
+    drop = torch.rand(n, n_band, generator=random, device=device) < torch.tensor(
+        conditions.drop, device=device
+    )
     # One band always stays.
     keep = torch.randint(n_band, (n, 1), generator=random, device=device)
     drop &= torch.arange(n_band, device=device) != keep

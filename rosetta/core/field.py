@@ -28,7 +28,7 @@ MODELS = {
     "affine+gp": (1, True),
 }
 # A model must beat the simpler one by this much (nats, leave-one-out) to be preferred.
-_MARGIN = 2.0
+_MARGIN = 3.0
 # Residuals beyond this many sigma lose weight as 1/r^2; beyond _OUTLIER they are flagged.
 _ROBUST = 3.0
 _OUTLIER = 5.0
@@ -291,10 +291,11 @@ def fit_field(xy, offset, cov, *, model="auto"):
         raise ValueError(f"a field needs at least 2 sources; got {n}")
 
     # Down-weight outliers with the most flexible model, so that every candidate sees the same weights.
-    # They start strict, about the median and without a floor: a floor grows where many sources ask for it, while
-    # one that starts wide would take a few outliers for normal scatter.
+    # The first residuals are about the median, with their own scatter as a floor.
     robust = "gp" if "gp" in names else names[-1]
-    weight, _ = _reweight(offset - _robust_start(offset, cov), cov)
+    start = offset - _robust_start(offset, cov)
+    spread = 1.4826 * np.median(np.abs(start))
+    weight, _ = _reweight(start, cov + spread**2 * np.eye(2))
     hyper = None
     for _ in range(3):
         fitted = _best(*_thin(xy, offset, cov / weight[:, None, None]), robust, scale, hyper)
@@ -317,12 +318,11 @@ def fit_field(xy, offset, cov, *, model="auto"):
             chosen = name, fitted, score
     if chosen is None:
         raise ValueError(f"model {model!r} cannot be fitted to {n} sources: use a simpler one")
-    # The flexible model may have bent to an outlier that the chosen one shows: weigh again about that one, and again
-    # from the strict end.
+    # The flexible model may have bent to an outlier that the chosen one shows: weigh once more about that one.
     name, (solved, floor, hyper), score = chosen
-    for assumed in (0.0, None, None):
+    for _ in range(2):
         mean, spare = solved.predict(xy)
-        weight, _ = _reweight(offset - mean, cov + (floor if assumed is None else assumed) ** 2 * eye + spare)
+        weight, _ = _reweight(offset - mean, cov + floor**2 * eye + spare)
         solved, floor, hyper = _best(*_thin(xy, offset, cov / weight[:, None, None]), name, scale, hyper) or (
             solved, floor, hyper
         )

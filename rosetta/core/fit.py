@@ -1,9 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Shapes of sources fitted to native pixels: damped Gauss-Newton steps around a proposed shape.
 
-Each step solves the fluxes of all sources of an image together, then moves the shape of every source
-on the residual with its neighbours held fixed, its own fluxes eliminated, and the proposal as a
-Gaussian prior. Where the pixels say little the answer is the proposal; its covariance (Laplace) is the
+Each step solves the fluxes of all sources together, then the linearised problem of all fluxes and
+shapes together, with the proposals as Gaussian priors, by conjugate gradients. Where the pixels say little the answer is the proposal; its covariance (Laplace) is the
 uncertainty of the template.
 """
 
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, cg
 
 from . import templates
 from .mixture import render, stamp_sizes
@@ -18,25 +19,20 @@ from .solve import design, solve
 
 __all__ = ["DIRECTIONS", "Image", "flux_slopes", "mixtures_of", "refine"]
 
-_LN_WIDTH = np.log(templates.WIDTHS)
-
-
 def _directions():
-    """Seven directions in shape space, their prior sigmas and finite-difference steps."""
-    rows = np.zeros((7, templates.N_PARAMETER))
-    rows[[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]] = 1.0
-    # Concentration: core and wings grow together, as with a Sersic index.
-    curve = (_LN_WIDTH - np.log(0.6)) ** 2
-    rows[5, templates.LOGITS] = curve / curve.max() * 4.0
-    # Core alone: a nucleus or bulge on top.
-    rows[6, templates.LOGITS] = 1.0 / (1.0 + (templates.WIDTHS / 0.25) ** 2) * 2.0
+    """Directions in shape space: centre, size, shears, and weights of groups of Gaussians, core to wings."""
+    groups = [[0, 1], [2, 3], [4], [6], [7]]  # the sixth Gaussian is what the others are relative to
+    rows = np.zeros((5 + len(groups), templates.N_PARAMETER))
+    rows[range(5), range(5)] = 1.0
+    for row, group in zip(rows[5:], groups, strict=True):
+        row[[templates.LOGITS.start + k for k in group]] = 1.0
     return rows
 
 
 DIRECTIONS = _directions()
-PRIOR_SIGMA = np.array([0.05, 0.05, 0.4, 0.3, 0.3, 0.5, 0.7])
-STEP = np.array([0.01, 0.01, 0.02, 0.02, 0.02, 0.02, 0.02])
-LARGEST = np.array([0.1, 0.1, 0.5, 0.4, 0.4, 1.0, 1.0])
+PRIOR_SIGMA = np.array([0.05, 0.05, 0.4, 0.45, 0.45, 1.5, 0.8, 0.5, 0.5, 1.5])
+STEP = np.array([0.01, 0.01, 0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 0.05, 0.05])
+LARGEST = np.array([0.1, 0.1, 0.5, 0.4, 0.4, 1.5, 1.0, 1.0, 1.0, 1.5])
 # Pixels of bright sources are not known better than the PSF is.
 MODEL_ERROR = 0.02
 
@@ -81,7 +77,7 @@ def directional_derivatives(parameters, image):
 
     Returns
     -------
-    list of (`~rosetta.core.mixture.Stamps`, (n, 7, size, size) array)
+    list of (`~rosetta.core.mixture.Stamps`, (n, n_shape, size, size) array)
     """
     mixtures = mixtures_of(parameters)
     sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
@@ -103,31 +99,109 @@ def refine(proposal, images, moved=None, *, iterations=3):
         Proposed shapes, the centre of the prior.
     images : list of `Image`
         Each has its own free fluxes.
-    moved : (n, 7) array, optional
+    moved : (n, n_shape) array, optional
         Where to start, from the proposal along `DIRECTIONS`.
     iterations : int, optional
 
     Returns
     -------
-    moved : (n, 7) array
+    moved : (n, n_shape) array
         The fitted shapes are ``proposal + moved @ DIRECTIONS``.
-    covariance : (n, 7, 7) array
+    covariance : (n, n_shape, n_shape) array
         Of ``moved``, from the noise and the prior.
     """
-    n = len(proposal)
-    precision = np.diag(1.0 / PRIOR_SIGMA**2)
-    moved = np.zeros((n, len(DIRECTIONS))) if moved is None else moved.copy()
+    n, n_shape = len(proposal), len(DIRECTIONS)
+    precision = 1.0 / PRIOR_SIGMA**2
+    moved = np.zeros((n, n_shape)) if moved is None else moved.copy()
     covariance = np.tile(np.diag(PRIOR_SIGMA**2), (n, 1, 1))
     for _ in range(iterations):
-        normal, right = np.tile(precision, (n, 1, 1)), -moved @ precision
-        for image in images:
-            _accumulate(normal, right, proposal + moved @ DIRECTIONS, image)
-        covariance = np.linalg.inv(normal)
-        step = np.einsum("nij,nj->ni", covariance, right)
+        step, covariance = _joint_step(proposal + moved @ DIRECTIONS, moved, precision, images)
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
         step /= np.maximum(np.abs(step / LARGEST).max(axis=1), 1.0)[:, None]
         moved += step
     return moved, covariance
+
+
+def _joint_step(parameters, moved, precision, images):
+    """The Gauss-Newton step of all shapes, and the covariance of each source's own block."""
+    n, n_shape, n_image = len(parameters), len(DIRECTIONS), len(images)
+    size = n_shape + n_image  # unknowns of a source: its shape, then its flux in each image
+    blocks = np.zeros((n, size, size))
+    blocks[:, range(n_shape), range(n_shape)] = precision
+    right = np.zeros((n, size))
+    right[:, :n_shape] = -moved * precision
+    operators = []
+    for k, image in enumerate(images):
+        columns, model = _columns(parameters, image)  # (pixel, n * (1 + n_shape))
+        data, variance = image.data.ravel(), image.variance.ravel()
+        # Bright pixels are known no better than the PSF is.
+        root = np.sqrt(1.0 / (variance + (MODEL_ERROR * model) ** 2))  # 0 where the variance is infinite
+        columns.data *= root.astype(np.float32)[columns.indices]
+        project = (columns.T @ (root * (data - model))).reshape(n, n_shape + 1)
+        where = np.r_[n_shape + k, :n_shape]
+        right[:, where] += project
+        blocks[:, where[:, None], where[None, :]] += _own_blocks(columns, n, n_shape + 1)
+        operators.append((columns, where))
+    blocks[:, range(n_shape, size), range(n_shape, size)] += 1e-12 + (right[:, n_shape:] == 0) * 1e-6
+    inverse = np.linalg.inv(blocks)
+
+    def normal(vector):
+        vector = vector.reshape(n, size)
+        out = vector * np.r_[precision, np.zeros(n_image)]
+        for columns, where in operators:
+            out[:, where] += (columns.T @ (columns @ vector[:, where].ravel())).reshape(n, -1)
+        return out.ravel()
+
+    def precondition(vector):
+        return np.einsum("nij,nj->ni", inverse, vector.reshape(n, size)).ravel()
+
+    shape = (n * size, n * size)
+    solution, _ = cg(
+        LinearOperator(shape, normal), right.ravel(), rtol=1e-3, maxiter=30, M=LinearOperator(shape, precondition)
+    )
+    return solution.reshape(n, size)[:, :n_shape], inverse[:, :n_shape, :n_shape]
+
+
+def _columns(parameters, image):
+    """Sparse derivatives of the image by flux and shape of every source, and the fluxes.
+
+    A source has ``1 + n_shape`` neighbouring columns that share their rows: the pixels where its model is
+    above a tenth of the noise or a fiftieth of its peak.
+    """
+    n, width = len(parameters), len(DIRECTIONS) + 1
+    parts = directional_derivatives(parameters, image)
+    matrix = design([stamps for stamps, _ in parts], image.data.shape, n)
+    flux = np.nan_to_num(solve(matrix, image.data.ravel(), image.variance.ravel()).flux)
+    ny, nx = image.data.shape
+    sigma = np.sqrt(np.where(np.isfinite(image.variance), image.variance, 0.0))
+    rows, values, counts = [None] * n, [None] * n, np.zeros(n, dtype=np.int64)
+    for stamps, slopes in parts:
+        size = stamps.values.shape[1]
+        for i, source in enumerate(stamps.index):
+            x0, y0 = stamps.corner[i]
+            cut_y, cut_x = (slice(max(-c, 0), max(min(m - c, size), 0)) for c, m in ((y0, ny), (x0, nx)))
+            own = stamps.values[i, cut_y, cut_x]
+            noise = sigma[max(y0, 0) : max(y0, 0) + own.shape[0], max(x0, 0) : max(x0, 0) + own.shape[1]]
+            keep = (own > 0.02 * stamps.values[i].max()) | (own * abs(flux[source]) > 0.1 * noise)
+            y, x = np.nonzero(keep)
+            rows[source] = (y + max(y0, 0)) * nx + x + max(x0, 0)
+            slope = slopes[i, :, cut_y, cut_x][:, keep]
+            values[source] = np.concatenate([own[keep][None], slope * np.float32(flux[source])])
+            counts[source] = len(y)
+    start = np.concatenate([[0], np.cumsum(np.repeat(counts, width))])
+    index = np.concatenate([np.tile(r, width) for r in rows]) if n else np.zeros(0, int)
+    data = np.concatenate([v.ravel() for v in values]) if n else np.zeros(0, np.float32)
+    return sparse.csc_array((data, index.astype(np.int32), start.astype(np.int32)), shape=(ny * nx, n * width)), matrix @ flux
+
+
+def _own_blocks(columns, n, width):
+    """Normal matrices of each source with itself, (n, width, width): its columns share their rows."""
+    blocks = np.zeros((n, width, width))
+    start = columns.indptr[::width]
+    for i in range(n):
+        own = columns.data[start[i] : start[i + 1]].reshape(width, -1)
+        blocks[i] = own @ own.T
+    return blocks
 
 
 def flux_slopes(parameters, image, weight):
@@ -142,7 +216,7 @@ def flux_slopes(parameters, image, weight):
 
     Returns
     -------
-    (n, 7) array
+    (n, n_shape) array
         d ln(flux) / d(coordinate along `DIRECTIONS`) of the weighted fit of an isolated source.
     """
     out = np.zeros((len(parameters), len(DIRECTIONS)))
@@ -164,25 +238,3 @@ def _cut(image, stamps, shape):
     inside = ((y >= 0) & (y < ny))[:, :, None] & ((x >= 0) & (x < nx))[:, None, :]
     pixel = np.where(inside, y[:, :, None] * nx + x[:, None, :], 0)
     return np.where(inside, image[pixel], 0.0).astype(np.float32).reshape(len(x), -1)
-
-
-def _accumulate(normal, right, parameters, image):
-    """Add one image's normal matrices, its fluxes eliminated."""
-    n = len(parameters)
-    parts = directional_derivatives(parameters, image)
-    matrix = design([stamps for stamps, _ in parts], image.data.shape, n)
-    data, variance = image.data.ravel(), image.variance.ravel()
-    flux = np.nan_to_num(solve(matrix, data, variance).flux)
-    model = matrix @ flux
-    weight = 1.0 / (variance + (MODEL_ERROR * model) ** 2)  # 0 where the variance is infinite
-    residual = data - model
-    for stamps, slopes in parts:
-        w, r = (_cut(values, stamps, image.data.shape) for values in (weight, residual))
-        own = stamps.values.reshape(len(w), 1, -1)
-        columns = np.concatenate([own, slopes.reshape(len(w), len(DIRECTIONS), -1)], axis=1)  # (n, 8, pixel)
-        columns[:, 1:] *= flux[stamps.index, None, None]
-        gram = np.matmul(columns * w[:, None], columns.transpose(0, 2, 1)).astype(float)
-        project = np.matmul(columns, (w * r)[..., None])[..., 0].astype(float)
-        power = np.maximum(gram[:, 0, 0], 1e-30)
-        normal[stamps.index] += gram[:, 1:, 1:] - gram[:, 1:, :1] * gram[:, :1, 1:] / power[:, None, None]
-        right[stamps.index] += project[:, 1:] - gram[:, 1:, 0] * (project[:, 0] / power)[:, None]

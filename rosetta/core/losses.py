@@ -178,8 +178,10 @@ class Objective(nn.Module):
             predicted_embedding = encoder.project(predicted_cls)
             away = 1 - (predicted_embedding * embedding.detach()).sum(-1)
             latent.append((weight * distance).mean() + away.mean())
-        terms |= {name: torch.stack(term).mean() for name, term in
-                  (("own", own), ("cross", cross), ("latent", latent))}
+        terms |= {
+            name: torch.stack(term).mean()
+            for name, term in (("own", own), ("cross", cross), ("latent", latent))
+        }
         loss = sum(self.weights[name] * term for name, term in terms.items())
         embeddings = {side: seen[side][2].detach() for side in SIDES}
         return loss, {name: term.detach() for name, term in terms.items()}, embeddings

@@ -83,9 +83,11 @@ class TrainConfig:
         object.__setattr__(self, "phases", tuple(tuple(phase) for phase in self.phases))
         if not self.phases or abs(sum(share for share, _, _ in self.phases) - 1) > 1e-6:
             raise ValueError(f"phases is {self.phases}: the shares must sum to 1")
-        for _, window, batch in self.phases:
+        for _share, window, batch in self.phases:
             if window < 12.8 - 1e-6 or abs(window / 3.2 - round(window / 3.2)) > 1e-6:
-                raise ValueError(f"phases has a window of {window} arcsec: use a multiple of 3.2, at least 12.8")
+                raise ValueError(
+                    f"phases has a window of {window} arcsec: use a multiple of 3.2, at least 12.8"
+                )
             if batch < 2:
                 raise ValueError(f"phases has a batch of {batch}: a contrast needs at least 2 windows")
 
@@ -97,12 +99,10 @@ class TrainConfig:
 
     def phase(self, progress):
         """(window, batch) at ``progress``."""
-        end = 0.0
-        for share, window, batch in self.phases:
-            end += share
-            if progress < end - 1e-9:
-                break
-        return window, batch
+        ends = np.cumsum([share for share, _, _ in self.phases])
+        # Rounding must not bring a phase forward or leave the last one without an end.
+        index = min(int(np.searchsorted(ends, progress + 1e-9, side="right")), len(self.phases) - 1)
+        return self.phases[index][1:]
 
     def rate(self, progress):
         """Learning rate at ``progress``."""
@@ -188,8 +188,11 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
             metrics = {"loss": float(loss.detach()), **{name: float(term) for name, term in terms.items()}}
             metrics |= _gauges(embeddings["ground"], embeddings["space"], batch.same)
             metrics |= {"temperature": objective.temperature(), "lr": lr, "window": window}
-            metrics |= {"pairs_per_second": pairs / (time.monotonic() - since), "progress": progress,
-                        "elapsed": elapsed}
+            metrics |= {
+                "pairs_per_second": pairs / (time.monotonic() - since),
+                "progress": progress,
+                "elapsed": elapsed,
+            }
             since, pairs = time.monotonic(), 0
             if progress > config.warmup and metrics["std"] < 1e-3:
                 raise TrainingError(
@@ -284,8 +287,11 @@ def _save_state(path, model, optimizer, config, step, elapsed):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary,
-                  metadata={"rosetta-training": json.dumps(meta)})
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"rosetta-training": json.dumps(meta)},
+        )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -295,9 +301,11 @@ def _load_state(path, model, optimizer, config):
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {})["rosetta-training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint {path} is not a training state ({error}): remove it to start anew") from error
+        raise ValueError(
+            f"checkpoint {path} is not a training state ({error}): remove it to start anew"
+        ) from error
     if meta["format"] > STATE_FORMAT:
         raise ValueError(f"checkpoint {path} has the newer format {meta['format']}: update rosetta")
     for part, wanted in _identity(model, config).items():
@@ -342,7 +350,9 @@ def load_tile(path):
                 for side in SIDES
             ]
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a training tile ({error}): write it with `rosetta simulate`") from error
+        raise ValueError(
+            f"{path} is not a training tile ({error}): write it with `rosetta simulate`"
+        ) from error
     return Tile(*sides)
 
 
@@ -369,7 +379,9 @@ def load_tiles(directory):
         except (ValueError, OSError) as error:
             log.warning("left out: %s", error)
     if not tiles:
-        raise ValueError(f"directory {directory} holds no readable tile_*.safetensors: run `rosetta simulate` first")
+        raise ValueError(
+            f"directory {directory} holds no readable tile_*.safetensors: run `rosetta simulate` first"
+        )
     return tiles
 
 

@@ -223,7 +223,9 @@ class _Stem(nn.Module):
         self.missing = nn.Parameter(0.1 * torch.randn(n_knot, config.dim))
         self.side = nn.Parameter(0.1 * torch.randn(config.dim))
         hidden = config.dim // 2
-        self.condition = nn.Sequential(nn.Linear(3 * n_knot, hidden), nn.GELU(), nn.Linear(hidden, config.dim))
+        self.condition = nn.Sequential(
+            nn.Linear(3 * n_knot, hidden), nn.GELU(), nn.Linear(hidden, config.dim)
+        )
 
     def forward(self, view):
         mix = view.mix.float()  # (n_band, n_knot)
@@ -307,7 +309,9 @@ class Encoder(nn.Module):
         tokens = tokens + sincos(view.positions, self.config.dim) + condition[:, None]
         x = torch.cat([(self.cls + condition)[:, None], tokens], 1)  # (n_batch, 1 + n_token, dim)
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # the residual stream too: casts cost more than sums
+            x = x.to(
+                torch.get_autocast_dtype(x.device.type)
+            )  # the residual stream too: casts cost more than sums
         for block in self.blocks:
             x = block(x)
         x = self.norm(x.float())

@@ -132,9 +132,20 @@ def simulate_pair(
             if wanted is None or (side, band.name) in wanted:
                 ground = side == "ground"
                 images[band.name] = _image(
-                    rng, scene, seen[side], scene.flux[:, column], survey, band, grid, wcs, half_size,
-                    ground=ground, fwhm_factor=seeing if ground else 1.0,
-                    depth=band.depth + depth_offset, noise=noise, defects=defects,
+                    rng,
+                    scene,
+                    seen[side],
+                    scene.flux[:, column],
+                    survey,
+                    band,
+                    grid,
+                    wcs,
+                    half_size,
+                    ground=ground,
+                    fwhm_factor=seeing if ground else 1.0,
+                    depth=band.depth + depth_offset,
+                    noise=noise,
+                    defects=defects,
                 )
             column += 1
         sides[side] = images or None
@@ -196,9 +207,7 @@ def _tan(grid, center):
     return wcs
 
 
-def _image(
-    rng, scene, place, flux, survey, band, grid, wcs, half_size, *, ground, fwhm_factor, depth, noise, defects
-):
+def _image(rng, scene, place, flux, survey, band, grid, wcs, half_size, *, ground, fwhm_factor, depth, noise, defects):
     """One band as NDData: sources under their own PSFs, then noise, then blemishes."""
     # A stream per purpose: noise=False and defects=False leave the rest as it is.
     optics, sky, photons, detector = (np.random.default_rng(s) for s in rng.integers(2**63, size=(4, 2)))

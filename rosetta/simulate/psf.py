@@ -50,9 +50,7 @@ def _space_core(wavelength, native, fwhm, pixel_scale, radius):
 
 def _samples(profile, radius, scale):
     half = int(np.ceil(radius / scale)) + 2
-    return profile.drawImage(
-        nx=2 * half + 1, ny=2 * half + 1, scale=scale, method="no_pixel", dtype=float
-    ).array
+    return profile.drawImage(nx=2 * half + 1, ny=2 * half + 1, scale=scale, method="no_pixel", dtype=float).array
 
 
 class FieldPSF:

@@ -86,7 +86,7 @@ class TrainingSet(Sequence):
                 f"directory {directory} has no readable manifest.json: give one written by write_training_set"
             ) from error
         if not isinstance(manifest, dict) or manifest.get("format") != TILE_FORMAT:
-            raise ValueError(f"directory {directory} holds no training set of format {TILE_FORMAT}: write one")
+            raise ValueError(f"directory {directory} is no training set of format {TILE_FORMAT}: write one")
         self.paths = tuple(sorted(directory.glob("tile_*.safetensors")))
         if not self.paths:
             raise ValueError(f"directory {directory} holds no tile_*.safetensors: write the set first")
@@ -97,7 +97,7 @@ class TrainingSet(Sequence):
         return len(self.paths)
 
     def __getitem__(self, index):
-        """The pair of one tile; the uncertainty is a nominal 1% of the nominal noise."""
+        """The pair of one tile; the uncertainty is the noise that an image of nominal depth would have."""
         arrays, header = read_tile(self.paths[index])
         sides = {}
         for side in ("ground", "space"):
@@ -106,7 +106,7 @@ class TrainingSet(Sequence):
             for band, data, scale in zip(header[side]["bands"], arrays[side], arrays[f"scale_{side}"]):
                 images[band] = NDData(
                     data.astype(np.float32) * scale,
-                    uncertainty=VarianceUncertainty(np.full(data.shape, (0.01 * scale) ** 2, np.float32)),
+                    uncertainty=VarianceUncertainty(np.full(data.shape, scale**2, np.float32)),
                     wcs=wcs,
                     unit=u.nJy,
                     psf=psf,
@@ -126,6 +126,10 @@ class TrainingSet(Sequence):
 
     def truth(self, index):
         """Truth table of one pair (`~astropy.table.QTable`), columns as from `simulate_pair`.
+
+        Parameters
+        ----------
+        index : int
 
         Raises
         ------

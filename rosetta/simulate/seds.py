@@ -104,9 +104,7 @@ def _galaxy_grid(key):
     rest = _WAVE / np.exp(_LOG1Z)[:, None]  # (n_z, n_wave)
     forest = _forest(rest, np.exp(_LOG1Z)[:, None])
     old, young = _old(rest), _young(rest)
-    spectra = [
-        ((1 - share) * old + share * young) * _calzetti(rest, av) * forest for share, av in GALAXY_TEMPLATES
-    ]
+    spectra = [((1 - share) * old + share * young) * _calzetti(rest, av) * forest for share, av in GALAXY_TEMPLATES]
     return _fluxes(np.stack(spectra), key)
 
 

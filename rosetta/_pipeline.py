@@ -1,0 +1,322 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The main job: a pair of images to a catalogue, its files, and its comparison with a known truth."""
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.io import fits
+from scipy.spatial import cKDTree
+
+from . import _boundary
+from .core.field import evaluate
+from .flags import Flag
+
+__all__ = ["Result", "check_output", "compare", "match", "measure", "write"]
+
+MATCH = 0.3  # arcsec: a catalogue row and a true source are one
+STAMP_SHARE = 1e-4  # of a model's peak; fainter borders are cut off its stamp
+MAG_EDGES = (0, 22, 23, 24, 25, 26, 27)  # AB, for completeness
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What one run of the main job gives.
+
+    Attributes
+    ----------
+    pair : `~rosetta.SkyPair`
+    embedding : `~rosetta.SkyEmbedding`
+    offsets : `~astropy.table.QTable` or None
+        None where only one survey looked.
+    scene : `~rosetta.DeblendedScene`
+    catalog : `~astropy.table.QTable`
+    seconds : dict of str to float
+        Wall-clock time of each step.
+    """
+
+    pair: object
+    embedding: object
+    offsets: object
+    scene: object
+    catalog: object
+    seconds: dict = field(default_factory=dict)
+
+
+STEPS = ("encode", "align", "deblend", "measure")
+
+
+def measure(pair, *, encoder, aligner, deblender, photometry, window=38.4 * u.arcsec, progress=None):
+    """Encode, align, deblend and measure a pair.
+
+    Without both surveys there is nothing to align; where the aligner abstains the job goes on unaligned
+    and every row is flagged ``UNALIGNED``.
+
+    Parameters
+    ----------
+    pair : `~rosetta.SkyPair`
+    encoder, aligner, deblender, photometry
+        The four models.
+    window : `~astropy.units.Quantity`
+        Side of the encoder's windows.
+    progress : callable, optional
+        Called as ``progress(step)`` when a step of `STEPS` begins.
+
+    Returns
+    -------
+    Result
+    """
+    seconds = {}
+
+    def timed(step, work):
+        if progress is not None:
+            progress(step)
+        start = time.perf_counter()
+        result = work()
+        seconds[step] = time.perf_counter() - start
+        return result
+
+    embedding = timed("encode", lambda: encoder(pair, window=window))
+    offsets = None
+    if pair.ground and pair.space:
+        offsets = timed("align", lambda: aligner(embedding))
+    scene = timed("deblend", lambda: deblender(embedding, offsets=offsets))
+    catalog = timed("measure", lambda: photometry(embedding, scene))
+    return Result(pair, embedding, offsets, scene, catalog, seconds)
+
+
+# ---------------------------------------------------------------------------- files
+def check_output(directory, overwrite):
+    """Refuse a directory that holds something, before any work is done.
+
+    Raises
+    ------
+    ValueError
+        If it is a file, its parent does not exist, or it is not empty and ``overwrite`` is False.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"output {str(directory)!r} is a file: name a directory")
+    if not directory.absolute().parent.is_dir():
+        raise ValueError(f"output {str(directory)!r}: the folder it would stand in does not exist, create it first")
+    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
+        raise ValueError(f"output {str(directory)!r} is not empty: choose another directory, or allow overwriting")
+
+
+def write(result, directory, *, truth=None, overwrite=False):
+    """Write the five products of a run: all of them, or none.
+
+    ``catalogue.ecsv``; ``offsets.ecsv`` (with both surveys); ``models.fits``; ``sources.reg`` (DS9);
+    ``overview.png``.
+
+    Parameters
+    ----------
+    result : Result
+    directory : path-like
+        Created. Other files in it are left alone when it is overwritten.
+    truth : `~astropy.table.QTable`, optional
+        For the overview.
+    overwrite : bool
+
+    Returns
+    -------
+    list of `~pathlib.Path`
+
+    Raises
+    ------
+    ValueError
+        As `check_output`.
+    """
+    check_output(directory, overwrite)
+    directory = Path(directory)
+    # Beside the target, so that moving into place is a rename.
+    temporary = Path(tempfile.mkdtemp(dir=directory.absolute().parent, prefix=f".{directory.name}."))
+    try:
+        os.chmod(temporary, 0o755)
+        result.catalog.write(temporary / "catalogue.ecsv", format="ascii.ecsv")
+        if result.offsets is not None:
+            result.offsets.write(temporary / "offsets.ecsv", format="ascii.ecsv")
+        write_models(result.scene, temporary / "models.fits")
+        result.scene.to_regions().write(temporary / "sources.reg", format="ds9")
+        _write_overview(result, temporary / "overview.png", truth)
+        names = sorted(path.name for path in temporary.iterdir())
+        if directory.is_dir() and any(directory.iterdir()):
+            for name in names:
+                os.replace(temporary / name, directory / name)
+            if result.offsets is None:
+                (directory / "offsets.ecsv").unlink(missing_ok=True)  # of an earlier run
+        else:
+            os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [directory / name for name in names]
+
+
+def _write_overview(result, path, truth):
+    from .plotting import overview
+
+    overview(result, truth=truth).savefig(path, dpi=110)
+
+
+def write_models(scene, path):
+    """Models and residuals of a scene as one FITS file.
+
+    Per band, ``MODEL_<band>`` (sum of all sources) and ``RESIDUAL_<band>`` (NaN where masked), nJy on
+    the native grid, ``EXTVER`` 1 on the ground and 2 in space. Then one ``SOURCE`` image per source,
+    its model in the reference band (card ``BAND``; VIS where there is one), with its own WCS and
+    ``EXTVER`` its label; borders below 1e-4 of the peak are cut off.
+    """
+    reference = scene.meta["reference_band"]
+    sides = {band: side for side, band, _ in scene.embedding.pair.images()}
+    hdus = fits.HDUList([fits.PrimaryHDU()])
+    hdus[0].header["CONTENT"] = ("models", "rosetta: models and residuals, nJy per pixel")
+    hdus[0].header["REFBAND"] = (reference, "band of the SOURCE images")
+    hdus[0].header["NSOURCE"] = len(scene)
+    headers = {}
+    for band in scene.bands:
+        residual = scene.residual(band)
+        headers[band] = header = residual.wcs.to_header(relax=True)
+        header["BUNIT"], header["BAND"] = "nJy", band
+        version = 1 if sides[band] == "ground" else 2
+        for name, array in (("MODEL", scene.model(None, band).data), ("RESIDUAL", residual.data)):
+            # GZIP_2 without quantisation is lossless.
+            hdu = fits.CompImageHDU(
+                array.astype(np.float32), header, name=f"{name}_{band}", compression_type="GZIP_2", quantize_level=0
+            )
+            hdu.ver = version
+            hdus.append(hdu)
+    for label in scene.labels:
+        hdu = _source_image(scene, int(label), reference, headers[reference])
+        if hdu is not None:
+            hdus.append(hdu)
+    hdus.writeto(path)
+
+
+def _source_image(scene, label, band, header):
+    """The model of one source, or None where it has no pixel in the band."""
+    try:
+        model = scene.model(label, band)
+    except ValueError:  # off the image; its row in the catalogue says so
+        return None
+    data = np.nan_to_num(model.data)
+    y, x = np.nonzero(np.abs(data) > STAMP_SHARE * np.abs(data).max())
+    if len(y) == 0:
+        return None
+    x0, y0 = model.meta["origin"]
+    data = data[y.min() : y.max() + 1, x.min() : x.max() + 1]
+    header = header.copy()
+    header["CRPIX1"] -= x0 + x.min()
+    header["CRPIX2"] -= y0 + y.min()
+    header["LABEL"] = (label, "row of the catalogue")
+    header["ORIGINX"] = (int(x0 + x.min()), "0-based pixel of the band's image")
+    header["ORIGINY"] = (int(y0 + y.min()), "0-based pixel of the band's image")
+    return fits.ImageHDU(data.astype(np.float32), header, name="SOURCE", ver=label)
+
+
+# ---------------------------------------------------------------------------- against a truth
+def match(catalog, truth, band):
+    """Pairs of rows of one sky position, true sources served in the order of their brightness.
+
+    Returns
+    -------
+    rows, true : ndarray of int
+        Rows of the catalogue and of the truth, parallel.
+    """
+    if len(catalog) == 0 or len(truth) == 0:
+        return np.zeros(0, int), np.zeros(0, int)
+    center = truth["sky_centroid"][0]
+    xy = _boundary.tangent(catalog["sky_centroid"], center)
+    tree = cKDTree(xy)
+    place = _boundary.tangent(truth["sky_centroid"], center)
+    free = np.ones(len(catalog), bool)
+    rows, true = [], []
+    for k in np.argsort(-truth[f"flux_{band}"].value):
+        near = [i for i in tree.query_ball_point(place[k], MATCH) if free[i]]
+        if near:
+            best = min(near, key=lambda i: np.hypot(*(xy[i] - place[k])))
+            free[best] = False
+            rows.append(best)
+            true.append(k)
+    return np.array(rows, int), np.array(true, int)
+
+
+def compare(result, truth):
+    """The numbers that say how good a run is.
+
+    Parameters
+    ----------
+    result : Result
+    truth : `~astropy.table.QTable`
+        As from `rosetta.simulate.simulate_pair`.
+
+    Returns
+    -------
+    dict
+        ``n_detected``, ``n_matched``; ``completeness``: rows (brighter than, fainter than, true, found) by
+        magnitude in the reference band; ``offset``: the joint field against the truth, in mas (absent
+        without one); ``flux``: rows of band, kind ("isolated" or "blended"), n, median bias and NMAD of
+        flux / truth - 1 where the S/N exceeds 10, and ``coverage``, the share of all measured sources
+        whose true flux lies within one standard error.
+    """
+    catalog, band = result.catalog, result.scene.meta["reference_band"]
+    rows, true = match(catalog, truth, band)
+    mag = truth[f"flux_{band}"].to_value(u.ABmag)
+    found = np.isin(np.arange(len(truth)), true)
+    completeness = []
+    for low, high in zip(MAG_EDGES[:-1], MAG_EDGES[1:], strict=True):
+        of = (mag >= low) & (mag < high)
+        completeness.append((low, high, int(of.sum()), int((of & found).sum())))
+    numbers = {
+        "n_detected": len(catalog),
+        "n_matched": len(rows),
+        "reference_band": band,
+        "completeness": completeness,
+        "flux": [],
+    }
+    blended = (np.asarray(catalog["flags"])[rows] & int(Flag.BLENDED)) != 0
+    for name in result.scene.bands:
+        for kind, of in (("isolated", ~blended), ("blended", blended)):
+            numbers["flux"].append({"band": name, "kind": kind, **_flux_numbers(catalog[rows][of], truth[true][of], name)})
+    if result.offsets is not None and result.offsets.meta["verdict"] != "abstain":
+        numbers["offset"] = _offset_numbers(result.offsets, truth)
+    return numbers
+
+
+def _flux_numbers(catalog, truth, band):
+    flux, error = (catalog[f"{name}_{band}"].to_value(u.nJy) for name in ("flux", "flux_err"))
+    known = truth[f"flux_{band}"].to_value(u.nJy)
+    good = np.isfinite(flux) & (error > 0)
+    bright = good & (flux > 10 * error)
+    ratio = flux[bright] / known[bright] - 1
+    bias = float(np.median(ratio)) if bright.any() else np.nan
+    return {
+        "n": int(bright.sum()),
+        "bias": bias,
+        "nmad": float(1.4826 * np.median(np.abs(ratio - bias))) if bright.any() else np.nan,
+        "n_measured": int(good.sum()),
+        "coverage": float(np.mean(np.abs(flux - known)[good] < error[good])) if good.any() else np.nan,
+    }
+
+
+def joint_offset(offsets, coord):
+    """The joint field at sky positions: offsets (n, 2) and covariance (n, 2, 2), mas and mas^2."""
+    return evaluate(offsets.meta["model"], _boundary.tangent(coord, offsets.meta["center"]), band="joint")
+
+
+def _offset_numbers(offsets, truth):
+    """The joint field at the field centre, and its error over the true sources."""
+    known = np.stack([truth[name].to_value(u.mas) for name in ("d_ra_cosdec", "d_dec")], -1)
+    value, covariance = joint_offset(offsets, truth["sky_centroid"])
+    error = np.sqrt(covariance[:, [0, 1], [0, 1]])  # (n, 2)
+    return {
+        "value": value.mean(0).tolist(),
+        "error": np.median(error, axis=0).tolist(),
+        "truth": known.mean(0).tolist(),
+        "rms": float(np.sqrt(np.mean((value - known) ** 2))),
+        "model": offsets.meta["model"]["bands"]["joint"]["kind"],
+    }

@@ -1,0 +1,383 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The aligner: signs, grids, refusals, corrected WCS. Scenes are Gaussians drawn on the spot."""
+
+from functools import lru_cache
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.nddata import NDData, StdDevUncertainty
+from astropy.table import QTable
+from astropy.wcs import WCS
+
+from rosetta import Flag, LearnedAligner, SkyPair
+from rosetta._boundary import from_tangent, offset_coord, tangent
+from rosetta.aligner import AlignmentError
+from rosetta.core.field import evaluate
+from rosetta.core.vit import EncoderConfig
+from rosetta.encoder import CrossSurveyEncoder
+
+CENTER = SkyCoord(53.1, -28.1, unit="deg")
+SIZE = 38.4  # arcsec
+SHIFT = np.array([63.0, -47.0])  # mas, corrected = ground + offset
+FWHM = {"g": 0.8, "r": 0.7, "VIS": 0.16, "H_E": 0.5}
+
+
+@lru_cache
+def aligner():
+    config = EncoderConfig(
+        dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
+    )
+    return LearnedAligner(CrossSurveyEncoder._with_config(config, device="cpu"))
+
+
+def grid_wcs(scale, turn=0.0, flip=False, dx=0.0):
+    n = int(round(SIZE / scale))
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [CENTER.ra.deg, CENTER.dec.deg]
+    wcs.wcs.crpix = [(n + 1) / 2 + dx, (n + 1) / 2 - 0.3 * dx]
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    parity = np.diag([1.0 if flip else -1.0, 1.0])
+    wcs.wcs.cd = parity @ np.array([[c, -s], [s, c]]) * scale / 3600
+    wcs.pixel_shape = (n, n)
+    wcs.wcs.set()
+    return wcs
+
+
+def scene(seed, n=60):
+    """Positions (arcsec), fluxes (nJy), sizes (arcsec) and shapes."""
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(-SIZE / 2 + 1.5, SIZE / 2 - 1.5, (n, 2))
+    flux = 10 ** rng.uniform(2.6, 4.3, n)
+    sigma = np.where(np.arange(n) % 3 == 0, 0.0, rng.uniform(0.1, 0.35, n))
+    shape = rng.uniform(-0.3, 0.3, (n, 2))
+    return xy, flux, sigma, shape
+
+
+def draw(sky, wcs, band, sources, seed, offset, noise=True):
+    """The image of the scene; header position = true position - offset (a function of xy, mas)."""
+    xy, flux, sigma, shape = sources
+    n = wcs.pixel_shape[0]
+    image = np.zeros((n, n))
+    moved = from_tangent(xy - 1e-3 * offset(xy), sky)
+    px, py = wcs.world_to_pixel(moved)
+    scale = np.sqrt(abs(np.linalg.det(wcs.wcs.cd))) * 3600
+    to_pixel = np.linalg.inv(wcs.wcs.cd * 3600)
+    psf2 = (FWHM[band] / 2.3548) ** 2
+    half = int(6 * np.sqrt(psf2 + 0.35**2) / scale) + 2
+    for k in range(len(flux)):
+        e1, e2 = shape[k] * (sigma[k] > 0)
+        cov = psf2 * np.eye(2) + sigma[k] ** 2 * np.array([[1 + e1, e2], [e2, 1 - e1]])
+        inverse = np.linalg.inv(to_pixel @ cov @ to_pixel.T)
+        x0, y0 = int(round(px[k])), int(round(py[k]))
+        y, x = np.mgrid[max(y0 - half, 0) : min(y0 + half, n), max(x0 - half, 0) : min(x0 + half, n)]
+        d = np.stack([x - px[k], y - py[k]], -1)
+        value = np.exp(-0.5 * np.einsum("yxi,ij,yxj->yx", d, inverse, d))
+        image[y, x] += flux[k] * value * np.sqrt(np.linalg.det(inverse)) / (2 * np.pi)
+    error = 3.0 if scale > 0.15 else 2.0
+    image += np.random.default_rng(seed).normal(0, error, image.shape) * noise
+    stamp = np.arange(-12, 13) if scale > 0.15 else np.arange(-15, 16)
+    psf = np.exp(-0.5 * (stamp[:, None] ** 2 + stamp**2) * scale**2 / psf2)
+    return NDData(
+        image, unit=u.nJy, wcs=wcs, uncertainty=StdDevUncertainty(np.full(image.shape, error)), psf=psf / psf.sum()
+    )
+
+
+def constant(value):
+    return lambda xy: np.tile(value, (len(xy), 1)).astype(float)
+
+
+def images(*, seed=1, offset=constant(SHIFT), ground=None, space=None, bands=("r",), sources=None, center=CENTER):
+    sources = scene(seed) if sources is None else sources
+    ground = ground or grid_wcs(0.2, dx=0.37)
+    space = space or grid_wcs(0.1)
+    return (
+        {b: draw(center, ground, b, sources, 10 * seed + k, offset) for k, b in enumerate(bands)},
+        {"VIS": draw(center, space, "VIS", sources, 10 * seed + 9, constant([0, 0]))},
+    )
+
+
+@lru_cache
+def offsets_of(kind="shift"):
+    offset = {"shift": constant(SHIFT), "curved": curved}[kind]
+    return aligner()(SkyPair(*images(offset=offset, bands=("g", "r"))))
+
+
+def curved(xy):
+    return SHIFT + np.stack([20 * np.sin(xy[:, 0] / 12), 15 * np.cos(xy[:, 1] / 10)], -1)
+
+
+def joint_field(offsets, band="joint"):
+    """Field at the centre of the image and its errors, mas."""
+    value, cov = evaluate(offsets.meta["model"], np.zeros((1, 2)), band=band)
+    return value[0], np.sqrt(np.diag(cov[0]))
+
+
+def test_shift_is_recovered_with_its_sign_and_errors():
+    offsets = offsets_of()
+    assert offsets.meta["verdict"] == "ok"
+    assert offsets.meta["reference"] == "VIS"
+    assert set(offsets["band"]) == {"g", "r", "joint"}
+    for band in ("g", "r", "joint"):
+        value, error = joint_field(offsets, band)
+        assert (np.abs(value - SHIFT) < 4 * error).all() and (error < 3.0).all()
+    used = offsets[offsets["weight"] > 0]
+    pull = np.concatenate([
+        (used[c].to_value("mas") - s) / used[f"{c}_err"].to_value("mas") for c, s in zip(("d_ra_cosdec", "d_dec"), SHIFT, strict=True)
+    ])
+    assert 0.75 < 1.4826 * np.median(np.abs(pull)) < 1.25
+    # Two bands together are better than either.
+    one, both = (offsets[offsets["band"] == b]["d_dec_err"] for b in ("r", "joint"))
+    assert np.nanmedian(both / one) < 1
+
+
+def test_moving_a_frame_moves_the_answer():
+    ground, space = images()
+    start = joint_field(aligner()(SkyPair(ground, space)))[0]
+    moved = {"r": NDData(ground["r"], wcs=shifted(ground["r"].wcs, 0.080, 0.030))}
+    down = joint_field(aligner()(SkyPair(moved, space)))[0]
+    np.testing.assert_allclose(down - start, [-80.0, -30.0], atol=0.3)
+    moved = {"VIS": NDData(space["VIS"], wcs=shifted(space["VIS"].wcs, 0.080, 0.030))}
+    up = joint_field(aligner()(SkyPair(ground, moved)))[0]
+    np.testing.assert_allclose(up - start, [80.0, 30.0], atol=0.3)
+
+
+def shifted(wcs, east, north):
+    new = wcs.deepcopy()
+    center = offset_coord(SkyCoord(*wcs.wcs.crval, unit="deg"), east, north)
+    new.wcs.crval = [center.ra.deg, center.dec.deg]
+    new.wcs.set()
+    return new
+
+
+@pytest.mark.parametrize("turn, flip, dx", [(33.0, False, 0.5), (0.0, True, 0.0), (180.0, False, 0.25)])
+def test_pixel_grids_do_not_matter(turn, flip, dx):
+    ground, space = images(ground=grid_wcs(0.2, turn, flip, dx))
+    value, error = joint_field(aligner()(SkyPair(ground, space)))
+    assert (np.abs(value - SHIFT) < 4 * error).all() and (error < 3.0).all()
+
+
+def test_large_shift_is_captured():
+    shift = [4200.0, -2600.0]
+    offsets = aligner()(SkyPair(*images(offset=constant(shift))))
+    assert offsets.meta["verdict"] == "ok"
+    value, error = joint_field(offsets)
+    assert (np.abs(value - shift) < 4 * error).all() and (error < 3.0).all()
+
+
+def test_space_bands_and_one_band_at_a_time():
+    ground, space = images()
+    space["H_E"] = draw(CENTER, grid_wcs(0.1, dx=0.2), "H_E", scene(1), 77, constant([5.0, -8.0]))
+    offsets = aligner()(SkyPair(ground, space), bands=["r", "H_E"])
+    value, error = joint_field(offsets, "H_E")
+    assert (np.abs(value - [5.0, -8.0]) < 4 * error).all() and (error < 2.0).all()
+
+
+def refused(ground, space):
+    offsets = aligner()(SkyPair(ground, space))
+    assert offsets.meta["verdict"] == "abstain" and offsets.meta["reason"]
+    assert np.isnan(offsets["d_ra_cosdec"]).all() and np.isnan(offsets["d_dec_err"]).all()
+    assert (offsets["flags"] & int(Flag.UNALIGNED) > 0).all()
+    assert not offsets.meta["model"]["bands"]
+    with pytest.raises(AlignmentError, match="hold no alignment"):
+        aligner().correct_wcs(ground["r"].wcs, offsets)
+    with pytest.raises(AlignmentError, match="hold no alignment"):
+        aligner().align(SkyPair(ground, space))
+
+
+def test_abstains_on_another_sky():
+    ground, _ = images(seed=1)
+    _, space = images(seed=2)
+    refused(ground, space)
+
+
+def test_abstains_on_blank_ground():
+    blank = tuple(a[:0] for a in scene(1))
+    refused(images(sources=blank)[0], images()[1])
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_abstains_on_few_sources(n):
+    refused(*images(sources=tuple(a[:n] for a in scene(1))))
+
+
+def test_masked_pixels_do_not_leak():
+    ground, space = images()
+    reference = aligner()(SkyPair(ground, space))
+    mask = np.zeros(ground["r"].data.shape, bool)
+    mask[60:66, :] = True
+    results = []
+    for value in (0.0, 1e6):
+        data = np.where(mask, value, ground["r"].data)
+        image = NDData(data, unit=u.nJy, wcs=ground["r"].wcs, mask=mask, uncertainty=ground["r"].uncertainty, psf=ground["r"].psf)
+        results.append(aligner()(SkyPair({"r": image}, space)))
+    for column in ("d_ra_cosdec", "d_dec", "flags"):
+        np.testing.assert_array_equal(results[0][column], results[1][column])
+    assert (results[0]["flags"] & int(Flag.MASKED) > 0).sum() > (reference["flags"] & int(Flag.MASKED) > 0).sum()
+
+
+def test_trail_in_one_survey_moves_nothing():
+    ground, space = images()
+    data = ground["r"].data.copy()
+    i = np.arange(len(data))
+    for w in range(-2, 3):
+        data[i, np.clip(i + w, 0, len(data) - 1)] += 300.0
+    trail = {"r": NDData(data, unit=u.nJy, wcs=ground["r"].wcs, uncertainty=ground["r"].uncertainty, psf=ground["r"].psf)}
+    value, error = joint_field(aligner()(SkyPair(trail, space)))
+    assert (np.abs(value - SHIFT) < 5 * error).all() and (error < 4.0).all()
+
+
+@pytest.mark.parametrize("form, limit", [("tan", 0.02), ("sip", 0.3), ("lookup", 0.02)])
+def test_corrected_wcs_holds_the_field_and_survives_fits(form, limit, tmp_path):
+    offsets = offsets_of("shift" if form == "tan" else "curved")
+    wcs = grid_wcs(0.2, dx=0.37)
+    before = wcs.to_header(relax=True)
+    new = aligner().correct_wcs(wcs, offsets, form=form)
+    assert wcs.to_header(relax=True) == before
+    x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, 191, 25), np.linspace(0, 191, 25)))
+    sky = wcs.pixel_to_world(x, y)
+    east, north = 1e-3 * evaluate(offsets.meta["model"], tangent(sky, offsets.meta["center"]))[0].T
+    expected = offset_coord(sky, east, north)
+    path = tmp_path / "wcs.fits"
+    if form == "lookup":
+        hdus = new.to_fits(relax=True)
+        hdus[0].data = np.zeros((192, 192), np.float32)
+        hdus.writeto(path)
+    else:
+        fits.writeto(path, np.zeros((192, 192), np.float32), new.to_header(relax=True))
+    with fits.open(path) as hdus:
+        for candidate in (new, WCS(hdus[0].header, hdus)):
+            assert candidate.pixel_to_world(x, y).separation(expected).mas.max() < limit
+            back = np.stack(candidate.world_to_pixel(expected))
+            np.testing.assert_allclose(back, [x, y], atol=1e-3)
+
+
+def test_tan_keeps_the_sip_terms_of_its_input():
+    wcs = grid_wcs(0.2, dx=0.37)
+    curved_input = aligner().correct_wcs(wcs, offsets_of("curved"), form="sip")
+    new = aligner().correct_wcs(curved_input, offsets_of("shift"), form="tan")
+    x, y = np.array([3.0, 100.0, 188.0]), np.array([180.0, 90.0, 5.0])
+    sky = curved_input.pixel_to_world(x, y)
+    east, north = 1e-3 * evaluate(offsets_of("shift").meta["model"], tangent(sky, offsets_of("shift").meta["center"]))[0].T
+    assert new.pixel_to_world(x, y).separation(offset_coord(sky, east, north)).mas.max() < 0.05
+
+
+def test_any_wcs_can_be_corrected():
+    gwcs = pytest.importorskip("gwcs")
+    from astropy import coordinates
+    from astropy.modeling import models
+
+    wcs = grid_wcs(0.2)
+    chain = (
+        models.Shift(-95.5) & models.Shift(-95.5)
+        | models.AffineTransformation2D(wcs.wcs.cd)
+        | models.Pix2Sky_TAN()
+        | models.RotateNative2Celestial(CENTER.ra.deg, CENTER.dec.deg, 180)
+    )
+    frame = gwcs.coordinate_frames.CelestialFrame(reference_frame=coordinates.ICRS())
+    general = gwcs.WCS(chain, output_frame=frame)
+    general.bounding_box = ((-0.5, 191.5), (-0.5, 191.5))
+    offsets = offsets_of()
+    new = aligner().correct_wcs(general, offsets)
+    x, y = np.array([10.0, 150.0]), np.array([20.0, 100.0])
+    sky = general.pixel_to_world(x, y)
+    moved = tangent(new.pixel_to_world(x, y), CENTER) - tangent(sky, CENTER)
+    np.testing.assert_allclose(1e3 * moved, np.tile(joint_field(offsets)[0], (2, 1)), atol=0.1)
+
+
+def test_align_and_field():
+    pair = SkyPair(*images(bands=("g", "r")))
+    aligned = aligner().align(pair)
+    assert set(aligned) == {"g", "r"}
+    image = aligned["r"]
+    np.testing.assert_array_equal(image.data, pair.ground["r"].data)
+    assert image.psf is not None and image.meta["alignment"]["wcs_residual_mas"] < 0.1
+    sky = image.wcs.pixel_to_world(90.0, 100.0)
+    moved = tangent(sky, CENTER) - tangent(pair.ground["r"].wcs.pixel_to_world(90.0, 100.0), CENTER)
+    np.testing.assert_allclose(1e3 * moved[0], SHIFT, atol=5)
+    offsets = offsets_of("curved")
+    plane = aligner().field(offsets, pair.ground["r"].wcs, (192, 192))
+    assert plane.data.shape == (2, 192, 192) and plane.unit == u.mas
+    xy = tangent(pair.ground["r"].wcs.pixel_to_world(50.0, 120.0), offsets.meta["center"])
+    value, cov = evaluate(offsets.meta["model"], xy)
+    np.testing.assert_allclose(plane.data[:, 120, 50], value[0], atol=0.1)
+    np.testing.assert_allclose(plane.uncertainty.array[:, 120, 50], np.sqrt(np.diag(cov[0])), rtol=0.05)
+
+
+def test_table_survives_ecsv(tmp_path):
+    offsets = offsets_of("curved")
+    offsets.write(tmp_path / "offsets.ecsv")
+    back = QTable.read(tmp_path / "offsets.ecsv")
+    assert back["d_dec"].unit == u.mas
+    xy = np.array([[3.0, 4.0]])
+    np.testing.assert_allclose(evaluate(back.meta["model"], xy)[0], evaluate(offsets.meta["model"], xy)[0])
+    assert back.meta["center"].separation(offsets.meta["center"]).mas < 1e-6
+    new = aligner().correct_wcs(grid_wcs(0.2), back, band="r")
+    assert isinstance(new, WCS)
+
+
+def test_bad_arguments():
+    pair = SkyPair(*images())
+    with pytest.raises(ValueError, match="no space side"):
+        aligner()(SkyPair(images()[0], None))
+    with pytest.raises(ValueError, match="'q' cannot be measured against VIS"):
+        aligner()(pair, bands=["q"])
+    with pytest.raises(ValueError, match="model must be 'auto' or one of"):
+        aligner()(pair, model="spline")
+    with pytest.raises(ValueError, match="form must be one of"):
+        aligner().correct_wcs(grid_wcs(0.2), offsets_of(), form="tpv")
+    with pytest.raises(TypeError, match="wcs must be an APE-14 WCS"):
+        aligner().correct_wcs("header", offsets_of())
+
+
+class Skies:
+    """A lazy sequence of pairs in which every third source (the stars) has moved between the epochs."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        xy, flux, sigma, shape = scene(50 + index)
+        motion = np.random.default_rng(index).normal(0, 40.0, xy.shape) * (sigma == 0)[:, None]
+        moved = (xy + 1e-3 * motion, flux, sigma, shape)
+        return SkyPair(
+            {"r": draw(CENTER, grid_wcs(0.2, dx=0.37), "r", moved, index, constant(SHIFT))},
+            {"VIS": draw(CENTER, grid_wcs(0.1), "VIS", (xy, flux, sigma, shape), 90 + index, constant([0, 0]))},
+        )
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_fit_learns_the_scatter(with_truth, tmp_path):
+    pairs = Skies(4)
+    truth = None
+    if with_truth:
+        truth = []
+        for index in range(4):
+            xy = scene(50 + index)[0]
+            table = QTable({"sky_centroid": from_tangent(xy, CENTER)})
+            table["d_ra_cosdec"], table["d_dec"] = (np.full(len(xy), s) * u.mas for s in SHIFT)
+            truth.append(table)
+    head = LearnedAligner(aligner().encoder)
+    with pytest.raises(ValueError, match="has not been trained"):
+        head.save(tmp_path / "aligner.safetensors")
+    assert head.fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows.npz") is head
+    report = head._provenance
+    assert report["loss_with"] < report["loss_without"]
+    assert abs(report["pull_with"] - 1) < abs(report["pull_without"] - 1)
+    # A resumed run gives the same head; a saved one answers alike.
+    again = LearnedAligner(aligner().encoder).fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows.npz")
+    head.save(tmp_path / "aligner.safetensors")
+    loaded = LearnedAligner.from_pretrained(tmp_path / "aligner.safetensors", encoder=aligner().encoder, device="cpu")
+    pair = Skies(9)[8]
+    results = [a(pair) for a in (head, again, loaded)]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0]["d_dec_err"], other["d_dec_err"])
+    plain = aligner()(pair)
+    np.testing.assert_array_equal(results[0]["d_dec"], plain["d_dec"])  # it cannot move a source
+    assert np.nanmedian(results[0]["d_dec_err"] / plain["d_dec_err"]) > 1

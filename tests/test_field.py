@@ -1,0 +1,120 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The offset field: the right model, honest errors, robust to outliers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rosetta.core.field import evaluate, fit_field, predict_held_out
+
+
+def sources(seed, n=80, sigma=(0.3, 5.0)):
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(-50, 50, (n, 2))
+    s = np.exp(rng.uniform(*np.log(sigma), (n, 2)))
+    rho = rng.uniform(-0.5, 0.5, n)
+    cov = np.zeros((n, 2, 2))
+    cov[:, 0, 0], cov[:, 1, 1] = s.T**2
+    cov[:, 0, 1] = cov[:, 1, 0] = rho * s[:, 0] * s[:, 1]
+    noise = np.einsum("nij,nj->ni", np.linalg.cholesky(cov), rng.normal(size=(n, 2)))
+    return xy, noise, cov
+
+
+def smooth(xy, seed, rms=20.0, length=25.0):
+    """A random field with a squared-exponential covariance (random Fourier features)."""
+    rng = np.random.default_rng(1000 + seed)
+    k, phase = rng.normal(size=(2, 200, 2)) / length, rng.uniform(0, 2 * np.pi, (2, 200))
+    return rms * np.sqrt(2 / 200) * np.cos(np.einsum("ni,ami->nam", xy, k) + phase).sum(-1)
+
+
+GRID = np.stack(np.meshgrid(np.linspace(-45, 45, 9), np.linspace(-45, 45, 9)), -1).reshape(-1, 2)
+TRUE = {
+    "shift": lambda xy: np.tile([63.0, -47.0], (len(xy), 1)),
+    "affine": lambda xy: [63.0, -47.0] + xy @ np.array([[0.1, 0.2], [-0.2, 0.1]]),
+    "polynomial2": lambda xy: np.stack([0.01 * xy[:, 0] ** 2, -0.01 * xy[:, 0] * xy[:, 1]], -1),
+}
+
+
+@pytest.mark.parametrize("kind", TRUE)
+def test_model_is_chosen_and_recovered(kind):
+    xy, noise, cov = sources(3)
+    found = fit_field(xy, TRUE[kind](xy) + noise, cov)
+    assert found.model["kind"] == kind
+    offset, spread = evaluate(found.model, GRID)
+    pull = (offset - TRUE[kind](GRID)) / np.sqrt(spread[:, [0, 1], [0, 1]])
+    assert np.abs(pull).max() < 4
+    assert np.sqrt(spread[:, 0, 0].max()) < 1.0
+
+
+def test_gaussian_process_is_calibrated():
+    pulls, errors = [], []
+    for seed in range(6):
+        xy, noise, cov = sources(seed, n=60)
+        found = fit_field(xy, smooth(xy, seed) + [60.0, -40.0] + noise, cov)
+        assert has_process(found.model)
+        offset, spread = evaluate(found.model, GRID)
+        error = offset - smooth(GRID, seed) - [60.0, -40.0]
+        errors.append(error)
+        pulls.append(error / np.sqrt(spread[:, [0, 1], [0, 1]]))
+    nmad = 1.4826 * np.median(np.abs(np.concatenate(pulls)))
+    assert 0.8 < nmad < 1.25
+    assert np.sqrt(np.mean(np.square(errors))) < 10.0  # half of the field's own 20 mas
+
+
+def has_process(model):
+    return model["amplitude"] > 0 and "points" in model
+
+
+def test_outliers_are_flagged_and_move_nothing():
+    xy, noise, cov = sources(5)
+    offset = TRUE["shift"](xy) + noise
+    clean = evaluate(fit_field(xy, offset, cov).model, GRID)[0]
+    offset[:4] += 300.0
+    cov[:4] *= 0.01  # and they claim to be very good
+    found = fit_field(xy, offset, cov)
+    assert found.outlier[:4].all() and found.outlier[4:].sum() == 0
+    moved, spread = evaluate(found.model, GRID)
+    assert np.abs(moved - clean).max() < 3 * np.sqrt(spread[:, 0, 0]).max()
+
+
+def test_common_scatter_becomes_the_floor():
+    xy, noise, cov = sources(7)
+    rng = np.random.default_rng(7)
+    found = fit_field(xy, TRUE["shift"](xy) + noise + rng.normal(0, 10.0, xy.shape), cov)
+    assert 7.0 < found.model["floor"] < 13.0
+    assert found.outlier.sum() <= 1
+
+
+def test_model_survives_json_and_many_points_are_thinned():
+    xy, noise, cov = sources(9, n=900)
+    found = fit_field(xy, smooth(xy, 9) + noise, cov, model="gp")
+    assert len(found.model["points"]["xy"]) <= 400
+    copy = json.loads(json.dumps(found.model))
+    np.testing.assert_array_equal(evaluate(copy, GRID)[0], evaluate(found.model, GRID)[0])
+    error = evaluate(found.model, GRID)[0] - smooth(GRID, 9)
+    assert np.sqrt(np.mean(error**2)) < 2.0
+
+
+def test_held_out_prediction_does_not_see_the_source():
+    xy, noise, cov = sources(11, sigma=(1.0, 1.0))
+    offset = TRUE["shift"](xy) + noise
+    before = predict_held_out(xy, offset, cov)[0]
+    offset[0] += 30.0
+    after = predict_held_out(xy, offset, cov)[0]
+    assert np.abs(after[0] - before[0]).max() < 1e-9
+    assert np.abs(after[1:] - before[1:]).max() > 0
+
+
+@pytest.mark.parametrize("n, model, message", [(1, "auto", "at least 2 sources"), (5, "spline", "must be 'auto' or one")])
+def test_errors(n, model, message):
+    xy, noise, cov = sources(1, n=n)
+    with pytest.raises(ValueError, match=message):
+        fit_field(xy, noise, cov, model=model)
+
+
+def test_unknown_band():
+    xy, noise, cov = sources(1)
+    model = {"bands": {"joint": fit_field(xy, noise, cov, model="shift").model}}
+    with pytest.raises(ValueError, match="no offset field for band 'q'"):
+        evaluate(model, GRID, band="q")
