@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.interpolate import RectBivariateSpline
 
 from .core.augment import Tile, TileSide
-from .core.moments import adaptive_moments, fourier_shift
+from .core.moments import adaptive_moments, fourier_shift, half_maximum_width
 from .core.vit import View, conditions
 from .flags import Flag
 
@@ -110,9 +110,8 @@ class Plane:
 
     @cached_property
     def fwhm(self):
-        """Full width at half maximum of the PSF in arcsec, from its adaptive moments."""
-        _, covariance = adaptive_moments(self.psf)
-        return float(2.3548 * np.linalg.det(covariance) ** 0.25 * self.pixel_scale)
+        """Full width at half maximum of the PSF in arcsec, pixel response included."""
+        return float(half_maximum_width(self.psf) * self.pixel_scale)
 
     @cached_property
     def depth(self):

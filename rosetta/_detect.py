@@ -106,6 +106,11 @@ def _on_grid(plane, target):
     return np.where(invalid, 0.0, data), np.where(invalid, np.inf, variance)
 
 
+def filter_sigma(ref):
+    """Width (one sigma, arcsec) of the detection filter."""
+    return float(np.hypot(ref.fwhm, FILTER_FWHM) / 2.3548)
+
+
 def filtered(ref, data=None):
     """Smoothed flux and its significance per pixel, for sources about as large as the filter.
 
@@ -121,7 +126,7 @@ def filtered(ref, data=None):
         The best-fitting flux of a filter-shaped source at each pixel, and that over its error.
     """
     data = ref.data if data is None else data
-    sigma = np.hypot(ref.fwhm, FILTER_FWHM) / 2.3548 / ref.plane.pixel_scale
+    sigma = filter_sigma(ref) / ref.plane.pixel_scale
     weight = _sky_weight(ref.variance)
     half = int(np.ceil(3.5 * sigma))
     axis = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
@@ -169,8 +174,8 @@ def detect(planes, band=None):
     -------
     `~astropy.table.QTable`
         ``label`` (1, 2, ...), ``sky_centroid``, ``x``, ``y`` (pixels of the reference band, named in
-        ``meta["band"]``), ``snr``, ``a``, ``b`` (one-sigma widths of the segment's light, arcsec, PSF not
-        removed), ``theta`` (radian, from east towards north), ``parent`` (sources cut from one
+        ``meta["band"]``), ``snr``, ``a``, ``b`` (one-sigma widths of the light, arcsec, the filter removed
+        but not the PSF), ``theta`` (radian, from east towards north), ``parent`` (sources cut from one
         segment share it).
     """
     ref = reference(planes, band)
@@ -236,6 +241,10 @@ def _table(ref, flux, significance, labels, parent):
         inverse = np.linalg.inv(ref.plane.jacobian(sky))
         covariance = np.einsum("nij,njk,nlk->nil", inverse, covariance, inverse)
     values, vectors = np.linalg.eigh(covariance)
+    # What a cut at a share t of the peak leaves of a Gaussian's second moment; then the filter's own width.
+    t = np.clip(THRESHOLD / np.maximum(table["snr"], 1e-9), 1e-9, 0.6)
+    values = values / (1.0 + t * np.log(t) / (1.0 - t))[:, None] - filter_sigma(ref) ** 2
+    values = np.maximum(values, (0.2 * ref.fwhm) ** 2)
     table["a"], table["b"] = np.sqrt(values[:, 1]), np.sqrt(values[:, 0])
     table["theta"] = np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1])
     table["parent"] = ndimage.maximum(parent, labels, index).astype(int) if n else np.zeros(0, int)

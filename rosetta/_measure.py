@@ -10,7 +10,7 @@ from .core import field, fit
 from .core.mixture import render, stamp_sizes
 from .core.solve import design, solve
 
-__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor"]
+__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor", "source_tokens"]
 
 FAR = -1e6  # pixel position of a source that a WCS cannot place
 
@@ -33,6 +33,21 @@ def ground_coord(coord, offsets):
     shift, _ = field.evaluate(offsets.meta["model"], tangent(coord, offsets.meta["center"]))
     # Offsets vary over arcseconds by far less than they are, so no inversion is needed.
     return offset_coord(coord, -shift[:, 0] / 1e3, -shift[:, 1] / 1e3)
+
+
+def source_tokens(embedding, coord, header_coord):
+    """Frozen tokens of sources: space and ground side by side, zeros where a side is missing.
+
+    Returns
+    -------
+    (n, 2 * width) float32 array
+    """
+    width = next(iter(embedding.sides.values()))["tokens"].shape[-1]
+    out = np.zeros((len(coord), 2 * width), np.float32)
+    for k, (side, where) in enumerate((("space", coord), ("ground", header_coord))):
+        if side in embedding.sides and len(coord):
+            out[:, k * width : (k + 1) * width] = embedding.tokens_at(where, side)
+    return out
 
 
 def image_of(plane, coord, header_coord, share):
@@ -88,9 +103,7 @@ def fit_band(plane, image, mixtures, slope):
     peak = np.maximum.reduceat(np.append(foot.data, 0), foot.indptr[:-1]) if foot.nnz else np.zeros(n)
     foot.data = (foot.data > 0.1 * np.repeat(peak, np.diff(foot.indptr))).astype(float)
     pixels = foot.T @ (weight > 0)
-    # Resampled pixels scatter less than their variance says, in sky and sources alike.
-    quiet = _pixel_factor(residual[weight > 0])
-    chi2 = np.divide(foot.T @ (residual / quiet) ** 2, pixels, out=np.full(n, np.nan), where=pixels > 0)
+    chi2 = np.divide(foot.T @ residual**2, pixels, out=np.full(n, np.nan), where=pixels > 0)
     inside = np.asarray(matrix.sum(axis=0)).ravel() / plane.psf.sum()
     return BandFit(
         plane=plane,
@@ -106,11 +119,6 @@ def fit_band(plane, image, mixtures, slope):
         pixels=np.round(pixels).astype(int),
         slope=slope,
     )
-
-
-def _pixel_factor(values):
-    """Robust scatter of residuals over their standard deviation; 1 where there are too few."""
-    return float(1.4826 * np.median(np.abs(values))) if len(values) > 1000 else 1.0
 
 
 def noise_factor(residual, valid, psf):

@@ -200,7 +200,6 @@ def combine(parts):
     if len(parts) == 1:
         part = parts[0]
         return BandOffsets("joint", *(getattr(part, name) for name in list(BandOffsets.__dataclass_fields__)[1:]))
-    n = len(parts[0].offset)
     good = np.stack([p.usable for p in parts])  # (n_band, n)
     eye = np.eye(2)
     inverse = np.stack([
@@ -221,7 +220,11 @@ def combine(parts):
     cov_reference[blank] = np.nan
     snr2 = np.stack([np.where(p.usable, p.snr, 0.0) for p in parts]) ** 2
     share = snr2 / np.maximum(snr2.sum(0), 1e-30)
-    mean = lambda name: np.where(blank, np.nan, (share * np.nan_to_num(np.stack([getattr(p, name) for p in parts]))).sum(0))
+
+    def mean(name):
+        values = np.nan_to_num(np.stack([getattr(p, name) for p in parts]))
+        return np.where(blank, np.nan, (share * values).sum(0))
+
     flags = np.bitwise_or.reduce([np.where(p.usable, p.flags, 0) for p in parts])
     flags[blank] = np.bitwise_and.reduce([p.flags for p in parts])[blank] | int(Flag.NO_DATA)
     return BandOffsets(

@@ -30,7 +30,8 @@ MAS = u.mas
 COARSE_SIGNIFICANCE = 8.0  # of the correlation peak, to start from it
 COARSE_RIVAL = 1.3  # how much higher it must be than any other peak
 COARSE_ERROR = 100.0  # mas, of an offset that only the correlation supports
-COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources
+COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources,
+COARSE_ALONE_RIVAL = 4.0  # and how far above any other peak: few bright sources make high chance peaks
 
 
 class AlignmentError(ValueError):
@@ -192,8 +193,13 @@ class LearnedAligner(Head):
                 "field_sigma_mas": float(np.sqrt(np.median(np.trace(cov, axis1=1, axis2=2)) / 2)),
             }
             aligned[band] = CCDData(
-                image.data.copy(), unit=image.unit, wcs=wcs, mask=image.mask.copy(),
-                uncertainty=VarianceUncertainty(image.uncertainty.array.copy()), psf=image.psf, meta={**image.meta, "alignment": statement},
+                image.data.copy(),
+                unit=image.unit,
+                wcs=wcs,
+                mask=image.mask.copy(),
+                uncertainty=VarianceUncertainty(image.uncertainty.array.copy()),
+                psf=image.psf,
+                meta={**image.meta, "alignment": statement},
             )
         return aligned
 
@@ -245,8 +251,8 @@ class LearnedAligner(Head):
         pairs : sequence of `~rosetta.SkyPair`
             Read one at a time.
         truth : sequence of `~astropy.table.QTable`, optional
-            Parallel to ``pairs``: ``sky_centroid``, ``d_ra_cosdec``, ``d_dec`` (as from `rosetta.simulate`). None: a known
-            shift is injected into each ground WCS, and sources are compared with that shift plus the
+            Parallel to ``pairs``: ``sky_centroid``, ``d_ra_cosdec``, ``d_dec`` (as from `rosetta.simulate`).
+            None: a known shift is injected into each ground WCS, and sources are compared with that shift plus the
             field that all other sources define.
         seed : int
         checkpoint : path-like, optional
@@ -394,7 +400,7 @@ def _measure(planes, sources, wanted):
     agreeing = [p for p in ground if p.agrees]
     if agreeing:
         return _Found(parts, _offsets.combine(agreeing), "ok", "", match)
-    if believed and match.significance > COARSE_ALONE:
+    if believed and match.significance > max(COARSE_ALONE, COARSE_ALONE_RIVAL * match.rival):
         reason = "single sources do not agree on an offset; the cross-correlation of the images does"
         return _Found(parts, None, "coarse", reason, match)
     most = max((int(p.usable.sum()) for p in ground), default=0)
@@ -445,7 +451,8 @@ def _table(planes, sources, found, extras, model, meta):
             if part.band == "joint" and len(agreeing) == 1:  # the one frame there is
                 fits["joint"], models["joint"] = fits[agreeing[0].band], models[agreeing[0].band]
             elif part.agrees:
-                fits[part.band] = offset_field.fit_field(sources.xy[use], part.offset[use], covs[part.band][use], model=model)
+                cov = covs[part.band][use]
+                fits[part.band] = offset_field.fit_field(sources.xy[use], part.offset[use], cov, model=model)
                 models[part.band] = fits[part.band].model
     elif found.verdict == "coarse":
         shift = (1e3 * found.match.offset).tolist()

@@ -1,20 +1,22 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Deblending: one template per source from the sharp image, carried to every band."""
 
+import logging
 from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.table import QTable
 
 from . import _detect
 from ._boundary import planes as planes_of
 from ._boundary import tangent
 from ._head import Head
-from ._measure import fit_band, ground_coord, image_of
+from ._measure import fit_band, ground_coord, image_of, source_tokens
 from ._scene import DeblendedScene, shape_columns, source_flags
 from ._stamps import north_up
+from ._truth import iterate_truth, split_by_pair
 from .core import fit as shape_fit
 from .core import templates
 from .core.mixture import render
@@ -22,6 +24,8 @@ from .core.solve import design, solve
 from .flags import Flag
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
+
+log = logging.getLogger("rosetta")
 
 MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
@@ -93,6 +97,87 @@ class JEPADeblender(Head):
                 moved, covariance = shape_fit.refine(state.proposal, _shape_images(planes, state), start, iterations=2)
         label = np.arange(1, len(coord) + 1) if label is None else label
         return self._scene(embedding, planes, ref, state, moved, covariance, label, offsets)
+
+    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
+        """Train the template network on sky with known truth; the encoder stays frozen.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            Read one at a time.
+        truth : sequence of `~astropy.table.QTable`
+            One per pair: ``sky_centroid``, ``mixture`` (K, 6), ``flux_<band>``, as `rosetta.simulate` gives them.
+        seed : int
+        checkpoint : path-like, optional
+            Where to save the result.
+
+        Returns
+        -------
+        JEPADeblender
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If there is no truth, or it does not match the pairs.
+        """
+        parts = [
+            self._training_rows(pair, table) for pair, table in iterate_truth(pairs, truth, ("sky_centroid", "mixture"))
+        ]
+        data, held_out = split_by_pair(parts)
+        self._config["token_dim"] = data["tokens"].shape[1] // 2
+        self._network = templates.seeded(self._config, seed).to(self._device or "cpu")
+        result = templates.train(self._network, data, held_out, seed=seed)
+        log.info("deblender trained: %s", result)
+        self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
+        self._fingerprint = None
+        if checkpoint is not None:
+            self.save(checkpoint)
+        return self
+
+    def _training_rows(self, pair, truth):
+        """Network inputs and true light of all detections that have a true source."""
+        embedding = self._embedding(pair)
+        planes = planes_of(pair)
+        ref = _detect.reference(planes)
+        found, _ = _detect.segments(ref)
+        true = truth["sky_centroid"].icrs
+        coord = found["sky_centroid"]
+        if len(coord) == 0 or len(true) == 0:
+            return None
+        # Of several true sources in reach, the detection is the brightest.
+        band = f"flux_{ref.band}"
+        flux = np.asarray(truth[band].to_value(u.nJy))
+        mine, theirs, _, _ = search_around_sky(coord, true, MATCH * u.arcsec)
+        owner = np.full(len(coord), -1)
+        for i, j in zip(mine, theirs, strict=True):
+            if owner[i] < 0 or flux[j] > flux[owner[i]]:
+                owner[i] = j
+        rows = np.flatnonzero(owner >= 0)
+        if len(rows) == 0:
+            return None
+        several = self._several(coord, true, flux, owner)
+        base, snr = _classical(ref, found, coord)
+        state = _State(coord, coord, snr, base, np.full(len(coord), np.nan))
+        inputs = _network_inputs(embedding, planes, ref, state, self._network.config)
+        mixture = np.asarray(truth["mixture"], float)[owner[rows]]
+        east, north = coord[rows].spherical_offsets_to(true[owner[rows]])
+        mixture[:, :, 1] += east.to_value(u.arcsec)[:, None]
+        mixture[:, :, 2] += north.to_value(u.arcsec)[:, None]
+        names = ("space", "ground", "scalars", "tokens")
+        data = {name: array[rows] for name, array in zip(names, inputs, strict=True)}
+        return {**data, "base": base[rows], "true": mixture, "several": several[rows]}
+
+    @staticmethod
+    def _several(coord, true, flux, owner):
+        """Whether an undetected true source of a fifth of the flux lies within an arcsecond, (n,) float."""
+        detected = np.isin(np.arange(len(true)), owner)
+        out = np.zeros(len(coord))
+        mine, theirs, _, _ = search_around_sky(coord, true, 1.0 * u.arcsec)
+        for i, j in zip(mine, theirs, strict=True):
+            if owner[i] >= 0 and not detected[j] and flux[j] > 0.2 * flux[owner[i]]:
+                out[i] = 1.0
+        return out
 
     def _propose(self, embedding, planes, ref, found, coord, offsets):
         """Everything known about sources before their shapes are fitted."""
@@ -285,19 +370,17 @@ def _network_inputs(embedding, planes, ref, state, config):
     others = tangent(coord, coord[0])
     space = [p for p in planes.values() if p.side == "space"]
     ground = {band: p for band, p in planes.items() if p.side == "ground"}
-    stamps, scalars, tokens = [], np.zeros((n, templates.N_SCALAR), np.float32), []
+    stamps, scalars = [], np.zeros((n, templates.N_SCALAR), np.float32)
     for k, (side, size, scale) in enumerate((("space", config.space_size, 0.1), ("ground", config.ground_size, 0.2))):
         seen = space if side == "space" else ground
         if not seen:
             stamps.append(np.zeros((n, 3, size, size), np.float32))
-            tokens.append(np.zeros((n, config.token_dim), np.float32))
             continue
         look = _detect.reference({p.band: p for p in space}) if side == "space" else _detect.reference(ground)
         image = image_of(look.plane, coord, header, state.share)
         stamps.append(
             north_up(look.data, look.variance, image.xy, image.jacobian, size=size, scale=scale, others=others, radius=scale)
         )
-        tokens.append(embedding.tokens_at(header if side == "ground" else coord, side))
         scalars[:, k], scalars[:, 2 + k] = np.log(look.fwhm), 1.0
         scalars[:, 6 + k] = look.plane.depth - 26.0
     scalars[:, 4] = np.arcsinh(state.snr) - 3.0
@@ -306,4 +389,4 @@ def _network_inputs(embedding, planes, ref, state, config):
         _, separation, _ = coord.match_to_catalog_sky(coord, nthneighbor=2)
         nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
     scalars[:, 5] = np.log(nearest + 0.1)
-    return stamps[0], stamps[1], scalars, np.concatenate(tokens, axis=1)
+    return stamps[0], stamps[1], scalars, source_tokens(embedding, coord, header)

@@ -8,6 +8,8 @@ import numpy as np
 from astropy.table import QTable
 
 from ._head import Head
+from ._measure import ground_coord, source_tokens
+from ._truth import iterate_truth, split_by_pair
 from .core import calibrate
 from .deblender import MATCH, DeblendedScene, JEPADeblender
 
@@ -81,6 +83,43 @@ class EmbeddingPhotometry(Head):
         catalog.meta["deblender"] = scene.meta
         return catalog
 
+    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
+        """Train the error network on sky with known truth; encoder and deblender stay as they are.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            Read one at a time.
+        truth : sequence of `~astropy.table.QTable`
+            One per pair: ``sky_centroid`` and ``flux_<band>``, as `rosetta.simulate` gives them.
+        seed : int
+        checkpoint : path-like, optional
+            Where to save the result.
+
+        Returns
+        -------
+        EmbeddingPhotometry
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If there is no truth, or it does not match the pairs.
+        """
+        deblender, parts = self._deblender(), []
+        for pair, table in iterate_truth(pairs, truth, ("sky_centroid",)):
+            parts.append(_training_rows(deblender(self._embedding(pair)), table))
+        data, held_out = split_by_pair(parts)
+        self._config["token_dim"] = data["tokens"].shape[1] // 2
+        self._network = calibrate.seeded(self._config, seed).to(self._device or "cpu")
+        result = calibrate.train(self._network, data, held_out, seed=seed)
+        log.info("photometry trained: %s", result)
+        self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
+        self._fingerprint = None
+        if checkpoint is not None:
+            self.save(checkpoint)
+        return self
+
     def _deblender(self):
         """The deblender of the same encoder."""
         try:
@@ -112,6 +151,29 @@ def _formal(scene):
         catalog[f"chi2_{band}"] = fits[band].chi2
     catalog["flags"] = table["flags"]
     return catalog
+
+
+def _training_rows(scene, truth):
+    """What the error network learns from in one scene: sources that are mutually nearest to a true one."""
+    if len(scene) == 0 or len(truth) == 0:
+        return None
+    catalog, coord, true = _formal(scene), scene.to_table()["sky_centroid"], truth["sky_centroid"]
+    index, separation, _ = coord.match_to_catalog_sky(true)
+    back, _, _ = true.match_to_catalog_sky(coord)
+    rows = np.flatnonzero((separation.to_value(u.arcsec) < MATCH) & (back[index] == np.arange(len(coord))))
+    if len(rows) == 0:
+        return None
+
+    def table(source, prefix, which):
+        return np.stack([source[prefix + b].to_value(u.nJy)[which] for b in scene.bands], axis=1)
+
+    return {
+        "features": _features(scene)[rows],
+        "tokens": _tokens(scene)[rows],
+        "flux": table(catalog, "flux_", rows),
+        "error": table(catalog, "flux_err_", rows),
+        "true": table(truth, "flux_", index[rows]),
+    }
 
 
 def _neighbours(fits, bands, n):
@@ -162,16 +224,8 @@ def _features(scene):
 
 
 def _tokens(scene):
-    """Space and ground tokens of all sources, zeros where a side is missing."""
-    from ._measure import ground_coord
-
-    coord, embedding = scene.to_table()["sky_centroid"], scene.embedding
-    parts = []
-    for side in ("space", "ground"):
-        where = ground_coord(coord, scene.offsets) if side == "ground" else coord
-        present = side in embedding.sides
-        parts.append(embedding.tokens_at(where, side) if present else np.zeros((len(coord), 384), np.float32))
-    return np.concatenate(parts, axis=1)
+    coord = scene.to_table()["sky_centroid"]
+    return source_tokens(scene.embedding, coord, ground_coord(coord, scene.offsets))
 
 
 def _calibrate(catalog, scene, network, features, tokens):

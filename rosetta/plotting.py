@@ -265,7 +265,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     `~matplotlib.axes.Axes`
         Grey: sources, with 1-sigma ellipses on the 40 best; blue: the field; orange: the truth.
     """
-    from matplotlib.patches import Ellipse
+    from matplotlib.patches import Ellipse, Rectangle
 
     ax = _axes(ax)
     center = offsets.meta["center"] if center is None else center
@@ -309,9 +309,11 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     arrows_of_field = ax.quiver(
         *place.T, *field.T, color=BLUE, width=2.4, headwidth=4.5, label="field", zorder=3, **arrows
     )
-    ax.quiverkey(arrows_of_field, 0.86, 1.03, key, f"{key:g} mas", labelpos="E", coordinates="axes")
+    ax.add_patch(Rectangle((0.72, 0.91), 0.27, 0.08, transform=ax.transAxes, fc="white", ec="0.8", zorder=5))
+    scale = ax.quiverkey(arrows_of_field, 0.79, 0.95, key, f"{key:g} mas", labelpos="E", coordinates="axes")
+    scale.set_zorder(6)
     middle, sigma = field.mean(0), np.sqrt(covariance.mean(0)[[0, 1], [0, 1]])
-    title = f"Ground + offset = space frame\n{_pm(middle[0], sigma[0])} east, {_pm(middle[1], sigma[1])} mas north"
+    title = f"Offset (mas): east {_pm(middle[0], sigma[0])}, north {_pm(middle[1], sigma[1])}"
     if truth is not None:
         known = np.stack([truth[c].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
         at = np.stack(_offsets_of(truth["sky_centroid"], center), -1)
@@ -320,9 +322,9 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
         ax.quiver(
             *at[near].T, *known[near].T, color=ORANGE, width=1.8, headwidth=5, label="truth", zorder=4, **arrows
         )
-        title += f" (truth {known[:, 0].mean():+.1f}, {known[:, 1].mean():+.1f})"
+        title += f"; truth {known[:, 0].mean():+.1f}, {known[:, 1].mean():+.1f}"
     _sky_axes(ax, extent, "")
-    ax.set_title(title, loc="left", fontsize=9)
+    ax.set_title(title, fontsize=9)
     ax.legend(loc="lower right", fontsize=8, framealpha=0.9)
     return ax
 
@@ -350,11 +352,15 @@ def choose_blend(scene):
     snr, blend = np.asarray(table["snr"]), np.asarray(table["blendedness"])
     bad = int(Flag.SATURATED | Flag.EDGE | Flag.MASKED | Flag.NO_DATA | Flag.OUTSIDE | Flag.DUPLICATE)
     clean = (np.asarray(table["flags"]) & bad) == 0
-    merit = np.where(clean, 1.0, 0.05) * np.clip(blend, 0.01, 0.6) * np.log1p(np.clip(snr, 0, 300))
+    image = scene.residual(scene.meta["reference_band"])
+    ny, nx = image.data.shape
+    x, y = image.wcs.world_to_pixel(table["sky_centroid"])
+    clean &= np.minimum.reduce([x, y, nx - 1 - x, ny - 1 - y]) > 0.1 * min(nx, ny)
+    merit = np.where(clean, 1.0, 0.05) * np.clip(blend, 0.01, 0.6) * np.sqrt(np.clip(snr, 0, 300))
     if len(table) > 1:
         near, apart, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
         close = np.clip(1.5 / np.maximum(apart.to_value(u.arcsec), 0.5), 0, 1)
-        merit = merit * close * np.log1p(np.clip(snr[near], 0, 300))
+        merit = merit * close * np.sqrt(np.clip(snr[near], 0, 300))
     return int(table["label"][int(np.argmax(merit))])
 
 
@@ -488,7 +494,7 @@ def plot_flux_truth(catalog, truth, *, bands=None, ax=None):
     Returns
     -------
     `~matplotlib.axes.Axes`
-        Points with S/N > 3 and their errors; triangles on the border lie beyond it.
+        Points with S/N > 5 and their errors; triangles on the border lie beyond it.
     """
     ax = _axes(ax, (6, 4))
     bands = _bands_of(catalog) if bands is None else list(bands)
@@ -497,7 +503,7 @@ def plot_flux_truth(catalog, truth, *, bands=None, ax=None):
     for band, colour in zip(bands, _colours(len(bands)), strict=True):
         flux, error = (found[f"{name}_{band}"].to_value(u.nJy) for name in ("flux", "flux_err"))
         right = known[f"flux_{band}"].to_value(u.nJy)
-        use = np.isfinite(flux) & (flux > 3 * error)
+        use = np.isfinite(flux) & (flux > 5 * error)
         mag, ratio = 31.4 - 2.5 * np.log10(right[use]), flux[use] / right[use] - 1
         inside = np.abs(ratio) < limit
         ax.errorbar(
@@ -569,13 +575,13 @@ def plot_errors(catalog, *, bands=None, ax=None):
     Returns
     -------
     `~matplotlib.axes.Axes`
-        Positive fluxes only.
+        Fluxes above one sigma only.
     """
     ax = _axes(ax, (6, 4))
     bands = _bands_of(catalog) if bands is None else list(bands)
     for band, colour in zip(bands, _colours(len(bands)), strict=True):
         flux, error = (catalog[f"{name}_{band}"].to_value(u.nJy) for name in ("flux", "flux_err"))
-        use = np.isfinite(flux) & (flux > 0) & (error > 0)
+        use = np.isfinite(flux) & (error > 0) & (flux > error)
         ax.plot(
             31.4 - 2.5 * np.log10(flux[use]), 1.0857 * error[use] / flux[use], "o", ms=3, color=colour, alpha=0.7,
             label=band,
@@ -636,7 +642,7 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
                 true = 31.4 - 2.5 * np.log10(right)
                 ax.plot(x, true, "s", color=colour, ms=8, mfc="none", mew=1.0, ls=":", lw=0.7)
                 high.append(true)
-    values = np.concatenate(low + high) if low else np.array([20.0, 26.0])
+    values = np.concatenate([*low, *high])
     if len(values):
         ax.set_ylim(values.max() + 0.8, values.min() - 0.8)
     ax.set_xscale("log")
@@ -645,7 +651,7 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     ax.set_xticks([], minor=True)
     ax.set_xlabel("wavelength (nm)")
     ax.set_ylabel("magnitude (AB)")
-    ax.legend(fontsize=8, loc="lower right", title="open squares: truth" if found is not None else None, title_fontsize=8)
+    ax.legend(fontsize=8, loc="lower right", title="open squares: truth" if high else None, title_fontsize=8)
     return ax
 
 
@@ -668,6 +674,7 @@ def overview(result, truth=None):
 
     pair, scene, catalog, offsets = result.pair, result.scene, result.catalog, result.offsets
     figure = Figure(figsize=(16, 14.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.12)
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(5.2, 5.0, 4.0), hspace=0.02)
 
     sides = [side for side in ("ground", "space") if getattr(pair, side)]
@@ -714,7 +721,7 @@ def overview(result, truth=None):
             continue
         if truth is not None:
             plot_flux_truth(catalog, truth, bands=bands, ax=ax)
-            ax.set_title(f"{pair.survey(side).name} flux against truth (S/N > 3)", fontsize=10)
+            ax.set_title(f"{pair.survey(side).name} flux against truth (S/N > 5)", fontsize=10)
         else:
             plot_errors(catalog, bands=bands, ax=ax)
             ax.set_title(f"{pair.survey(side).name} errors (dotted: S/N 5)", fontsize=10)

@@ -151,7 +151,7 @@ def test_plane_reports_depth_and_width(make_image):
     sigma = 2.0
     psf = np.exp(-0.5 * ((x - 0.3) ** 2 + (y + 0.2) ** 2) / sigma**2)
     plane = planes(SkyPair({"r": make_image(64, 0.2, sigma=2.0, psf=psf)}, None))["r"]
-    assert plane.fwhm == pytest.approx(2.3548 * sigma * 0.2, rel=1e-3)
+    assert plane.fwhm == pytest.approx(2.3548 * sigma * 0.2, rel=5e-3)
     # A matched filter on a Gaussian: variance = sigma_pix^2 * 4 pi sigma^2.
     expected = 31.4 - 2.5 * np.log10(5 * 2.0 * np.sqrt(4 * np.pi) * sigma)
     assert plane.depth == pytest.approx(expected, abs=0.01)

@@ -1,7 +1,6 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The encoder's machinery: views, losses, augmentation and the training loop, on tiny networks."""
 
-import json
 import math
 from dataclasses import replace
 from itertools import product
@@ -9,12 +8,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from rosetta.core import augment
 from rosetta.core.augment import CONDITIONS, Tile, TileSide, Windows
 from rosetta.core.losses import Objective, cosine_gap, nt_xent, rank_me, same_sky
-from rosetta.core.training import TrainConfig, TrainingError, evaluate, load_tile, load_tiles, train
+from rosetta.core.training import TrainConfig, TrainingError, evaluate, train
 from rosetta.core.vit import Encoder, EncoderConfig, Predictor, View, conditions
 
 TINY = EncoderConfig(
@@ -436,28 +434,6 @@ def test_schedule():
 def test_train_config_errors(bad, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **bad)
-
-
-def test_tiles_on_disk(tmp_path):
-    tile = make_tile(0, size=25.6)
-    header = {
-        side: {"crpix": [part.affine[0, 2] + 1, part.affine[1, 2] + 1], "cd": [[-s / 3600, 0], [0, s / 3600]]}
-        for side, part, s in (("ground", tile.ground, 0.2), ("space", tile.space, 0.1))
-    }
-    tensors = {"ground": tile.ground.pixels, "space": tile.space.pixels}
-    tensors |= {"scale_ground": tile.ground.scale, "scale_space": tile.space.scale}
-    path = tmp_path / "tile_00000.safetensors"
-    save_file(tensors, path, metadata={"rosetta": json.dumps(header)})
-    (tmp_path / "tile_00001.safetensors").write_bytes(b"not a tile")
-    read = load_tile(path)
-    assert torch.equal(read.space.pixels, tile.space.pixels)
-    np.testing.assert_allclose(read.ground.affine, tile.ground.affine, atol=1e-9)
-    assert len(load_tiles(tmp_path)) == 1
-    with pytest.raises(ValueError, match="tile_00001.safetensors is not a training tile"):
-        load_tile(tmp_path / "tile_00001.safetensors")
-    path.unlink()
-    with pytest.raises(ValueError, match="holds no readable tile"):
-        load_tiles(tmp_path)
 
 
 def test_dense_loss_scale():

@@ -169,3 +169,65 @@ def test_fit_refuses_what_it_cannot_train_on(tiny_encoder, pair):
         tiny_encoder.fit(iter([pair]), config=TrainConfig(steps=1))
     with pytest.raises(ValueError, match="none of the 1 pairs can be trained on.*needs all space bands"):
         tiny_encoder.fit([pair], config=TrainConfig(steps=1))
+
+
+class Pairs:
+    """Noise-free pairs, made when they are asked for; the one called ``broken`` cannot be read."""
+
+    def __init__(self, make_image, n, broken=None):
+        self.make_image, self.n, self.broken = make_image, n, broken
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise OSError("the disk is full of holes")
+        y, x = np.mgrid[:240, :240]
+        rng = np.random.default_rng(index)
+        sides = {}
+        for side, n, scale, bands in (("ground", 120, 0.2, "ugrizy"), ("space", 240, 0.1, ("VIS", "Y", "J", "H"))):
+            sky = sum(
+                rng.uniform(5, 50) * np.exp(-0.5 * ((x - cx) ** 2 + (y - cy) ** 2) / 36)
+                for cx, cy in rng.uniform(20, 220, (30, 2))
+            )
+            data = sky.reshape(n, 240 // n, n, 240 // n).mean((1, 3))
+            sides[side] = {b: self.make_image(n, scale, data=data, meta={"noise_free": True}) for b in bands}
+        return SkyPair(**sides)
+
+
+TINY_TRAINING = TrainConfig(steps=2, phases=((1.0, 12.8, 4),), log_every=1, save_every=1, bf16=False, seed=3)
+
+
+def test_fit_trains_measures_and_names_what_it_leaves_out(tiny_encoder, make_image, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("rosetta.core.inference._MEASURED", 16)
+    before = tiny_encoder.fingerprint
+    steps = []
+    result = tiny_encoder.fit(
+        Pairs(make_image, 3, broken=1),
+        config=TINY_TRAINING,
+        validation=Pairs(make_image, 2),
+        checkpoint=tmp_path / "state.safetensors",
+        progress=lambda step, metrics: steps.append(step),
+    )
+    assert result is tiny_encoder
+    assert tiny_encoder.fingerprint != before
+    assert steps == [1, 2]
+    assert "pairs[1] left out of training: the disk is full of holes" in caplog.text
+    provenance = tiny_encoder.provenance
+    assert (provenance["n_tiles"], provenance["steps"], provenance["pairs_seen"]) == (2, 2, 8)
+    assert provenance["held_out"]["12.8 arcsec"]["gallery"] == 16
+    # What was trained is what is saved, novelty limits included.
+    tiny_encoder.save(tmp_path / "encoder.safetensors")
+    loaded = CrossSurveyEncoder.from_pretrained(tmp_path / "encoder.safetensors", device="cpu")
+    pair = Pairs(make_image, 5)[4]
+    one, two = (e(pair, window=12.8 * u.arcsec).sides["space"]["ood_score"] for e in (tiny_encoder, loaded))
+    np.testing.assert_array_equal(one, two)
+    assert (one > 0).all()
+
+
+def test_training_refuses_noisy_images(tiny_encoder, make_image):
+    pairs = Pairs(make_image, 1)
+    noisy = [SkyPair({b: make_image(120, 0.2) for b in "ugrizy"}, dict(pairs[0].space))]
+    with pytest.raises(ValueError, match="noise-free tiles: use rosetta.simulate.TrainingSet"):
+        tiny_encoder.fit(noisy, config=TINY_TRAINING)

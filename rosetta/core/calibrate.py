@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["N_FEATURE", "ErrorConfig", "ErrorNet", "predict", "train"]
+__all__ = ["N_FEATURE", "ErrorConfig", "ErrorNet", "predict", "seeded", "train"]
 
 N_FEATURE = 9
 
@@ -67,6 +67,13 @@ class ErrorNet(nn.Module):
         """
         seen = self.tokens(tokens)[:, None].expand(-1, features.shape[1], -1)
         return self.trunk(torch.cat([features, seen], dim=-1))[..., 0].clamp(-9.0, 2.0)
+
+
+def seeded(config, seed):
+    """An untrained network of a configuration (dict), the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ErrorNet(ErrorConfig(**config))
 
 
 def predict(network, features, tokens):

@@ -251,9 +251,16 @@ def _robust_start(offset, cov):
     return out
 
 
-def _reweight(residual, cov):
-    _, chi2 = _gaussian_score(residual, cov)
-    return np.minimum(1.0, _ROBUST**2 / np.maximum(chi2, 1e-12)), np.sqrt(chi2)
+def _reweight(residual, cov, floor, spare):
+    """Robust weights, the covariances that they leave, and the pulls.
+
+    A weight widens all of a source's variance, its share of the floor included: a discrepant source must not
+    keep a small error just because its own was tiny.
+    """
+    total = cov + floor**2 * np.eye(2)
+    _, chi2 = _gaussian_score(residual, total + spare)
+    weight = np.minimum(1.0, _ROBUST**2 / np.maximum(chi2, 1e-12))
+    return weight, cov + (1.0 / weight - 1.0)[:, None, None] * (total + spare), np.sqrt(chi2)
 
 
 def fit_field(xy, offset, cov, *, model="auto"):
@@ -295,18 +302,17 @@ def fit_field(xy, offset, cov, *, model="auto"):
     robust = "gp" if "gp" in names else names[-1]
     start = offset - _robust_start(offset, cov)
     spread = 1.4826 * np.median(np.abs(start))
-    weight, _ = _reweight(start, cov + spread**2 * np.eye(2))
+    weight, wide, _ = _reweight(start, cov, spread, 0.0)
     hyper = None
     for _ in range(3):
-        fitted = _best(*_thin(xy, offset, cov / weight[:, None, None]), robust, scale, hyper)
+        fitted = _best(*_thin(xy, offset, wide), robust, scale, hyper)
         if fitted is None:
             raise ValueError(f"model {robust!r} cannot be fitted to {n} sources: use a simpler one")
         hyper = fitted[2]
         mean, spare = fitted[0].predict(xy)
-        weight, _ = _reweight(offset - mean, cov + fitted[1] ** 2 * np.eye(2) + spare)
+        weight, wide, _ = _reweight(offset - mean, cov, fitted[1], spare)
 
-    eye = np.eye(2)
-    thin = _thin(xy, offset, cov / weight[:, None, None])
+    thin = _thin(xy, offset, wide)
     chosen = None
     for name in names:
         fitted = _best(*thin, name, scale, hyper if MODELS[name][1] and MODELS[robust][1] else None)
@@ -322,12 +328,11 @@ def fit_field(xy, offset, cov, *, model="auto"):
     name, (solved, floor, hyper), score = chosen
     for _ in range(2):
         mean, spare = solved.predict(xy)
-        weight, _ = _reweight(offset - mean, cov + floor**2 * eye + spare)
-        solved, floor, hyper = _best(*_thin(xy, offset, cov / weight[:, None, None]), name, scale, hyper) or (
-            solved, floor, hyper
-        )
+        weight, wide, _ = _reweight(offset - mean, cov, floor, spare)
+        thin = _thin(xy, offset, wide)
+        solved, floor, hyper = _best(*thin, name, scale, hyper) or (solved, floor, hyper)
     mean, spare = solved.predict(xy)
-    _, pull = _reweight(offset - mean, cov + floor**2 * eye + spare)
+    _, _, pull = _reweight(offset - mean, cov, floor, spare)
     order, process = MODELS[name]
     result = {
         "version": 1,

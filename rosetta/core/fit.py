@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, cg
 
 from . import templates
-from .mixture import render, stamp_sizes
+from .mixture import Stamps, render, stamp_sizes
 from .solve import design, solve
 
 __all__ = ["DIRECTIONS", "Image", "flux_slopes", "mixtures_of", "refine"]
@@ -81,13 +81,19 @@ def directional_derivatives(parameters, image):
     """
     mixtures = mixtures_of(parameters)
     sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    stamps = render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes)
-    slopes = [np.empty((len(s.index), len(DIRECTIONS)) + s.values.shape[1:], np.float32) for s in stamps]
-    for j, direction in enumerate(DIRECTIONS):
-        moved = mixtures_of(parameters + STEP[j] * direction)
-        for k, group in enumerate(render(moved, image.xy, image.jacobian, image.psf, sizes=sizes)):
-            slopes[k][:, j] = (group.values - stamps[k].values) / STEP[j]
-    return list(zip(stamps, slopes))
+    copies = len(DIRECTIONS) + 1
+    moved = [mixtures_of(parameters + step * row) for step, row in zip(STEP, DIRECTIONS, strict=True)]
+    groups = render(
+        np.concatenate([mixtures, *moved]), np.tile(image.xy, (copies, 1)), np.tile(image.jacobian, (copies, 1, 1)),
+        image.psf, sizes=np.tile(sizes, copies),
+    )
+    parts = []
+    for group in groups:
+        m = len(group.index) // copies
+        values = group.values.reshape(copies, m, *group.values.shape[1:])
+        slopes = (values[1:] - values[0]) / STEP[:, None, None, None].astype(np.float32)
+        parts.append((Stamps(group.index[:m], group.corner[:m], values[0]), np.swapaxes(slopes, 0, 1)))
+    return parts
 
 
 def refine(proposal, images, moved=None, *, iterations=3):

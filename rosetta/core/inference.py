@@ -12,9 +12,8 @@ from .vit import SIDES, Encoder, Predictor
 
 __all__ = ["Model", "encode", "fit", "predict"]
 
-# Windows on which the novelty score is measured: (side in arcsec, how many, how many at a time).
-_CALIBRATION = ((12.8, 576, 48), (38.4, 288, 12))
-_GAUGE = ((12.8, 512), (38.4, 128))
+# Windows of 12.8 arcsec on which a trained model is measured; fewer of larger ones.
+_MEASURED = 512
 
 
 class Model(nn.Module):
@@ -143,10 +142,18 @@ def fit(model, tiles, held_out, config, *, checkpoint=None, callback=None):
     if held_out:
         calibrate(model, tiles, held_out, config)
         summary["held_out"] = {
-            f"{window} arcsec": {"gallery": n, **evaluate(model.encoder, held_out, n, window, config.seed, batch=16)}
-            for window, n in _GAUGE
+            f"{window} arcsec": {
+                "gallery": n, **evaluate(model.encoder, held_out, n, window, config.seed, batch=batch)
+            }
+            for window, n, batch in _measured_windows(config)
         }
     return summary
+
+
+def _measured_windows(config):
+    """(window, how many, how many at a time) for every size that was trained on."""
+    batches = {window: batch for _, window, batch in config.phases}
+    return [(window, int(_MEASURED * 12.8 / window), batch) for window, batch in sorted(batches.items())]
 
 
 @torch.inference_mode()
@@ -156,8 +163,8 @@ def calibrate(model, tiles, held_out, config):
     for chosen in (tiles, held_out):
         windows = Windows(chosen, device=next(model.parameters()).device)
         cls = {side: [] for side in SIDES}
-        for window, n, batch in _CALIBRATION:
-            for step in range(n // batch):
+        for window, n, batch in _measured_windows(config):
+            for step in range(-(-n // batch)):
                 # Beyond any step that training can have reached with this seed: other noise, other places.
                 drawn = windows.batch(window, batch, config.seed, 2**40 + step)
                 for side in SIDES:

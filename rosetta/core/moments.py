@@ -7,7 +7,7 @@ Bernstein & Jarvis (2002), section 3; Hirata & Seljak (2003).
 
 import numpy as np
 
-__all__ = ["adaptive_moments", "fourier_shift"]
+__all__ = ["adaptive_moments", "fourier_shift", "half_maximum_width"]
 
 # Smallest weight, pixels squared (1.7 pixels full width at half maximum). Under a narrower one the weight of
 # an undersampled cusp, such as Euclid's VIS PSF, collapses onto the peak pixel and says nothing of the rest.
@@ -70,3 +70,17 @@ def fourier_shift(image, dx, dy):
     kx = np.fft.rfftfreq(image.shape[1])[None, :]
     phase = np.exp(-2j * np.pi * (kx * dx + ky * dy))
     return np.fft.irfft2(np.fft.rfft2(image) * phase, s=image.shape)
+
+
+def half_maximum_width(psf, oversampling=8):
+    """Full width at half maximum in pixels: of the circle with the area above half the peak.
+
+    The profile is interpolated on a grid ``oversampling`` times as fine by padding its Fourier transform.
+    """
+    (ny, nx), k = psf.shape, oversampling  # odd sides
+    padded = np.zeros((ny * k, nx * k), complex)
+    spectrum = np.fft.fftshift(np.fft.fft2(psf))
+    y0, x0 = ny * k // 2 - ny // 2, nx * k // 2 - nx // 2
+    padded[y0 : y0 + ny, x0 : x0 + nx] = spectrum
+    fine = np.fft.ifft2(np.fft.ifftshift(padded)).real
+    return 2 * np.sqrt((fine > fine.max() / 2).sum() / np.pi) / k

@@ -15,7 +15,11 @@ import torch
 from scipy.optimize import nnls
 from torch import nn
 
-__all__ = ["N_PARAMETER", "TemplateConfig", "TemplateNet", "base_parameters", "mixture", "mixture_distance"]
+__all__ = [
+    "N_PARAMETER", "TemplateConfig", "TemplateNet", "base_parameters", "mixture", "mixture_distance", "propose",
+    "seeded",
+    "train",
+]
 
 # Widths of the Gaussians in units of the shape's scale (about a half-light radius).
 WIDTHS = np.geomspace(0.04, 4.0, 8)
@@ -220,3 +224,89 @@ class _Tower(nn.Module):
 
     def forward(self, stamp):
         return torch.nn.functional.gelu(self.flat(self.layers(stamp).flatten(1)))
+
+
+def seeded(config, seed):
+    """An untrained network of a configuration (dict), the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TemplateNet(TemplateConfig(**config))
+
+
+def propose(network, base, space, ground, scalars, tokens):
+    """Shapes and blend probabilities by a trained network, for arrays.
+
+    Returns
+    -------
+    parameters : (n, N_PARAMETER) float64 array
+    blend : (n,) float64 array
+    """
+    device = network.reach.device
+    inputs = [torch.from_numpy(np.asarray(a, np.float32)).to(device) for a in (base, space, ground, scalars, tokens)]
+    with torch.inference_mode():
+        shapes, logits = zip(*(network(*part) for part in zip(*(i.split(256) for i in inputs), strict=True)), strict=True)
+    return torch.cat(shapes).cpu().numpy().astype(float), torch.cat(logits).sigmoid().cpu().numpy().astype(float)
+
+
+BLURS = (0.2, 0.8, 2.0)  # arcsec: what the space image sees, what the ground sees, and the wings
+
+
+def train(network, data, held_out, *, seed, steps=1200, batch=128):
+    """Fit the network to true light.
+
+    Parameters
+    ----------
+    network : `TemplateNet`
+        Trained in place.
+    data, held_out : dict of arrays
+        ``base``, ``space``, ``ground``, ``scalars``, ``tokens`` as `TemplateNet.forward` takes them, ``true``
+        (n, L, 6) mixtures about the same positions, and ``several`` (n,), 1 where the source is a blend. Held-out
+        rows come from other sky.
+    seed : int
+    steps, batch : int, optional
+
+    Returns
+    -------
+    dict
+        ``distance_classical`` and ``distance``: median relative squared distance (`mixture_distance`) from truth
+        on the held-out sky, before and after training; ``n``, ``n_held_out``.
+    """
+    names = ("base", "space", "ground", "scalars", "tokens")
+    generator = torch.Generator().manual_seed(seed)
+    device = network.reach.device
+    tensors = {k: torch.from_numpy(np.asarray(v, np.float32)).to(device) for k, v in data.items()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
+    network.train()
+    for _ in range(steps):
+        rows = torch.randint(len(tensors["base"]), (batch,), generator=generator).to(device)
+        part = {k: v[rows] for k, v in tensors.items()}
+        # One side is sometimes hidden, so that either alone suffices.
+        for k, side in enumerate(("space", "ground")):
+            gone = (torch.rand(batch, generator=generator) < 0.1).to(device)
+            gone &= part["scalars"][:, 3 - k] > 0
+            part[side] = torch.where(gone[:, None, None, None], 0.0, part[side])
+            width = part["tokens"].shape[1] // 2
+            part["tokens"][:, k * width : (k + 1) * width] *= ~gone[:, None]
+            for column in (k, 2 + k, 6 + k):
+                part["scalars"][:, column] *= ~gone
+        shapes, logit = network(*(part[k] for k in names))
+        # The root makes the loss an error, not its square: a few hopeless blends do not rule it.
+        loss = torch.sqrt(mixture_distance(mixture(shapes), part["true"], BLURS) + 1e-4).mean()
+        loss = loss + 0.05 * nn.functional.binary_cross_entropy_with_logits(logit, part["several"])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    network.eval()
+    result = {"n": len(data["base"]), "n_held_out": len(held_out["base"])}
+    if result["n_held_out"]:
+        true = torch.from_numpy(np.asarray(held_out["true"]))
+        for name, shapes in (
+            ("distance_classical", held_out["base"]),
+            ("distance", propose(network, *(held_out[k] for k in names))[0]),
+        ):
+            found = mixture_distance(mixture(torch.from_numpy(np.asarray(shapes, float))), true.double(), BLURS)
+            result[name] = float(found.median())
+    return result

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .augment import CONDITIONS, Tile, TileSide, Windows
+from .augment import CONDITIONS, Windows
 from .losses import Objective, cosine_gap, rank_me, retrieval, same_sky
 from .vit import SIDES
 
-__all__ = ["TrainConfig", "TrainResult", "TrainingError", "train", "evaluate", "load_tile", "load_tiles"]
+__all__ = ["TrainConfig", "TrainResult", "TrainingError", "train", "evaluate"]
 
 log = logging.getLogger("rosetta")
 
@@ -113,10 +113,11 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training did: steps taken, seconds of wall clock, and the metrics given to the callback."""
+    """What a training did: steps, seconds of wall clock, pairs of windows seen, and the metrics of the callback."""
 
     steps: int
     elapsed: float
+    pairs: int
     metrics: tuple
 
 
@@ -154,12 +155,14 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
     device = next(encoder.parameters()).device
     windows = Windows(tiles, conditions, device)
     n_band = {side: len(conditions[side].depth) for side in SIDES}
-    objective = Objective(encoder.config, n_band, config.weights).to(device)
+    with torch.random.fork_rng(devices=[]):  # the readouts follow the seed, and the caller's stream is left alone
+        torch.manual_seed(config.seed)
+        objective = Objective(encoder.config, n_band, config.weights).to(device)
     model = nn.ModuleDict({"encoder": encoder, "predictor": predictor, "objective": objective}).train()
     optimizer = _optimizer(model, config)
-    step, elapsed = 0, 0.0
+    step, elapsed, seen = 0, 0.0, 0
     if checkpoint is not None and Path(checkpoint).exists():
-        step, elapsed = _load_state(checkpoint, model, optimizer, config)
+        step, elapsed, seen = _load_state(checkpoint, model, optimizer, config)
         log.info("resumed %s at step %d", checkpoint, step)
     start = time.monotonic() - elapsed
     history, since, pairs = [], time.monotonic(), 0
@@ -182,6 +185,7 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
         optimizer.step()
         step += 1
         pairs += n
+        seen += n
         elapsed = time.monotonic() - start
         lr, progress = config.rate(progress), config.progress(step, elapsed)
         if step % config.log_every == 0 or progress >= 1:
@@ -201,11 +205,16 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
                 )
             history.append(metrics)
             if callback is not None:
-                callback(step, metrics)
+                try:
+                    callback(step, metrics)
+                except KeyboardInterrupt:  # a stop between two steps: the next run goes on from here
+                    if checkpoint is not None:
+                        _save_state(checkpoint, model, optimizer, config, step, elapsed, seen)
+                    raise
         if checkpoint is not None and (step % config.save_every == 0 or progress >= 1):
-            _save_state(checkpoint, model, optimizer, config, step, elapsed)
+            _save_state(checkpoint, model, optimizer, config, step, elapsed, seen)
     model.eval()
-    return TrainResult(step, elapsed, tuple(history))
+    return TrainResult(step, elapsed, seen, tuple(history))
 
 
 @torch.no_grad()
@@ -277,13 +286,13 @@ def _identity(model, config):
     return json.loads(json.dumps({"encoder": asdict(model["encoder"].config), "train": asdict(config)}))
 
 
-def _save_state(path, model, optimizer, config, step, elapsed):
+def _save_state(path, model, optimizer, config, step, elapsed, seen):
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[name] = parameter.detach()
         for key in _ADAM:
             tensors[f"{key}.{name}"] = optimizer.state[parameter][key]
-    meta = {"format": STATE_FORMAT, "step": step, "elapsed": elapsed, **_identity(model, config)}
+    meta = {"format": STATE_FORMAT, "step": step, "elapsed": elapsed, "seen": seen, **_identity(model, config)}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -321,71 +330,4 @@ def _load_state(path, model, optimizer, config):
             optimizer.state[parameter] = {"step": torch.tensor(float(meta["step"]))} | {
                 key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM
             }
-    return meta["step"], meta["elapsed"]
-
-
-# ------------------------------------------------------------------------------------- tiles on disk
-def load_tile(path):
-    """Read one noise-free training tile (as `rosetta simulate` writes them).
-
-    Parameters
-    ----------
-    path : path-like
-        A ``tile_*.safetensors``.
-
-    Returns
-    -------
-    `~rosetta.core.augment.Tile`
-
-    Raises
-    ------
-    ValueError
-        If the file is not such a tile.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["rosetta"])
-            sides = [
-                TileSide(file.get_tensor(side), file.get_tensor(f"scale_{side}"), _affine(header[side]))
-                for side in SIDES
-            ]
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a training tile ({error}): write it with `rosetta simulate`"
-        ) from error
-    return Tile(*sides)
-
-
-def load_tiles(directory):
-    """Read all tiles of a training set, in order; unreadable ones are logged and left out.
-
-    Parameters
-    ----------
-    directory : path-like
-
-    Returns
-    -------
-    list of `~rosetta.core.augment.Tile`
-
-    Raises
-    ------
-    ValueError
-        If the directory holds no readable tile.
-    """
-    tiles = []
-    for path in sorted(Path(directory).glob("tile_*.safetensors")):
-        try:
-            tiles.append(load_tile(path))
-        except (ValueError, OSError) as error:
-            log.warning("left out: %s", error)
-    if not tiles:
-        raise ValueError(
-            f"directory {directory} holds no readable tile_*.safetensors: run `rosetta simulate` first"
-        )
-    return tiles
-
-
-def _affine(header):
-    """(east, north) in arcsec about the tangent point -> 0-based pixel; a TAN WCS is linear there."""
-    inverse = np.linalg.inv(np.asarray(header["cd"], float) * 3600)
-    return np.column_stack([inverse, np.asarray(header["crpix"], float) - 1])
+    return meta["step"], meta["elapsed"], meta["seen"]

@@ -25,7 +25,9 @@ class Trust(nn.Module):
 
     def __init__(self, token_dim=384, width=32):
         super().__init__()
-        self.tokens = nn.ModuleList([nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width)) for _ in range(2)])
+        self.tokens = nn.ModuleList(
+            [nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width)) for _ in range(2)]
+        )
         self.scalars = nn.Linear(N_SCALAR, width)
         self.head = nn.Sequential(nn.GELU(), nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 1))
         nn.init.zeros_(self.head[-1].weight)

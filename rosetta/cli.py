@@ -1,0 +1,525 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The command ``rosetta``. Heavy imports wait until a command needs them."""
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["main"]
+
+HEADS = {
+    "aligner": ("aligner", "LearnedAligner"),
+    "deblender": ("deblender", "JEPADeblender"),
+    "photometry": ("photometry", "EmbeddingPhotometry"),
+}
+KINDS = ("encoder", *HEADS)
+LOG_EVERY = 10  # training steps per line
+
+
+def main(argv=None):
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; default, those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0; 2 for bad input, after one line on standard error; 130 after an interruption.
+    """
+    arguments = _parser().parse_args(argv)
+    _log_to_stderr()
+    try:
+        return arguments.run(arguments) or 0
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"rosetta: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rosetta: interrupted", file=sys.stderr)
+        return 130
+
+
+def _one_line(error):
+    if isinstance(error, ImportError) and not isinstance(error, ValueError):
+        extra = {"matplotlib": "plot", "galsim": "sim", "speclite": "sim"}.get(error.name)
+        if extra:
+            return f"{error.name} is not installed: pip install 'astro-rosetta[{extra}]'"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _log_to_stderr():
+    logger = logging.getLogger("rosetta")
+    for handler in list(logger.handlers):
+        if isinstance(handler, _Handler):
+            logger.removeHandler(handler)
+    logger.addHandler(_Handler())
+    logger.setLevel(logging.INFO)
+
+
+class _Handler(logging.StreamHandler):
+    """Messages of the library, one line each, on standard error."""
+
+    def __init__(self):
+        super().__init__()
+        self.setFormatter(logging.Formatter("rosetta: %(levelname)s: %(message)s"))
+        self.setLevel(logging.WARNING)
+
+
+# ---------------------------------------------------------------------------- arguments
+class _Version(argparse.Action):
+    def __init__(self, option_strings, dest, **_):
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser, *_):
+        import rosetta
+
+        print(f"rosetta {rosetta.__version__}")
+        parser.exit()
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="rosetta",
+        description="One aligned, deblended, ten-band catalogue from Rubin-like and Euclid-like images of one sky.",
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name, run, text):
+        new = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        new.set_defaults(run=run)
+        return new
+
+    demo = command("demo", _demo, "the main job on a bundled pair with known truth; needs no network")
+    demo.add_argument("-o", "--output", default="rosetta_demo", metavar="DIR", help="default: rosetta_demo")
+    _job_options(demo)
+
+    job = command("run", _run, "the main job on your own images")
+    job.add_argument("--rubin", nargs="+", default=[], metavar="FILE", help="Rubin coadds, one band each")
+    job.add_argument("--euclid", nargs="+", default=[], metavar="FILE", help="Euclid MER mosaics, RMS and FLAG maps")
+    job.add_argument("--pair", metavar="FILE", help="a pair file, instead of survey files")
+    job.add_argument("-o", "--output", required=True, metavar="DIR", help="for the results")
+    job.add_argument("--window", type=float, default=38.4, metavar="ARCSEC", help="of the encoder; default: 38.4")
+    _job_options(job)
+
+    simulate = command("simulate", _simulate, "noise-free training tiles, or one noisy pair with its truth")
+    what = simulate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tiles", type=int, metavar="N", help="write N training tiles into the directory OUT; resumes")
+    what.add_argument("--pair", action="store_true", help="write one pair as OUT (.fits), its truth as OUT_truth.fits")
+    simulate.add_argument("-o", "--output", required=True, metavar="OUT")
+    simulate.add_argument("--seed", type=int, default=0, help="default: 0")
+    simulate.add_argument("--processes", type=int, metavar="N", help="with --tiles; default: all cores")
+    simulate.add_argument("--size", type=float, default=102.4, metavar="ARCSEC", help="with --pair; default: 102.4")
+    simulate.add_argument("--density", type=float, default=1.0, metavar="X", help="with --pair; 1: as in published counts")
+    simulate.add_argument(
+        "--shift", type=float, nargs=2, default=(0.0, 0.0), metavar=("EAST", "NORTH"),
+        help="with --pair; offset that corrects the ground astrometry, mas",
+    )
+    simulate.add_argument(
+        "--rms", type=float, default=0.0, metavar="MAS", help="with --pair; a smooth random offset on top, per axis"
+    )
+
+    pretrain = command("pretrain", _pretrain, "train the encoder on noise-free tiles; resumes where it stopped")
+    pretrain.add_argument("--data", required=True, metavar="DIR", help="tiles written by rosetta simulate")
+    pretrain.add_argument("--validation", metavar="DIR", help="other tiles, which never train, to measure on")
+    pretrain.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .safetensors")
+    pretrain.add_argument("--max-minutes", type=float, metavar="M", help="stop after M minutes of wall-clock time")
+    pretrain.add_argument("--steps", type=int, metavar="N", help="stop after N steps")
+    pretrain.add_argument("--seed", type=int, default=0, help="default: 0")
+    pretrain.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
+
+    head = command("train-head", _train_head, "train one head on the frozen encoder")
+    head.add_argument("kind", choices=tuple(HEADS))
+    head.add_argument("--data", required=True, metavar="DIR", help="tiles written by rosetta simulate")
+    head.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .safetensors")
+    head.add_argument("--encoder", metavar="FILE", help="default: the bundled one")
+    head.add_argument("--seed", type=int, default=0, help="default: 0")
+    head.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
+
+    info = command("info", _info, "what is bundled, or what a checkpoint holds")
+    info.add_argument("file", nargs="?", metavar="FILE", help="a checkpoint; default: the bundled set")
+    return parser
+
+
+def _job_options(parser):
+    parser.add_argument("--overwrite", action="store_true", help="replace results of an earlier run")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
+
+
+# ---------------------------------------------------------------------------- the main job
+def _demo(arguments):
+    from importlib.resources import as_file, files
+
+    from astropy.table import QTable
+
+    from . import _pipeline
+    from .io import pair as pair_io
+
+    _pipeline.check_output(arguments.output, arguments.overwrite)
+    data = files("rosetta") / "data"
+    with as_file(data / "sample.fits") as path:
+        pair = pair_io.read(path)
+    with as_file(data / "sample_truth.fits") as path:
+        truth = QTable.read(path)
+    start = time.perf_counter()
+    result = _measure(pair, arguments.device, 38.4)
+    written = _pipeline.write(result, arguments.output, truth=truth, overwrite=arguments.overwrite)
+    for line in _against_truth(result, _pipeline.compare(result, truth)):
+        print(line)
+    _print_ending(written, start)
+
+
+def _run(arguments):
+    from . import SkyPair, _pipeline
+    from .io import pair as pair_io
+    from .io import read_pair
+
+    _pipeline.check_output(arguments.output, arguments.overwrite)
+    if arguments.pair and (arguments.rubin or arguments.euclid):
+        raise ValueError("--pair cannot be combined with --rubin and --euclid: give one or the other")
+    if arguments.pair:
+        pair = pair_io.read(arguments.pair)
+    elif arguments.rubin or arguments.euclid:
+        pair = SkyPair(*read_pair(arguments.rubin, arguments.euclid))
+    else:
+        raise ValueError("no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --pair FILE")
+    start = time.perf_counter()
+    result = _measure(pair, arguments.device, arguments.window)
+    written = _pipeline.write(result, arguments.output, overwrite=arguments.overwrite)
+    for line in _summary(result):
+        print(line)
+    _print_ending(written, start)
+
+
+def _measure(pair, device, window):
+    import astropy.units as u
+
+    from . import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner, _pipeline
+
+    encoder = CrossSurveyEncoder.from_pretrained(device=device)
+    heads = {
+        kind: head.from_pretrained(encoder=encoder, device=device)
+        for kind, head in zip(HEADS, (LearnedAligner, JEPADeblender, EmbeddingPhotometry), strict=True)
+    }
+    with _Steps(_pipeline.STEPS) as progress:
+        return _pipeline.measure(pair, encoder=encoder, **heads, window=window * u.arcsec, progress=progress)
+
+
+class _Steps:
+    """Progress of the main job on standard error: a bar on a terminal, a line per step elsewhere."""
+
+    def __init__(self, steps):
+        self._steps, self._start, self._live = steps, time.perf_counter(), sys.stderr.isatty()
+
+    def __enter__(self):
+        return self
+
+    def __call__(self, step):
+        done = self._steps.index(step)
+        self._show(done, f"{step} ...")
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self._show(len(self._steps), "measured")
+        if self._live:
+            print(file=sys.stderr)
+
+    def _show(self, done, text):
+        bar = "#" * (6 * done) + "-" * (6 * (len(self._steps) - done))
+        seconds = time.perf_counter() - self._start
+        line = f"[{bar}] {done}/{len(self._steps)} {seconds:6.1f} s  {text:<12}"
+        print(("\r" if self._live else "") + line, file=sys.stderr, end="" if self._live else "\n", flush=True)
+
+
+def _summary(result):
+    """What was found, as lines."""
+    import numpy as np
+
+    from .flags import Flag
+
+    flags = np.asarray(result.catalog["flags"])
+    blended = int(((flags & int(Flag.BLENDED)) != 0).sum())
+    yield f"Sources    {len(result.catalog)} in {' '.join(result.scene.bands)}; {blended} of them blended"
+    yield f"Offset     {_offset_text(result)}"
+
+
+def _offset_text(result):
+    import numpy as np
+
+    from ._pipeline import joint_offset
+
+    offsets = result.offsets
+    if offsets is None:
+        return "not measured: one survey only"
+    verdict = offsets.meta["verdict"]
+    if verdict == "abstain":
+        return f"not measured ({offsets.meta['reason']}); rows are flagged UNALIGNED"
+    value, covariance = joint_offset(offsets, offsets.meta["center"].reshape(1))
+    error = np.sqrt(covariance[0, [0, 1], [0, 1]])
+    n_used = int(np.sum((offsets["band"] == "joint") & (offsets["weight"] > 0)))
+    return (
+        f"{value[0, 0]:+.1f} ± {error[0]:.1f} mas east, {value[0, 1]:+.1f} ± {error[1]:.1f} mas north at the centre "
+        f"({verdict}, {n_used} sources; corrected = ground + offset)"
+    )
+
+
+def _against_truth(result, numbers):
+    """What was found, and how right it is, as lines."""
+    band = numbers["reference_band"]
+    yield from _summary(result)
+    offset = numbers.get("offset")
+    if offset:
+        east, north = offset["truth"]
+        yield (
+            f"           truth {east:+.1f}, {north:+.1f} mas (mean over the field); "
+            f"field error {offset['rms']:.1f} mas rms per axis"
+        )
+    n_detected, n_matched = numbers["n_detected"], numbers["n_matched"]
+    yield f"Truth      {n_matched} of {n_detected} rows match a true source within 0.3 arcsec"
+    cells = [
+        f"{('<' + str(high)) if low == 0 else f'{low}-{high}'}: {found}/{n}"
+        for low, high, n, found in numbers["completeness"] if n
+    ]
+    yield f"Found      true sources by {band} magnitude  {'  '.join(cells)}"
+    yield ""
+    yield "Flux against truth  (bias and scatter where S/N > 10; in 1 sigma: 68% is right)"
+    yield f"{'':6}{'isolated':^38}  {'blended':^38}"
+    head = f"{'n':>4} {'bias':>9} {'scatter':>9} {'in 1 sigma':>12}"
+    yield f"{'band':6}{head:>38}  {head:>38}"
+    rows = {(row["band"], row["kind"]): row for row in numbers["flux"]}
+    for name in result.scene.bands:
+        yield f"{name:6}{_flux_cells(rows[name, 'isolated']):>38}  {_flux_cells(rows[name, 'blended']):>38}"
+
+
+def _flux_cells(row):
+    if not row["n_measured"]:
+        return f"{0:4d} {'-':>9} {'-':>9} {'-':>12}"
+    inside = f"{100 * row['coverage']:.0f}% of {row['n_measured']}"
+    if not row["n"]:
+        return f"{0:4d} {'-':>9} {'-':>9} {inside:>12}"
+    return f"{row['n']:4d} {100 * row['bias']:+8.1f}% {100 * row['nmad']:8.1f}% {inside:>12}"
+
+
+def _print_ending(written, start):
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak /= 2**30 if sys.platform == "darwin" else 2**20
+    print()
+    print(f"Wrote      {', '.join(path.name for path in written)} in {written[0].parent}")
+    print(f"Took       {time.perf_counter() - start:.0f} s, peak memory {peak:.1f} GiB")
+
+
+# ---------------------------------------------------------------------------- simulation
+def _simulate(arguments):
+    if arguments.pair:
+        return _simulate_pair(arguments)
+    from .simulate import write_training_set
+
+    write_training_set(arguments.output, arguments.tiles, seed=arguments.seed, processes=arguments.processes)
+    print(f"{arguments.tiles} tiles in {arguments.output}")
+    return 0
+
+
+def _simulate_pair(arguments):
+    import astropy.units as u
+
+    from ._checkpoint import versions
+    from .io import pair as pair_io
+    from .simulate import AstrometricError, simulate_pair
+
+    path = Path(arguments.output)
+    if path.suffix != ".fits":
+        raise ValueError(f"output {str(path)!r} must end in .fits: it is one pair file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"output {str(path)!r}: its folder does not exist, create it first")
+    error = AstrometricError(shift=arguments.shift * u.mas, rms=arguments.rms * u.mas)
+    pair, truth = simulate_pair(
+        seed=arguments.seed, size=arguments.size * u.arcsec, density=arguments.density, astrometric_error=error
+    )
+    truth.meta = {"SEED": arguments.seed, "VERSION": versions()["astro-rosetta"]}
+    truth_path = path.with_name(f"{path.stem}_truth.fits")
+    pair_io.write(_rounded(pair), path)
+    truth.write(truth_path, overwrite=True)
+    print(f"{pair}\n{len(truth)} sources\nWrote {path} and {truth_path}")
+    return 0
+
+
+def _rounded(pair):
+    """The pair on steps of 1/32 to 1/64 of the noise: less than half of the bytes, 0.01% more noise."""
+    import numpy as np
+    from astropy.nddata import NDData, VarianceUncertainty
+
+    from . import SkyPair
+
+    sides = {"ground": {}, "space": {}}
+    for side, band, image in pair.images():
+        variance = np.array(image.uncertainty.array)
+        step = 2.0 ** np.floor(np.log2(np.sqrt(np.median(variance)) / 32))
+        mantissa, exponent = np.frexp(variance)
+        sides[side][band] = NDData(
+            np.float32(np.round(image.data / step) * step),
+            uncertainty=VarianceUncertainty(np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.float32)),
+            mask=image.mask, wcs=image.wcs, unit=image.unit, psf=np.float32(image.psf), meta=image.meta,
+        )
+    return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=pair.surveys)
+
+
+# ---------------------------------------------------------------------------- training
+def _checkpoint_path(value):
+    path = Path(value)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"output {str(path)!r} must end in .safetensors")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"output {str(path)!r}: its folder does not exist, create it first")
+    return path
+
+
+def _pretrain(arguments):
+    path = _checkpoint_path(arguments.output)
+    if arguments.steps is None and arguments.max_minutes is None:
+        raise ValueError("no end: give --steps N, --max-minutes M, or both (whichever comes first)")
+    from . import CrossSurveyEncoder
+    from .core.training import TrainConfig, TrainingError
+    from .simulate import TrainingSet
+
+    pairs = TrainingSet(arguments.data)
+    validation = TrainingSet(arguments.validation) if arguments.validation else None
+    config = TrainConfig(
+        steps=arguments.steps, max_minutes=arguments.max_minutes, seed=arguments.seed, log_every=LOG_EVERY
+    )
+    state = path.with_name(f"{path.name}.state")
+    encoder = CrossSurveyEncoder(seed=arguments.seed, device=arguments.device)
+    print(f"{len(pairs)} tiles; {encoder}; training state in {state}", flush=True)
+    try:
+        with _StopBetweenSteps() as progress:
+            encoder.fit(pairs, config=config, validation=validation, checkpoint=state, progress=progress)
+    except TrainingError as error:
+        raise ValueError(str(error)) from error
+    except KeyboardInterrupt:
+        if state.exists():
+            print(f"{state} keeps the training: the same command goes on from there", file=sys.stderr)
+        raise
+    print(f"Wrote {path}: encoder {encoder.save(path)}")
+    for window, gauge in encoder.provenance.get("held_out", {}).items():
+        print(
+            f"Held out, windows of {window}: retrieval {gauge['retrieval']:.3f} among {gauge['gallery']}, "
+            f"cosine gap {gauge['gap']:.3f}, rank {gauge['rank']:.0f}"
+        )
+
+
+class _StopBetweenSteps:
+    """Prints progress; the first Ctrl-C stops the training at its next line, where its state is kept.
+
+    A second Ctrl-C stops at once.
+    """
+
+    def __enter__(self):
+        self._asked = False
+        self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_):
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("stopping at the next line (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+
+    def __call__(self, step, metrics):
+        _print_step(step, metrics)
+        if self._asked:
+            raise KeyboardInterrupt
+
+
+def _print_step(step, metrics):
+    """One line of training."""
+    progress, elapsed = metrics["progress"], metrics["elapsed"]
+    left = elapsed * (1 - progress) / progress / 60 if progress > 0 else float("nan")
+    print(
+        f"step {step:6d} {100 * progress:5.1f}%  loss {metrics['loss']:7.3f}  retrieval {metrics['retrieval']:.3f}  "
+        f"gap {metrics['gap']:.3f}  rank {metrics['rank']:5.1f}  std {metrics['std']:.2f}  "
+        f"{metrics['pairs_per_second']:6.1f} pairs/s  {elapsed / 60:.1f} min, {left:.1f} left",
+        flush=True,
+    )
+
+
+def _train_head(arguments):
+    path = _checkpoint_path(arguments.output)
+    from importlib import import_module
+
+    from . import CrossSurveyEncoder
+    from .simulate.observed import ObservedSet
+
+    encoder = CrossSurveyEncoder.from_pretrained(arguments.encoder, device=arguments.device)
+    pairs = ObservedSet(arguments.data, seed=arguments.seed)
+    module, name = HEADS[arguments.kind]
+    head = getattr(import_module(f"rosetta.{module}"), name)(encoder)
+    print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles", flush=True)
+    start = time.perf_counter()
+    head.fit(_Counted(pairs, start), pairs.truth, seed=arguments.seed)
+    print(f"Wrote {path}: {arguments.kind} {head.save(path)}, {(time.perf_counter() - start) / 60:.1f} min")
+
+
+class _Counted:
+    """A sequence that says on standard error how far its reader is."""
+
+    def __init__(self, items, start):
+        self._items, self._start = items, start
+
+    def __len__(self):
+        return len(self._items)
+
+    def __getitem__(self, index):
+        item = self._items[index]
+        minutes = (time.perf_counter() - self._start) / 60
+        print(f"tile {index + 1} of {len(self)}, {minutes:.1f} min", file=sys.stderr, flush=True)
+        return item
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+
+# ---------------------------------------------------------------------------- checkpoints
+def _info(arguments):
+    from . import __version__, _checkpoint
+
+    if arguments.file:
+        _print_header(Path(arguments.file), _checkpoint.read_header(arguments.file))
+        return 0
+    print(f"rosetta {__version__}")
+    headers = {}
+    for kind in KINDS:
+        path = _checkpoint.bundled(kind)
+        if path.is_file():
+            headers[kind] = _checkpoint.read_header(path)
+            size = path.stat().st_size / 1e6
+            print(f"{kind:11} {headers[kind]['fingerprint']}  {size:6.1f} MB  {path.name}")
+        else:
+            print(f"{kind:11} not bundled")
+    if "encoder" in headers:
+        owner = headers["encoder"]["fingerprint"]
+        other = [kind for kind in HEADS if kind in headers and headers[kind]["config"]["encoder"] != owner]
+        print(f"the heads {'belong to this encoder' if not other else 'do NOT all belong: ' + ', '.join(other)}")
+    return 0
+
+
+def _print_header(path, header):
+    import json
+
+    print(f"{path.name}: {header['kind']} {header['fingerprint']}, checkpoint format {header['format']}")
+    for part in ("config", "provenance"):
+        print(f"{part}:")
+        for key, value in header[part].items():
+            print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

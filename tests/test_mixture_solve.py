@@ -1,0 +1,188 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Rendering of mixtures and the linear solve."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from rosetta.core import mixture, solve
+from rosetta.core.watershed import persistent_watershed
+
+
+def gaussian_psf(sigma, half=20):
+    y, x = np.indices((2 * half + 1, 2 * half + 1)) - half
+    psf = np.exp(-0.5 * (x**2 + y**2) / sigma**2)
+    return psf / psf.sum()
+
+
+def disc(scale, ratio=0.5, angle=0.3):
+    """Three Gaussians of one ellipticity."""
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shape = turn @ np.diag([1.0, ratio**2]) @ turn.T
+    out = np.zeros((3, 6))
+    out[:, 0] = 0.3, 0.5, 0.2
+    for row, width in zip(out, (0.5, 1.0, 1.8), strict=True):
+        row[3:] = (scale * width) ** 2 * shape[[0, 0, 1], [0, 1, 1]]
+    return out
+
+
+def grid_jacobian(scale, angle, flip):
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return turn @ np.diag([-1.0 if flip else 1.0, 1.0]) / scale
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.floats(-0.5, 0.5), st.floats(-0.5, 0.5), st.floats(0, 2 * np.pi), st.booleans(), st.floats(0.05, 0.4),
+    st.floats(-0.2, 0.2),
+)
+def test_render_is_the_analytic_gaussian(dx, dy, angle, flip, width, shift):
+    sigma = 1.6  # pixels: a well-sampled PSF
+    light = np.array([[[1.0, shift, -shift, width**2, 0.3 * width**2, 0.6 * width**2]]])
+    jacobian = grid_jacobian(0.2, angle, flip)
+    xy = np.array([[30 + dx, 40 + dy]])
+    (group,) = mixture.render(light, xy, jacobian[None], gaussian_psf(sigma), sizes=np.array([63]))
+    covariance = jacobian @ np.array([[1, 0.3], [0.3, 0.6]]) @ jacobian.T * width**2 + np.eye(2) * sigma**2
+    centre = xy[0] + jacobian @ [shift, -shift]
+    y, x = np.indices((63, 63))
+    d = np.stack([x + group.corner[0, 0] - centre[0], y + group.corner[0, 1] - centre[1]], -1)
+    expected = np.exp(-0.5 * np.einsum("yxi,ij,yxj->yx", d, np.linalg.inv(covariance), d))
+    expected /= 2 * np.pi * np.sqrt(np.linalg.det(covariance))
+    np.testing.assert_allclose(group.values[0], expected, atol=2e-3 * expected.max())
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3, 2.0])
+def test_stamps_conserve_flux(scale):
+    psf = gaussian_psf(2.0)
+    (group,) = mixture.render(disc(scale)[None], np.array([[50.3, 49.6]]), grid_jacobian(0.1, 0, True)[None], psf)
+    assert group.values.sum() == pytest.approx(1.0, abs=1e-4)
+    edge = np.abs(group.values[0][[0, -1]]).max()
+    assert edge < 2e-3 * group.values.max()  # the stamp is large enough
+
+
+def test_two_grids_see_the_same_flux_and_place():
+    light, psf = disc(0.25)[None], gaussian_psf(1.8)
+    for scale in (0.1, 0.2):
+        jacobian = grid_jacobian(scale, 0, True)
+        (group,) = mixture.render(light, np.array([[20.25, 31.5]]), jacobian[None], psf)
+        y, x = np.indices(group.values.shape[1:])
+        centre = [(group.values[0] * v).sum() for v in (x + group.corner[0, 0], y + group.corner[0, 1])]
+        np.testing.assert_allclose(centre, [20.25, 31.5], atol=2e-3)
+
+
+def test_evaluate_is_a_template():
+    image = mixture.evaluate(disc(0.3))
+    assert image.sum() == pytest.approx(1.0) and image.min() >= 0 and image.shape[0] % 2 == 1
+
+
+def test_evaluate_has_north_up_and_east_left():
+    light = np.array([[1.0, 0.5, 0.25, 1e-4, 0, 1e-4]])  # east and north of the source
+    image = mixture.evaluate(light, size=41)
+    y, x = np.unravel_index(image.argmax(), image.shape)
+    assert (x - 20, y - 20) == (-10, 5)
+
+
+def test_half_light_radius_of_a_gaussian():
+    light = np.array([[[1.0, 0, 0, 0.04, 0, 0.04]]])
+    assert mixture.half_light_radius(light)[0] == pytest.approx(0.2 * np.sqrt(2 * np.log(2)), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- solve
+def random_scene(rng, n=12, shape=(60, 70)):
+    xy = rng.uniform(5, 55, (n, 2))
+    jacobian = np.tile(grid_jacobian(0.2, 0, True), (n, 1, 1))
+    light = np.stack([disc(s) for s in rng.uniform(0.1, 0.5, n)])
+    return solve.design(mixture.render(light, xy, jacobian, gaussian_psf(1.7)), shape, n)
+
+
+def test_solver_matches_dense_least_squares():
+    rng = np.random.default_rng(1)
+    matrix = random_scene(rng)
+    variance = rng.uniform(0.5, 2.0, matrix.shape[0])
+    variance[rng.random(len(variance)) < 0.1] = np.inf
+    data = matrix @ rng.uniform(50, 500, 12) + rng.normal(0, 1, len(variance))
+    found = solve.solve(matrix, data, variance)
+    root = np.where(np.isfinite(variance), variance, np.inf) ** -0.5
+    dense = matrix.toarray().astype(float) * root[:, None]
+    expected, *_ = np.linalg.lstsq(dense, np.where(root > 0, data * root, 0), rcond=None)
+    np.testing.assert_allclose(found.flux, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.covariance.toarray(), np.linalg.inv(dense.T @ dense), rtol=1e-4, atol=1e-9)
+
+
+def test_values_under_masked_pixels_do_not_matter():
+    rng = np.random.default_rng(2)
+    matrix = random_scene(rng)
+    variance = np.where(rng.random(matrix.shape[0]) < 0.2, np.inf, 1.0)
+    data = rng.normal(0, 1, matrix.shape[0])
+    other = np.where(np.isinf(variance), 1e9, data)
+    np.testing.assert_array_equal(
+        solve.solve(matrix, data, variance).flux, solve.solve(matrix, other, variance).flux
+    )
+
+
+def test_flux_follows_the_unit():
+    rng = np.random.default_rng(3)
+    matrix = random_scene(rng)
+    data = rng.normal(5, 1, matrix.shape[0])
+    one, two = solve.solve(matrix, data, np.ones(len(data))), solve.solve(matrix, 1e3 * data, np.full(len(data), 1e6))
+    np.testing.assert_allclose(two.flux, 1e3 * one.flux, rtol=1e-9)
+    np.testing.assert_allclose(two.covariance.diagonal(), 1e6 * one.covariance.diagonal(), rtol=1e-9)
+
+
+def test_pulls_of_the_true_templates_are_normal():
+    rng = np.random.default_rng(4)
+    matrix = random_scene(rng)
+    true = rng.uniform(20, 300, 12)
+    pulls = []
+    for _ in range(60):
+        found = solve.solve(matrix, matrix @ true + rng.normal(0, 1.5, matrix.shape[0]), np.full(matrix.shape[0], 2.25))
+        pulls.append((found.flux - true) / np.sqrt(found.covariance.diagonal()))
+    assert np.mean(np.abs(pulls) < 1) == pytest.approx(0.683, abs=0.04)
+
+
+def test_source_without_valid_pixel_is_nan():
+    rng = np.random.default_rng(5)
+    matrix = random_scene(rng)
+    variance = np.ones(matrix.shape[0])
+    variance[np.unique(matrix[:, [3]].indices)] = np.inf
+    found = solve.solve(matrix, np.ones(len(variance)), variance)
+    assert np.isnan(found.flux[3]) and not found.measured[3]
+    assert found.covariance.toarray()[3].sum() == 0
+
+
+def test_coincident_sources_share_their_flux():
+    rng = np.random.default_rng(6)
+    matrix = random_scene(rng, n=5)
+    twins = sparse.csc_array(sparse.hstack([matrix, matrix[:, [2]]]))
+    data = matrix @ np.array([100.0, 50, 80, 20, 60])
+    found = solve.solve(twins, data, np.ones(len(data)))
+    assert list(np.flatnonzero(found.degenerate)) == [2, 5]
+    np.testing.assert_allclose(found.flux[[2, 5]], 40, rtol=1e-2)
+    single = solve.solve(matrix, data, np.ones(len(data)))
+    assert found.covariance[2, 2] > 1e4 * single.covariance[2, 2]
+
+
+def test_large_group_takes_the_sparse_path(monkeypatch):
+    rng = np.random.default_rng(7)
+    matrix = random_scene(rng, n=30)
+    data = matrix @ rng.uniform(50, 100, 30)
+    dense = solve.solve(matrix, data, np.ones(len(data)))
+    monkeypatch.setattr(solve, "DENSE_LIMIT", 8)
+    cut = solve.solve(matrix, data, np.ones(len(data)))
+    np.testing.assert_allclose(cut.flux, dense.flux, rtol=1e-6)
+    assert np.isfinite(cut.covariance.diagonal()).all()
+
+
+# --------------------------------------------------------------------------------------- watershed
+def test_watershed_keeps_distinct_peaks_only():
+    y, x = np.indices((40, 60))
+    image = 100 * np.exp(-((x - 20) ** 2 + (y - 20) ** 2) / 18) + 60 * np.exp(-((x - 35) ** 2 + (y - 20) ** 2) / 18)
+    image[20, 24] += 1.0  # a bump that is no peak
+    labels = persistent_watershed(image, image > 1, prominence=3, contrast=0.02)
+    assert labels.max() == 2
+    assert labels[20, 20] == 1 and labels[20, 35] == 2
+    assert (labels[image <= 1] == 0).all()
+    merged = persistent_watershed(image, image > 1, prominence=90, contrast=0.02)
+    assert merged.max() == 1
