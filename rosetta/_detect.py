@@ -224,7 +224,8 @@ def _table(ref, flux, significance, labels, parent):
     total = np.maximum(np.bincount(which, light, n), 1e-30)
     xc, yc = np.bincount(which, light * x, n) / total, np.bincount(which, light * y, n) / total
     dx, dy = x - xc[which], y - yc[which]
-    moments = [np.bincount(which, light * m, n) / total + e for m, e in ((dx * dx, 1 / 12), (dx * dy, 0), (dy * dy, 1 / 12))]
+    terms = ((dx * dx, 1 / 12), (dx * dy, 0), (dy * dy, 1 / 12))  # a pixel's own width on the diagonal
+    moments = [np.bincount(which, light * m, n) / total + e for m, e in terms]
     # The centroid of a segment leans towards its uncut side; near the peak there is less of that.
     near = dx**2 + dy**2 < np.maximum(0.25 * (moments[0] + moments[2]), 2.0)[which]
     core = np.maximum(np.bincount(which, light**2 * near, n), 1e-30)

@@ -164,8 +164,8 @@ def measure_band(plane, sources, start):
         (outside, Flag.OUTSIDE),
         (near_edge & ~outside, Flag.EDGE),
         (np.isfinite(fit.missing) & (fit.missing > 0) & ~near_edge, Flag.MASKED),
-        (~np.isfinite(offset).all(1), Flag.NO_DATA),
-        (np.isfinite(fit.snr) & ~good, Flag.LOW_SNR),
+        (~np.isfinite(fit.chi2) & ~(fit.missing < 0.5), Flag.NO_DATA),
+        (~good & (fit.missing < 0.5), Flag.LOW_SNR),  # also those lost in the noise of the template
         (crowded, Flag.BLENDED),
         (np.nan_to_num(fit.chi2) > 3.0, Flag.POOR_FIT),
     ):

@@ -281,7 +281,8 @@ def compare(result, truth):
     blended = (np.asarray(catalog["flags"])[rows] & int(Flag.BLENDED)) != 0
     for name in result.scene.bands:
         for kind, of in (("isolated", ~blended), ("blended", blended)):
-            numbers["flux"].append({"band": name, "kind": kind, **_flux_numbers(catalog[rows][of], truth[true][of], name)})
+            found_of = _flux_numbers(catalog[rows][of], truth[true][of], name)
+            numbers["flux"].append({"band": name, "kind": kind, **found_of})
     if result.offsets is not None and result.offsets.meta["verdict"] != "abstain":
         numbers["offset"] = _offset_numbers(result.offsets, truth)
     return numbers

@@ -168,7 +168,8 @@ class DeblendedScene:
         image = np.zeros((y.max() - y0 + 1, x.max() - x0 + 1))
         image[y - y0, x - x0] = fit.matrix.data[span] * fit.flux[row]
         wcs = _fits_wcs(fit.plane)[y0 : y0 + image.shape[0], x0 : x0 + image.shape[1]]
-        return CCDData(image, unit=u.nJy, wcs=wcs, meta={"band": band, "label": int(label), "origin": [int(x0), int(y0)]})
+        meta = {"band": band, "label": int(label), "origin": [int(x0), int(y0)]}
+        return CCDData(image, unit=u.nJy, wcs=wcs, meta=meta)
 
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.

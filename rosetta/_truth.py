@@ -42,7 +42,7 @@ def split_by_pair(parts):
     held = [part for i, part in kept if i % HELD_OUT == HELD_OUT - 1 or i == len(parts) - 1]
     train = [part for i, part in kept if not (i % HELD_OUT == HELD_OUT - 1 or i == len(parts) - 1)]
     if not train or not held:
-        raise ValueError("truth: too few pairs have a detected source with truth: check that the tables match the pairs")
+        raise ValueError("truth: too few pairs have a source with truth: check that the tables match the pairs")
     return _join(train), _join(held)
 
 

@@ -31,7 +31,7 @@ COARSE_SIGNIFICANCE = 8.0  # of the correlation peak, to start from it
 COARSE_RIVAL = 1.3  # how much higher it must be than any other peak
 COARSE_ERROR = 100.0  # mas, of an offset that only the correlation supports
 COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources,
-COARSE_ALONE_RIVAL = 4.0  # and how far above any other peak: few bright sources make high chance peaks
+COARSE_ALONE_RIVAL = 6.0  # and how far above any other peak: few bright sources make high chance peaks
 
 
 class AlignmentError(ValueError):

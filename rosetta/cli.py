@@ -115,7 +115,7 @@ def _parser():
     simulate.add_argument("--seed", type=int, default=0, help="default: 0")
     simulate.add_argument("--processes", type=int, metavar="N", help="with --tiles; default: all cores")
     simulate.add_argument("--size", type=float, default=102.4, metavar="ARCSEC", help="with --pair; default: 102.4")
-    simulate.add_argument("--density", type=float, default=1.0, metavar="X", help="with --pair; 1: as in published counts")
+    simulate.add_argument("--density", type=float, default=1.0, metavar="X", help="with --pair; 1: published counts")
     simulate.add_argument(
         "--shift", type=float, nargs=2, default=(0.0, 0.0), metavar=("EAST", "NORTH"),
         help="with --pair; offset that corrects the ground astrometry, mas",

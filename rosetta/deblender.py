@@ -28,6 +28,7 @@ __all__ = ["DeblendedScene", "JEPADeblender"]
 log = logging.getLogger("rosetta")
 
 MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
+COINCIDENT = 0.02  # arcsec: closer positions are one place
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
 
@@ -87,14 +88,14 @@ class JEPADeblender(Head):
         else:
             coord, label = _positions(sources)
         state = self._propose(embedding, planes, ref, found, coord, offsets)
-        moved, covariance = shape_fit.refine(state.proposal, _shape_images(planes, state), iterations=4)
+        moved, covariance = _fit_shapes(planes, state, iterations=4)
         if sources is None and len(coord):
             extra = _missed(planes, ref, state, moved)
             if len(extra):
                 coord = _join(coord, extra)
                 start = np.concatenate([moved, np.zeros((len(extra), moved.shape[1]))])
                 state = self._propose(embedding, planes, ref, found, coord, offsets)
-                moved, covariance = shape_fit.refine(state.proposal, _shape_images(planes, state), start, iterations=2)
+                moved, covariance = _fit_shapes(planes, state, start, iterations=2)
         label = np.arange(1, len(coord) + 1) if label is None else label
         return self._scene(embedding, planes, ref, state, moved, covariance, label, offsets)
 
@@ -192,6 +193,8 @@ class JEPADeblender(Head):
 
     def _scene(self, embedding, planes, ref, state, moved, covariance, label, offsets):
         parameters = state.proposal + moved @ shape_fit.DIRECTIONS
+        twin, first = _twins(state.coord)
+        parameters[twin] = parameters[first]
         mixtures = shape_fit.mixtures_of(parameters)
         fits, slopes = {}, []
         for band, plane in planes.items():
@@ -199,6 +202,7 @@ class JEPADeblender(Head):
             fits[band] = fit_band(plane, image, mixtures, _slope(slopes, plane, image, parameters))
         side_of = {band: plane.side for band, plane in planes.items()}
         flags = source_flags(fits, side_of, len(label))
+        flags[np.concatenate([twin, first])] |= int(Flag.DUPLICATE)
         if offsets is not None and offsets.meta["verdict"] == "abstain":
             flags |= int(Flag.UNALIGNED)
         flags |= embedding.ood_at(state.coord) if len(label) else flags
@@ -225,7 +229,7 @@ class JEPADeblender(Head):
         table["e1"], table["e2"] = e1, e2
         table["snr"] = snr
         table["flags"] = flags
-        meta = self._provenance_of(embedding, sources="detected" if label is None else len(label))
+        meta = self._provenance_of(embedding, n_source=len(label))
         meta["blendedness_band"], meta["reference_band"] = blend_band, ref.band
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
         return DeblendedScene(
@@ -279,9 +283,21 @@ def _positions(sources):
     return coord, label
 
 
+def _twins(coord):
+    """Rows that coincide with an earlier row, and that row."""
+    if len(coord) < 2:
+        return np.zeros(0, int), np.zeros(0, int)
+    one, two, _, _ = search_around_sky(coord, coord, COINCIDENT * u.arcsec)
+    first = np.arange(len(coord))
+    np.minimum.at(first, one, two)
+    twin = np.flatnonzero(first < np.arange(len(coord)))
+    return twin, first[twin]
+
+
 def _join(first, second):
     first, second = first.icrs, second.icrs
-    return SkyCoord(np.concatenate([first.ra.deg, second.ra.deg]), np.concatenate([first.dec.deg, second.dec.deg]), unit="deg")
+    ra, dec = (np.concatenate([getattr(c, k).deg for c in (first, second)]) for k in ("ra", "dec"))
+    return SkyCoord(ra, dec, unit="deg")
 
 
 def _classical(ref, found, coord):
@@ -317,6 +333,23 @@ def _slope(known, plane, image, parameters):
     slope = shape_fit.flux_slopes(parameters, image, np.where(plane.valid, 1.0 / plane.variance, 0.0))
     known.append((plane, slope))
     return slope
+
+
+def _fit_shapes(planes, state, start=None, *, iterations):
+    """`refine` for all sources; of those in one place only the first is fitted, the others follow it."""
+    twin, first = _twins(state.coord)
+    alone = np.ones(len(state.coord), bool)
+    alone[twin] = False
+    images = _shape_images(planes, state)
+    if len(twin):
+        images = [replace(i, xy=i.xy[alone], jacobian=i.jacobian[alone], share=i.share[alone]) for i in images]
+    start = start if start is None else start[alone]
+    found, found_covariance = shape_fit.refine(state.proposal[alone], images, start, iterations=iterations)
+    moved = np.zeros((len(alone), found.shape[1]))
+    covariance = np.zeros((len(alone), *found_covariance.shape[1:]))
+    moved[alone], covariance[alone] = found, found_covariance
+    moved[twin], covariance[twin] = moved[first], covariance[first]
+    return moved, covariance
 
 
 def _missed(planes, ref, state, moved):
@@ -379,7 +412,9 @@ def _network_inputs(embedding, planes, ref, state, config):
         look = _detect.reference({p.band: p for p in space}) if side == "space" else _detect.reference(ground)
         image = image_of(look.plane, coord, header, state.share)
         stamps.append(
-            north_up(look.data, look.variance, image.xy, image.jacobian, size=size, scale=scale, others=others, radius=scale)
+            north_up(
+                look.data, look.variance, image.xy, image.jacobian, size=size, scale=scale, others=others, radius=scale
+            )
         )
         scalars[:, k], scalars[:, 2 + k] = np.log(look.fwhm), 1.0
         scalars[:, 6 + k] = look.plane.depth - 26.0

@@ -7,6 +7,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
+from . import _checkpoint
 from ._head import Head
 from ._measure import ground_coord, source_tokens
 from ._truth import iterate_truth, split_by_pair
@@ -124,8 +125,10 @@ class EmbeddingPhotometry(Head):
         """The deblender of the same encoder."""
         try:
             return JEPADeblender.from_pretrained(encoder=self._encoder)
-        except FileNotFoundError:
-            log.warning("no bundled deblender for this encoder: templates are classical")
+        except _checkpoint.CheckpointError:
+            raise
+        except (FileNotFoundError, ValueError):  # none is bundled, or it belongs to another encoder
+            log.warning("no bundled deblender belongs to this encoder: templates start from the classical answer")
             return JEPADeblender(self._encoder)
 
 

@@ -418,13 +418,12 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
         norm = AsinhNorm(linear_width=2 * sigma, vmin=-2 * sigma, vmax=peak)
         east, north = _offsets_of(shown, sky)
         names = (f"{band}", "model", f"source {label}", "residual / σ")
+        how = {"origin": "lower", "extent": grid.extent, "interpolation": "nearest"}
         for k, (ax, picture, name) in enumerate(zip(line, pictures, names, strict=True)):
             if k < 3:
-                ax.imshow(picture, origin="lower", extent=grid.extent, norm=norm, cmap="cividis", interpolation="nearest")
+                ax.imshow(picture, norm=norm, cmap="cividis", **how)
             else:
-                drawn = ax.imshow(
-                    picture, origin="lower", extent=grid.extent, vmin=-5, vmax=5, cmap="RdBu_r", interpolation="nearest"
-                )
+                drawn = ax.imshow(picture, vmin=-5, vmax=5, cmap="RdBu_r", **how)
                 ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03, ticks=[-5, 0, 5])
             ax.set_facecolor("0.6")
             if k in (0, 3):
@@ -511,7 +510,8 @@ def plot_flux_truth(catalog, truth, *, bands=None, ax=None):
             alpha=0.8, label=band,
         )
         ax.scatter(
-            mag[~inside], 0.97 * limit * np.sign(ratio[~inside]), marker="^", s=16, color=colour, alpha=0.8, linewidths=0
+            mag[~inside], 0.97 * limit * np.sign(ratio[~inside]), marker="^", s=16, color=colour, alpha=0.8,
+            linewidths=0,
         )
     ax.axhline(0, color="black", lw=0.8)
     ax.set_ylim(-limit, limit)
@@ -628,8 +628,8 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
         mag = 31.4 - 2.5 * np.log10(np.where(seen, flux, 1.0))
         with np.errstate(invalid="ignore"):
             ax.errorbar(
-                x[seen], mag[seen], 1.0857 * (error / np.abs(flux))[seen], dx[seen], fmt="o", color=colour, ms=5, lw=1.0,
-                label=f"source {label}", zorder=3,
+                x[seen], mag[seen], 1.0857 * (error / np.abs(flux))[seen], dx[seen], fmt="o", color=colour, ms=5,
+                lw=1.0, label=f"source {label}", zorder=3,
             )
         limit = good & ~seen
         upper = 31.4 - 2.5 * np.log10(np.maximum(flux[limit], 0) + 2 * error[limit])
@@ -674,7 +674,7 @@ def overview(result, truth=None):
 
     pair, scene, catalog, offsets = result.pair, result.scene, result.catalog, result.offsets
     figure = Figure(figsize=(16, 14.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.12)
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.07)
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(5.2, 5.0, 4.0), hspace=0.02)
 
     sides = [side for side in ("ground", "space") if getattr(pair, side)]

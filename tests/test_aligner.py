@@ -356,11 +356,11 @@ class Skies:
 
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_fit_learns_the_scatter(with_truth, tmp_path):
-    pairs = Skies(4)
+    pairs = Skies(3)
     truth = None
     if with_truth:
         truth = []
-        for index in range(4):
+        for index in range(3):
             xy = scene(50 + index)[0]
             table = QTable({"sky_centroid": from_tangent(xy, CENTER)})
             table["d_ra_cosdec"], table["d_dec"] = (np.full(len(xy), s) * u.mas for s in SHIFT)

@@ -14,6 +14,7 @@ from astropy.wcs import WCS
 from rosetta import Flag, JEPADeblender, SkyPair
 from rosetta._boundary import from_tangent, planes
 from rosetta._detect import detect
+from rosetta.core import templates
 from rosetta.core.mixture import render
 from rosetta.core.solve import design
 from rosetta.core.vit import EncoderConfig
@@ -176,7 +177,7 @@ def test_sources_off_the_image_masked_or_twice_are_flagged_rows():
     assert flags[2] & int(Flag.NO_DATA) and np.isnan(result.flux("VIS")[2]) and np.isfinite(result.flux("i")[2])
     assert flags[3] & int(Flag.DUPLICATE) and flags[4] & int(Flag.DUPLICATE)
     for band in result.bands:
-        assert result.flux(band)[[3, 4]].sum().value == pytest.approx(FLUX[3], rel=0.05)
+        assert result.flux(band)[[3, 4]].sum().value == pytest.approx(FLUX[3], abs=max(150.0, 30 * SIGMA[band]))
         assert np.isfinite(result.flux(band)[[0, 1]]).all()
 
 
@@ -211,7 +212,9 @@ def test_offsets_move_the_ground_and_abstain_flags():
     assert np.all(table["flags"] & int(Flag.UNALIGNED))
 
 
-def test_fit_trains_and_survives_saving(tmp_path):
+def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
+    monkeypatch.setattr(templates, "STEPS", 40)
+    monkeypatch.setattr(templates, "BATCH", 16)
     head = JEPADeblender(deblender().encoder)
     pairs, truths = [], []
     for seed in range(2):

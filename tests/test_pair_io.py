@@ -41,7 +41,10 @@ def test_round_trip(make_image, tmp_path):
     sip.sip = Sip(np.array([[0, 0, 2e-4], [0, 0, 0], [0, 0, 0]]), np.zeros((3, 3)), None, None, sip.wcs.crpix)
     sip.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
     pair = SkyPair(
-        ground={"y": make_image(48, 0.2, mask=masked, psf=gaussian(21, 1.9)), "g": make_image(48, 0.2, wcs=sip, seed=2)},
+        ground={
+            "y": make_image(48, 0.2, mask=masked, psf=gaussian(21, 1.9)),
+            "g": make_image(48, 0.2, wcs=sip, seed=2),
+        },
         space={"VIS": make_image(96, 0.1, uncertainty=None, seed=3), "Y": make_image(96, 0.1, seed=4)},
     )
     assert pair.flags["VIS"] & Flag.VARIANCE_ESTIMATED

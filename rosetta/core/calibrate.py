@@ -84,7 +84,10 @@ def predict(network, features, tokens):
     return extra.cpu().numpy().astype(float), float(network.scale)
 
 
-def train(network, data, held_out, *, seed, steps=1500, batch=1024):
+STEPS, BATCH = 1500, 1024
+
+
+def train(network, data, held_out, *, seed):
     """Fit the network by the Gaussian likelihood of flux residuals, then scale it on held-out sky.
 
     Parameters
@@ -95,7 +98,6 @@ def train(network, data, held_out, *, seed, steps=1500, batch=1024):
         ``features`` (n, n_band, 9), ``tokens`` (n, 2 * token_dim), ``flux``, ``error``, ``true`` (n, n_band) in
         nJy; a NaN residual counts for nothing.
     seed : int
-    steps, batch : int, optional
 
     Returns
     -------
@@ -107,10 +109,10 @@ def train(network, data, held_out, *, seed, steps=1500, batch=1024):
     device = network.scale.device
     tensors = {k: torch.from_numpy(np.asarray(v, np.float32)).to(device) for k, v in data.items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=STEPS)
     network.train()
-    for _ in range(steps):
-        rows = torch.randint(len(tensors["flux"]), (batch,), generator=generator).to(device)
+    for _ in range(STEPS):
+        rows = torch.randint(len(tensors["flux"]), (BATCH,), generator=generator).to(device)
         part = {k: v[rows] for k, v in tensors.items()}
         log_extra = network(part["features"], part["tokens"])
         variance = part["error"] ** 2 + (log_extra.exp() * part["flux"]) ** 2

@@ -156,6 +156,11 @@ def _gaussian_score(residual, cov):
     return -0.5 * (chi2 + np.log(np.linalg.det(cov)) + 2 * np.log(2 * np.pi)), chi2
 
 
+def _no_floor(cov):
+    """A noise floor (mas) too small to matter."""
+    return float(np.sqrt(np.min(np.linalg.eigvalsh(cov)[:, 0]))) * 1e-2 + 1e-6
+
+
 def _best(xy, offset, cov, name, scale, start=None):
     """The named model with the hyper-parameters of highest restricted likelihood, or None.
 
@@ -166,7 +171,7 @@ def _best(xy, offset, cov, name, scale, start=None):
     if len(xy) <= _basis(xy[:1], order, scale).shape[1]:
         return None
     spread = float(np.sqrt(np.median((offset - np.median(offset, 0)) ** 2)) * 1.48 + 1e-3)
-    tiny = float(np.sqrt(np.min(np.linalg.eigvalsh(cov)[:, 0]))) * 1e-2 + 1e-6
+    tiny = _no_floor(cov)
     low = np.log([tiny, tiny, max(scale / 30, 1e-3)])
     high = np.log([30 * spread + 100 * tiny, 1e3 * spread + 1, 4 * scale])
     distance2 = _distance2(xy, xy) if process else None
@@ -292,14 +297,14 @@ def fit_field(xy, offset, cov, *, model="auto"):
     scale = float(max(np.abs(xy).max(initial=0.0), 1.0))
     names = list(MODELS) if model == "auto" else [model]
     if model == "auto":
-        limits = {"shift": 2, "affine": 6, "polynomial2": 12, "polynomial3": 20, "gp": 10, "affine+gp": 20}
+        limits = {"shift": 2, "affine": 6, "polynomial2": 12, "polynomial3": 20, "gp": 25, "affine+gp": 30}
         names = [name for name in names if n >= limits[name]]
     if not names:
         raise ValueError(f"a field needs at least 2 sources; got {n}")
 
     # Down-weight outliers with the most flexible model, so that every candidate sees the same weights.
     # The first residuals are about the median, with their own scatter as a floor.
-    robust = "gp" if "gp" in names else names[-1]
+    robust = next(name for name in ("gp", "affine", names[-1]) if name in names)
     start = offset - _robust_start(offset, cov)
     spread = 1.4826 * np.median(np.abs(start))
     weight, wide, _ = _reweight(start, cov, spread, 0.0)
@@ -320,7 +325,11 @@ def fit_field(xy, offset, cov, *, model="auto"):
             continue
         residual, expected = fitted[0].leave_one_out()
         score = float(_gaussian_score(residual, expected)[0].sum())
-        if chosen is None or score > chosen[2] + _MARGIN:
+        margin = _MARGIN
+        first = chosen is not None and MODELS[name][1] and not MODELS[chosen[0]][1]  # the first with a process
+        if first and chosen[1][1] > 2 * _no_floor(thin[2]):
+            margin = -1.0  # scatter that a floor explains may be a field: the wider error is the safer one
+        if chosen is None or score > chosen[2] + margin:
             chosen = name, fitted, score
     if chosen is None:
         raise ValueError(f"model {model!r} cannot be fitted to {n} sources: use a simpler one")

@@ -1,9 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Shapes of sources fitted to native pixels: damped Gauss-Newton steps around a proposed shape.
 
-Each step solves the fluxes of all sources together, then the linearised problem of all fluxes and
-shapes together, with the proposals as Gaussian priors, by conjugate gradients. Where the pixels say little the answer is the proposal; its covariance (Laplace) is the
-uncertainty of the template.
+Each step solves the fluxes of all sources together, then the linearised problem of all fluxes and shapes
+together, with the proposals as Gaussian priors, by conjugate gradients. Where the pixels say little the
+answer is the proposal; its covariance (Laplace) is the uncertainty of the template.
 """
 
 from dataclasses import dataclass
@@ -120,7 +120,7 @@ def refine(proposal, images, moved=None, *, iterations=3):
     precision = 1.0 / PRIOR_SIGMA**2
     moved = np.zeros((n, n_shape)) if moved is None else moved.copy()
     covariance = np.tile(np.diag(PRIOR_SIGMA**2), (n, 1, 1))
-    for _ in range(iterations):
+    for _ in range(iterations if n else 0):
         step, covariance = _joint_step(proposal + moved @ DIRECTIONS, moved, precision, images)
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
         step /= np.maximum(np.abs(step / LARGEST).max(axis=1), 1.0)[:, None]
@@ -197,7 +197,8 @@ def _columns(parameters, image):
     start = np.concatenate([[0], np.cumsum(np.repeat(counts, width))])
     index = np.concatenate([np.tile(r, width) for r in rows]) if n else np.zeros(0, int)
     data = np.concatenate([v.ravel() for v in values]) if n else np.zeros(0, np.float32)
-    return sparse.csc_array((data, index.astype(np.int32), start.astype(np.int32)), shape=(ny * nx, n * width)), matrix @ flux
+    columns = (data, index.astype(np.int32), start.astype(np.int32))
+    return sparse.csc_array(columns, shape=(ny * nx, n * width)), matrix @ flux
 
 
 def _own_blocks(columns, n, width):

@@ -244,14 +244,18 @@ def propose(network, base, space, ground, scalars, tokens):
     device = network.reach.device
     inputs = [torch.from_numpy(np.asarray(a, np.float32)).to(device) for a in (base, space, ground, scalars, tokens)]
     with torch.inference_mode():
-        shapes, logits = zip(*(network(*part) for part in zip(*(i.split(256) for i in inputs), strict=True)), strict=True)
+        parts = zip(*(values.split(256) for values in inputs), strict=True)
+        shapes, logits = zip(*(network(*part) for part in parts), strict=True)
     return torch.cat(shapes).cpu().numpy().astype(float), torch.cat(logits).sigmoid().cpu().numpy().astype(float)
 
 
 BLURS = (0.2, 0.8, 2.0)  # arcsec: what the space image sees, what the ground sees, and the wings
 
 
-def train(network, data, held_out, *, seed, steps=1200, batch=128):
+STEPS, BATCH = 1200, 96
+
+
+def train(network, data, held_out, *, seed):
     """Fit the network to true light.
 
     Parameters
@@ -263,7 +267,6 @@ def train(network, data, held_out, *, seed, steps=1200, batch=128):
         (n, L, 6) mixtures about the same positions, and ``several`` (n,), 1 where the source is a blend. Held-out
         rows come from other sky.
     seed : int
-    steps, batch : int, optional
 
     Returns
     -------
@@ -276,14 +279,14 @@ def train(network, data, held_out, *, seed, steps=1200, batch=128):
     device = network.reach.device
     tensors = {k: torch.from_numpy(np.asarray(v, np.float32)).to(device) for k, v in data.items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=STEPS)
     network.train()
-    for _ in range(steps):
-        rows = torch.randint(len(tensors["base"]), (batch,), generator=generator).to(device)
+    for _ in range(STEPS):
+        rows = torch.randint(len(tensors["base"]), (BATCH,), generator=generator).to(device)
         part = {k: v[rows] for k, v in tensors.items()}
         # One side is sometimes hidden, so that either alone suffices.
         for k, side in enumerate(("space", "ground")):
-            gone = (torch.rand(batch, generator=generator) < 0.1).to(device)
+            gone = (torch.rand(BATCH, generator=generator) < 0.1).to(device)
             gone &= part["scalars"][:, 3 - k] > 0
             part[side] = torch.where(gone[:, None, None, None], 0.0, part[side])
             width = part["tokens"].shape[1] // 2

@@ -125,7 +125,8 @@ def read(path):
         for side in SIDES:
             name = header.get(side.upper())
             if name not in _KNOWN:
-                raise ValueError(f"path: {path.name} names the unknown {side} survey {name!r} (known: {', '.join(_KNOWN)})")
+                known = ", ".join(_KNOWN)
+                raise ValueError(f"path: {path.name} names the unknown {side} survey {name!r} (known: {known})")
             surveys.append(_KNOWN[name])
         return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=tuple(surveys))
 

@@ -81,6 +81,8 @@ def _with_psf(data, base, wanted):
     shape = tuple(fft.next_fast_len(n + pad) for n in data.shape)
     low = _transform(base, shape)
     ratio = _transform(wanted, shape) * low.conj() / np.maximum(np.abs(low) ** 2, _CUT**2)
+    # Never sharper than the tile: what is aliased in it would be raised too.
+    ratio /= np.maximum(np.abs(ratio), 1.0)
     changed = fft.irfft2(fft.rfft2(data, shape) * ratio, shape)[: data.shape[0], : data.shape[1]]
     ny, nx = wanted.shape
     psf = np.roll(fft.irfft2(low * ratio, shape), (ny // 2, nx // 2), axis=(0, 1))[:ny, :nx]

@@ -1,0 +1,297 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The command line and the main job behind it, with untrained models."""
+
+import os
+import subprocess
+import sys
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.nddata import NDData, StdDevUncertainty
+from astropy.table import QTable
+from regions import Regions
+
+from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair, _pipeline
+from rosetta.cli import HEADS, _against_truth, main
+from rosetta.io import pair as pair_io
+
+SHIFT = np.array([60.0, -40.0])  # mas
+
+
+def draw(n, scale, sigma, wcs, sky, flux, fwhm):
+    y, x = np.mgrid[:n, :n]
+    width = fwhm / 2.3548 / scale
+    image = np.random.default_rng(n).normal(0, sigma, (n, n))
+    for xs, ys, f in zip(*wcs.world_to_pixel(sky), flux, strict=True):
+        image += f * np.exp(-((x - xs) ** 2 + (y - ys) ** 2) / (2 * width**2)) / (2 * np.pi * width**2)
+    k = 2 * int(6 * width) + 1
+    yk, xk = np.mgrid[:k, :k] - k // 2
+    psf = np.exp(-(xk**2 + yk**2) / (2 * width**2))
+    return NDData(image, uncertainty=StdDevUncertainty(np.full((n, n), sigma)), wcs=wcs, unit=u.nJy, psf=psf)
+
+
+@pytest.fixture(scope="module")
+def sky():
+    """Twelve stars, two of them blended, seen by r and VIS; the ground header is off by ``-SHIFT``."""
+    from astropy.coordinates import SkyCoord
+    from astropy.wcs import WCS
+
+    rng = np.random.default_rng(4)
+    place = np.stack(np.meshgrid([-6.0, -2.0, 2.0, 6.0], [-5.0, 0.0, 5.0]), -1).reshape(-1, 2)
+    place += rng.uniform(-0.7, 0.7, place.shape)
+    place[1] = place[0] + (0.9, 0.3)
+    center = SkyCoord(53.1, -28.1, unit="deg")
+    true = center.spherical_offsets_by(place[:, 0] * u.arcsec, place[:, 1] * u.arcsec)
+    header = true.spherical_offsets_by(-SHIFT[0] * u.mas, -SHIFT[1] * u.mas)
+    flux = rng.uniform(3000, 9000, len(place))
+
+    def wcs(n, scale):
+        tan = WCS(naxis=2)
+        tan.wcs.ctype, tan.wcs.crval = ["RA---TAN", "DEC--TAN"], [53.1, -28.1]
+        tan.wcs.cdelt, tan.wcs.crpix = [-scale / 3600, scale / 3600], [(n + 1) / 2, (n + 1) / 2]
+        return tan
+
+    pair = SkyPair(
+        {"r": draw(96, 0.2, 3.0, wcs(96, 0.2), header, flux, 0.8)},
+        {"VIS": draw(192, 0.1, 3.0, wcs(192, 0.1), true, flux, 0.2)},
+    )
+    truth = QTable({"label": np.arange(len(place)), "sky_centroid": true})
+    truth["flux_r"] = truth["flux_VIS"] = flux * u.nJy
+    truth["d_ra_cosdec"], truth["d_dec"] = (np.full(len(place), s) * u.mas for s in SHIFT)
+    return pair, truth
+
+
+@pytest.fixture(scope="module")
+def models():
+    from rosetta import CrossSurveyEncoder
+    from rosetta.core.vit import EncoderConfig
+
+    config = EncoderConfig(
+        dim=384, depth=1, heads=6, proj_dim=256, predictor_dim=32, predictor_depth=1, predictor_heads=2
+    )
+    encoder = CrossSurveyEncoder._with_config(config, seed=1, device="cpu")
+    return {
+        "encoder": encoder, "aligner": LearnedAligner(encoder), "deblender": JEPADeblender(encoder),
+        "photometry": EmbeddingPhotometry(encoder),
+    }
+
+
+@pytest.fixture(scope="module")
+def result(sky, models):
+    steps = []
+    found = _pipeline.measure(sky[0], **models, window=12.8 * u.arcsec, progress=steps.append)
+    assert tuple(steps) == _pipeline.STEPS == tuple(found.seconds)
+    return found
+
+
+# ---------------------------------------------------------------------------- the main job
+def test_numbers_against_truth(result, sky):
+    numbers = _pipeline.compare(result, sky[1])
+    assert numbers["n_matched"] == 12
+    assert sum(found for *_, found in numbers["completeness"]) == 12
+    offset = numbers["offset"]
+    np.testing.assert_allclose(offset["truth"], SHIFT)
+    assert np.all(np.abs(np.subtract(offset["value"], SHIFT)) < 5 * np.array(offset["error"]))
+    assert offset["rms"] < 5
+    isolated = next(row for row in numbers["flux"] if (row["band"], row["kind"]) == ("r", "isolated"))
+    assert isolated["n"] >= 8
+    assert abs(isolated["bias"]) < 0.05
+
+
+def test_numbers_follow_the_truth(result, sky):
+    """A truth of twice the flux halves the ratio: the numbers are not written down anywhere."""
+    truth = sky[1].copy()
+    truth["flux_r"] = 2 * truth["flux_r"]
+    before, after = (_pipeline.compare(result, t)["flux"][0] for t in (sky[1], truth))
+    assert after["bias"] == pytest.approx((1 + before["bias"]) / 2 - 1)
+    assert after["coverage"] < 0.1 < before["coverage"]
+
+
+def test_printed_table(result, sky):
+    lines = list(_against_truth(result, _pipeline.compare(result, sky[1])))
+    text = "\n".join(lines)
+    assert lines[0].startswith("Sources    ")
+    assert "mas east" in lines[1]
+    assert "truth +60.0, -40.0 mas" in text
+    assert max(map(len, lines)) < 130
+    assert [line.split()[0] for line in lines[-2:]] == ["r", "VIS"]
+
+
+def test_products(result, sky, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    written = _pipeline.write(result, out, truth=sky[1])
+    names = {"catalogue.ecsv", "models.fits", "offsets.ecsv", "overview.png", "sources.reg"}
+    assert {path.name for path in written} == {path.name for path in out.iterdir()} == names
+    catalog = QTable.read(out / "catalogue.ecsv")
+    assert catalog["flux_r"].unit == u.nJy
+    assert catalog["flux_cov"].shape == (len(catalog), 2, 2)
+    assert QTable.read(out / "offsets.ecsv").meta["verdict"] == "ok"
+    assert len(Regions.read(out / "sources.reg")) == len(catalog)
+    assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
+    with fits.open(out / "models.fits") as hdus:
+        for band in ("r", "VIS"):
+            total = hdus[f"MODEL_{band}"].data + hdus[f"RESIDUAL_{band}"].data
+            side = "ground" if band == "r" else "space"
+            np.testing.assert_allclose(total, getattr(sky[0], side)[band].data, atol=2e-3)
+        sources = {hdu.header["LABEL"]: hdu for hdu in hdus if hdu.name == "SOURCE"}
+        assert set(sources) == set(catalog["label"])
+        # A source's image sums to its flux, and its WCS points at it.
+        from astropy.wcs import WCS
+
+        row = catalog[np.argmax(catalog["flux_VIS"])]
+        hdu = sources[row["label"]]
+        np.testing.assert_allclose(hdu.data.sum(), row["flux_VIS"].value, rtol=2e-2)
+        y, x = np.unravel_index(np.argmax(hdu.data), hdu.data.shape)
+        assert WCS(hdu.header).pixel_to_world(x, y).separation(row["sky_centroid"]) < 0.08 * u.arcsec
+
+
+def test_no_partial_output(result, tmp_path, monkeypatch):
+    """A failure in the last product leaves nothing, and an earlier result stays as it was."""
+    monkeypatch.setattr("rosetta.plotting.overview", lambda *a, **k: 1 / 0)
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError):
+        _pipeline.write(result, out)
+    assert not list(tmp_path.iterdir())
+    out.mkdir()
+    (out / "catalogue.ecsv").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty: choose another directory"):
+        _pipeline.write(result, out)
+    with pytest.raises(ZeroDivisionError):
+        _pipeline.write(result, out, overwrite=True)
+    assert (out / "catalogue.ecsv").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_goes_on_unaligned(sky, models):
+    """Images of two different skies cannot be aligned: every row says so, and the job ends."""
+    from rosetta import Flag
+
+    pair = sky[0]
+    ground = pair.ground["r"]
+    other = NDData(
+        np.random.default_rng(9).normal(0, 3, ground.data.shape), wcs=ground.wcs, unit=u.nJy, psf=ground.psf,
+        uncertainty=StdDevUncertainty(np.full(ground.data.shape, 3.0)),
+    )
+    found = _pipeline.measure(SkyPair({"r": other}, dict(pair.space)), **models, window=12.8 * u.arcsec)
+    assert found.offsets.meta["verdict"] == "abstain"
+    assert len(found.catalog) >= 10
+    assert np.all(np.asarray(found.catalog["flags"]) & int(Flag.UNALIGNED))
+
+
+def test_one_survey_only(sky, models, tmp_path):
+    pytest.importorskip("matplotlib")
+    found = _pipeline.measure(SkyPair(None, dict(sky[0].space)), **models, window=12.8 * u.arcsec)
+    assert found.offsets is None
+    _pipeline.write(found, tmp_path / "out")
+    assert not (tmp_path / "out" / "offsets.ecsv").exists()
+
+
+# ---------------------------------------------------------------------------- the command
+def test_help_is_quick_and_complete():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "rosetta.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "run", "simulate", "pretrain", "train-head", "info"):
+        assert f"    {command}" in done.stdout
+    for heavy in ("torch", "astropy", "numpy", "galsim"):
+        assert f"| {heavy}\n" not in done.stderr, heavy
+
+
+def refused(capsys, *argv):
+    """The one line on standard error of a command that ends with exit code 2."""
+    assert main([str(a) for a in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert error.startswith("rosetta: error: ")
+    return error
+
+
+def test_bad_input(capsys, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "text.fits").write_text("not FITS")
+    assert "no input" in refused(capsys, "run", "-o", out)
+    assert "text.fits" in refused(capsys, "run", "--rubin", tmp_path / "text.fits", "-o", out)
+    assert "No such file" in refused(capsys, "run", "--euclid", tmp_path / "absent.fits", "-o", out)
+    error = refused(capsys, "run", "--pair", tmp_path / "text.fits", "-o", out)
+    assert "text.fits is not a complete FITS file" in error
+    assert "cannot be combined" in refused(capsys, "run", "--pair", "a.fits", "--rubin", "b.fits", "-o", out)
+    assert "create it first" in refused(capsys, "run", "--pair", "a.fits", "-o", tmp_path / "no" / "out")
+    assert not out.exists()
+
+
+def test_output_that_holds_something(capsys, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert "is not empty" in refused(capsys, "demo", "-o", tmp_path / "out")
+    assert "is a file" in refused(capsys, "demo", "-o", tmp_path / "out" / "mine.txt")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_training_refusals(capsys, tmp_path):
+    assert "must end in .safetensors" in refused(capsys, "pretrain", "--data", tmp_path, "-o", "a.pt", "--steps", "1")
+    file = tmp_path / "a.safetensors"
+    assert "no end: give --steps" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file)
+    assert "manifest.json" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_info(capsys, tmp_path, tiny_encoder):
+    path = tmp_path / "encoder.safetensors"
+    fingerprint = tiny_encoder.save(path)
+    assert main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"encoder.safetensors: encoder {fingerprint}")
+    assert "trained: false" in text
+    assert "depth: 1" in text
+    import torch
+
+    torch.save({}, tmp_path / "pickle.safetensors")
+    assert "is a pickle" in refused(capsys, "info", tmp_path / "pickle.safetensors")
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["encoder", *HEADS]
+
+
+def test_version(capsys):
+    import rosetta
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"rosetta {rosetta.__version__}\n"
+
+
+def test_simulated_pair(capsys, tmp_path):
+    pytest.importorskip("galsim")
+    path = tmp_path / "pair.fits"
+    assert main(["simulate", "--pair", "-o", str(path), "--size", "12.8", "--seed", "3", "--shift", "30", "-20"]) == 0
+    pair, truth = pair_io.read(path), QTable.read(tmp_path / "pair_truth.fits")
+    assert len(pair.bands) == 10
+    np.testing.assert_allclose(truth["d_ra_cosdec"].to_value(u.mas), 30)
+    np.testing.assert_allclose(truth["d_dec"].to_value(u.mas), -20)
+    assert "must end in .fits" in refused(capsys_cleared(capsys), "simulate", "--pair", "-o", tmp_path / "pair")
+
+
+def capsys_cleared(capsys):
+    capsys.readouterr()
+    return capsys
+
+
+def test_bundled_sample():
+    """Ten bands, PSFs, an offset of tens of mas, and a truth to compare with; small."""
+    from importlib.resources import files
+
+    data = files("rosetta") / "data"
+    pair = pair_io.read(data / "sample.fits")
+    truth = QTable.read(data / "sample_truth.fits")
+    assert len(pair.bands) == 10
+    assert all(image.psf is not None for _, _, image in pair.images())
+    offset = np.hypot(truth["d_ra_cosdec"], truth["d_dec"]).to_value(u.mas)
+    assert 40 < offset.min() < offset.max() < 90
+    assert np.ptp(offset) > 1  # it varies
+    inside = pair.space["VIS"].wcs.world_to_pixel(truth["sky_centroid"])
+    assert np.all((np.array(inside) > -1.5) & (np.array(inside) < 384.5))
+    assert sum(os.path.getsize(data / name) for name in ("sample.fits", "sample_truth.fits")) < 4e6

@@ -1,0 +1,116 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Catalogues: their columns, their errors, and that they agree with the scene."""
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.table import QTable
+
+from rosetta import EmbeddingPhotometry, Flag
+from rosetta._boundary import from_tangent
+from rosetta.core import calibrate
+
+# Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
+_spec = importlib.util.spec_from_file_location("deblender_scenes", Path(__file__).with_name("test_deblender.py"))
+scenes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(scenes)
+CENTER, FLUX, FWHM, MIXTURES, XY = scenes.CENTER, scenes.FLUX, scenes.FWHM, scenes.MIXTURES, scenes.XY
+deblender, light, make_pair, match, scene = (
+    scenes.deblender, scenes.light, scenes.make_pair, scenes.match, scenes.scene
+)
+
+
+@lru_cache
+def photometry():
+    return EmbeddingPhotometry(deblender().encoder)
+
+
+@lru_cache
+def catalog():
+    return photometry()(scene().embedding.pair, scene())
+
+
+def test_columns_are_the_contract():
+    table = catalog()
+    assert isinstance(table, QTable)
+    assert table.meta["bands"] == list(FWHM)
+    for band in FWHM:
+        for name in ("flux", "flux_err"):
+            assert table[f"{name}_{band}"].unit == u.nJy
+        assert {f"chi2_{band}", f"neighbor_corr_{band}"} <= set(table.colnames)
+    assert table["flux_cov"].shape == (4, 4, 4) and table["flux_cov"].unit == u.nJy**2
+    assert {"label", "sky_centroid", "neighbor_label", "flags"} <= set(table.colnames)
+    assert "flux_u" not in table.colnames  # not observed
+
+
+def test_fluxes_are_the_scene_and_errors_are_its_diagonal():
+    table, result = catalog(), scene()
+    for k, band in enumerate(result.bands):
+        for row, label in enumerate(table["label"]):
+            model = result.model(label, band).data.sum()
+            assert table[f"flux_{band}"][row].value == pytest.approx(model, rel=1e-3)
+        np.testing.assert_allclose(table[f"flux_err_{band}"].value ** 2, table["flux_cov"][:, k, k].value)
+        formal = np.sqrt(result.covariance(band).diagonal())
+        assert (table[f"flux_err_{band}"].value >= formal).all()
+    assert np.all(np.linalg.eigvalsh(table["flux_cov"].value) > 0)
+
+
+def test_neighbours_are_each_other():
+    table = catalog()
+    index = match(table, XY)
+    label = np.asarray(table["label"])
+    assert table["neighbor_label"][index[0]] == label[index[1]]
+    assert table["neighbor_label"][index[1]] == label[index[0]]
+    assert table["neighbor_corr_i"][index[0]] < -0.1  # light given to one is taken from the other
+    assert table["neighbor_label"][index[3]] == -1
+
+
+def test_positions_give_the_same_answer_as_their_scene():
+    pair = make_pair(XY, FLUX, MIXTURES)
+    table = photometry()(pair, from_tangent(XY, CENTER))
+    np.testing.assert_allclose(table["flux_i"].value, FLUX, rtol=0.05)
+    outside = photometry()(pair, from_tangent([[0.0, 0.0], [99.0, 0.0]], CENTER))
+    assert np.isnan(outside["flux_i"][1]) and outside["flags"][1] & int(Flag.OUTSIDE)
+
+
+def test_an_empty_scene_gives_an_empty_catalogue():
+    table = photometry()(make_pair(XY, FLUX, MIXTURES), from_tangent(np.zeros((0, 2)), CENTER))
+    assert len(table) == 0 and "flux_i" in table.colnames
+
+
+def test_training_calibrates_the_errors(monkeypatch, tmp_path):
+    monkeypatch.setattr(calibrate, "STEPS", 150)
+    rng = np.random.default_rng(5)
+    pairs, truths = [], []
+    for seed in range(3):
+        grid = np.stack(np.meshgrid(np.arange(-7.5, 8, 3.0), np.arange(-7.5, 8, 3.0)), -1).reshape(-1, 2)
+        xy = grid + rng.uniform(-0.5, 0.5, grid.shape)
+        flux = 10 ** rng.uniform(2.5, 4, len(xy))
+        mixtures = np.stack([light(r, q) for r, q in rng.uniform((0.15, 0.6), (0.4, 1.4), (len(xy), 2))])
+        pairs.append(make_pair(xy, flux, mixtures, seed=seed))
+        table = QTable({"sky_centroid": from_tangent(xy, CENTER)})
+        for band in FWHM:
+            table[f"flux_{band}"] = flux * u.nJy
+        truths.append(table)
+    head = EmbeddingPhotometry(deblender().encoder)
+    monkeypatch.setattr(head, "_deblender", deblender)
+    path = tmp_path / "photometry.safetensors"
+    head.fit(pairs, truths, seed=1, checkpoint=path)
+    assert head._provenance["coverage"] == pytest.approx(0.683, abs=0.02)
+    again = EmbeddingPhotometry.from_pretrained(path, encoder=deblender().encoder, device="cpu")
+    one, two = (h(pairs[2], scene()) for h in (head, again))
+    np.testing.assert_allclose(one["flux_err_i"].value, two["flux_err_i"].value, rtol=1e-6)
+    assert not np.allclose(one["flux_err_i"].value, catalog()["flux_err_i"].value)
+    assert np.all(np.linalg.eigvalsh(one["flux_cov"].value) > 0)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="the scene remembers"):
+        photometry()(scene().embedding, scene(), offsets=QTable(meta={"model": {}, "center": CENTER, "verdict": "ok"}))
+    with pytest.raises(ValueError, match="truth has 1 tables for 2 pairs"):
+        photometry().fit([None, None], [QTable()], seed=0)
+
