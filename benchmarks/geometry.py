@@ -15,7 +15,8 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS, Sip
 
 from rosetta import SkyPair
-from rosetta._boundary import PIXEL, _native_corner, planes, side_view, tangent
+from rosetta._boundary import PIXEL, _native_corner, planes, side_view
+from rosetta._geometry import tangent
 from rosetta.core.vit import EncoderConfig
 
 WINDOW = 12.8

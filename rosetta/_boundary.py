@@ -11,10 +11,10 @@ from functools import cached_property
 import astropy.units as u
 import numpy as np
 import torch
-from astropy.coordinates import SkyCoord
 from scipy import sparse
 from scipy.interpolate import RectBivariateSpline
 
+from ._geometry import from_tangent, offset_coord, plain_icrs, tangent
 from .core.augment import Tile, TileSide
 from .core.moments import adaptive_moments, fourier_shift, half_maximum_width
 from .core.vit import View, conditions
@@ -26,34 +26,6 @@ PATCH = 16  # native pixels per token side
 PIXEL = {"ground": 0.2, "space": 0.1}  # arcsec; the grids the encoder was built for
 OVERLAP = 12.8  # arcsec shared by neighbouring windows
 STEP = 3.2  # arcsec; windows are multiples of one ground token
-ARCSEC = np.pi / 180 / 3600
-
-
-# ---------------------------------------------------------------------------- sky geometry
-def tangent(coord, center):
-    """Gnomonic (east, north) offsets in arcsec of ``coord`` about the scalar ``center``: (n, 2) float64."""
-    coord, center = coord.icrs, center.icrs
-    ra, dec = coord.ra.rad.ravel() - center.ra.rad, coord.dec.rad.ravel()
-    sin0, cos0 = np.sin(center.dec.rad), np.cos(center.dec.rad)
-    depth = sin0 * np.sin(dec) + cos0 * np.cos(dec) * np.cos(ra)
-    east = np.cos(dec) * np.sin(ra) / depth
-    north = (cos0 * np.sin(dec) - sin0 * np.cos(dec) * np.cos(ra)) / depth
-    return np.stack([east, north], -1) / ARCSEC
-
-
-def from_tangent(offsets, center):
-    """The sky positions of gnomonic ``offsets`` (n, 2) [east, north, arcsec] about the scalar ``center``."""
-    center = center.icrs
-    east, north = np.asarray(offsets, float).reshape(-1, 2).T * ARCSEC
-    sin0, cos0 = np.sin(center.dec.rad), np.cos(center.dec.rad)
-    ra = center.ra.rad + np.arctan2(east, cos0 - north * sin0)
-    dec = np.arctan2(sin0 + north * cos0, np.hypot(east, cos0 - north * sin0))
-    return SkyCoord(ra, dec, unit="rad", frame="icrs")
-
-
-def offset_coord(coord, east, north):
-    """``coord`` moved by (east, north) arcsec."""
-    return coord.icrs.spherical_offsets_by(np.asarray(east) * u.arcsec, np.asarray(north) * u.arcsec)
 
 
 # ---------------------------------------------------------------------------- one image
@@ -81,8 +53,9 @@ class Plane:
         return np.atleast_1d(np.asarray(x, float)), np.atleast_1d(np.asarray(y, float))
 
     def pixel_to_sky(self, x, y):
-        """ICRS positions of 0-based pixels."""
-        return self.wcs.pixel_to_world(np.asarray(x, float), np.asarray(y, float)).icrs
+        """ICRS positions of 0-based pixels, of the shape of ``x``."""
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        return plain_icrs(self.wcs.pixel_to_world(x, y)).reshape(x.shape)
 
     def jacobian(self, coord):
         """d(x, y) / d(east, north) in pixel per arcsec at each position: (n, 2, 2) float64."""

@@ -10,7 +10,7 @@ from astropy.wcs import WCS, DistortionLookupTable, Sip
 from astropy.wcs.wcsapi import BaseHighLevelWCS, BaseLowLevelWCS, HighLevelWCSWrapper
 from scipy.interpolate import RectBivariateSpline
 
-from . import _boundary
+from . import _geometry
 
 __all__ = ["FORMS", "corrected"]
 
@@ -79,7 +79,7 @@ def _region(wcs, positions):
 def _moved(wcs, field, x, y):
     sky = wcs.pixel_to_world(x, y).icrs
     east, north = field(sky).T
-    return _boundary.offset_coord(sky, east, north)
+    return _geometry.offset_coord(sky, east, north)
 
 
 def _residual(new, x, y, sky):
@@ -110,9 +110,9 @@ def _fit(x, y, sky, crpix, order):
     design = np.stack([(u / unit) ** p * (v / unit) ** q for p, q in powers], -1)
     center = sky[len(sky) // 2]
     for _ in range(3):  # the constant term moves into the reference point
-        coefficient = np.linalg.lstsq(design, _boundary.tangent(sky, center), rcond=None)[0]
-        center = _boundary.from_tangent(coefficient[0], center)[0]
-    coefficient = np.linalg.lstsq(design[:, 1:], _boundary.tangent(sky, center), rcond=None)[0]
+        coefficient = np.linalg.lstsq(design, _geometry.tangent(sky, center), rcond=None)[0]
+        center = _geometry.from_tangent(coefficient[0], center)[0]
+    coefficient = np.linalg.lstsq(design[:, 1:], _geometry.tangent(sky, center), rcond=None)[0]
     scale = np.array([unit ** -(p + q) for p, q in powers[1:]])
     return center, powers[1:], coefficient * scale[:, None]
 
@@ -187,7 +187,7 @@ def _lookup(wcs, field, low, high):
     crpix = _start(wcs, x, y)
     center, _, coefficient = _fit(x, y, sky, crpix, 1)
     cd = coefficient.T
-    want = np.linalg.solve(cd, _boundary.tangent(sky, center).T)  # pixels from CRPIX
+    want = np.linalg.solve(cd, _geometry.tangent(sky, center).T)  # pixels from CRPIX
     shift = (want - np.stack([x - crpix[0], y - crpix[1]])).reshape(2, _LOOKUP_NODES, _LOOKUP_NODES)
     # Readers interpolate the table linearly, so it is finer than the field needs.
     shift = [RectBivariateSpline(nodes[1], nodes[0], s)(fine[1], fine[0]) for s in shift]

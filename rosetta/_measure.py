@@ -4,7 +4,7 @@
 import numpy as np
 from scipy.signal import fftconvolve
 
-from ._boundary import offset_coord, tangent
+from ._geometry import offset_coord, tangent
 from ._scene import BandFit
 from .core import field, fit
 from .core.mixture import render, stamp_sizes

@@ -7,7 +7,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from . import _boundary, _detect
+from . import _detect
+from ._geometry import from_tangent, offset_coord, tangent
 from .core import coarse, field, registration
 from .flags import Flag
 
@@ -73,14 +74,14 @@ def find_sources(planes, band):
         nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
         labels = labels[tuple(nearest)]
     sky = table["sky_centroid"]
-    xy = _boundary.tangent(sky, reference.center) if len(table) else np.zeros((0, 2))
+    xy = tangent(sky, reference.center) if len(table) else np.zeros((0, 2))
     return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), labels)
 
 
 def _geometry(plane, sources, offset):
     """Stamps of all sources in a plane, at header positions that the offset (arcsec) corrects."""
     reference = sources.reference
-    x, y = plane.sky_to_pixel(_boundary.offset_coord(sources.sky, -offset[:, 0], -offset[:, 1]))
+    x, y = plane.sky_to_pixel(offset_coord(sources.sky, -offset[:, 0], -offset[:, 1]))
     big = 10 * max(plane.data.shape)
     center = np.rint(np.clip(np.nan_to_num(np.stack([x, y], -1), nan=-big), -big, big)).astype(int)
     step = 4
@@ -244,7 +245,7 @@ def coarse_match(planes, sources):
     reference = sources.reference
     ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[:COARSE_BANDS]
     ny, nx = reference.data.shape
-    corners = _boundary.tangent(
+    corners = tangent(
         reference.pixel_to_sky(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])), sources.center
     )
     low, high = corners.min(0), corners.max(0)
@@ -264,7 +265,7 @@ def _on_sky(plane, center, east, north, blur):
     image = coarse.compress(significance / max(1.4826 * np.median(np.abs(significance)), 0.3))
     nodes_e, nodes_n = (np.linspace(axis[0], axis[-1], 17) for axis in (east, north))
     grid = np.stack(np.meshgrid(nodes_e, nodes_n), -1).reshape(-1, 2)
-    x, y = plane.sky_to_pixel(_boundary.from_tangent(grid, center))
+    x, y = plane.sky_to_pixel(from_tangent(grid, center))
     where = np.meshgrid(np.linspace(0, 16, len(north)), np.linspace(0, 16, len(east)), indexing="ij")
     x, y = (ndimage.map_coordinates(v.reshape(17, 17), where, order=1) for v in (x, y))
     ny, nx = plane.data.shape

@@ -13,7 +13,7 @@ import numpy as np
 from astropy.io import fits
 from scipy.spatial import cKDTree
 
-from . import _boundary
+from . import _geometry
 from .core.field import evaluate
 from .flags import Flag
 
@@ -230,9 +230,9 @@ def match(catalog, truth, band):
     if len(catalog) == 0 or len(truth) == 0:
         return np.zeros(0, int), np.zeros(0, int)
     center = truth["sky_centroid"][0]
-    xy = _boundary.tangent(catalog["sky_centroid"], center)
+    xy = _geometry.tangent(catalog["sky_centroid"], center)
     tree = cKDTree(xy)
-    place = _boundary.tangent(truth["sky_centroid"], center)
+    place = _geometry.tangent(truth["sky_centroid"], center)
     free = np.ones(len(catalog), bool)
     rows, true = [], []
     for k in np.argsort(-truth[f"flux_{band}"].value):
@@ -306,7 +306,7 @@ def _flux_numbers(catalog, truth, band):
 
 def joint_offset(offsets, coord):
     """The joint field at sky positions: offsets (n, 2) and covariance (n, 2, 2), mas and mas^2."""
-    return evaluate(offsets.meta["model"], _boundary.tangent(coord, offsets.meta["center"]), band="joint")
+    return evaluate(offsets.meta["model"], _geometry.tangent(coord, offsets.meta["center"]), band="joint")
 
 
 def _offset_numbers(offsets, truth):

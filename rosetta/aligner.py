@@ -15,7 +15,7 @@ from astropy.table import QTable, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
-from . import _boundary, _corrected_wcs, _offsets
+from . import _boundary, _corrected_wcs, _geometry, _offsets
 from ._head import Head
 from .core import field as offset_field
 from .core import trust
@@ -183,7 +183,7 @@ class LearnedAligner(Head):
             wcs, residual = _correct(image.wcs, offsets, band, "sip")
             model = offsets.meta["model"]["bands"][band]
             rows = offsets["band"] == "joint"
-            xy = _boundary.tangent(offsets["sky_centroid"][rows], offsets.meta["center"])
+            xy = _geometry.tangent(offsets["sky_centroid"][rows], offsets.meta["center"])
             cov = offset_field.evaluate(model, xy)[1]
             statement = {
                 "verdict": offsets.meta["verdict"],
@@ -233,7 +233,7 @@ class LearnedAligner(Head):
         # The field is smooth: ask it at some nodes and interpolate.
         nodes = [np.linspace(0, n - 1, int(np.clip(n // 8, 4, 65))) for n in (ny, nx)]
         y, x = np.meshgrid(*nodes, indexing="ij")
-        xy = _boundary.tangent(wcs.pixel_to_world(x.ravel(), y.ravel()), offsets.meta["center"])
+        xy = _geometry.tangent(wcs.pixel_to_world(x.ravel(), y.ravel()), offsets.meta["center"])
         mean, cov = offset_field.evaluate(offsets.meta["model"], xy, band=band)
         planes = np.concatenate([mean, np.sqrt(cov[:, [0, 1], [0, 1]])], 1).T.reshape(4, *x.shape)
         fine = np.arange(ny), np.arange(nx)
@@ -339,10 +339,10 @@ class _Shifted:
         self._wcs, self._shift = wcs, shift
 
     def pixel_to_world(self, x, y):
-        return _boundary.offset_coord(self._wcs.pixel_to_world(x, y), *self._shift)
+        return _geometry.offset_coord(self._wcs.pixel_to_world(x, y), *self._shift)
 
     def world_to_pixel(self, sky):
-        return self._wcs.world_to_pixel(_boundary.offset_coord(sky, *-self._shift))
+        return self._wcs.world_to_pixel(_geometry.offset_coord(sky, *-self._shift))
 
 
 class _Found:
@@ -537,7 +537,7 @@ def _correct(wcs, offsets, band, form):
     center, model = offsets.meta["center"], offsets.meta["model"]
 
     def at(sky):
-        return 1e-3 * offset_field.evaluate(model, _boundary.tangent(sky, center), band=band)[0]
+        return 1e-3 * offset_field.evaluate(model, _geometry.tangent(sky, center), band=band)[0]
 
     new, residual = _corrected_wcs.corrected(wcs, at, form, offsets["sky_centroid"])
     log.info("corrected WCS (%s, %s): largest approximation error %.3f mas", band, form, residual)

@@ -11,7 +11,7 @@ from astropy.table import QTable
 
 from . import _detect
 from ._boundary import planes as planes_of
-from ._boundary import tangent
+from ._geometry import plain_icrs, tangent
 from ._head import Head
 from ._measure import fit_band, ground_coord, image_of, source_tokens
 from ._scene import DeblendedScene, shape_columns, source_flags
@@ -276,7 +276,7 @@ def _positions(sources):
             if len(np.unique(label)) != len(label):
                 raise ValueError("sources has duplicate labels: give every row its own label, or drop the column")
         sources = sources["sky_centroid"]
-    coord = SkyCoord(sources).icrs.reshape(-1)
+    coord = plain_icrs(sources)
     bad = ~(np.isfinite(coord.ra.deg) & np.isfinite(coord.dec.deg))
     if bad.any():
         raise ValueError(f"sources has {bad.sum()} positions that are not finite: drop those rows")

@@ -7,9 +7,9 @@ Images are drawn north up, east left, in arcsec about a stated centre.
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from scipy.ndimage import map_coordinates
 
+from ._geometry import tangent
 from .flags import Flag
 
 __all__ = [
@@ -45,8 +45,7 @@ def _axes(ax, size=(5.0, 5.0)):
 # ---------------------------------------------------------------------------- images on the sky
 def _offsets_of(coord, center):
     """(east, north) in arcsec about ``center``."""
-    east, north = center.icrs.spherical_offsets_to(SkyCoord(coord).icrs)
-    return np.atleast_1d(east.to_value(u.arcsec)), np.atleast_1d(north.to_value(u.arcsec))
+    return tangent(coord, center).T
 
 
 def _field_of(image):

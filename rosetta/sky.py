@@ -6,12 +6,12 @@ from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
+from ._geometry import plain_icrs
 from .flags import Flag
 from .surveys import EUCLID, RUBIN
 
@@ -433,7 +433,7 @@ class SkyEmbedding:
 
     def _locate(self, coord):
         """Nearest window of each position, and the offset from its centre in arcsec."""
-        coord = SkyCoord(coord).icrs.reshape(-1)
+        coord = plain_icrs(coord)
         window, _, _ = coord.match_to_catalog_sky(self._centers)
         east, north = self._centers[window].spherical_offsets_to(coord)
         return window, np.stack([east.to_value(u.arcsec), north.to_value(u.arcsec)], -1)

@@ -13,7 +13,7 @@ from astropy.table import QTable
 from astropy.wcs import WCS
 
 from rosetta import Flag, LearnedAligner, SkyPair
-from rosetta._boundary import from_tangent, offset_coord, tangent
+from rosetta._geometry import from_tangent, offset_coord, tangent
 from rosetta.aligner import AlignmentError
 from rosetta.core.field import evaluate
 from rosetta.core.vit import EncoderConfig

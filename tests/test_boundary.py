@@ -14,14 +14,12 @@ from rosetta import Flag, SkyPair
 from rosetta._boundary import (
     PIXEL,
     fitting_window,
-    from_tangent,
     is_extrapolated,
-    offset_coord,
     planes,
     side_view,
-    tangent,
     window_grid,
 )
+from rosetta._geometry import from_tangent, offset_coord, tangent
 from rosetta.core.moments import adaptive_moments
 from rosetta.core.vit import EncoderConfig
 

@@ -12,8 +12,9 @@ from astropy.table import QTable
 from astropy.wcs import WCS
 
 from rosetta import Flag, JEPADeblender, SkyPair
-from rosetta._boundary import from_tangent, planes
+from rosetta._boundary import planes
 from rosetta._detect import detect
+from rosetta._geometry import from_tangent
 from rosetta.core import templates
 from rosetta.core.mixture import render
 from rosetta.core.solve import design

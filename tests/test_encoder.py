@@ -10,8 +10,8 @@ from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from rosetta import HSC, HST_ACS, CrossSurveyEncoder, Flag, SkyPair, _checkpoint
-from rosetta._boundary import from_tangent, tangent
 from rosetta._checkpoint import CheckpointError
+from rosetta._geometry import from_tangent, tangent
 from rosetta.core.training import TrainConfig
 
 

@@ -11,7 +11,7 @@ import pytest
 from astropy.table import QTable
 
 from rosetta import EmbeddingPhotometry, Flag
-from rosetta._boundary import from_tangent
+from rosetta._geometry import from_tangent
 from rosetta.core import calibrate
 
 # Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
