@@ -650,7 +650,7 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     ax.set_xticks([], minor=True)
     ax.set_xlabel("wavelength (nm)")
     ax.set_ylabel("magnitude (AB)")
-    ax.legend(fontsize=8, loc="lower right", title="open squares: truth" if high else None, title_fontsize=8)
+    ax.legend(fontsize=8, loc="best", title="open squares: truth" if high else None, title_fontsize=8)
     return ax
 
 
@@ -698,8 +698,8 @@ def overview(result, truth=None):
     else:
         axes[2].set_axis_off()
         axes[2].text(0.5, 0.5, "one survey only: nothing to align", transform=axes[2].transAxes, ha="center")
+    figure.suptitle(f"{len(catalog)} sources in {' '.join(scene.bands)}", fontsize=11)  # keeps room for titles, too
     if not len(catalog):
-        figure.suptitle("No source was found")
         return figure
 
     left, right = middle.subfigures(1, 2, width_ratios=(2, 1))

@@ -290,10 +290,15 @@ class _Noise:
                     (up if sign == 1 else down).append(gx[1 + a])
                 curvature[a, b] = -(up[0] - down[0]) / (2 * step)
         self.gradient = np.einsum("ai,abyx,bj->ijyx", sky, curvature, sky)[(slice(None), slice(None)) + index]
-        eye = np.eye(len(self.pixels))
-        peak = self.pixels[0, 0]
-        self.weights = [np.linalg.inv(eye + ratio * self.pixels / peak) for ratio in _RATIOS]
-        self.peak = peak
+        self.peak = self.pixels[0, 0]
+        self._weights = {}
+
+    def weight(self, k):
+        """Weight matrix of noise ratio number ``k``; the inverse is large, and few ratios occur."""
+        if k not in self._weights:
+            covariance = np.eye(len(self.pixels)) + _RATIOS[k] * self.pixels / self.peak
+            self._weights[k] = np.linalg.inv(covariance)
+        return self._weights[k]
 
     def choose(self, ratio):
         """Index of the prepared weight matrix nearest to this noise ratio (target-pixel units)."""
@@ -382,7 +387,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
     good = np.flatnonzero((n_use >= max(25, 0.5 * len(dx))) & np.isfinite(mean_v))
     for k in np.unique(choice[good]):
         rows = good[choice[good] == k]
-        weight = noise.weights[k]
+        weight = noise.weight(k)
         scaled = design[rows] * sigma[rows, :, None]  # (m, n_pixel, 5)
         back = np.matmul(weight, scaled) * sigma[rows, :, None]  # (m, n_pixel, 5): Omega A
         normal = back.swapaxes(1, 2) @ design[rows]
