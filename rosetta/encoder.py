@@ -43,20 +43,19 @@ class CrossSurveyEncoder:
     """
 
     def __init__(self, *, seed=0, device=None):
-        self._build(EncoderConfig(), seed, device)
-        self._provenance = {"trained": False, "seed": seed}
+        config = EncoderConfig()
+        self._set(config, inference.Model.seeded(config, seed), device, {"trained": False, "seed": seed})
 
-    def _build(self, config, seed, device):
-        self._config = config
+    def _set(self, config, model, device, provenance):
+        self._config, self._provenance = config, provenance
         self._device = _checkpoint.device_of(device)
-        self._model = inference.Model.seeded(config, seed).to(self._device).eval()
+        self._model = model.to(self._device).eval()
 
     @classmethod
     def _with_config(cls, config, *, seed=0, device=None):
         """An untrained encoder of another size (tests use tiny ones)."""
         encoder = cls.__new__(cls)
-        encoder._build(config, seed, device)
-        encoder._provenance = {"trained": False, "seed": seed}
+        encoder._set(config, inference.Model.seeded(config, seed), device, {"trained": False, "seed": seed})
         return encoder
 
     @classmethod
@@ -84,9 +83,9 @@ class CrossSurveyEncoder:
             config = EncoderConfig(**found.config)
         except TypeError as error:
             raise _checkpoint.CheckpointError(f"{path.name} is of another architecture: {error}") from error
-        encoder = cls._with_config(config, device=device)
-        _checkpoint.restore(encoder._model, found.tensors, path.name)
-        encoder._provenance = found.provenance
+        model = inference.Model.blank(config, _checkpoint.device_of(device))
+        encoder = cls.__new__(cls)
+        encoder._set(config, _checkpoint.restore(model, found.tensors, path.name), device, found.provenance)
         return encoder
 
     @property

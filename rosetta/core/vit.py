@@ -238,10 +238,12 @@ class _Stem(nn.Module):
         pooled = patches(pooled, _MASK_CELLS)  # (n_batch, n_token, n_band, 16)
         seen = (pooled.sum(-1) > 0).to(pixels.dtype)  # (n_batch, n_token, n_band)
         share = seen @ mix  # (n_batch, n_token, n_knot)
-        # Several bands on one knot are averaged, so that no knot speaks louder than in training.
-        norm = share.clamp(min=1)[..., None]
-        tokens = self.pixels((patches(mixed, self.patch) / norm).flatten(2))
-        tokens = tokens + self.mask(((mix.T @ pooled) / norm).flatten(2))
+        cut, cells = patches(mixed, self.patch), mix.T @ pooled
+        if (mix.sum(0) > 1).any():
+            # Several bands on one knot are averaged, so that no knot speaks louder than in training.
+            norm = share.clamp(min=1)[..., None]
+            cut, cells = cut / norm, cells / norm
+        tokens = self.pixels(cut.flatten(2)) + self.mask(cells.flatten(2))
         tokens = tokens + (1 - share.clamp(max=1)) @ self.missing
         return tokens, self.condition(conditions(view).flatten(1)) + self.side
 
