@@ -1,0 +1,140 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""How true the main job's numbers are, on simulated fields that nothing was trained on.
+
+Every field is 102" wide, in ten bands, with a shift of (63, -47) mas, a smooth field of 15 mas and two years of proper
+motion between the epochs; a fifth of its galaxies are of the reserved, irregular family. The bundled models and the
+classical answer (untrained heads: no network has a say) measure the same fields. Intervals are 68 %, from resampling
+fields. Run: python benchmarks/accuracy.py [n_field] [FOLDER]     (FOLDER keeps the simulated fields)
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable
+
+from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender, LearnedAligner, _pipeline
+from rosetta.io import pair as pair_file
+from rosetta.simulate import AstrometricError, simulate_pair
+
+FIRST_SEED = 7001
+MAG_BINS = ((18, 22), (22, 23), (23, 24), (24, 25), (25, 26))
+
+
+def field(seed, folder):
+    """The pair and its truth, simulated or from an earlier run."""
+    path, truth_path = folder / f"{seed}.fits", folder / f"{seed}.truth.fits"
+    if not path.exists():
+        error = AstrometricError(shift=(63.4, -47.3) * u.mas, rms=15 * u.mas, length=30 * u.arcsec)
+        pair, truth = simulate_pair(seed=seed, astrometric_error=error, proper_motion_years=2.0, families="all")
+        truth.meta.clear()
+        truth.write(truth_path, overwrite=True)
+        pair_file.write(pair, path)
+    return pair_file.read(path), QTable.read(truth_path)
+
+
+def rows_of(result, truth):
+    """One row per matched source and band: what was found, what is true."""
+    catalog = result.catalog
+    found, true = _pipeline.match(catalog, truth, result.scene.meta["reference_band"])
+    blended = (np.asarray(catalog["flags"])[found] & int(Flag.BLENDED)) != 0
+    irregular = np.char.strip(np.asarray(truth["family"], str)[true]) == "irregular"
+    columns = []
+    for band in result.scene.bands:
+        flux, error = (catalog[f"{n}_{band}"].to_value(u.nJy)[found] for n in ("flux", "flux_err"))
+        known = truth[f"flux_{band}"].to_value(u.nJy)[true]
+        columns.append((np.full(len(found), band), flux, error, known, blended, irregular))
+    return [np.concatenate(c) for c in zip(*columns, strict=True)]
+
+
+def offsets_of(result, truth):
+    """Joint-field error and pull, and single-source pulls, per axis (mas)."""
+    offsets = result.offsets
+    if offsets.meta["verdict"] == "abstain":
+        return None
+    xy_true = _pipeline.joint_offset(offsets, truth["sky_centroid"])
+    known = np.stack([truth[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
+    error = np.sqrt(xy_true[1][:, [0, 1], [0, 1]])
+    joint = offsets[(offsets["band"] == "joint") & (offsets["weight"] > 0)]
+    nearest, distance, _ = joint["sky_centroid"].match_to_catalog_sky(truth["sky_centroid"])
+    ok = (distance < 0.3 * u.arcsec) & np.isfinite(joint["d_dec"])
+    measured = np.stack([joint[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
+    sigma = np.stack([joint[f"{n}_err"].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
+    pull = ((measured - known[nearest]) / sigma)[ok]
+    return xy_true[0] - known, error, pull
+
+
+def nmad(x):
+    return 1.4826 * np.median(np.abs(x - np.median(x))) if len(x) else np.nan
+
+
+def with_interval(statistic, parts, rng, n=200):
+    """A statistic of all fields together, and half its 68 % range when fields are drawn again."""
+    value = statistic(np.concatenate(parts))
+    again = rng.integers(len(parts), size=(n, len(parts)))
+    drawn = [statistic(np.concatenate([parts[i] for i in fields])) for fields in again]
+    low, high = np.nanpercentile(drawn, [16, 84])
+    return f"{value:+.3f}+-{(high - low) / 2:.3f}"
+
+
+def report(name, fluxes, offsets, seconds):
+    rng = np.random.default_rng(0)
+    print(f"\n== {name}: {len(fluxes)} fields, median {np.median(seconds):.1f} s CPU each")
+    done = [o for o in offsets if o is not None]
+    if done:
+        error, sigma, pull = (np.concatenate([o[k] for o in done]) for k in range(3))
+        print(
+            f"joint offset field: {len(done)} of {len(offsets)} fields aligned; "
+            f"rms error {np.sqrt(np.mean(error**2)):.1f} mas per axis, median quoted {np.median(sigma):.1f}; 68 % covers {np.mean(np.abs(error) < sigma):.2f}; "
+            f"single sources: pull NMAD {nmad(pull):.2f}, 68 % covers {np.mean(np.abs(pull) < 1):.2f}"
+        )
+
+    def table(title, choose):
+        parts = []
+        for band, flux, sigma, known, blended, irregular in fluxes:
+            of = choose(band, flux / sigma, 31.4 - 2.5 * np.log10(known), blended, irregular)
+            of &= np.isfinite(flux + sigma)
+            parts.append(np.stack([flux[of] / known[of] - 1, (flux[of] - known[of]) / sigma[of]], -1))
+        n = sum(map(len, parts))
+        if n < 10:
+            return
+        bias = with_interval(lambda r: np.median(r[:, 0]), parts, rng)
+        scatter = with_interval(lambda r: nmad(r[:, 0]), parts, rng)
+        cover = with_interval(lambda r: np.mean(np.abs(r[:, 1]) < 1), parts, rng)
+        print(f"{title:34s} {n:6d} {bias:>15s} {scatter:>15s} {cover:>15s}")
+
+    print(f"{'flux against truth':34s} {'n':>6s} {'bias':>15s} {'NMAD':>15s} {'68 % covers':>15s}")
+    for band in dict.fromkeys(fluxes[0][0]):
+        for kind, want in (("isolated", False), ("blended", True)):
+            table(f"{band} S/N > 10, {kind}", lambda b, s, m, x, i, band=band, w=want: (b == band) & (s > 10) & (x == w))
+    for low, high in MAG_BINS:
+        table(f"i = {low}-{high}", lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi))
+    table("i, S/N > 10, irregular family", lambda b, s, m, x, i: (b == "i") & (s > 10) & i)
+    table("i, S/N > 10, other families", lambda b, s, m, x, i: (b == "i") & (s > 10) & ~i)
+
+
+def main(n_field, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+    kinds = {"aligner": LearnedAligner, "deblender": JEPADeblender, "photometry": EmbeddingPhotometry}
+    sets = {
+        "bundled heads": {n: kind.from_pretrained(encoder=encoder, device="cpu") for n, kind in kinds.items()},
+        "classical (untrained heads)": {n: kind(encoder) for n, kind in kinds.items()},
+    }
+    for name, heads in sets.items():
+        fluxes, offsets, seconds = [], [], []
+        for seed in range(FIRST_SEED, FIRST_SEED + n_field):
+            pair, truth = field(seed, folder)
+            start = time.process_time()
+            result = _pipeline.measure(pair, encoder=encoder, **heads)
+            seconds.append(time.process_time() - start)
+            fluxes.append(rows_of(result, truth))
+            offsets.append(offsets_of(result, truth))
+            print(f"{name}: field {seed} done", file=sys.stderr)
+        report(name, fluxes, offsets, seconds)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 8, Path(sys.argv[2] if len(sys.argv) > 2 else "accuracy-fields"))
