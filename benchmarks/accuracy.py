@@ -87,7 +87,8 @@ def report(name, fluxes, offsets, seconds):
         error, sigma, pull = (np.concatenate([o[k] for o in done]) for k in range(3))
         print(
             f"joint offset field: {len(done)} of {len(offsets)} fields aligned; "
-            f"rms error {np.sqrt(np.mean(error**2)):.1f} mas per axis, median quoted {np.median(sigma):.1f}; 68 % covers {np.mean(np.abs(error) < sigma):.2f}; "
+            f"rms error {np.sqrt(np.mean(error**2)):.1f} mas per axis, "
+            f"median quoted {np.median(sigma):.1f}; 68 % covers {np.mean(np.abs(error) < sigma):.2f}; "
             f"single sources: pull NMAD {nmad(pull):.2f}, 68 % covers {np.mean(np.abs(pull) < 1):.2f}"
         )
 
@@ -108,7 +109,10 @@ def report(name, fluxes, offsets, seconds):
     print(f"{'flux against truth':34s} {'n':>6s} {'bias':>15s} {'NMAD':>15s} {'68 % covers':>15s}")
     for band in dict.fromkeys(fluxes[0][0]):
         for kind, want in (("isolated", False), ("blended", True)):
-            table(f"{band} S/N > 10, {kind}", lambda b, s, m, x, i, band=band, w=want: (b == band) & (s > 10) & (x == w))
+            table(
+                f"{band} S/N > 10, {kind}",
+                lambda b, s, m, x, i, band=band, w=want: (b == band) & (s > 10) & (x == w),
+            )
     for low, high in MAG_BINS:
         table(f"i = {low}-{high}", lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi))
     table("i, S/N > 10, irregular family", lambda b, s, m, x, i: (b == "i") & (s > 10) & i)
