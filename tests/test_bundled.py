@@ -1,0 +1,132 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What ships with the package works together: the weights, the sample, the demo; and real pixels where they are at hand."""
+
+import re
+import warnings
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.nddata import NDData
+from astropy.table import QTable
+from astropy.wcs import WCS
+from regions import Regions
+
+from rosetta import (
+    HSC,
+    HST_ACS,
+    CrossSurveyEncoder,
+    EmbeddingPhotometry,
+    Flag,
+    JEPADeblender,
+    LearnedAligner,
+    SkyPair,
+    _checkpoint,
+    _pipeline,
+)
+from rosetta.cli import main
+from rosetta.io import read_pair
+
+WEIGHTS = Path(_checkpoint.bundled("encoder")).parent
+KINDS = ("encoder", "aligner", "deblender", "photometry")
+REAL = Path(__file__).parents[2] / "shared" / "data"
+real_pixels = pytest.mark.skipif(not REAL.is_dir(), reason="the folder of real images is not beside this checkout")
+
+
+@pytest.fixture(scope="module")
+def models():
+    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+    return {
+        "encoder": encoder,
+        "aligner": LearnedAligner.from_pretrained(encoder=encoder, device="cpu"),
+        "deblender": JEPADeblender.from_pretrained(encoder=encoder, device="cpu"),
+        "photometry": EmbeddingPhotometry.from_pretrained(encoder=encoder, device="cpu"),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_small_known_and_of_one_set(kind):
+    path = WEIGHTS / f"{kind}.safetensors"
+    assert path.stat().st_size < 30e6
+    header = _checkpoint.read_header(path)
+    assert header["provenance"]["trained"]
+    if kind != "encoder":
+        assert header["config"]["encoder"] == _checkpoint.read_header(WEIGHTS / "encoder.safetensors")["fingerprint"]
+
+
+def test_the_encoder_knows_one_sky_from_another(models):
+    """On the bundled sample, which is not training sky, the two views of one place resemble each other most."""
+    from rosetta.io import pair as pair_file
+
+    pair = pair_file.read(Path(_checkpoint.__file__).parent / "data" / "sample.fits")
+    embedding = models["encoder"](pair, window=12.8 * u.arcsec)
+    ground, space = (embedding.sides[side]["embedding"] for side in ("ground", "space"))
+    cosine = ground @ space.T
+    n = len(cosine)
+    others = cosine[~np.eye(n, dtype=bool)]
+    assert np.diag(cosine).mean() > others.mean() + 0.2
+    # Against chance, 1 / n: neighbouring windows overlap, so a perfect score is not to be had.
+    assert np.mean(cosine.argmax(1) == np.arange(n)) > 3 / n
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "-o", str(tmp_path / "demo"), "--device", "cpu"]) in (0, None)
+    printed = capsys.readouterr().out
+    assert re.search(r"sources", printed)
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == {"catalogue.ecsv", "offsets.ecsv", "models.fits", "sources.reg", "overview.png"}
+    catalog = QTable.read(tmp_path / "demo" / "catalogue.ecsv")
+    assert len(Regions.read(tmp_path / "demo" / "sources.reg")) == len(catalog)
+    assert catalog["flux_VIS"].unit == u.nJy
+    offsets = QTable.read(tmp_path / "demo" / "offsets.ecsv")
+    assert offsets.meta["verdict"] == "ok"
+    joint = offsets[(offsets["band"] == "joint") & (offsets["weight"] > 0)]
+    # The sample's ground frame is off by some 60 mas; the median source must say so.
+    assert 30 < np.hypot(np.median(joint["d_ra_cosdec"].value), np.median(joint["d_dec"].value)) < 100
+
+
+@real_pixels
+def test_euclid_q1(models, tmp_path):
+    """A lens candidate: the galaxy in the middle is found, is red, and leaves residuals like noise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pair = SkyPair(*read_pair((), [REAL / "euclid_q1_edfs_lens.fits"]))
+    result = _pipeline.measure(pair, **models)
+    _pipeline.write(result, tmp_path / "q1")
+    catalog = result.catalog
+    image = pair.space["VIS"]
+    middle = image.wcs.pixel_to_world(49.5, 49.5)
+    central = catalog[np.argmin(catalog["sky_centroid"].separation(middle))]
+    assert central["sky_centroid"].separation(middle) < 1 * u.arcsec
+    fluxes = [central[f"flux_{band}"].to_value(u.nJy) for band in ("g", "r", "i", "z", "VIS", "Y_E", "J_E", "H_E")]
+    assert np.all(np.isfinite(fluxes))
+    assert fluxes[-1] > fluxes[4] > fluxes[0] > 0
+    residual = result.scene.residual("VIS")
+    pull = (residual.data / np.sqrt(residual.uncertainty.array))[~residual.mask]
+    assert 0.3 < 1.4826 * np.median(np.abs(pull)) < 1.3
+
+
+@real_pixels
+def test_hsc_and_hst(models, tmp_path):
+    """One patch of COSMOS by two other surveys: no code for them, flags where they are strange."""
+    hsc, hst = (fits.getdata(REAL / f"{name}_cosmos_cutout.fits") for name in ("hsc", "hst"))
+    hsc_psf, hst_psf = (fits.getdata(REAL / f"{name}_psf.fits") for name in ("hsc", "hst"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wcs = [WCS(fits.getheader(REAL / f"{name}_cosmos_cutout.fits")).celestial for name in ("hsc", "hst")]
+    scale = 10 ** ((31.4 - 27.0) / 2.5)
+    ground = {
+        b: NDData(image * scale, unit=u.nJy, wcs=wcs[0], psf=psf)
+        for b, image, psf in zip("grizy", hsc, hsc_psf, strict=True)
+    }
+    space = {"F814W": NDData(hst, unit=u.nJy, wcs=wcs[1], psf=hst_psf)}
+    result = _pipeline.measure(SkyPair(ground, space, surveys=(HSC, HST_ACS)), **models)
+    _pipeline.write(result, tmp_path / "cosmos")
+    assert len(result.catalog) >= 5
+    assert np.all(result.embedding.sides["space"]["flags"] & Flag.BAND_EXTRAPOLATED)
+    bright = result.catalog["flux_i"] > 20 * result.catalog["flux_err_i"]
+    assert bright.sum() >= 2
+    assert result.offsets.meta["verdict"] in ("ok", "coarse", "abstain")
