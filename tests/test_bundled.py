@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What ships with the package works together: the weights, the sample, the demo; and real pixels where they are at hand."""
+"""What ships with the package works together: weights, sample, demo; and real pixels where they are at hand."""
 
 import re
 import warnings

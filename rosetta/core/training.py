@@ -62,7 +62,7 @@ class TrainConfig:
 
     steps: int | None = None
     max_minutes: float | None = None
-    phases: tuple = ((0.7, 12.8, 96), (0.3, 38.4, 12))
+    phases: tuple = ((0.65, 12.8, 96), (0.35, 38.4, 16))
     lr: float = 5e-4
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -92,20 +92,53 @@ class TrainConfig:
                 raise ValueError(f"phases has a batch of {batch}: a contrast needs at least 2 windows")
 
     def progress(self, step, elapsed):
-        """Share of the training that is done, 0 to 1, after ``step`` steps and ``elapsed`` seconds."""
+        """Share of the training that is done.
+
+        Parameters
+        ----------
+        step : int
+        elapsed : float
+            Seconds.
+
+        Returns
+        -------
+        float
+            0 to 1: by steps or by time, whichever is further on.
+        """
         by_step = step / self.steps if self.steps else 0.0
         by_time = elapsed / (60 * self.max_minutes) if self.max_minutes else 0.0
         return min(1.0, max(by_step, by_time))
 
     def phase(self, progress):
-        """(window, batch) at ``progress``."""
+        """What a step reads.
+
+        Parameters
+        ----------
+        progress : float
+
+        Returns
+        -------
+        window : float
+            Arcsec.
+        batch : int
+            Windows per step.
+        """
         ends = np.cumsum([share for share, _, _ in self.phases])
         # Rounding must not bring a phase forward or leave the last one without an end.
         index = min(int(np.searchsorted(ends, progress + 1e-9, side="right")), len(self.phases) - 1)
         return self.phases[index][1:]
 
     def rate(self, progress):
-        """Learning rate at ``progress``."""
+        """Learning rate.
+
+        Parameters
+        ----------
+        progress : float
+
+        Returns
+        -------
+        float
+        """
         if progress < self.warmup:
             return self.lr * max(progress / self.warmup, 1e-3)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
