@@ -16,7 +16,13 @@ extensions.remove("sphinx.ext.intersphinx")  # the build must not need a network
 nb_execution_mode = "off"  # outputs shown here would otherwise depend on the machine that built them
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
+# The astropy theme without Astropy's own menu, logo and team links: this is not an Astropy project.
+html_theme = "pydata_sphinx_theme"
+html_logo = html_favicon = None
 html_title = f"rosetta {release}"
+html_theme_options = {"navbar_end": ["theme-switcher"], "show_toc_level": 2, "navigation_with_keys": False}
+html_show_sourcelink = False
+html_sidebars = {"**": ["sidebar-nav-bs"], "index": []}
 automodapi_toctreedirnm = "api"
 automodapi_inheritance_diagram = False
 numpydoc_show_class_members = False

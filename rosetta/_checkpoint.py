@@ -21,6 +21,7 @@ __all__ = ["Checkpoint", "CheckpointError", "bundled", "device_of", "load", "sav
 
 FORMAT = 1
 KEY = "rosetta"
+_HEADER = {"kind": str, "config": dict, "provenance": dict, "fingerprint": str}
 
 
 class CheckpointError(ValueError):
@@ -144,20 +145,28 @@ def read_header(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise CheckpointError(
-            f"{path.name} is a pickle (a torch.save file), which is never loaded: convert it to safetensors"
-        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except Exception as error:  # safetensors raises its own type for every kind of damage
+        # Looked at only now: a safetensors file may begin with the same bytes by chance.
+        with open(path, "rb") as file:
+            if file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                raise CheckpointError(
+                    f"{path.name} is a pickle (a torch.save file), which is never loaded: convert it to safetensors"
+                ) from error
         raise CheckpointError(f"{path.name} is corrupted or not a safetensors file: {error}") from error
     if KEY not in metadata:
         raise CheckpointError(f"{path.name} is a safetensors file but not a rosetta checkpoint")
-    header = json.loads(metadata[KEY])
+    try:
+        header = json.loads(metadata[KEY])
+        known = isinstance(header["format"], int) and all(
+            isinstance(header[name], kind) for name, kind in _HEADER.items()
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name} is corrupted: its header is not that of a checkpoint") from error
+    if not known:
+        raise CheckpointError(f"{path.name} is corrupted: its header is not that of a checkpoint")
     if header["format"] > FORMAT:
         raise CheckpointError(
             f"{path.name} has checkpoint format {header['format']}, newer than {FORMAT}: upgrade astro-rosetta"

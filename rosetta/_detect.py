@@ -1,13 +1,18 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Finding sources: segments of the matched-filtered reference image, cut where peaks are distinct.
 
-photutils cuts segments only with scikit-image, which is no dependency of ours; see `core.watershed`.
+Segments and residual peaks are found by photutils. Cutting segments it leaves to scikit-image, which is no
+dependency of ours; see `core.watershed`.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from astropy.table import QTable
+from photutils.detection import find_peaks
+from photutils.segmentation import detect_sources
+from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
 
 from .core.watershed import persistent_watershed
@@ -188,14 +193,21 @@ def segments(ref):
     noise = max(_nmad(significance), 0.3)  # correlated noise widens it
     significance = _bridge(significance / noise, np.isfinite(ref.variance))
     flux = _bridge(flux, np.isfinite(ref.variance))
-    labels, count = ndimage.label(significance > THRESHOLD, structure=np.ones((3, 3)))
-    if count:
-        peak = ndimage.maximum(significance, labels, np.arange(1, count + 1))
-        number = np.concatenate([[0], np.where(peak > PEAK, np.cumsum(peak > PEAK), 0)])
-        labels = number[labels]
-    parent = labels
-    labels = persistent_watershed(significance, labels > 0, prominence=PROMINENCE, contrast=CONTRAST)
+    parent = _segments_with_peaks(significance)
+    labels = persistent_watershed(significance, parent > 0, prominence=PROMINENCE, contrast=CONTRAST)
     return _table(ref, flux, significance, labels, parent), labels
+
+
+def _segments_with_peaks(significance):
+    """Connected pixels above THRESHOLD that reach PEAK, numbered from 1: (ny, nx) int array."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoDetectionsWarning)  # an empty sky is an answer
+        found = detect_sources(significance, THRESHOLD, 1, connectivity=8)
+    if found is None:
+        return np.zeros(significance.shape, int)
+    peak = ndimage.maximum(significance, found.data, found.labels)
+    found.keep_labels(found.labels[peak > PEAK], relabel=True)
+    return found.data
 
 
 def _bridge(image, valid, largest=2000):
@@ -271,6 +283,10 @@ def missed(ref, residual, *, peak=PEAK):
     _, significance = filtered(ref, residual)
     significance = significance / max(_nmad(significance), 0.3)
     size = 2 * int(np.ceil(ref.fwhm / ref.plane.pixel_scale)) + 1
-    top = (significance == ndimage.maximum_filter(significance, size)) & (significance > peak)
-    y, x = np.nonzero(top)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoDetectionsWarning)
+        found = find_peaks(significance, peak, box_size=size)
+    if found is None:
+        return (np.zeros(0),) * 3
+    x, y = np.asarray(found["x_peak"]), np.asarray(found["y_peak"])
     return x.astype(float), y.astype(float), significance[y, x]

@@ -62,6 +62,11 @@ class Head:
         device : str, optional
             "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
 
+        Returns
+        -------
+        head
+            Of the class it was called on.
+
         Raises
         ------
         FileNotFoundError
@@ -74,20 +79,34 @@ class Head:
         found = _checkpoint.load(path, kind=cls._kind)
         head = cls(encoder)
         head._device = _checkpoint.device_of(device)
-        needed = found.config["encoder"]
+        needed = found.config.get("encoder")
         if head.encoder.fingerprint != needed:
             raise ValueError(
                 f"encoder has fingerprint {head.encoder.fingerprint}, but {path.name} was trained on {needed}: "
                 "load the encoder it belongs to, or train the head with fit()"
             )
         head._config = {k: v for k, v in found.config.items() if k != "encoder"}
-        head._network = _checkpoint.restore(cls._build(head._config), found.tensors, path.name)
+        try:
+            network = cls._build(head._config)
+        except TypeError as error:
+            raise _checkpoint.CheckpointError(f"{path.name} is of another architecture: {error}") from error
+        head._network = _checkpoint.restore(network, found.tensors, path.name)
         head._network.to(head._device).eval()
         head._provenance, head._fingerprint = found.provenance, found.fingerprint
         return head
 
     def save(self, path):
-        """Write the head to ``path`` (``.safetensors``), tied to its encoder's fingerprint.
+        """Write the head to a file, tied to its encoder's fingerprint.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.safetensors``; replaced, whole or not at all, if it exists.
+
+        Returns
+        -------
+        str
+            The head's fingerprint.
 
         Raises
         ------

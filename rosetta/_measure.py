@@ -10,8 +10,9 @@ from .core import field, fit
 from .core.mixture import render, stamp_sizes
 from .core.solve import design, solve
 
-__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor", "source_tokens"]
+__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor", "sky_weight", "source_tokens"]
 
+SKY_BLOCK = 12.8  # arcsec: the sky level's variance is taken as constant over this
 FAR = -1e6  # pixel position of a source that a WCS cannot place
 
 
@@ -36,7 +37,7 @@ def ground_coord(coord, offsets):
 
 
 def source_tokens(embedding, coord, header_coord):
-    """Frozen tokens of sources: space and ground side by side, zeros where a side is missing.
+    """Frozen tokens of sources: space and ground side by side, zeros where a side has no data.
 
     Returns
     -------
@@ -46,7 +47,7 @@ def source_tokens(embedding, coord, header_coord):
     out = np.zeros((len(coord), 2 * width), np.float32)
     for k, (side, where) in enumerate((("space", coord), ("ground", header_coord))):
         if side in embedding.sides and len(coord):
-            out[:, k * width : (k + 1) * width] = embedding.tokens_at(where, side)
+            out[:, k * width : (k + 1) * width] = np.nan_to_num(embedding.tokens_at(where, side))
     return out
 
 
@@ -70,7 +71,40 @@ def image_of(plane, coord, header_coord, share):
     jacobian = plane.jacobian(where)
     lost = ~(np.isfinite(xy).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2)) & (np.abs(xy) < -FAR).all(axis=1))
     xy[lost], jacobian[lost] = FAR, np.eye(2)
-    return fit.Image(plane.data, plane.variance, plane.psf, xy, jacobian, share)
+    return fit.Image(plane.data, plane.variance, sky_weight(plane), plane.psf, xy, jacobian, share)
+
+
+def sky_weight(plane):
+    """Weights that do not know the sources' own photon noise.
+
+    Where a PSF or a template is wrong, inverse variances that include a source's photons give its wings
+    the say over its flux. Flat weights leave a misfit's first-order effect out of it.
+
+    Parameters
+    ----------
+    plane : `~rosetta._boundary.Plane`
+
+    Returns
+    -------
+    (ny, nx) float array
+        Inverse variance of the sky level (the lower quartile of blocks); the inverse of the full variance where
+        that is larger than the sky and the light seen there explain; 0 where invalid.
+    """
+    ny, nx = plane.data.shape
+    usable = plane.valid & np.isfinite(plane.variance) & (plane.variance > 0)
+    block = max(16, round(SKY_BLOCK / plane.pixel_scale))
+    sky = np.ones((ny, nx))
+    for y0 in range(0, ny, block):
+        for x0 in range(0, nx, block):
+            cut = (slice(y0, y0 + block), slice(x0, x0 + block))
+            if usable[cut].any():
+                sky[cut] = np.quantile(plane.variance[cut][usable[cut]], 0.25)
+    bright = usable & (plane.data > 10.0 * np.sqrt(sky))
+    gain = 0.0  # variance per light, nJy
+    if bright.any():
+        gain = max(0.0, float(np.median((plane.variance[bright] - sky[bright]) / plane.data[bright])))
+    explained = 2.0 * sky + 3.0 * gain * np.maximum(plane.data, 0.0)
+    return np.where(usable, 1.0 / np.where(plane.variance > explained, plane.variance, sky), 0.0)
 
 
 def fit_band(plane, image, mixtures, slope):
@@ -92,7 +126,7 @@ def fit_band(plane, image, mixtures, slope):
     sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
     matrix = design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.data.shape, n)
     variance = plane.variance.ravel()
-    found = solve(matrix, plane.data.ravel(), variance)
+    found = solve(matrix, plane.data.ravel(), variance, image.weight.ravel())
     model = matrix @ np.nan_to_num(found.flux)
     weight = np.where(plane.valid.ravel(), 1.0 / variance, 0.0)
     residual = (plane.data.ravel() - model) * np.sqrt(weight)
@@ -104,6 +138,8 @@ def fit_band(plane, image, mixtures, slope):
     foot.data = (foot.data > 0.1 * np.repeat(peak, np.diff(foot.indptr))).astype(float)
     pixels = foot.T @ (weight > 0)
     chi2 = np.divide(foot.T @ residual**2, pixels, out=np.full(n, np.nan), where=pixels > 0)
+    flat = image.weight.ravel() * (plane.data.ravel() - model) ** 2
+    misfit = np.divide(foot.T @ flat, pixels, out=np.ones(n), where=pixels > 0)
     inside = np.asarray(matrix.sum(axis=0)).ravel() / plane.psf.sum()
     return BandFit(
         plane=plane,
@@ -116,6 +152,7 @@ def fit_band(plane, image, mixtures, slope):
         coverage=found.coverage / plane.psf.sum(),
         outside=1.0 - inside,
         chi2=chi2,
+        misfit=misfit,
         pixels=np.round(pixels).astype(int),
         slope=slope,
     )

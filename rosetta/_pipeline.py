@@ -104,6 +104,9 @@ def check_output(directory, overwrite):
         raise ValueError(f"output {str(directory)!r} is a file: name a directory")
     if not directory.absolute().parent.is_dir():
         raise ValueError(f"output {str(directory)!r}: the folder it would stand in does not exist, create it first")
+    home = directory if directory.is_dir() else directory.absolute().parent
+    if not os.access(home, os.W_OK):
+        raise ValueError(f"output {str(directory)!r}: {str(home)!r} cannot be written to, choose another directory")
     if directory.is_dir() and any(directory.iterdir()) and not overwrite:
         raise ValueError(f"output {str(directory)!r} is not empty: choose another directory, or allow overwriting")
 
@@ -133,9 +136,11 @@ def write(result, directory, *, truth=None, overwrite=False):
         As `check_output`.
     """
     check_output(directory, overwrite)
-    directory = Path(directory)
-    # Beside the target, so that moving into place is a rename.
-    temporary = Path(tempfile.mkdtemp(dir=directory.absolute().parent, prefix=f".{directory.name}."))
+    directory = Path(directory).absolute()
+    exists = directory.is_dir()
+    # On the same disk as the target, so that moving into place is a rename. A directory that exists stays the
+    # one it is: it may be a link, a mount or somebody's current one.
+    temporary = Path(tempfile.mkdtemp(dir=directory if exists else directory.parent, prefix=".rosetta-"))
     try:
         os.chmod(temporary, 0o755)
         result.catalog.write(temporary / "catalogue.ecsv", format="ascii.ecsv")
@@ -145,7 +150,7 @@ def write(result, directory, *, truth=None, overwrite=False):
         result.scene.to_regions().write(temporary / "sources.reg", format="ds9")
         _write_overview(result, temporary / "overview.png", truth)
         names = sorted(path.name for path in temporary.iterdir())
-        if directory.is_dir() and any(directory.iterdir()):
+        if exists:
             for name in names:
                 os.replace(temporary / name, directory / name)
             if result.offsets is None:

@@ -39,6 +39,8 @@ class BandFit:
         Share of a source's light off the image.
     chi2 : (n,) array
         Reduced, over the source's footprint.
+    misfit : (n,) array
+        The same in units of the sky's variance, without the sources' own photon noise.
     pixels : (n,) int array
         Valid pixels of the footprint.
     slope : (n, n_shape) array
@@ -55,6 +57,7 @@ class BandFit:
     coverage: np.ndarray
     outside: np.ndarray
     chi2: np.ndarray
+    misfit: np.ndarray
     pixels: np.ndarray
     slope: np.ndarray
 

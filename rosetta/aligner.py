@@ -15,7 +15,7 @@ from astropy.table import QTable, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
-from . import _boundary, _corrected_wcs, _geometry, _offsets
+from . import _band_fields, _boundary, _corrected_wcs, _geometry, _offsets
 from ._head import Head
 from .core import field as offset_field
 from .core import trust
@@ -413,8 +413,8 @@ def _measure(planes, sources, wanted):
 
 
 def _tokens(embedding, sources):
-    """Frozen tokens at each source: ground, space."""
-    return [embedding.tokens_at(sources.sky, side) for side in ("ground", "space")]
+    """Frozen tokens at each source: ground, space; zeros where there is no data."""
+    return [np.nan_to_num(embedding.tokens_at(sources.sky, side)) for side in ("ground", "space")]
 
 
 def _scalars(part, sources):
@@ -446,14 +446,9 @@ def _table(planes, sources, found, extras, model, meta):
         parts.append(found.joint)
     models, fits = {}, {}
     if found.verdict == "ok":
-        for part in parts:
-            use = part.usable
-            if part.band == "joint" and len(agreeing) == 1:  # the one frame there is
-                fits["joint"], models["joint"] = fits[agreeing[0].band], models[agreeing[0].band]
-            elif part.agrees:
-                cov = covs[part.band][use]
-                fits[part.band] = offset_field.fit_field(sources.xy[use], part.offset[use], cov, model=model)
-                models[part.band] = fits[part.band].model
+        fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
+        fits = _band_fields.band_fields(sources.xy, fields, {b: planes[b].side for b in fields if b != "joint"}, model)
+        models = {band: fit.model for band, fit in fits.items()}
     elif found.verdict == "coarse":
         shift = (1e3 * found.match.offset).tolist()
         models["joint"] = {

@@ -20,7 +20,7 @@ from ._truth import iterate_truth, split_by_pair
 from .core import fit as shape_fit
 from .core import templates
 from .core.mixture import render
-from .core.solve import design, solve
+from .core.solve import design
 from .flags import Flag
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
@@ -216,6 +216,9 @@ class JEPADeblender(Head):
         flags[sharp.measured & (snr < 3.0)] |= int(Flag.LOW_SNR)
         flags[sharp.measured & (sharp.chi2 > 3.0)] |= int(Flag.POOR_FIT)
         radius, e1, e2 = shape_columns(mixtures)
+        # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
+        # hold this source show in the residual.
+        covariance = covariance * np.maximum(sharp.misfit, 1.0)[:, None, None]
 
         table = QTable()
         table["label"] = label
@@ -330,7 +333,7 @@ def _slope(known, plane, image, parameters):
         if other.side == plane.side and abs(np.log(other.fwhm / plane.fwhm)) < 0.12:
             return slope
     image = replace(image, share=np.full(len(parameters), 3e-3))  # a slope needs no faint wings
-    slope = shape_fit.flux_slopes(parameters, image, np.where(plane.valid, 1.0 / plane.variance, 0.0))
+    slope = shape_fit.flux_slopes(parameters, image)
     known.append((plane, slope))
     return slope
 
@@ -379,7 +382,7 @@ def _missed(planes, ref, state, moved):
 
 def _residual_plane(plane, image, mixtures):
     matrix = design(render(mixtures, image.xy, image.jacobian, image.psf), plane.data.shape, len(mixtures))
-    flux = np.nan_to_num(solve(matrix, plane.data.ravel(), plane.variance.ravel()).flux)
+    flux = shape_fit.fluxes(matrix, image)
     model = (matrix @ flux).reshape(plane.data.shape)
     # What a bright source's template leaves is no source: a tenth of the model counts as noise.
     return replace(

@@ -69,6 +69,10 @@ class CrossSurveyEncoder:
         device : str, optional
             "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
 
+        Returns
+        -------
+        `CrossSurveyEncoder`
+
         Raises
         ------
         FileNotFoundError
@@ -95,13 +99,23 @@ class CrossSurveyEncoder:
 
     @property
     def provenance(self):
-        """Where the weights came from (dict)."""
+        """Where the weights came from: how and on how much they were trained, and what was measured (dict)."""
         return dict(self._provenance)
 
     def save(self, path):
-        """Write the encoder to ``path`` (``.safetensors``, bfloat16) and return its fingerprint.
+        """Write the encoder to a file.
 
         Weights are kept on bfloat16 values at all times, so the file and this instance agree exactly.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.safetensors``; replaced, whole or not at all, if it exists.
+
+        Returns
+        -------
+        str
+            The encoder's fingerprint.
         """
         return _checkpoint.save(
             path, self._model.packed(), kind="encoder", config=asdict(self._config), provenance=self._provenance
@@ -177,6 +191,10 @@ class CrossSurveyEncoder:
             flags |= int(plane.flags)
             if _boundary.is_extrapolated(plane.wavelength, knots):
                 flags |= int(Flag.BAND_EXTRAPOLATED)
+        empty = arrays["coverage"] == 0
+        for name in ("tokens", "cls", "embedding", "ood_score"):
+            arrays[name][empty] = np.nan  # nothing was seen here: no answer, rather than that of an empty sky
+        flags[empty] |= int(Flag.NO_DATA)
         flags[arrays["coverage"] < 0.5] |= int(Flag.LOW_COVERAGE)
         flags[arrays["ood_score"] > 1] |= int(Flag.OUT_OF_DISTRIBUTION)
         arrays["flags"] = flags
@@ -238,23 +256,27 @@ class CrossSurveyEncoder:
         pairs : sequence of `~rosetta.SkyPair`
             Read one at a time. Noise-free pairs (``rosetta.simulate.TrainingSet``) get noise, PSF and depth anew in
             every window; those of images with noise are worsened, never improved.
-        config : `~rosetta.core.training.TrainConfig`, optional
-            Length, batch sizes, learning rate, seed.
+        config : `~rosetta.core.training.TrainConfig`
+            Length (steps or minutes: there is no default), windows, batch sizes, learning rate, seed.
         validation : sequence of `~rosetta.SkyPair`, optional
             Sky that never trains: for the retrieval gauge, and to calibrate the out-of-distribution score.
         checkpoint : path-like, optional
             Training state, written as the run goes; an interrupted run resumes from it.
         progress : callable, optional
-            Called as ``progress(step, metrics)``.
+            Called as ``progress(step, metrics)`` every ``config.log_every`` steps; metrics is a dict of floats: the
+            loss and its terms, retrieval, cosine gap, effective rank, speed.
 
         Returns
         -------
-        self
+        CrossSurveyEncoder
+            Itself, trained.
 
         Raises
         ------
+        TypeError
+            If ``pairs`` is no sequence.
         ValueError
-            If no pair can be trained on, with the first reason.
+            If ``config`` sets no end, or no pair can be trained on, with the first reason.
         RuntimeError
             If the loss becomes NaN or the embedding collapses; the last good checkpoint is kept.
         """

@@ -18,6 +18,8 @@ __all__ = ["EmbeddingPhotometry"]
 
 log = logging.getLogger("rosetta")
 
+MIN_FLUXES = 30  # with fewer the quantile that scales the errors is known to worse than a tenth
+
 
 class EmbeddingPhotometry(Head):
     """Fluxes in every band by weighted least squares on the templates of a scene.
@@ -105,12 +107,19 @@ class EmbeddingPhotometry(Head):
         Raises
         ------
         ValueError
-            If there is no truth, or it does not match the pairs.
+            If there is no truth, it does not match the pairs, or too few sources have a measured flux.
         """
         deblender, parts = self._deblender(), []
         for pair, table in iterate_truth(pairs, truth, ("sky_centroid",)):
             parts.append(_training_rows(deblender(self._embedding(pair)), table))
         data, held_out = split_by_pair(parts)
+        for name, rows in (("training", data), ("held-out", held_out)):
+            n = int(np.isfinite((rows["flux"] - rows["true"]) / rows["error"]).sum())
+            if n < MIN_FLUXES:
+                raise ValueError(
+                    f"pairs give {n} {name} fluxes with truth, at least {MIN_FLUXES} are needed to calibrate errors: "
+                    "give more pairs or larger ones"
+                )
         self._config["token_dim"] = data["tokens"].shape[1] // 2
         self._network = calibrate.seeded(self._config, seed).to(self._device or "cpu")
         result = calibrate.train(self._network, data, held_out, seed=seed)

@@ -346,7 +346,17 @@ def _joint_field(offsets, coord):
 
 # ---------------------------------------------------------------------------- a deblended source
 def choose_blend(scene):
-    """The label of the source that shows deblending best: a bright one whose neighbour is close and bright."""
+    """The label of the source that shows deblending best: a bright one whose neighbour is close and bright.
+
+    Parameters
+    ----------
+    scene : `~rosetta.DeblendedScene`
+        With at least one source.
+
+    Returns
+    -------
+    int
+    """
     table = scene.to_table()
     snr, blend = np.asarray(table["snr"]), np.asarray(table["blendedness"])
     bad = int(Flag.SATURATED | Flag.EDGE | Flag.MASKED | Flag.NO_DATA | Flag.OUTSIDE | Flag.DUPLICATE)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
@@ -13,7 +14,7 @@ from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from ._geometry import plain_icrs
 from .flags import Flag
-from .surveys import EUCLID, RUBIN
+from .surveys import EUCLID, RUBIN, Survey
 
 __all__ = ["SkyPair", "SkyEmbedding"]
 
@@ -57,23 +58,23 @@ class SkyPair:
     def __init__(self, ground, space, *, surveys=(RUBIN, EUCLID)):
         if ground is None and space is None:
             raise ValueError("ground and space are both None: give at least one side as a dict of band to NDData")
-        if len(surveys) != 2:
-            raise ValueError(f"surveys must be (ground survey, space survey), got {len(surveys)} entries")
         self._surveys = tuple(surveys)
+        if len(self._surveys) != 2 or not all(isinstance(survey, Survey) for survey in self._surveys):
+            raise TypeError(f"surveys must be two Survey objects (ground, space), got {surveys!r}")
         flags = {}
         self._ground = _check_side("ground", ground, surveys[0], flags)
         self._space = _check_side("space", space, surveys[1], flags)
         self._flags = MappingProxyType(flags)
-        if self._ground and self._space and not _sides_overlap(self._ground, self._space):
-            raise ValueError(
-                "ground and space do not overlap on the sky: check the WCS of both sides, "
-                "or pass None for the side that does not cover this field"
-            )
+        shared = set(self._ground or ()) & set(self._space or ())
+        if shared:
+            raise ValueError(f"bands {sorted(shared)} are on both sides: rename them in one of the surveys")
+        for side, band, image in self.images():
+            _check_overlap(side, band, image, list(self.images()))
 
-    ground = property(lambda self: self._ground)
-    space = property(lambda self: self._space)
-    surveys = property(lambda self: self._surveys)
-    flags = property(lambda self: self._flags)
+    ground = property(lambda self: self._ground, doc="Checked ground images by band, or None.")
+    space = property(lambda self: self._space, doc="Checked space images by band, or None.")
+    surveys = property(lambda self: self._surveys, doc="The surveys of the ground and of the space side.")
+    flags = property(lambda self: self._flags, doc="What had to be assumed, by band (`~rosetta.Flag`).")
 
     @property
     def bands(self):
@@ -81,11 +82,33 @@ class SkyPair:
         return tuple(self._ground or ()) + tuple(self._space or ())
 
     def survey(self, side):
-        """The `~rosetta.Survey` of ``side`` ("ground" or "space")."""
+        """The survey of one side.
+
+        Parameters
+        ----------
+        side : {"ground", "space"}
+
+        Returns
+        -------
+        `~rosetta.Survey`
+
+        Raises
+        ------
+        ValueError
+            If ``side`` is neither.
+        """
         return self._surveys[SIDES.index(side)]
 
     def images(self):
-        """Iterate over (side, band name, image)."""
+        """Iterate over all images, in the order of `bands`.
+
+        Yields
+        ------
+        side : str
+            "ground" or "space".
+        band : str
+        image : `~astropy.nddata.NDData`
+        """
         for side in SIDES:
             for band, image in (getattr(self, side) or {}).items():
                 yield side, band, image
@@ -119,10 +142,19 @@ class SkyPair:
 
         Raises
         ------
+        TypeError
+            If ``center`` is not one position.
         ValueError
-            If no image covers the region.
+            If ``size`` is not a positive angle, or no image covers the region.
         """
-        height, width = np.broadcast_to(u.Quantity(size).to_value(u.arcsec), 2)
+        if not isinstance(center, SkyCoord) or not center.isscalar:
+            raise TypeError("center must be one SkyCoord")
+        try:
+            height, width = np.broadcast_to(u.Quantity(size).to_value(u.arcsec), 2)
+        except (u.UnitConversionError, ValueError) as error:
+            raise ValueError(f"size must be an angle or two (height, width), got {size!r}") from error
+        if not (0 < height < np.inf and 0 < width < np.inf):
+            raise ValueError(f"size must be positive and finite, got {size!r}")
         sides = {side: {} for side in SIDES}
         for side, band, image in self.images():
             bounds = _cutout_bounds(image, center, height, width)
@@ -176,6 +208,8 @@ def _check_image(where, image):
         raise ValueError(f"{where} must be 2-D, got shape {data.shape}: select one image plane")
     if image.unit is None:
         raise ValueError(f"{where} has no unit: give NDData(..., unit=u.nJy), or read it with rosetta.io")
+    if not isinstance(image.unit, u.UnitBase):
+        raise ValueError(f"{where} has the logarithmic unit {image.unit}: convert it with .to(u.nJy) first")
     try:
         scale = image.unit.to(NJY)
     except u.UnitConversionError as error:
@@ -211,16 +245,23 @@ def _check_image(where, image):
         flags |= Flag.PSF_TRUNCATED
     for array in (data, variance, mask):
         array.setflags(write=False)
-    checked = NDData(
-        data,
-        uncertainty=VarianceUncertainty(variance, copy=False, unit=NJY**2),
-        mask=mask,
-        wcs=image.wcs,
-        meta=copy.deepcopy(dict(image.meta)),
-        unit=NJY,
-        psf=psf,
-    )
-    return checked, flags
+    return _frozen(data, variance, mask, copy.deepcopy(image.wcs), image.meta, psf), flags
+
+
+class _Image(NDData):
+    """An image that stays as it is."""
+
+    def __setattr__(self, name, value):
+        if "_frozen" in self.__dict__:
+            raise AttributeError(f"images of a SkyPair are read-only ({name}): make a new one, as with CCDData(image)")
+        super().__setattr__(name, value)
+
+
+def _frozen(data, variance, mask, wcs, meta, psf):
+    uncertainty = VarianceUncertainty(variance, copy=False, unit=NJY**2)
+    image = _Image(data, uncertainty=uncertainty, mask=mask, wcs=wcs, meta=copy.deepcopy(dict(meta)), unit=NJY, psf=psf)
+    image._frozen = True
+    return image
 
 
 def _check_wcs(where, wcs):
@@ -303,14 +344,24 @@ def _light_beyond(psf):
     return float(np.clip(2 * np.pi * outer * edge**2 / (slope - 2), 0.0, 0.05))
 
 
-def _sides_overlap(ground, space):
-    images = [next(iter(side.values())) for side in (ground, space)]
-    for one, other in (images, images[::-1]):
+def _check_overlap(side, band, image, images):
+    """An image must share sky with some image of the other side, or with another of its own where there is none."""
+    other_side = [other for of, _, other in images if of != side]
+    own_side = [other for of, name, other in images if of == side and name != band]
+    if (other_side or own_side) and not any(_overlap(image, other) for other in other_side or own_side):
+        raise ValueError(
+            f"{side}[{band!r}] does not overlap the {'other side' if other_side else 'other bands'} on the sky: "
+            "check its WCS, or leave it out"
+        )
+
+
+def _overlap(image, other):
+    for one, two in ((image, other), (other, image)):
         ny, nx = one.data.shape
         y, x = np.meshgrid(np.linspace(0, ny - 1, 33), np.linspace(0, nx - 1, 33), indexing="ij")
-        xo, yo = other.wcs.world_to_pixel(one.wcs.pixel_to_world(x.ravel(), y.ravel()))
-        ny, nx = other.data.shape
-        if np.any((xo > -0.5) & (xo < nx - 0.5) & (yo > -0.5) & (yo < ny - 0.5)):
+        x, y = two.wcs.world_to_pixel(one.wcs.pixel_to_world(x.ravel(), y.ravel()))
+        ny, nx = two.data.shape
+        if np.any((x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)):
             return True
     return False
 
@@ -320,6 +371,8 @@ def _cutout_bounds(image, center, height, width):
     half = 0.5 * np.array([[-width, -height], [width, -height], [width, height], [-width, height]])
     corners = center.icrs.spherical_offsets_by(half[:, 0] * u.arcsec, half[:, 1] * u.arcsec)
     x, y = image.wcs.world_to_pixel(corners)
+    if not np.isfinite(x + y).all():
+        return None
     ny, nx = image.data.shape
     x0, x1 = max(int(np.floor(x.min() + 0.5)), 0), min(int(np.ceil(x.max() + 0.5)), nx)
     y0, y1 = max(int(np.floor(y.min() + 0.5)), 0), min(int(np.ceil(y.max() + 0.5)), ny)
@@ -329,19 +382,26 @@ def _cutout_bounds(image, center, height, width):
 def _slice_image(image, bounds):
     y0, y1, x0, x1 = bounds
     window = (slice(y0, y1), slice(x0, x1))
-    return NDData(
-        image.data[window],
-        uncertainty=VarianceUncertainty(image.uncertainty.array[window], copy=False, unit=NJY**2),
-        mask=image.mask[window],
-        wcs=slice_wcs(image.wcs, window),
-        meta=copy.deepcopy(dict(image.meta)),
-        unit=NJY,
-        psf=image.psf,
+    wcs = slice_wcs(image.wcs, window)
+    return _frozen(
+        image.data[window], image.uncertainty.array[window], image.mask[window], wcs, image.meta, image.psf
     )
 
 
 def slice_wcs(wcs, window):
-    """The WCS of ``image[window]``, for any APE-14 WCS."""
+    """The WCS of ``image[window]``, for any APE-14 WCS.
+
+    Parameters
+    ----------
+    wcs : APE-14 WCS
+        Of the image; it is not modified.
+    window : tuple of slice
+        Rows and columns, [y, x].
+
+    Returns
+    -------
+    APE-14 WCS
+    """
     # FITS lookup distortions are indexed by pixel and do not move with CRPIX: slice from outside.
     if isinstance(wcs, WCS) and wcs.cpdis1 is None and wcs.det2im1 is None:
         return wcs[window]
@@ -351,9 +411,10 @@ def slice_wcs(wcs, window):
 class SkyEmbedding:
     """What the frozen encoder sees in a `SkyPair`: tokens and one summary vector per window and side.
 
-    Made by `~rosetta.CrossSurveyEncoder`; immutable. Windows lie on one tangent-plane grid and overlap.
+    Made by `~rosetta.CrossSurveyEncoder`, never by hand; immutable. Windows lie on one tangent-plane grid and
+    overlap.
 
-    Attributes
+    Parameters
     ----------
     pair : `SkyPair`
         The images it was made from.
@@ -366,7 +427,8 @@ class SkyEmbedding:
     sides : mapping
         ``sides["ground"]`` and ``sides["space"]`` (where observed): a mapping of ``tokens``
         (n_window, n_token, 384), ``positions`` (n_window, n_token, 2) [east, north, arcsec from the window centre],
-        ``cls`` (n_window, 384), ``embedding`` (n_window, 256), ``coverage``, ``ood_score``, ``flags`` (n_window,).
+        ``cls`` (n_window, 384), ``embedding`` (n_window, 256; unit length), ``coverage`` (share of valid pixels),
+        ``ood_score`` and ``flags`` (n_window,). Arrays are read-only.
     meta : dict
         Provenance.
     """
@@ -379,12 +441,12 @@ class SkyEmbedding:
             for array in arrays.values():
                 array.setflags(write=False)
 
-    pair = property(lambda self: self._pair)
-    fingerprint = property(lambda self: self._fingerprint)
-    window = property(lambda self: self._window)
-    centers = property(lambda self: self._centers)
-    sides = property(lambda self: self._sides)
-    meta = property(lambda self: copy.deepcopy(self._meta))
+    pair = property(lambda self: self._pair, doc="The images it was made from.")
+    fingerprint = property(lambda self: self._fingerprint, doc="Fingerprint of the encoder that made it.")
+    window = property(lambda self: self._window, doc="Side length of a window (angle).")
+    centers = property(lambda self: self._centers, doc="Window centres, shape (n_window,).")
+    sides = property(lambda self: self._sides, doc="Read-only arrays by side.")
+    meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
 
     def _side(self, survey):
         """The side called ``survey``: "ground", "space", a survey's name or the survey itself."""
@@ -409,22 +471,56 @@ class SkyEmbedding:
         Returns
         -------
         ndarray, shape (n, 384), float32
+            Of the token whose patch centre is nearest; NaN where the survey has no data or no window lies.
+
+        Raises
+        ------
+        ValueError
+            If the survey is not known here or has no side.
         """
         side = self._sides[self._side(survey)]
         window, offset = self._locate(coord)
+        outside = np.abs(offset).max(axis=-1, initial=0) > 0.5 * self._window.to_value(u.arcsec) + 1
         tokens = np.empty((len(window), side["tokens"].shape[-1]), np.float32)
         for w in np.unique(window):
             rows = np.flatnonzero(window == w)
             d2 = ((offset[rows, None, :] - side["positions"][w][None]) ** 2).sum(-1)  # (n_row, n_token)
             tokens[rows] = side["tokens"][w][d2.argmin(1)]
+        tokens[outside] = np.nan
         return tokens
 
     def cls_at(self, coord, survey):
-        """Summary vectors (CLS) of the nearest windows: ndarray, shape (n, 384)."""
+        """Summary vectors (CLS) of the windows whose centres are nearest to sky positions.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+
+        Returns
+        -------
+        ndarray, shape (n, 384), float32
+
+        Raises
+        ------
+        ValueError
+            If the survey is not known here or has no side.
+        """
         return self._sides[self._side(survey)]["cls"][self._locate(coord)[0]]
 
     def ood_at(self, coord):
-        """Out-of-distribution flags of the nearest windows, all sides together: ndarray of int, shape (n,)."""
+        """Out-of-distribution flags of the windows whose centres are nearest to sky positions.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+
+        Returns
+        -------
+        ndarray of int, shape (n,)
+            ``Flag.OUT_OF_DISTRIBUTION`` where it is set on any side, else 0.
+        """
         window, _ = self._locate(coord)
         flags = np.zeros(len(window), int)
         for side in self._sides.values():
@@ -439,10 +535,13 @@ class SkyEmbedding:
         return window, np.stack([east.to_value(u.arcsec), north.to_value(u.arcsec)], -1)
 
     def to_table(self):
-        """One row per window and survey (`~astropy.table.QTable`).
+        """The embedding as a table with one row per window and survey.
 
-        Columns: ``survey``, ``sky_center``, ``embedding`` (256), ``cls`` (384), ``coverage`` (fraction of
-        valid pixels), ``ood_score`` (larger is stranger), ``flags``.
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``survey``, ``sky_center``, ``embedding`` (256), ``cls`` (384), ``coverage`` (fraction of valid
+            pixels), ``ood_score`` (larger is stranger; above 1 flagged ``OUT_OF_DISTRIBUTION``), ``flags``.
         """
         sides = list(self._sides.items())
         names = np.concatenate([[self._pair.survey(side).name] * len(self._centers) for side, _ in sides])
@@ -455,6 +554,11 @@ class SkyEmbedding:
 
     def similarity(self, other):
         """Cosine similarity of every row of ``self.to_table()`` with every row of ``other.to_table()``.
+
+        Parameters
+        ----------
+        other : `SkyEmbedding`
+            By the same encoder; of the same sky or another.
 
         Returns
         -------
@@ -475,11 +579,21 @@ class SkyEmbedding:
     def token_map(self, survey):
         """The tokens as an image on the sky.
 
+        Parameters
+        ----------
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+
         Returns
         -------
         `~astropy.nddata.NDData`, data of shape (384, ny, nx)
             With a three-axis WCS: right ascension, declination (TAN, one pixel per token), and channel.
             Each pixel is read as by `tokens_at`.
+
+        Raises
+        ------
+        ValueError
+            If the survey is not known here or has no side.
         """
         side = self._sides[self._side(survey)]
         positions = side["positions"][0].astype(float)

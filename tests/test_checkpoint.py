@@ -55,6 +55,22 @@ def test_truncated(saved, keep):
         _checkpoint.load(path, kind="thing")
 
 
+def test_no_checkpoint_is_mistaken_for_a_pickle(tmp_path):
+    """A safetensors file begins with its header's length, and every length must be readable."""
+    for n in range(0, 260, 8):
+        path = tmp_path / "model.safetensors"
+        _checkpoint.save(path, {"w": torch.ones(1)}, kind="thing", config={}, provenance={"note": "x" * n})
+        assert _checkpoint.load(path, kind="thing").provenance["note"] == "x" * n
+
+
+@pytest.mark.parametrize("document", ["not json", "{}", '{"format": "2"}', '{"format": 1, "kind": 3}', "[]"])
+def test_foreign_headers(tmp_path, document):
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(1)}, path, metadata={"rosetta": document})
+    with pytest.raises(CheckpointError, match="its header is not that of a checkpoint"):
+        _checkpoint.load(path, kind="thing")
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("a pickle was loaded",))

@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The deblender on small scenes of Gaussians drawn on the spot."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import astropy.units as u
@@ -15,6 +16,7 @@ from rosetta import Flag, JEPADeblender, SkyPair
 from rosetta._boundary import planes
 from rosetta._detect import detect
 from rosetta._geometry import from_tangent
+from rosetta._measure import sky_weight
 from rosetta.core import templates
 from rosetta.core.mixture import render
 from rosetta.core.solve import design
@@ -116,6 +118,18 @@ def test_table_columns_and_blendedness():
     assert table["e1"][index[0]] < -0.15  # elongated north-south
     assert np.isnan(table["blend_probability"]).all()  # not trained
     assert (table["n_band"] == 4).all()
+
+
+def test_weights_do_not_know_the_sources_photons():
+    flat = planes(make_pair(XY, FLUX, MIXTURES))["VIS"]
+    light = np.maximum(flat.data, 0)
+    plane = replace(flat, variance=(flat.variance + 2 * light).astype("f4"))
+    np.testing.assert_allclose(sky_weight(plane), 1 / SIGMA["VIS"] ** 2, rtol=0.1)
+    bad = plane.variance.copy()
+    bad[3, 4], bad[5, 6] = np.inf, 1e4
+    valid = np.isfinite(bad)
+    weight = sky_weight(replace(plane, variance=bad, valid=valid))
+    assert weight[3, 4] == 0 and weight[5, 6] == pytest.approx(1e-4)
 
 
 def test_models_sum_to_fluxes_and_residuals_are_noise():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from rosetta.core import mixture, solve
+from rosetta.core.psfcore import psf_core
 from rosetta.core.watershed import persistent_watershed
 
 
@@ -89,6 +90,31 @@ def test_half_light_radius_of_a_gaussian():
     assert mixture.half_light_radius(light)[0] == pytest.approx(0.2 * np.sqrt(2 * np.log(2)), rel=1e-4)
 
 
+def pixel_psf(sigma, dx, dy, half=12, fine=11):
+    """A round Gaussian averaged over square pixels, centred at (dx, dy) from the central pixel."""
+    axis = (np.arange((2 * half + 1) * fine) - ((2 * half + 1) * fine - 1) / 2) / fine
+    x, y = (np.exp(-0.5 * ((axis - d) / sigma) ** 2).reshape(-1, fine).mean(1) for d in (dx, dy))
+    return np.outer(y, x) / (2 * np.pi * sigma**2)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(0.0, 0.0), (0.5, 0.5), (0.3, -0.4)])
+def test_undersampled_psf_moves_by_part_of_a_pixel(dx, dy):
+    sigma = 0.55  # of the light before the pixel: FWHM 1.5 pixels with it
+    star = np.array([[[1.0, 0, 0, 0, 0, 0]]])
+    (group,) = mixture.render(
+        star, np.array([[30 + dx, 30 + dy]]), np.eye(2)[None] * 10, pixel_psf(sigma, 0, 0), sizes=np.array([25])
+    )
+    x0, y0 = 30 - group.corner[0]
+    expected = pixel_psf(sigma, dx, dy)[12 - 5 : 12 + 6, 12 - 5 : 12 + 6]
+    found = group.values[0][y0 - 5 : y0 + 6, x0 - 5 : x0 + 6]
+    np.testing.assert_allclose(found, expected, atol=0.005 * expected.max())
+    assert group.values.sum() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_sampled_psf_is_shifted_as_it_is():
+    assert psf_core(gaussian_psf(1.6)) is None and psf_core(pixel_psf(0.55, 0, 0)) is not None
+
+
 # ------------------------------------------------------------------------------------------- solve
 def random_scene(rng, n=12, shape=(60, 70)):
     xy = rng.uniform(5, 55, (n, 2))
@@ -109,6 +135,24 @@ def test_solver_matches_dense_least_squares():
     expected, *_ = np.linalg.lstsq(dense, np.where(root > 0, data * root, 0), rcond=None)
     np.testing.assert_allclose(found.flux, expected, rtol=1e-5)
     np.testing.assert_allclose(found.covariance.toarray(), np.linalg.inv(dense.T @ dense), rtol=1e-4, atol=1e-9)
+
+
+def test_covariance_follows_from_any_weights():
+    rng = np.random.default_rng(11)
+    matrix = random_scene(rng)
+    variance = rng.uniform(0.5, 20.0, matrix.shape[0])
+    variance[rng.random(len(variance)) < 0.1] = np.inf
+    weight = rng.uniform(0.5, 1.0, len(variance))
+    found = solve.solve(matrix, np.ones(len(variance)), variance, weight)
+    used = np.isfinite(variance)
+    dense = matrix.toarray().astype(float)[used]
+    estimator = np.linalg.solve(dense.T @ (weight[used, None] * dense), dense.T * weight[used])
+    np.testing.assert_allclose(found.flux, estimator.sum(axis=1), rtol=1e-5)
+    expected = (estimator * variance[used]) @ estimator.T
+    np.testing.assert_allclose(found.covariance.toarray(), expected, rtol=1e-4, atol=1e-9 * expected.max())
+    best = solve.solve(matrix, np.ones(len(variance)), variance, np.where(used, 1 / variance, 0))
+    same = solve.solve(matrix, np.ones(len(variance)), variance)
+    np.testing.assert_allclose(best.covariance.toarray(), same.covariance.toarray(), rtol=1e-6, atol=1e-12)
 
 
 def test_values_under_masked_pixels_do_not_matter():

@@ -108,6 +108,16 @@ def test_training_calibrates_the_errors(monkeypatch, tmp_path):
     assert np.all(np.linalg.eigvalsh(one["flux_cov"].value) > 0)
 
 
+def test_too_little_truth_is_refused(monkeypatch):
+    head = EmbeddingPhotometry(deblender().encoder)
+    monkeypatch.setattr(head, "_deblender", deblender)
+    pairs = [make_pair(XY, FLUX, MIXTURES, seed=seed) for seed in range(2)]
+    truth = QTable({"sky_centroid": from_tangent(XY, CENTER), **{f"flux_{b}": FLUX * u.nJy for b in FWHM}})
+    with pytest.raises(ValueError, match="pairs give 16 training fluxes with truth, at least 30"):
+        head.fit(pairs, [truth, truth], seed=0)
+    assert not head._provenance.get("trained")
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="the scene remembers"):
         photometry()(scene().embedding, scene(), offsets=QTable(meta={"model": {}, "center": CENTER, "verdict": "ok"}))

@@ -75,6 +75,10 @@ def test_inputs_stay_untouched_and_the_pair_is_read_only(make_image):
             array[0, 0] = 1
     with pytest.raises(AttributeError):
         pair.ground = {}
+    with pytest.raises(AttributeError, match="read-only"):
+        kept.mask = None
+    image.wcs.wcs.crval = [10, 10]
+    assert kept.wcs.wcs.crval[0] == pytest.approx(53.1)
     kept.meta["key"].append(2)
     assert image.meta == {"key": [1]}
 
@@ -134,6 +138,7 @@ SPECTRAL.wcs.ctype = ["WAVE", "DEC--TAN"]
         (_replaced(wcs=SPECTRAL), ValueError, "no celestial WCS"),
         (_replaced(unit=None), ValueError, "has no unit: give"),
         (_replaced(unit=u.adu), ValueError, "does not convert to nJy: apply the photometric zero point"),
+        (_replaced(unit=u.ABmag), ValueError, "logarithmic unit"),
         (_replaced(data=np.zeros((2, 64, 64)), uncertainty=None), ValueError, "must be 2-D"),
         (_replaced(uncertainty=StdDevUncertainty(np.ones((3, 3)))), ValueError, r"uncertainty has shape \(3, 3\)"),
         (_replaced(mask=np.zeros((3, 3), bool)), ValueError, r"mask has shape \(3, 3\)"),
@@ -150,10 +155,23 @@ def test_bad_input_is_named(make_image, build, error, message):
         build(make_image)
 
 
+def test_surveys_are_checked(make_image):
+    images = {"g": make_image(64, 0.2)}
+    with pytest.raises(TypeError, match="two Survey objects"):
+        SkyPair(images, None, surveys=("Rubin", "Euclid"))
+    with pytest.raises(ValueError, match=r"\['g'\] are on both sides"):
+        SkyPair(images, images, surveys=(RUBIN, HSC))
+
+
 def test_no_overlap(make_image, make_wcs):
     far = make_image(64, 0.1, wcs=make_wcs(64, 0.1, center=(60.0, 10.0)))
-    with pytest.raises(ValueError, match="do not overlap"):
-        SkyPair({"r": make_image(64, 0.2)}, {"VIS": far})
+    near = make_image(64, 0.2)
+    with pytest.raises(ValueError, match=r"ground\['r'\] does not overlap the other side"):
+        SkyPair({"r": near}, {"VIS": far})
+    with pytest.raises(ValueError, match=r"ground\['i'\] does not overlap the other side"):
+        SkyPair({"r": near, "i": far}, {"VIS": make_image(64, 0.1)})
+    with pytest.raises(ValueError, match="does not overlap the other bands"):
+        SkyPair({"r": near, "i": far}, None)
 
 
 def test_cutout_keeps_pixels_and_sky(pair):
@@ -167,8 +185,14 @@ def test_cutout_keeps_pixels_and_sky(pair):
         x, y = image.wcs.world_to_pixel(center)
         assert abs(x - (nx - 1) / 2) <= 1
         assert abs(y - (ny - 1) / 2) <= 1
-    with pytest.raises(ValueError, match="no image of this pair covers"):
-        pair.cutout(SkyCoord(10, 10, unit="deg"), 3 * u.arcsec)
+    for far in (SkyCoord(10, 10, unit="deg"), SkyCoord(233.1, 28.1, unit="deg")):
+        with pytest.raises(ValueError, match="no image of this pair covers"):
+            pair.cutout(far, 3 * u.arcsec)
+    for size in (-3 * u.arcsec, np.nan * u.arcsec, 3 * u.m):
+        with pytest.raises(ValueError, match="size must be"):
+            pair.cutout(center, size)
+    with pytest.raises(TypeError, match="center must be one SkyCoord"):
+        pair.cutout(SkyCoord([10, 20], [10, 20], unit="deg"), 3 * u.arcsec)
 
 
 def test_footprint_holds_the_field(pair):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize
 
-__all__ = ["MODELS", "FieldFit", "fit_field", "evaluate", "predict_held_out"]
+__all__ = ["MODELS", "FieldFit", "fit_field", "evaluate", "on_top_of", "predict_held_out"]
 
 # Name -> (order of the polynomial mean, whether a Gaussian process rides on it), simplest first.
 MODELS = {
@@ -391,6 +391,9 @@ def evaluate(model, east_north, *, band="joint"):
             raise ValueError(f"no offset field for band {band!r}; the model has: {known}")
         model = model["bands"][band]
     xy = np.atleast_2d(np.asarray(east_north, dtype=float))
+    if "base" in model:
+        (low, low_cov), (own, own_cov) = evaluate(model["base"], xy), evaluate(model["added"], xy)
+        return low + own, low_cov + own_cov  # as if independent: the wider error is the safer one
     beta = np.array(model["coefficients"])
     if "points" not in model:
         basis = _basis(xy, model["order"], model["scale"])
@@ -404,6 +407,15 @@ def evaluate(model, east_north, *, band="joint"):
     )
     parts = [solved.predict(chunk) for chunk in np.array_split(xy, max(1, len(xy) // 2000))]
     return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+
+def on_top_of(base, fit):
+    """The field of ``base`` (a model) plus one fitted to what it leaves: a `FieldFit`, for `evaluate`."""
+    model = {
+        "version": 1, "kind": f"{base['kind']}+{fit.model['kind']}", "base": base, "added": fit.model,
+        "floor": fit.model["floor"], "score": fit.score, "n_source": fit.model["n_source"],
+    }
+    return FieldFit(model, fit.weight, fit.outlier, fit.score)
 
 
 def predict_held_out(xy, offset, cov, *, folds=5, seed=0):

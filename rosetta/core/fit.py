@@ -17,7 +17,7 @@ from . import templates
 from .mixture import Stamps, render, stamp_sizes
 from .solve import design, solve
 
-__all__ = ["DIRECTIONS", "Image", "flux_slopes", "mixtures_of", "refine"]
+__all__ = ["DIRECTIONS", "Image", "flux_slopes", "fluxes", "mixtures_of", "refine"]
 
 def _directions():
     """Directions in shape space: centre, size, shears, and weights of groups of Gaussians, core to wings."""
@@ -32,9 +32,9 @@ def _directions():
 DIRECTIONS = _directions()
 PRIOR_SIGMA = np.array([0.05, 0.05, 0.4, 0.45, 0.45, 1.5, 0.8, 0.5, 0.5, 1.5])
 STEP = np.array([0.01, 0.01, 0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 0.05, 0.05])
-LARGEST = np.array([0.1, 0.1, 0.5, 0.4, 0.4, 1.5, 1.0, 1.0, 1.0, 1.5])
+LARGEST = np.array([0.2, 0.2, 1.0, 0.8, 0.8, 3.0, 2.0, 2.0, 2.0, 3.0])
 # Pixels of bright sources are not known better than the PSF is.
-MODEL_ERROR = 0.02
+MODEL_ERROR = 0.01
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Image:
     ----------
     data, variance : (ny, nx) array
         nJy and nJy^2; the variance is infinite where a pixel must not be used.
+    weight : (ny, nx) array
+        Weights of the pixels in the fit of fluxes, 0 where a pixel must not be used.
     psf : (k, k) array
     xy : (n, 2) array
         Source positions in this image, pixels.
@@ -56,6 +58,7 @@ class Image:
 
     data: np.ndarray
     variance: np.ndarray
+    weight: np.ndarray
     psf: np.ndarray
     xy: np.ndarray
     jacobian: np.ndarray
@@ -139,9 +142,9 @@ def _joint_step(parameters, moved, precision, images):
     operators = []
     for k, image in enumerate(images):
         columns, model = _columns(parameters, image)  # (pixel, n * (1 + n_shape))
-        data, variance = image.data.ravel(), image.variance.ravel()
+        data, weight = image.data.ravel(), image.weight.ravel()
         # Bright pixels are known no better than the PSF is.
-        root = np.sqrt(1.0 / (variance + (MODEL_ERROR * model) ** 2))  # 0 where the variance is infinite
+        root = np.sqrt(weight / (1.0 + weight * (MODEL_ERROR * model) ** 2))
         columns.data *= root.astype(np.float32)[columns.indices]
         project = (columns.T @ (root * (data - model))).reshape(n, n_shape + 1)
         where = np.r_[n_shape + k, :n_shape]
@@ -177,7 +180,7 @@ def _columns(parameters, image):
     n, width = len(parameters), len(DIRECTIONS) + 1
     parts = directional_derivatives(parameters, image)
     matrix = design([stamps for stamps, _ in parts], image.data.shape, n)
-    flux = np.nan_to_num(solve(matrix, image.data.ravel(), image.variance.ravel()).flux)
+    flux = fluxes(matrix, image)
     ny, nx = image.data.shape
     sigma = np.sqrt(np.where(np.isfinite(image.variance), image.variance, 0.0))
     rows, values, counts = [None] * n, [None] * n, np.zeros(n, dtype=np.int64)
@@ -201,6 +204,13 @@ def _columns(parameters, image):
     return sparse.csc_array(columns, shape=(ny * nx, n * width)), matrix @ flux
 
 
+def fluxes(matrix, image):
+    """Fluxes of unit-flux columns under the image's weights, 0 where unmeasured; see `rosetta.core.solve`."""
+    level = np.full(image.weight.size, np.inf)
+    np.divide(1.0, image.weight.ravel(), out=level, where=image.weight.ravel() > 0)
+    return np.nan_to_num(solve(matrix, image.data.ravel(), level).flux)
+
+
 def _own_blocks(columns, n, width):
     """Normal matrices of each source with itself, (n, width, width): its columns share their rows."""
     blocks = np.zeros((n, width, width))
@@ -211,15 +221,13 @@ def _own_blocks(columns, n, width):
     return blocks
 
 
-def flux_slopes(parameters, image, weight):
+def flux_slopes(parameters, image):
     """How the flux that a template gives depends on its shape.
 
     Parameters
     ----------
     parameters : (n, N_PARAMETER) array
     image : `Image`
-    weight : (ny, nx) array
-        Inverse variance of the pixels.
 
     Returns
     -------
@@ -228,7 +236,7 @@ def flux_slopes(parameters, image, weight):
     """
     out = np.zeros((len(parameters), len(DIRECTIONS)))
     for stamps, slopes in directional_derivatives(parameters, image):
-        w = _cut(weight.ravel(), stamps, image.data.shape)
+        w = _cut(image.weight.ravel(), stamps, image.data.shape)
         own = (w * stamps.values.reshape(len(w), -1))[:, None]  # (n, 1, pixel)
         power = np.matmul(own, stamps.values.reshape(len(w), -1, 1))[:, 0]
         project = np.matmul(own, slopes.reshape(len(w), len(DIRECTIONS), -1).transpose(0, 2, 1))[:, 0]

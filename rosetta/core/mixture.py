@@ -5,13 +5,16 @@ A mixture is an array ``(n_component, 6)`` of ``[weight, east, north, Sxx, Sxy, 
 sum to one, component centres relative to the source (arcsec, east and north), and covariances
 (arcsec^2, east and north). The Fourier transform of a mixture is known in closed form, so a stamp is
 one product with the transform of the PSF and one inverse FFT: sub-pixel centres are exact phases,
-rotation and flips are a 2x2 matrix, and nothing is interpolated.
+rotation and flips are a 2x2 matrix, and nothing is interpolated. Where the pixels undersample the PSF, the
+frequencies they fold are those of a sum of Gaussians fitted to its core.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import fft
+
+from .psfcore import psf_core
 
 __all__ = ["REFERENCE_FWHM", "REFERENCE_SCALE", "Stamps", "evaluate", "half_light_radius", "render", "stamp_sizes"]
 
@@ -26,6 +29,8 @@ SIZES = np.array([21, 27, 35, 45, 55, 63, 81, 105, 135, 175, 225, 315, 405, 525,
 
 # Share of a source's light that may be folded back into its stamp.
 SHARE = 1e-3
+
+CORE = 21  # pixels: what folded frequencies add to a stamp is within this
 
 # Fourier samples held at once; bounds the memory of a crowded field.
 CHUNK = 4_000_000
@@ -119,7 +124,7 @@ def render(mixtures, xy, jacobian, psf, *, sizes=None):
     jacobian = np.asarray(jacobian, dtype=float)
     if sizes is None:
         sizes = stamp_sizes(mixtures, jacobian, psf)
-    groups = []
+    groups, core = [], psf_core(psf)
     for size in np.unique(sizes):
         index = np.flatnonzero(sizes == size)
         transform = _psf_transform(psf, size)
@@ -129,20 +134,41 @@ def render(mixtures, xy, jacobian, psf, *, sizes=None):
         for start in range(0, len(index), step):
             part = slice(start, start + step)
             light = _mixture_transform(
-                mixtures[index[part]], xy[index[part]] - corner[part], jacobian[index[part]], size
+                mixtures[index[part]], xy[index[part]] - corner[part], jacobian[index[part]],
+                np.fft.fftfreq(size), np.fft.rfftfreq(size),
             )
             light *= transform
             values[part] = fft.irfft2(light, s=(size, size), axes=(1, 2), overwrite_x=True)
+        if core is not None:
+            middle = slice(size // 2 - CORE // 2, size // 2 + CORE // 2 + 1)
+            first = corner + size // 2 - CORE // 2
+            values[:, middle, middle] += _folded(mixtures[index], xy[index] - first, jacobian[index], core)
         groups.append(Stamps(index, corner, values))
     return groups
 
 
-def _mixture_transform(mixtures, center, jacobian, size):
-    """Closed-form Fourier transform on an rfft2 grid, (n, size, size // 2 + 1) complex64."""
+def _folded(mixtures, center, jacobian, core):
+    """What an undersampled PSF's frequencies beyond Nyquist add to stamps, (n, CORE, CORE).
+
+    The sampled PSF holds them folded as they are for a source on a pixel's centre; elsewhere each has the phase
+    of its own frequency. That difference is added.
+    """
+    fy, fx = np.fft.fftfreq(CORE), np.fft.rfftfreq(CORE)
+    inner = _mixture_transform(mixtures, center, jacobian, fy, fx)
+    total = np.zeros_like(inner)
+    for my in (-1, 0, 1):
+        for mx in (-1, 0, 1):
+            if mx or my:
+                light = _mixture_transform(mixtures, center, jacobian, fy + my, fx + mx)
+                total += (light - inner) * core.transform(fy + my, fx + mx).astype(np.complex64)
+    return fft.irfft2(total, s=(CORE, CORE), axes=(1, 2))
+
+
+def _mixture_transform(mixtures, center, jacobian, fy, fx):
+    """Closed-form Fourier transform at frequencies (cycles per pixel), (n, len(fy), len(fx)) complex64."""
     weight, covariance = mixtures[..., 0], _pixel_covariance(mixtures, jacobian)
     shift = np.einsum("nij,nkj->nki", jacobian, mixtures[..., 1:3]) + center[:, None]  # (n, K, 2)
-    fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
-    total = np.zeros((len(mixtures), size, size // 2 + 1), dtype=np.complex64)
+    total = np.zeros((len(mixtures), len(fy), len(fx)), dtype=np.complex64)
     common = np.ptp(shift, axis=1).max(initial=0.0) < 1e-9
     gaussians = np.zeros(total.shape, dtype=np.float32) if common else None
     half = np.float32(-2.0 * np.pi**2)
@@ -170,7 +196,7 @@ def _mixture_transform(mixtures, center, jacobian, size):
 
 
 def _phase(shift, fx, fy):
-    """exp(-2 pi i f.shift) on the rfft2 grid, from two 1-D factors."""
+    """exp(-2 pi i f.shift) on a grid of frequencies, from two 1-D factors."""
     x = np.exp(-2j * np.pi * shift[:, 0, None] * fx).astype(np.complex64)
     y = np.exp(-2j * np.pi * shift[:, 1, None] * fy).astype(np.complex64)
     return y[:, :, None] * x[:, None, :]

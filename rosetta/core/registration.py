@@ -11,9 +11,11 @@ are (east, north) in arcsec. The sense is that of the package: true position = h
 """
 
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import numpy as np
-from scipy import fft, ndimage
+from scipy import fft, linalg, ndimage
+from scipy.linalg import lapack
 
 __all__ = ["Template", "Geometry", "Fit", "transfer", "fit_offsets", "stamp_radius"]
 
@@ -51,6 +53,8 @@ class Template:
         The reference image itself.
     owner : numpy.ndarray of int, shape (ny, nx)
         Label of the source that each reference pixel belongs to.
+    noise : dict
+        Noise correlations and weights prepared by `fit_offsets`, by stamp radius: they do not depend on the offset.
     """
 
     spline: np.ndarray
@@ -60,6 +64,7 @@ class Template:
     otf: np.ndarray
     data: np.ndarray
     owner: np.ndarray
+    noise: dict = dataclass_field(default_factory=dict, compare=False, repr=False)
 
     def light_of(self, labels, position):
         """Spline coefficients of single sources' light at the target's PSF.
@@ -294,10 +299,15 @@ class _Noise:
         self._weights = {}
 
     def weight(self, k):
-        """Weight matrix of noise ratio number ``k``; the inverse is large, and few ratios occur."""
+        """Weight matrix of noise ratio number ``k``, and its products with the noise of the template's value and
+        gradient (ee, en, nn); the inverse is large, and few ratios occur."""
         if k not in self._weights:
             covariance = np.eye(len(self.pixels)) + _RATIOS[k] * self.pixels / self.peak
-            self._weights[k] = np.linalg.inv(covariance)
+            lower, _ = lapack.dpotri(linalg.cholesky(covariance, lower=True, check_finite=False), lower=1)
+            weight = np.tril(lower) + np.tril(lower, -1).T
+            own = [weight * part for part in (self.pixels, self.gradient[0, 0], self.gradient[0, 1],
+                                              self.gradient[1, 1])]
+            self._weights[k] = weight, own
         return self._weights[k]
 
     def choose(self, ratio):
@@ -340,7 +350,9 @@ def fit_offsets(template, data, variance, valid, geometry, offset, radius, *, am
         return out
     middle = geometry.reference - np.array(template.spline.shape[::-1]) / 2.0
     typical = int(np.argmin((middle**2).sum(1)))
-    noise = _Noise(template, geometry.matrix[typical], geometry.sky[typical], radius)
+    if radius not in template.noise:  # the grids turn by nothing that matters between two calls
+        template.noise[radius] = _Noise(template, geometry.matrix[typical], geometry.sky[typical], radius)
+    noise = template.noise[radius]
     chunk = max(1, 200_000 // (2 * radius + 1) ** 2)
     for start in range(0, n, chunk):
         part = slice(start, start + chunk)
@@ -387,7 +399,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
     good = np.flatnonzero((n_use >= max(25, 0.5 * len(dx))) & np.isfinite(mean_v))
     for k in np.unique(choice[good]):
         rows = good[choice[good] == k]
-        weight = noise.weight(k)
+        weight, products = noise.weight(k)
         scaled = design[rows] * sigma[rows, :, None]  # (m, n_pixel, 5)
         back = np.matmul(weight, scaled) * sigma[rows, :, None]  # (m, n_pixel, 5): Omega A
         normal = back.swapaxes(1, 2) @ design[rows]
@@ -395,9 +407,8 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
         # The template's noise squared, part of `normal` but not of the sky.
         own = np.zeros_like(normal)
         spread = sigma[rows]
-        own[:, 0, 0] = ((spread @ (weight * noise.pixels)) * spread).sum(1)
-        for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            own[:, 1 + i, 1 + j] = ((spread @ (weight * noise.gradient[i, j])) * spread).sum(1)
+        for (i, j), product in zip(((0, 0), (1, 1), (1, 2), (2, 2)), products, strict=True):
+            own[:, i, j] = own[:, j, i] = ((spread @ product) * spread).sum(1)
         clean = normal - own * v_ref[rows, None, None] + prior[rows]
         left, all_ = (np.diagonal(a, axis1=1, axis2=2)[:, :3] for a in (clean, normal))
         fine = (left > _SIGNAL * all_).all(1)

@@ -2,8 +2,8 @@
 """Amplitudes of all overlapping sources of one image at once, by weighted linear least squares.
 
 The one solver behind the deblender's models and the photometry's fluxes: the image is a sum of
-unit-flux stamps times fluxes, weights are inverse variances, and the covariance of the fluxes is the
-inverse of the normal matrix. Everything is sparse, so memory grows with the number of stamps' pixels,
+unit-flux stamps times fluxes, and the covariance of the fluxes is what the pixels' variances make of the
+linear estimator, whatever its weights. Everything is sparse, so memory grows with the number of stamps' pixels,
 never with the square of the number of sources.
 """
 
@@ -83,7 +83,7 @@ def design(stamps, shape, n_source):
     return sparse.csc_array((values, rows, start), shape=(ny * nx, n_source))
 
 
-def solve(matrix, data, variance):
+def solve(matrix, data, variance, weight=None):
     """Fluxes and their covariance.
 
     Parameters
@@ -93,6 +93,9 @@ def solve(matrix, data, variance):
     data : (n_pixel,) array
     variance : (n_pixel,) array
         Infinite where a pixel must not be used.
+    weight : (n_pixel,) array, optional
+        Of the pixels, 0 where one must not be used. None: the inverse variance, which is optimal where the
+        templates are exact. Otherwise the covariance is the sandwich (A'WA)^-1 A'WVWA (A'WA)^-1.
 
     Returns
     -------
@@ -101,7 +104,9 @@ def solve(matrix, data, variance):
         indistinguishability asks for.
     """
     n_source = matrix.shape[1]
-    weight = np.where(np.isfinite(variance) & (variance > 0), 1.0 / variance, 0.0)
+    usable = np.isfinite(variance) & (variance > 0)
+    optimal = weight is None
+    weight = np.where(usable, 1.0 / variance if optimal else weight, 0.0)
     scaled = matrix.astype(np.float64)
     power = _column_sum(scaled, scaled.data**2)
     power_valid = _column_sum(scaled, scaled.data**2 * (weight[scaled.indices] > 0))
@@ -109,6 +114,11 @@ def solve(matrix, data, variance):
     root = np.sqrt(weight)
     scaled.data *= root[scaled.indices]
     normal = sparse.csc_array(scaled.T @ scaled)
+    meat = None
+    if not optimal:
+        noisy = scaled.copy()
+        noisy.data *= np.sqrt(weight * np.where(usable, variance, 0.0))[noisy.indices]
+        meat = sparse.csc_array(noisy.T @ noisy)
     right = scaled.T @ (root * np.where(weight > 0, data, 0.0))
 
     diagonal = normal.diagonal()
@@ -128,7 +138,9 @@ def solve(matrix, data, variance):
     correlation = sparse.csc_array(correlation)
     correlation.setdiag(1.0 + RIDGE)
 
-    solution, inverse = _solve_unit_diagonal(correlation, unit * right[live])
+    if meat is not None:
+        meat = sparse.csc_array(scale @ meat[live][:, live] @ scale)
+    solution, inverse = _solve_unit_diagonal(correlation, unit * right[live], meat)
     flux[live] = unit * solution
     inverse = sparse.coo_array(inverse)
     covariance = sparse.csc_array(
@@ -143,8 +155,11 @@ def _column_sum(matrix, values):
     return total[matrix.indptr[1:]] - total[matrix.indptr[:-1]]
 
 
-def _solve_unit_diagonal(matrix, right):
-    """Solution and (block-wise) inverse of a sparse positive-definite matrix of unit diagonal."""
+def _solve_unit_diagonal(matrix, right, meat=None):
+    """Solution and (block-wise) covariance for a sparse positive-definite matrix of unit diagonal.
+
+    The covariance is the inverse, or inverse @ meat @ inverse.
+    """
     n = matrix.shape[0]
     solution = np.empty(n)
     blocks = []
@@ -152,17 +167,21 @@ def _solve_unit_diagonal(matrix, right):
         block = matrix[members][:, members] if len(members) < n else matrix
         if len(members) <= DENSE_LIMIT:
             solution[members], inverse = _dense(block.toarray(), right[members])
-            blocks.append((members, inverse))
+            blocks.append((members, _sandwich(inverse, meat, members)))
             continue
         solution[members] = splu(block).solve(right[members])
         # Only the error bars are approximated: weak couplings hardly change them.
         for part in _cut(block):
             _, inverse = _dense(block[part][:, part].toarray(), right[members[part]])
-            blocks.append((members[part], inverse))
+            blocks.append((members[part], _sandwich(inverse, meat, members[part])))
     rows = np.concatenate([np.repeat(m, len(m)) for m, _ in blocks])
     cols = np.concatenate([np.tile(m, len(m)) for m, _ in blocks])
     values = np.concatenate([inverse.ravel() for _, inverse in blocks])
     return solution, sparse.coo_array((values, (rows, cols)), shape=(n, n))
+
+
+def _sandwich(inverse, meat, members):
+    return inverse if meat is None else inverse @ meat[members][:, members].toarray() @ inverse
 
 
 def _components(matrix):

@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The encoder's training loop: one code path on CPU and CUDA, resumed exactly where it stopped."""
 
+import hashlib
 import json
 import logging
 import math
@@ -194,8 +195,9 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
     model = nn.ModuleDict({"encoder": encoder, "predictor": predictor, "objective": objective}).train()
     optimizer = _optimizer(model, config)
     step, elapsed, seen = 0, 0.0, 0
+    identity = _identity(model, config, tiles)
     if checkpoint is not None and Path(checkpoint).exists():
-        step, elapsed, seen = _load_state(checkpoint, model, optimizer, config)
+        step, elapsed, seen = _load_state(checkpoint, model, optimizer, identity)
         log.info("resumed %s at step %d", checkpoint, step)
     start = time.monotonic() - elapsed
     history, since, pairs = [], time.monotonic(), 0
@@ -242,10 +244,10 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
                     callback(step, metrics)
                 except KeyboardInterrupt:  # a stop between two steps: the next run goes on from here
                     if checkpoint is not None:
-                        _save_state(checkpoint, model, optimizer, config, step, elapsed, seen)
+                        _save_state(checkpoint, model, optimizer, identity, step, elapsed, seen)
                     raise
         if checkpoint is not None and (step % config.save_every == 0 or progress >= 1):
-            _save_state(checkpoint, model, optimizer, config, step, elapsed, seen)
+            _save_state(checkpoint, model, optimizer, identity, step, elapsed, seen)
     model.eval()
     return TrainResult(step, elapsed, seen, tuple(history))
 
@@ -314,18 +316,25 @@ def _optimizer(model, config):
 
 
 # ------------------------------------------------------------------------------------- training state
-def _identity(model, config):
+def _identity(model, config, tiles):
     """What must agree between a checkpoint and the training that continues it."""
-    return json.loads(json.dumps({"encoder": asdict(model["encoder"].config), "train": asdict(config)}))
+    digest = hashlib.sha256()
+    for tile in tiles:
+        for side in (tile.ground, tile.space):
+            digest.update(side.affine.tobytes() + side.pixels[:, ::61, ::61].cpu().numpy().tobytes())
+    data = {"n_tiles": len(tiles), "digest": digest.hexdigest()[:16]}
+    return json.loads(
+        json.dumps({"encoder": asdict(model["encoder"].config), "train": asdict(config), "tiles": data})
+    )
 
 
-def _save_state(path, model, optimizer, config, step, elapsed, seen):
+def _save_state(path, model, optimizer, identity, step, elapsed, seen):
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[name] = parameter.detach()
         for key in _ADAM:
             tensors[f"{key}.{name}"] = optimizer.state[parameter][key]
-    meta = {"format": STATE_FORMAT, "step": step, "elapsed": elapsed, "seen": seen, **_identity(model, config)}
+    meta = {"format": STATE_FORMAT, "step": step, "elapsed": elapsed, "seen": seen, **identity}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -339,7 +348,7 @@ def _save_state(path, model, optimizer, config, step, elapsed, seen):
         temporary.unlink(missing_ok=True)
 
 
-def _load_state(path, model, optimizer, config):
+def _load_state(path, model, optimizer, identity):
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {})["rosetta-training"])
@@ -350,7 +359,7 @@ def _load_state(path, model, optimizer, config):
         ) from error
     if meta["format"] > STATE_FORMAT:
         raise ValueError(f"checkpoint {path} has the newer format {meta['format']}: update rosetta")
-    for part, wanted in _identity(model, config).items():
+    for part, wanted in identity.items():
         differ = [key for key in wanted if meta[part].get(key) != wanted[key]]
         if differ:
             raise ValueError(

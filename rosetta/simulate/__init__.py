@@ -3,7 +3,16 @@
 
 from .astrometry import AstrometricError
 from .dataset import write_training_set
+from .observed import ObservedSet, observe
 from .pair import simulate_pair
 from .reader import TrainingSet, read_tile
 
-__all__ = ["AstrometricError", "TrainingSet", "read_tile", "simulate_pair", "write_training_set"]
+__all__ = [
+    "AstrometricError",
+    "ObservedSet",
+    "TrainingSet",
+    "observe",
+    "read_tile",
+    "simulate_pair",
+    "write_training_set",
+]

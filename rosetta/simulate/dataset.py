@@ -158,7 +158,18 @@ def _tile_grid(rng, survey):
 
 
 def sky_sigma(survey, band):
-    """Noise per pixel (nJy) at the survey's nominal depth, for a Gaussian PSF of the nominal width."""
+    """Noise per pixel at the survey's nominal depth, for a Gaussian PSF of the nominal width.
+
+    Parameters
+    ----------
+    survey : `~rosetta.surveys.Survey`
+    band : `~rosetta.surveys.Band`
+
+    Returns
+    -------
+    float
+        nJy.
+    """
     sigma = band.psf_fwhm.to_value(u.arcsec) / 2.3548 / survey.pixel_scale.to_value(u.arcsec)
     return 10 ** (0.4 * (31.4 - band.depth)) / 5 / np.sqrt(4 * np.pi * sigma**2)
 
@@ -235,7 +246,19 @@ def truth_table(scene, centre, surveys, reference, half_size, offset):
 
 
 def from_tangent(centre, xi, eta):
-    """Sky positions of gnomonic coordinates (radians) around ``centre``."""
+    """Sky positions of gnomonic coordinates.
+
+    Parameters
+    ----------
+    centre : `~astropy.coordinates.SkyCoord`
+        The tangent point.
+    xi, eta : `~numpy.ndarray`
+        To the east and to the north, radians.
+
+    Returns
+    -------
+    `~astropy.coordinates.SkyCoord`
+    """
     ra0, dec0 = centre.icrs.ra.rad, centre.icrs.dec.rad
     down = np.cos(dec0) - eta * np.sin(dec0)
     ra = ra0 + np.arctan2(xi, down)
