@@ -2,6 +2,7 @@
 """Sphinx configuration; everything not set here is sphinx-astropy's."""
 
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 from sphinx_astropy.conf.v3 import *  # noqa: F403
 from sphinx_astropy.conf.v3 import extensions
@@ -13,6 +14,7 @@ version = release = installed_version("astro-rosetta")
 
 extensions = [*extensions, "myst_nb"]
 extensions.remove("sphinx.ext.intersphinx")  # the build must not need a network
+nb_execution_timeout, nb_execution_raise_on_error = 300, True
 nb_execution_mode = "off"  # outputs shown here would otherwise depend on the machine that built them
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
@@ -22,7 +24,9 @@ html_logo = html_favicon = None
 html_title = f"rosetta {release}"
 html_theme_options = {"navbar_end": ["theme-switcher"], "show_toc_level": 2, "navigation_with_keys": False}
 html_show_sourcelink = False
-html_sidebars = {"**": ["sidebar-nav-bs"], "index": []}
+# Only the API has pages below its own: elsewhere a sidebar would be empty and take the width of the code.
+_alone = {path.stem: [] for path in Path(__file__).parent.glob("*.*") if path.suffix in {".rst", ".md"}}
+html_sidebars = {**_alone, "api": ["sidebar-nav-bs"], "**": ["sidebar-nav-bs"]}
 automodapi_toctreedirnm = "api"
 automodapi_inheritance_diagram = False
 numpydoc_show_class_members = False

@@ -88,11 +88,11 @@ class DeblendedScene:
         self._offsets = offsets
         self._meta = meta
 
-    labels = property(lambda self: np.asarray(self._table["label"]).copy())
-    bands = property(lambda self: tuple(self._fits))
-    embedding = property(lambda self: self._embedding)
-    offsets = property(lambda self: self._offsets)
-    meta = property(lambda self: copy.deepcopy(self._meta))
+    labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
+    bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
+    embedding = property(lambda self: self._embedding, doc="What it was made from.")
+    offsets = property(lambda self: self._offsets, doc="The astrometric solution that was used, or None.")
+    meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
 
     def __len__(self):
         return len(self._table)
@@ -129,16 +129,40 @@ class DeblendedScene:
         return self._fits[band]
 
     def flux(self, band):
-        """Fluxes of all sources in a band (`~astropy.units.Quantity`, nJy, shape (n,)); NaN where unmeasured."""
+        """Fluxes of all sources in a band.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        `~astropy.units.Quantity`, shape (n,)
+            nJy, in the order of ``labels``; NaN where unmeasured.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
         return self._fit(band).flux.copy() * u.nJy
 
     def covariance(self, band):
         """Covariance of the fluxes of all sources in a band, from noise and overlap.
 
+        Parameters
+        ----------
+        band : str
+
         Returns
         -------
         (n, n) `scipy.sparse.csc_array`
             nJy^2, in the order of ``labels``; empty rows for sources without a flux.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
         """
         return self._fit(band).covariance.copy()
 
@@ -156,6 +180,11 @@ class DeblendedScene:
         `~astropy.nddata.CCDData`
             nJy per native pixel; for one source the smallest cutout that holds its model. Sums to
             the source's flux where the image holds all of it.
+
+        Raises
+        ------
+        ValueError
+            If the label or the band is not in this scene, or the source has no pixel in the band.
         """
         fit = self._fit(band)
         ny, nx = fit.plane.data.shape
@@ -177,10 +206,19 @@ class DeblendedScene:
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.
 
+        Parameters
+        ----------
+        label : int
+
         Returns
         -------
         `~astropy.nddata.CCDData`
             Unit sum, non-negative, as seen through a Gaussian of FWHM 0.12" on a north-up grid of 0.05".
+
+        Raises
+        ------
+        ValueError
+            If the label is not in this scene.
         """
         row = self._row(label)
         mixture = self._mixtures[row].copy()
@@ -197,10 +235,19 @@ class DeblendedScene:
     def residual(self, band):
         """The image less the models of all sources.
 
+        Parameters
+        ----------
+        band : str
+
         Returns
         -------
         `~astropy.nddata.CCDData`
-            nJy on the native grid, with the image's mask and variance.
+            nJy on the native grid, with the image's mask and variance; NaN where masked.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
         """
         fit = self._fit(band)
         plane = fit.plane
@@ -212,7 +259,13 @@ class DeblendedScene:
         )
 
     def to_regions(self):
-        """Half-light ellipses of all sources (`regions.Regions`), the label as their text."""
+        """Half-light ellipses of all sources.
+
+        Returns
+        -------
+        `regions.Regions`
+            With the label as text; ``.write(path, format="ds9")`` for DS9.
+        """
         from regions import EllipseSkyRegion, Regions
 
         ellipses = []

@@ -359,7 +359,7 @@ def choose_blend(scene):
     """
     table = scene.to_table()
     snr, blend = np.asarray(table["snr"]), np.asarray(table["blendedness"])
-    bad = int(Flag.SATURATED | Flag.EDGE | Flag.MASKED | Flag.NO_DATA | Flag.OUTSIDE | Flag.DUPLICATE)
+    bad = int(Flag.EDGE | Flag.MASKED | Flag.NO_DATA | Flag.OUTSIDE | Flag.DUPLICATE)
     clean = (np.asarray(table["flags"]) & bad) == 0
     image = scene.residual(scene.meta["reference_band"])
     ny, nx = image.data.shape
