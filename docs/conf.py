@@ -15,7 +15,7 @@ version = release = installed_version("astro-rosetta")
 extensions = [*extensions, "myst_nb"]
 extensions.remove("sphinx.ext.intersphinx")  # the build must not need a network
 nb_execution_timeout, nb_execution_raise_on_error = 300, True
-nb_execution_mode = "off"  # outputs shown here would otherwise depend on the machine that built them
+nb_execution_mode = "force"  # outputs shown here would otherwise depend on the machine that built them
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
 # The astropy theme without Astropy's own menu, logo and team links: this is not an Astropy project.

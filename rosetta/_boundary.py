@@ -26,6 +26,7 @@ PATCH = 16  # native pixels per token side
 PIXEL = {"ground": 0.2, "space": 0.1}  # arcsec; the grids the encoder was built for
 OVERLAP = 12.8  # arcsec shared by neighbouring windows
 STEP = 3.2  # arcsec; windows are multiples of one ground token
+SLACK = 0.8  # arcsec; a rim this narrow is not worth a window: two grids of one field differ in phase
 
 
 # ---------------------------------------------------------------------------- one image
@@ -153,7 +154,7 @@ def window_grid(plane_list, window):
     axes = []
     for low, high in zip(edges.min(0), edges.max(0), strict=True):
         step = window - min(OVERLAP, window / 2)
-        n = max(1, int(np.ceil((high - low - window) / step - 1e-6)) + 1)
+        n = max(1, int(np.ceil((high - low - window - SLACK) / step)) + 1)
         axes.append((low + high) / 2 + (np.arange(n) - (n - 1) / 2) * step)
     east, north = np.meshgrid(*axes)
     return from_tangent(np.stack([east.ravel(), north.ravel()], -1), center)
@@ -162,7 +163,7 @@ def window_grid(plane_list, window):
 def fitting_window(plane_list, largest):
     """The smallest allowed window (arcsec) that covers the images, at most ``largest``."""
     extent = max(max(plane.data.shape) * plane.pixel_scale for plane in plane_list)
-    return min(largest, max(12.8, STEP * np.ceil(extent / STEP - 1e-6)))
+    return min(largest, max(12.8, STEP * np.ceil((extent - SLACK) / STEP)))
 
 
 def side_view(plane_list, centers, window, knots):

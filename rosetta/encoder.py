@@ -257,7 +257,7 @@ class CrossSurveyEncoder:
             Read one at a time. Noise-free pairs (``rosetta.simulate.TrainingSet``) get noise, PSF and depth anew in
             every window; those of images with noise are worsened, never improved.
         config : `~rosetta.core.training.TrainConfig`
-            Length (steps or minutes: there is no default), windows, batch sizes, learning rate, seed.
+            Length, windows, batch sizes, learning rate, seed. None: an hour with the default settings.
         validation : sequence of `~rosetta.SkyPair`, optional
             Sky that never trains: for the retrieval gauge, and to calibrate the out-of-distribution score.
         checkpoint : path-like, optional
@@ -282,7 +282,7 @@ class CrossSurveyEncoder:
         """
         if not isinstance(pairs, Sequence) and not hasattr(pairs, "__getitem__"):
             raise TypeError("pairs must be a sequence of SkyPair")
-        config = config or TrainConfig()
+        config = config or TrainConfig(max_minutes=60)
         tiles = _boundary.training_tiles(pairs)
         held_out = _boundary.training_tiles(validation) if validation is not None else []
         summary = inference.fit(self._model, tiles, held_out, config, checkpoint=checkpoint, callback=progress)

@@ -97,6 +97,8 @@ class SkyPair:
         ValueError
             If ``side`` is neither.
         """
+        if side not in SIDES:
+            raise ValueError(f"side must be 'ground' or 'space', got {side!r}")
         return self._surveys[SIDES.index(side)]
 
     def images(self):
