@@ -12,7 +12,7 @@ from scipy.interpolate import RectBivariateSpline
 
 from . import _geometry
 
-__all__ = ["FORMS", "corrected"]
+__all__ = ["FORMS", "corrected", "true_position"]
 
 FORMS = ("sip", "lookup", "tan")
 _GRID = 41  # nodes per axis of the fitted grid
@@ -21,9 +21,36 @@ _GOAL = 0.02  # mas: no higher order is tried below this residual
 _LOOKUP_STEP = 4.0  # pixels between the entries of a lookup table
 _LOOKUP_MAX = 513  # entries per axis
 _LOOKUP_NODES = 65  # per axis, at which the field itself is asked
+_ITERATIONS = 4  # of the inversion: each gains a factor of the field's gradient, some 1e-3
 
 
-def corrected(wcs, field, form, positions):
+def true_position(header, field):
+    """The position that a header position stands for.
+
+    The field is a function of the true position p, and a header position is q = p - field(p); the field
+    several arcsec away, at q, is another one. Solved for p by fixed-point iteration.
+
+    Parameters
+    ----------
+    header : `~astropy.coordinates.SkyCoord`, shape (n,)
+    field : callable
+        `~astropy.coordinates.SkyCoord` (n,) -> offset (n, 2), (east, north) arcsec.
+
+    Returns
+    -------
+    `~astropy.coordinates.SkyCoord`, shape (n,)
+        ICRS.
+    """
+    header = header.icrs
+    sky = header
+    for _ in range(_ITERATIONS):
+        found = _geometry.offset_coord(sky, *-field(sky).T)
+        east, north = found.spherical_offsets_to(header)
+        sky = _geometry.offset_coord(sky, east.arcsec, north.arcsec)
+    return sky
+
+
+def corrected(wcs, field, form, positions, shape=None):
     """The corrected WCS and how well it holds the field.
 
     Parameters
@@ -31,10 +58,12 @@ def corrected(wcs, field, form, positions):
     wcs : APE-14 WCS
         Two celestial axes.
     field : callable
-        `~astropy.coordinates.SkyCoord` (n,) -> offset (n, 2), (east, north) arcsec.
+        True position, `~astropy.coordinates.SkyCoord` (n,) -> offset (n, 2), (east, north) arcsec.
     form : {"sip", "lookup", "tan"}
     positions : `~astropy.coordinates.SkyCoord`
-        Sources of the field: the region to be fitted where ``wcs`` knows no image size.
+        Sources of the field: they bound the region to be fitted where nothing knows the image size.
+    shape : tuple of int, optional
+        (ny, nx) of the image; default: what ``wcs`` says.
 
     Returns
     -------
@@ -47,39 +76,34 @@ def corrected(wcs, field, form, positions):
         wcs = HighLevelWCSWrapper(wcs)
     if not isinstance(wcs, BaseHighLevelWCS):
         raise TypeError(f"wcs must be an APE-14 WCS, got {type(wcs).__name__}")
-    shape, low, high = _region(wcs, positions)
+    pixel_shape, low, high = _region(wcs, field, positions, shape)
     axes = [np.linspace(a, b, _GRID) for a, b in zip(low, high, strict=True)]
     x, y = (a.ravel() for a in np.meshgrid(*axes))
-    sky = _moved(wcs, field, x, y)
+    sky = true_position(wcs.pixel_to_world(x, y), field)
     if form == "tan":
         new = _tan(wcs, x, y, sky)
     elif form == "sip":
         new = _sip(wcs, x, y, sky)
     else:
         new = _lookup(wcs, field, low, high)
-    new.pixel_shape = shape
+    new.pixel_shape = pixel_shape
     return new, _residual(new, x, y, sky)
 
 
-def _region(wcs, positions):
+def _region(wcs, field, positions, shape):
     """Image shape (nx, ny) or None, and the pixel box to fit."""
-    shape = wcs.low_level_wcs.pixel_shape
-    if shape is not None:
-        return tuple(int(s) for s in shape), np.full(2, -0.5), np.array(shape, float) - 0.5
+    size = wcs.low_level_wcs.pixel_shape if shape is None else shape[::-1]
+    if size is not None:
+        return tuple(int(s) for s in size), np.full(2, -0.5), np.array(size, float) - 0.5
     bounds = wcs.low_level_wcs.pixel_bounds
     if bounds is not None and all(b is not None for b in bounds):
         low, high = np.array(bounds, float).T
         return None, low, high
-    pixels = np.stack(wcs.world_to_pixel(positions), -1)
+    header = _geometry.offset_coord(positions, *-field(positions).T)
+    pixels = np.stack(wcs.world_to_pixel(header), -1)
     low, high = pixels.min(0), pixels.max(0)
     margin = 0.05 * (high - low) + 5.0
     return None, low - margin, high + margin
-
-
-def _moved(wcs, field, x, y):
-    sky = wcs.pixel_to_world(x, y).icrs
-    east, north = field(sky).T
-    return _geometry.offset_coord(sky, east, north)
 
 
 def _residual(new, x, y, sky):
@@ -183,7 +207,7 @@ def _lookup(wcs, field, low, high):
     fine = [np.linspace(a, b, k) for a, b, k in zip(low, high, n, strict=True)]
     nodes = [np.linspace(a, b, _LOOKUP_NODES) for a, b in zip(low, high, strict=True)]
     x, y = (a.ravel() for a in np.meshgrid(*nodes))
-    sky = _moved(wcs, field, x, y)
+    sky = true_position(wcs.pixel_to_world(x, y), field)
     crpix = _start(wcs, x, y)
     center, _, coefficient = _fit(x, y, sky, crpix, 1)
     cd = coefficient.T

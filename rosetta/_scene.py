@@ -9,12 +9,14 @@ import astropy.units as u
 import numpy as np
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.wcs import WCS
-from astropy.wcs.utils import fit_wcs_from_points
 
+from . import _corrected_wcs
 from .core.mixture import REFERENCE_SCALE, evaluate, half_light_radius
 from .flags import Flag
 
 __all__ = ["BandFit", "DeblendedScene"]
+
+TAN_GOAL = 5.0  # mas: a WCS that TAN holds worse than this is given SIP terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +70,16 @@ class DeblendedScene:
     Immutable. Flux unit: nJy. A source's template is one distribution of light on the sky, and its
     model in a band is that, seen through the band's PSF, times the band's flux.
 
+    Images come with the band's own WCS. `~astropy.nddata.CCDData` takes FITS ones only, so any other kind is fitted
+    by TAN, or by TAN-SIP where TAN is worse than 5 mas; ``meta["wcs_residual_mas"]`` of the image then holds the
+    largest distance of the fit from it.
+
     Attributes
     ----------
     labels : ndarray of int, shape (n,)
     bands : tuple of str
     offsets : `~astropy.table.QTable` or None
-        The astrometric solution that was used.
+        The astrometric solution that was used (a copy).
     meta : dict
         Provenance.
     """
@@ -85,13 +91,16 @@ class DeblendedScene:
         self._mixtures = mixtures
         self._shape_covariance = shape_covariance
         self._fits = fits
-        self._offsets = offsets
+        self._offsets = None if offsets is None else offsets.copy()
         self._meta = meta
 
     labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
     bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
     embedding = property(lambda self: self._embedding, doc="What it was made from.")
-    offsets = property(lambda self: self._offsets, doc="The astrometric solution that was used, or None.")
+    offsets = property(
+        lambda self: None if self._offsets is None else self._offsets.copy(),
+        doc="The astrometric solution that was used (a copy), or None.",
+    )
     meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
 
     def __len__(self):
@@ -190,7 +199,8 @@ class DeblendedScene:
         ny, nx = fit.plane.data.shape
         if label is None:
             image = (fit.matrix @ np.nan_to_num(fit.flux)).reshape(ny, nx)
-            return CCDData(image, unit=u.nJy, wcs=_fits_wcs(fit.plane), meta={"band": band})
+            wcs, meta = self._wcs_of(band)
+            return CCDData(image, unit=u.nJy, wcs=wcs.deepcopy(), meta=meta)
         row = self._row(label)
         span = slice(fit.matrix.indptr[row], fit.matrix.indptr[row + 1])
         y, x = np.divmod(fit.matrix.indices[span], nx)
@@ -199,8 +209,9 @@ class DeblendedScene:
         y0, x0 = y.min(), x.min()
         image = np.zeros((y.max() - y0 + 1, x.max() - x0 + 1))
         image[y - y0, x - x0] = fit.matrix.data[span] * fit.flux[row]
-        wcs = _fits_wcs(fit.plane)[y0 : y0 + image.shape[0], x0 : x0 + image.shape[1]]
-        meta = {"band": band, "label": int(label), "origin": [int(x0), int(y0)]}
+        wcs, meta = self._wcs_of(band)
+        wcs = wcs[y0 : y0 + image.shape[0], x0 : x0 + image.shape[1]]
+        meta.update(label=int(label), origin=[int(x0), int(y0)])
         return CCDData(image, unit=u.nJy, wcs=wcs, meta=meta)
 
     def template(self, label):
@@ -254,9 +265,20 @@ class DeblendedScene:
         model = (fit.matrix @ np.nan_to_num(fit.flux)).reshape(plane.data.shape)
         data = np.where(plane.valid, plane.data - model, np.nan)
         uncertainty = VarianceUncertainty(np.where(plane.valid, plane.variance, np.nan))
+        wcs, meta = self._wcs_of(band)
         return CCDData(
-            data, unit=u.nJy, wcs=_fits_wcs(plane), mask=~plane.valid, uncertainty=uncertainty, meta={"band": band}
+            data, unit=u.nJy, wcs=wcs.deepcopy(), mask=~plane.valid, uncertainty=uncertainty, meta=meta
         )
+
+    @cached_property
+    def _fits_wcs(self):
+        """FITS WCS of every band, and the largest error of its fit (mas; None where it is the band's own)."""
+        return {band: _fits_wcs(fit.plane) for band, fit in self._fits.items()}
+
+    def _wcs_of(self, band):
+        """WCS of an image of a band, and the start of its meta."""
+        wcs, residual = self._fits_wcs[band]
+        return wcs, {"band": band} if residual is None else {"band": band, "wcs_residual_mas": residual}
 
     def to_regions(self):
         """Half-light ellipses of all sources.
@@ -298,12 +320,19 @@ class DeblendedScene:
 
 
 def _fits_wcs(plane):
-    """The plane's WCS, or a FITS TAN fit of it where it is another kind, which CCDData refuses."""
+    """The plane's WCS and None, or a fit by TAN, else TAN-SIP, and its largest error in mas."""
     if isinstance(plane.wcs, WCS):
-        return plane.wcs
+        return plane.wcs, None
     ny, nx = plane.data.shape
-    x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, nx - 1, 8), np.linspace(0, ny - 1, 8)))
-    return fit_wcs_from_points((x, y), plane.pixel_to_sky(x, y), projection="TAN")
+    x, y = (v.ravel() for v in np.meshgrid(np.linspace(-0.5, nx - 0.5, 41), np.linspace(-0.5, ny - 0.5, 41)))
+    sky = plane.pixel_to_sky(x, y)
+    for form in (_corrected_wcs._tan, _corrected_wcs._sip):
+        wcs = form(plane.wcs, x, y, sky)
+        residual = _corrected_wcs._residual(wcs, x, y, sky)
+        if residual < TAN_GOAL:
+            break
+    wcs.pixel_shape = (nx, ny)
+    return wcs, residual
 
 
 def shape_columns(mixtures):

@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """`LearnedAligner`: the two surveys on one astrometric frame, with an honest error or a clear refusal."""
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -11,7 +12,7 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
-from astropy.table import QTable, vstack
+from astropy.table import QTable, Table, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
@@ -44,9 +45,11 @@ class LearnedAligner(Head):
     Each source of the reference image (VIS, else the sharpest space band), brought to a band's PSF, is fitted to that
     band's native pixels by weighted least squares for position, flux and background; the noise of both images is
     propagated. A large initial error is first found by cross-correlation. A small network reads the frozen tokens
-    at each source and says how far it may stray from its frame beyond pixel noise (proper motion, colour gradients,
-    blends); it cannot move a source. A field (shift, affine, polynomial or Gaussian process, whichever
-    predicts left-out sources best) goes through all of them.
+    at each source and says how far it may stray from its frame beyond pixel noise; it cannot move a source. It knows
+    what its training pairs hold and no more: colour gradients and blends, but proper motion only where sources
+    moved between the two images of a pair (tiles observed twice through `rosetta.simulate` are one sky, without
+    motion). A field (shift, affine, polynomial or Gaussian process, whichever predicts left-out sources best) goes
+    through all of them.
 
     Sign: corrected position = ground position + offset. Offsets are (east, north), east being
     d(RA) cos(Dec).
@@ -83,7 +86,7 @@ class LearnedAligner(Head):
         x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
             With both sides.
         bands : sequence of str, optional
-            Bands to measure (default: all but the reference).
+            Bands to measure (default: all but the reference), by any of their names.
         model : str
             "auto" (chosen by leave-one-out likelihood), "shift", "affine", "polynomial2", "polynomial3", "gp" or
             "affine+gp".
@@ -94,7 +97,8 @@ class LearnedAligner(Head):
             A row per source and band: ``label``, ``sky_centroid`` (reference frame), ``band`` (a band, or "joint": all
             ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr`` (correlation of the
             two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``: ``verdict`` ("ok",
-            "coarse": only the cross-correlation worked, or "abstain": offsets are NaN and rows are flagged
+            "coarse": only the cross-correlation worked; all ground rows hold its offset and are flagged
+            COARSE_ALIGNMENT, space bands have none; or "abstain": offsets are NaN and rows are flagged
             UNALIGNED), ``reason``, ``center``, ``model`` (one field per band, for
             `rosetta.core.field.evaluate`), ``reference``, ``coarse`` and provenance. Errors include
             the extra scatter from the network.
@@ -146,14 +150,18 @@ class LearnedAligner(Head):
         Returns
         -------
         `~astropy.wcs.WCS`
-            ICRS. The largest approximation error is logged; `align` states it in its ``meta``.
+            ICRS. The largest approximation error is logged; `align` states it in its ``meta``. It holds for the
+            region that was fitted: the image, where ``wcs.pixel_shape`` (else ``wcs.pixel_bounds``) tells its size,
+            or the box around the sources in ``offsets`` with a margin of 5 % and 5 pixels. Set ``pixel_shape``
+            where the image is not that large; outside of the region a polynomial is good for nothing.
 
         Raises
         ------
         AlignmentError
             If the alignment abstained.
-        ValueError
-            If the form or the band is not known.
+        TypeError, ValueError
+            If ``offsets`` is not the aligner's table with its ``meta``, ``wcs`` is no WCS, or the form or the band is
+            not known.
         """
         return _correct(wcs, offsets, band, form)[0]
 
@@ -180,7 +188,7 @@ class LearnedAligner(Head):
         pair = pair if isinstance(pair, SkyPair) else pair.pair
         aligned = {}
         for band, image in pair.ground.items():
-            wcs, residual = _correct(image.wcs, offsets, band, "sip")
+            wcs, residual = _correct(image.wcs, offsets, band, "sip", image.data.shape)
             model = offsets.meta["model"]["bands"][band]
             rows = offsets["band"] == "joint"
             xy = _geometry.tangent(offsets["sky_centroid"][rows], offsets.meta["center"])
@@ -211,7 +219,8 @@ class LearnedAligner(Head):
         offsets : `~astropy.table.QTable`
             From this aligner.
         wcs : APE-14 WCS
-            Of the grid.
+            Of the grid, in the uncorrected frame of the band: a pixel's true position is its position there plus the
+            offset.
         shape : tuple of int
             (ny, nx).
         band : str
@@ -227,13 +236,17 @@ class LearnedAligner(Head):
         ------
         AlignmentError
             If the alignment abstained.
+        TypeError, ValueError
+            If ``offsets`` is not the aligner's table with its ``meta``, or the band is not known.
         """
         _check_usable(offsets)
         ny, nx = shape
         # The field is smooth: ask it at some nodes and interpolate.
         nodes = [np.linspace(0, n - 1, int(np.clip(n // 8, 4, 65))) for n in (ny, nx)]
         y, x = np.meshgrid(*nodes, indexing="ij")
-        xy = _geometry.tangent(wcs.pixel_to_world(x.ravel(), y.ravel()), offsets.meta["center"])
+        header = wcs.pixel_to_world(x.ravel(), y.ravel())
+        true = _corrected_wcs.true_position(header, _field_of(offsets, band))
+        xy = _geometry.tangent(true, offsets.meta["center"])
         mean, cov = offset_field.evaluate(offsets.meta["model"], xy, band=band)
         planes = np.concatenate([mean, np.sqrt(cov[:, [0, 1], [0, 1]])], 1).T.reshape(4, *x.shape)
         fine = np.arange(ny), np.arange(nx)
@@ -243,8 +256,11 @@ class LearnedAligner(Head):
             meta={"planes": ["d_ra_cosdec", "d_dec"], "band": band},
         )
 
-    def fit(self, pairs, truth=None, *, seed=0, checkpoint=None):
+    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
         """Learn how far sources stray from their frame. The encoder stays frozen.
+
+        Only what strays in ``pairs`` is learnt: without proper motion between the two images there, none is
+        allowed for on other sky.
 
         Parameters
         ----------
@@ -256,7 +272,7 @@ class LearnedAligner(Head):
             field that all other sources define.
         seed : int
         checkpoint : path-like, optional
-            ``.npz`` file with the measurements so far: an interrupted run resumes from it.
+            ``.npz`` file with the measurements so far: an interrupted run on the same pairs resumes from it.
 
         Returns
         -------
@@ -265,17 +281,19 @@ class LearnedAligner(Head):
         Raises
         ------
         ValueError
-            If ``truth`` is not as long as ``pairs``, or no pair gives enough sources.
+            If ``truth`` is not as long as ``pairs``, the pairs give too few sources, or ``checkpoint`` is of
+            another encoder, seed, kind of truth or of other pairs.
         """
         if truth is not None and len(truth) != len(pairs):
             raise ValueError(f"truth has {len(truth)} entries, pairs has {len(pairs)}: they must be parallel")
-        rows = _load_rows(checkpoint, self.encoder.fingerprint, seed, truth is not None)
+        owner = "" if checkpoint is None else _owner(self.encoder, pairs, truth, seed)
+        rows = _load_rows(checkpoint, owner)
         done = int(rows["done"]) if rows else 0
         for index in range(done, len(pairs)):
             new = self._training_rows(pairs[index], None if truth is None else truth[index], index, seed)
             rows = _append(rows, new, index)
             if checkpoint is not None:
-                _save_rows(checkpoint, rows, self.encoder.fingerprint, seed, truth is not None)
+                _save_rows(checkpoint, rows, owner)
         if not rows or len(rows["group"]) < 20:
             raise ValueError(f"pairs gave {len(rows['group']) if rows else 0} usable sources, 20 are needed: add pairs")
         dim = rows["ground"].shape[1]
@@ -371,11 +389,17 @@ def _wanted_bands(pair, planes, reference, bands):
     if isinstance(bands, str):
         raise TypeError(f"bands must be a sequence of band names, got the string {bands!r}")
     wanted = []
+    names = {}
+    for band, plane in planes.items():
+        names.update(dict.fromkeys(pair.survey(plane.side)[band].aliases, band))
+    names.update({band: band for band in planes})  # a name proper is stronger than an alias
     for name in bands:
-        if name not in planes or name == reference:
+        band = names.get(name)
+        if band is None or band == reference:
             known = ", ".join(band for band in planes if band != reference)
             raise ValueError(f"bands: {name!r} cannot be measured against {reference}; this pair has: {known}")
-        wanted.append(name)
+        if band not in wanted:
+            wanted.append(band)
     if not any(planes[band].side == "ground" for band in wanted):
         raise ValueError(f"bands must name at least one ground band ({', '.join(pair.ground)})")
     return wanted
@@ -462,13 +486,12 @@ def _table(planes, sources, found, extras, model, meta):
     tables = []
     for part in parts:
         tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
+        if found.verdict == "coarse" and planes[part.band].side == "ground":
+            _set_coarse(tables[-1], found.match)
     if found.joint is None:
         tables.append(_rows(sources, None, None, None, found.verdict))
-    if found.verdict == "coarse":
-        for table in tables:
-            for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
-                table[column] = 1e3 * found.match.offset[axis] * MAS
-                table[f"{column}_err"] = COARSE_ERROR * MAS
+        if found.verdict == "coarse":
+            _set_coarse(tables[-1], found.match)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
     result.meta.update(meta)
     result.meta.update(
@@ -506,7 +529,7 @@ def _rows(sources, part, cov, fit, verdict):
         if fit is not None:
             weight[part.usable] = fit.weight
             flags[np.flatnonzero(part.usable)[fit.outlier]] |= int(Flag.OUTLIER)
-    if verdict == "abstain" or (verdict == "ok" and fit is None):
+    if fit is None:
         flags |= int(Flag.UNALIGNED)
     for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
         table[column] = offset[:, axis] * MAS
@@ -519,22 +542,38 @@ def _rows(sources, part, cov, fit, verdict):
     return table
 
 
+def _set_coarse(table, match):
+    """Give all rows of a ground band the offset of the cross-correlation."""
+    for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
+        table[column] = 1e3 * match.offset[axis] * MAS
+        table[f"{column}_err"] = COARSE_ERROR * MAS
+    table["corr"] = 0.0
+    table["flags"] = table["flags"] & ~int(Flag.UNALIGNED) | int(Flag.COARSE_ALIGNMENT)
+
+
 def _check_usable(offsets):
+    advice = "offsets must be the table that LearnedAligner returns, with its meta: pass it unchanged"
+    if not isinstance(offsets, Table):
+        raise TypeError(f"{advice}; got {type(offsets).__name__}")
+    if not {"verdict", "reason", "center", "model"} <= set(offsets.meta) or "sky_centroid" not in offsets.colnames:
+        raise ValueError(f"{advice}; this one has lost it")
     if offsets.meta["verdict"] == "abstain":
         raise AlignmentError(f"offsets hold no alignment ({offsets.meta['reason']}): keep the header WCS")
 
 
-def _correct(wcs, offsets, band, form):
-    """Corrected WCS and its largest approximation error in mas."""
+def _field_of(offsets, band):
+    """The offset field of a band as a function: true position (n,) -> (n, 2), (east, north) arcsec."""
+    center, model = offsets.meta["center"], offsets.meta["model"]
+    return lambda sky: 1e-3 * offset_field.evaluate(model, _geometry.tangent(sky, center), band=band)[0]
+
+
+def _correct(wcs, offsets, band, form, shape=None):
+    """Corrected WCS and its largest approximation error in mas; ``shape`` (ny, nx) where the image is known."""
     if form not in _corrected_wcs.FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, _corrected_wcs.FORMS))}; got {form!r}")
     _check_usable(offsets)
-    center, model = offsets.meta["center"], offsets.meta["model"]
-
-    def at(sky):
-        return 1e-3 * offset_field.evaluate(model, _geometry.tangent(sky, center), band=band)[0]
-
-    new, residual = _corrected_wcs.corrected(wcs, at, form, offsets["sky_centroid"])
+    field = _field_of(offsets, band)
+    new, residual = _corrected_wcs.corrected(wcs, field, form, offsets["sky_centroid"], shape)
     log.info("corrected WCS (%s, %s): largest approximation error %.3f mas", band, form, residual)
     return new, residual
 
@@ -549,23 +588,36 @@ def _append(rows, new, index):
     return rows
 
 
-def _load_rows(path, fingerprint, seed, with_truth):
+def _owner(encoder, pairs, truth, seed):
+    """What a state of `fit` belongs to; pairs are told apart by their number and by the first one's pixel grids."""
+    grids = []
+    for side, band, image in pairs[0].images() if len(pairs) else ():
+        ny, nx = image.data.shape
+        middle = image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2).icrs
+        grids.append(f"{side} {band} {ny} {nx} {middle.ra.deg:.6f} {middle.dec.deg:.6f}")
+    data = hashlib.sha256("\n".join([str(len(pairs)), *grids]).encode()).hexdigest()[:16]
+    return f"{encoder.fingerprint} {seed} {truth is not None} {data}"
+
+
+def _load_rows(path, owner):
     if path is None or not Path(path).exists():
         return {}
     with np.load(path, allow_pickle=False) as stored:
         found = {name: stored[name] for name in stored.files}
-    owner = f"{fingerprint} {seed} {with_truth}"
     if str(found.pop("owner", "")) != owner:
-        raise ValueError(f"checkpoint {Path(path).name!r} is of another encoder, seed or kind of truth: use a new file")
+        raise ValueError(
+            f"checkpoint {Path(path).name!r} is of other pairs, or of another encoder, seed or kind of truth: "
+            "use a new file"
+        )
     return found
 
 
-def _save_rows(path, rows, fingerprint, seed, with_truth):
+def _save_rows(path, rows, owner):
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
     os.close(handle)
     try:
-        np.savez(temporary, owner=f"{fingerprint} {seed} {with_truth}", **rows)
+        np.savez(temporary, owner=owner, **rows)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

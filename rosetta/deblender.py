@@ -8,6 +8,8 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.table import QTable
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from . import _detect
 from ._boundary import planes as planes_of
@@ -16,7 +18,7 @@ from ._head import Head
 from ._measure import fit_band, ground_coord, image_of, source_tokens
 from ._scene import DeblendedScene, shape_columns, source_flags
 from ._stamps import north_up
-from ._truth import iterate_truth, split_by_pair
+from ._truth import split_by_pair, training_parts
 from .core import fit as shape_fit
 from .core import templates
 from .core.mixture import render
@@ -28,7 +30,9 @@ __all__ = ["DeblendedScene", "JEPADeblender"]
 log = logging.getLogger("rosetta")
 
 MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
-COINCIDENT = 0.02  # arcsec: closer positions are one place
+COINCIDENT = 0.02  # arcsec: closer positions, and chains of them, are one place
+NO_LABEL = -1  # what the photometry calls a missing neighbour
+VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # and what they flag
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
 
@@ -62,12 +66,14 @@ class JEPADeblender(Head):
         x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
         sources : `~astropy.coordinates.SkyCoord` or table, optional
             Positions in the space image's frame, or a table with a column ``sky_centroid`` (and, if it
-            has one, ``label``). Light of sources that are not listed is not modelled. None: detect on
-            the space image (inverse-variance ground stack if there is none), then once more on the
-            residuals.
+            has one, ``label``: different integers, none of them -1). Light of sources that are not listed is
+            not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
+            equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
+            is none), then once more on the residuals.
         offsets : `~astropy.table.QTable`, optional
-            From `~rosetta.LearnedAligner`: the ground images are read where it says. Without it, or
-            where it abstained, header positions are used (flag ``UNALIGNED`` where it abstained).
+            From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
+            where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
+            ``UNALIGNED`` where it abstained).
 
         Returns
         -------
@@ -79,7 +85,7 @@ class JEPADeblender(Head):
             If ``x``, ``sources`` or ``offsets`` cannot be used; the message says what to do.
         """
         embedding = self._embedding(x)
-        _check_offsets(offsets)
+        check_offsets(offsets)
         planes = planes_of(embedding.pair)
         ref = _detect.reference(planes)
         found, _ = _detect.segments(ref)
@@ -110,7 +116,7 @@ class JEPADeblender(Head):
             One per pair: ``sky_centroid``, ``mixture`` (K, 6), ``flux_<band>``, as `rosetta.simulate` gives them.
         seed : int
         checkpoint : path-like, optional
-            Where to save the result.
+            File of the training rows of finished pairs: an interrupted run resumes from it.
 
         Returns
         -------
@@ -120,11 +126,12 @@ class JEPADeblender(Head):
         Raises
         ------
         ValueError
-            If there is no truth, or it does not match the pairs.
+            If there is no truth, or it does not match the pairs, or the checkpoint is of something else.
         """
-        parts = [
-            self._training_rows(pair, table) for pair, table in iterate_truth(pairs, truth, ("sky_centroid", "mixture"))
-        ]
+        parts = training_parts(
+            pairs, truth, ("sky_centroid", "mixture"), self._training_rows,
+            owner=f"{self._kind} {self.encoder.fingerprint} {seed}", checkpoint=checkpoint,
+        )
         data, held_out = split_by_pair(parts)
         self._config["token_dim"] = data["tokens"].shape[1] // 2
         self._network = templates.seeded(self._config, seed).to(self._device or "cpu")
@@ -132,8 +139,6 @@ class JEPADeblender(Head):
         log.info("deblender trained: %s", result)
         self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
         self._fingerprint = None
-        if checkpoint is not None:
-            self.save(checkpoint)
         return self
 
     def _training_rows(self, pair, truth):
@@ -182,6 +187,7 @@ class JEPADeblender(Head):
 
     def _propose(self, embedding, planes, ref, found, coord, offsets):
         """Everything known about sources before their shapes are fitted."""
+        coord = coord[_roots(coord)]
         header = ground_coord(coord, offsets)
         base, snr = _classical(ref, found, coord)
         state = _State(coord, header, snr, base, np.full(len(coord), np.nan))
@@ -193,8 +199,8 @@ class JEPADeblender(Head):
 
     def _scene(self, embedding, planes, ref, state, moved, covariance, label, offsets):
         parameters = state.proposal + moved @ shape_fit.DIRECTIONS
-        twin, first = _twins(state.coord)
-        parameters[twin] = parameters[first]
+        root = _roots(state.coord)
+        parameters = parameters[root]
         mixtures = shape_fit.mixtures_of(parameters)
         fits, slopes = {}, []
         for band, plane in planes.items():
@@ -202,9 +208,8 @@ class JEPADeblender(Head):
             fits[band] = fit_band(plane, image, mixtures, _slope(slopes, plane, image, parameters))
         side_of = {band: plane.side for band, plane in planes.items()}
         flags = source_flags(fits, side_of, len(label))
-        flags[np.concatenate([twin, first])] |= int(Flag.DUPLICATE)
-        if offsets is not None and offsets.meta["verdict"] == "abstain":
-            flags |= int(Flag.UNALIGNED)
+        flags[np.bincount(root, minlength=len(root))[root] > 1] |= int(Flag.DUPLICATE)
+        flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
         flags |= embedding.ood_at(state.coord) if len(label) else flags
         ground = [p for p in planes.values() if p.side == "ground"]
         blend_band = max(ground, key=lambda p: p.depth).band if ground else ref.band
@@ -233,6 +238,7 @@ class JEPADeblender(Head):
         table["snr"] = snr
         table["flags"] = flags
         meta = self._provenance_of(embedding, n_source=len(label))
+        meta["deblender"] = "trained" if self._provenance.get("trained") else "untrained"
         meta["blendedness_band"], meta["reference_band"] = blend_band, ref.band
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
         return DeblendedScene(
@@ -257,11 +263,12 @@ class _State:
         return np.clip(0.1 / np.maximum(self.snr, 1.0), 1e-5, 1e-3)
 
 
-def _check_offsets(offsets):
+def check_offsets(offsets):
+    """Refuse what is neither None nor a table from the aligner."""
     if offsets is None:
         return
     meta = getattr(offsets, "meta", None)
-    if meta is None or not {"model", "center", "verdict"} <= set(meta):
+    if meta is None or not {"model", "center", "verdict"} <= set(meta) or meta["verdict"] not in VERDICTS:
         raise ValueError("offsets must be the table that LearnedAligner returns, with its meta: pass it unchanged")
 
 
@@ -275,10 +282,12 @@ def _positions(sources):
                 f"got {type(sources).__name__}"
             )
         if "label" in sources.colnames:
-            label = np.asarray(sources["label"])
-            if len(np.unique(label)) != len(label):
-                raise ValueError("sources has duplicate labels: give every row its own label, or drop the column")
+            label = _labels(sources["label"])
         sources = sources["sky_centroid"]
+        if not isinstance(sources, SkyCoord):
+            raise TypeError(
+                f"sources has a column 'sky_centroid' of type {type(sources).__name__}: make it a SkyCoord"
+            )
     coord = plain_icrs(sources)
     bad = ~(np.isfinite(coord.ra.deg) & np.isfinite(coord.dec.deg))
     if bad.any():
@@ -286,15 +295,35 @@ def _positions(sources):
     return coord, label
 
 
-def _twins(coord):
-    """Rows that coincide with an earlier row, and that row."""
-    if len(coord) < 2:
-        return np.zeros(0, int), np.zeros(0, int)
+def _labels(column):
+    """User-given labels, (n,) int64."""
+    remedy = "give every row its own whole number, or drop the column"
+    if np.any(getattr(column, "mask", False)):
+        raise ValueError(f"sources has rows without a label: {remedy}")
+    label = np.asarray(column)
+    if len(label) == 0:
+        return np.zeros(0, np.int64)
+    if label.dtype.kind not in "iu" or label.ndim != 1:
+        raise TypeError(f"sources has labels of type {label.dtype}: {remedy}")
+    if label.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"sources has labels that do not fit 64 bits with a sign: {remedy}")
+    label = label.astype(np.int64)
+    if len(np.unique(label)) != len(label):
+        raise ValueError(f"sources has duplicate labels: {remedy}")
+    if (label == NO_LABEL).any():
+        raise ValueError(f"sources has the label {NO_LABEL}, which stands for no source in catalogues: {remedy}")
+    return label
+
+
+def _roots(coord):
+    """The first row at each row's place, (n,) int."""
+    n = len(coord)
+    if n < 2:
+        return np.arange(n)
     one, two, _, _ = search_around_sky(coord, coord, COINCIDENT * u.arcsec)
-    first = np.arange(len(coord))
-    np.minimum.at(first, one, two)
-    twin = np.flatnonzero(first < np.arange(len(coord)))
-    return twin, first[twin]
+    _, place = connected_components(sparse.coo_array((np.ones(len(one)), (one, two)), shape=(n, n)), directed=False)
+    _, first = np.unique(place, return_index=True)
+    return first[place]
 
 
 def _join(first, second):
@@ -340,19 +369,17 @@ def _slope(known, plane, image, parameters):
 
 def _fit_shapes(planes, state, start=None, *, iterations):
     """`refine` for all sources; of those in one place only the first is fitted, the others follow it."""
-    twin, first = _twins(state.coord)
-    alone = np.ones(len(state.coord), bool)
-    alone[twin] = False
+    root = _roots(state.coord)
+    alone = root == np.arange(len(root))
     images = _shape_images(planes, state)
-    if len(twin):
+    if not alone.all():
         images = [replace(i, xy=i.xy[alone], jacobian=i.jacobian[alone], share=i.share[alone]) for i in images]
     start = start if start is None else start[alone]
     found, found_covariance = shape_fit.refine(state.proposal[alone], images, start, iterations=iterations)
     moved = np.zeros((len(alone), found.shape[1]))
     covariance = np.zeros((len(alone), *found_covariance.shape[1:]))
     moved[alone], covariance[alone] = found, found_covariance
-    moved[twin], covariance[twin] = moved[first], covariance[first]
-    return moved, covariance
+    return moved[root], covariance[root]
 
 
 def _missed(planes, ref, state, moved):

@@ -10,9 +10,10 @@ from astropy.table import QTable
 from . import _checkpoint
 from ._head import Head
 from ._measure import ground_coord, source_tokens
-from ._truth import iterate_truth, split_by_pair
+from ._truth import split_by_pair, training_parts
 from .core import calibrate
-from .deblender import MATCH, DeblendedScene, JEPADeblender
+from .deblender import MATCH, NO_LABEL, DeblendedScene, JEPADeblender, check_offsets
+from .sky import SkyEmbedding, SkyPair
 
 __all__ = ["EmbeddingPhotometry"]
 
@@ -44,15 +45,21 @@ class EmbeddingPhotometry(Head):
     def _build(config):
         return calibrate.ErrorNet(calibrate.ErrorConfig(**config))
 
+    def __init__(self, encoder=None):
+        super().__init__(encoder)
+        self._helper = None  # (encoder's fingerprint, its deblender), once one was needed
+
     def __call__(self, x, sources, *, offsets=None):
         """Measure a catalogue.
 
         Parameters
         ----------
         x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+            Where ``sources`` is a scene: its embedding, or the pair it was made from.
         sources : `~rosetta.DeblendedScene`, `~astropy.coordinates.SkyCoord` or table
             A scene is measured as it is, with the offsets it remembers. For positions, or a table
-            with ``sky_centroid``, a scene is made first.
+            with ``sky_centroid``, a scene is made first by the bundled deblender, or by an untrained one where
+            the bundled one belongs to another encoder (``meta["rosetta"]["options"]["deblender"]`` says which).
         offsets : `~astropy.table.QTable`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
 
@@ -72,7 +79,8 @@ class EmbeddingPhotometry(Head):
             If an argument cannot be used; the message says what to do.
         """
         if isinstance(sources, DeblendedScene):
-            if offsets is not None and offsets is not sources.offsets:
+            _check_of_scene(x, sources)
+            if offsets is not None and not _same_offsets(offsets, sources.offsets):
                 raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
             scene, embedding = sources, self._embedding(sources.embedding)
         else:
@@ -81,7 +89,7 @@ class EmbeddingPhotometry(Head):
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
             _calibrate(catalog, scene, self._network, _features(scene), _tokens(scene))
-        catalog.meta.update(self._provenance_of(embedding))
+        catalog.meta.update(self._provenance_of(embedding, deblender=scene.meta["deblender"]))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
         return catalog
@@ -97,7 +105,7 @@ class EmbeddingPhotometry(Head):
             One per pair: ``sky_centroid`` and ``flux_<band>``, as `rosetta.simulate` gives them.
         seed : int
         checkpoint : path-like, optional
-            Where to save the result.
+            File of the training rows of finished pairs: an interrupted run resumes from it.
 
         Returns
         -------
@@ -107,11 +115,18 @@ class EmbeddingPhotometry(Head):
         Raises
         ------
         ValueError
-            If there is no truth, it does not match the pairs, or too few sources have a measured flux.
+            If there is no truth, it does not match the pairs, too few sources have a measured flux, or the
+            checkpoint is of something else.
         """
-        deblender, parts = self._deblender(), []
-        for pair, table in iterate_truth(pairs, truth, ("sky_centroid",)):
-            parts.append(_training_rows(deblender(self._embedding(pair)), table))
+        deblender = self._deblender()
+
+        def prepare(pair, table):
+            return _training_rows(deblender(self._embedding(pair)), table)
+
+        parts = training_parts(
+            pairs, truth, ("sky_centroid",), prepare,
+            owner=f"{self._kind} {self.encoder.fingerprint} {deblender.fingerprint} {seed}", checkpoint=checkpoint,
+        )
         data, held_out = split_by_pair(parts)
         for name, rows in (("training", data), ("held-out", held_out)):
             n = int(np.isfinite((rows["flux"] - rows["true"]) / rows["error"]).sum())
@@ -126,19 +141,41 @@ class EmbeddingPhotometry(Head):
         log.info("photometry trained: %s", result)
         self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
         self._fingerprint = None
-        if checkpoint is not None:
-            self.save(checkpoint)
         return self
 
     def _deblender(self):
-        """The deblender of the same encoder."""
-        try:
-            return JEPADeblender.from_pretrained(encoder=self._encoder)
-        except _checkpoint.CheckpointError:
-            raise
-        except (FileNotFoundError, ValueError):  # none is bundled, or it belongs to another encoder
-            log.warning("no bundled deblender belongs to this encoder: templates start from the classical answer")
-            return JEPADeblender(self._encoder)
+        """The bundled deblender, or an untrained one where that belongs to another encoder."""
+        fingerprint = self.encoder.fingerprint
+        if self._helper is None or self._helper[0] != fingerprint:
+            path = _checkpoint.bundled("deblender")
+            if path.is_file() and _checkpoint.read_header(path)["config"].get("encoder") == fingerprint:
+                deblender = JEPADeblender.from_pretrained(encoder=self.encoder, device=self._device)
+            else:
+                log.warning("no bundled deblender belongs to this encoder: templates start from the classical answer")
+                deblender = JEPADeblender(self.encoder)
+            self._helper = fingerprint, deblender
+        return self._helper[1]
+
+
+def _check_of_scene(x, scene):
+    """That ``x`` is what a scene was made from."""
+    if not isinstance(x, (SkyPair, SkyEmbedding)):
+        raise TypeError(f"x must be a SkyPair or a SkyEmbedding, got {type(x).__name__}: give scene.embedding")
+    if x is not scene.embedding and x is not scene.embedding.pair:
+        raise ValueError(
+            "x is not what sources, a DeblendedScene, was made from: give scene.embedding or its pair, or run the "
+            "deblender on x"
+        )
+
+
+def _same_offsets(one, other):
+    """Whether two tables of offsets hold the same solution."""
+    check_offsets(one)
+    if other is None:
+        return False
+    return all(np.all(one.meta.get(name) == other.meta[name]) for name in ("verdict", "model")) and (
+        one.meta["center"].separation(other.meta["center"]).arcsec < 1e-6
+    )
 
 
 def _formal(scene):
@@ -156,7 +193,7 @@ def _formal(scene):
         catalog[f"flux_{band}"] = flux[:, k] * u.nJy
         catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy
     catalog["flux_cov"] = cov * u.nJy**2
-    catalog["neighbor_label"] = np.where(neighbour >= 0, np.append(table["label"], -1)[neighbour], -1)
+    catalog["neighbor_label"] = np.where(neighbour >= 0, np.append(table["label"], NO_LABEL)[neighbour], NO_LABEL)
     for k, band in enumerate(bands):
         catalog[f"neighbor_corr_{band}"] = correlation[:, k]
     for band in bands:

@@ -175,6 +175,44 @@ def test_space_bands_and_one_band_at_a_time():
     assert (np.abs(value - [5.0, -8.0]) < 4 * error).all() and (error < 2.0).all()
 
 
+def test_bands_by_any_name_and_once():
+    ground, space = images(bands=("g", "r"))
+    space["Y_E"] = draw(CENTER, grid_wcs(0.1, dx=0.2), "H_E", scene(1), 77, constant([5.0, -8.0]))
+    pair = SkyPair(ground, space)
+    once = aligner()(pair, bands=["r", "Y_E"])
+    other = aligner()(pair, bands=["r", "Y", "r", "NIR_Y"])
+    assert list(other["band"]) == list(once["band"])
+    np.testing.assert_array_equal(other["d_dec_err"], once["d_dec_err"])
+    assert other.meta["rosetta"]["options"]["bands"] == ["r", "Y_E"]
+    with pytest.raises(ValueError, match="'I_E' cannot be measured against VIS"):
+        aligner()(pair, bands=["r", "I_E"])
+    with pytest.raises(ValueError, match="bands: 5 cannot be measured"):
+        aligner()(pair, bands=["r", 5])
+
+
+def test_coarse_offset_is_of_the_ground_and_says_so():
+    sources = scene(1)
+    stray = np.random.default_rng(0).normal(0, 250.0, sources[0].shape)  # no two sources agree
+    shift = np.array([1500.0, -900.0])
+    ground, space = images(sources=sources, offset=lambda xy: shift + stray)
+    space["H_E"] = draw(CENTER, grid_wcs(0.1, dx=0.2), "H_E", sources, 77, constant([5.0, -8.0]))
+    pair = SkyPair(ground, space)
+    offsets = aligner()(pair)
+    assert offsets.meta["verdict"] == "coarse"
+    on_ground = offsets["band"] != "H_E"
+    assert set(offsets["band"][on_ground]) == {"r", "joint"}
+    for column, true in zip(("d_ra_cosdec", "d_dec"), shift, strict=True):
+        np.testing.assert_allclose(offsets[column][on_ground].value, true, atol=100)
+        assert (offsets[f"{column}_err"][on_ground] == 100 * u.mas).all()
+        assert np.isnan(offsets[column][~on_ground]).all() and np.isnan(offsets[f"{column}_err"][~on_ground]).all()
+    flagged = {flag: offsets["flags"] & int(flag) > 0 for flag in (Flag.COARSE_ALIGNMENT, Flag.UNALIGNED)}
+    np.testing.assert_array_equal(flagged[Flag.COARSE_ALIGNMENT], on_ground)
+    np.testing.assert_array_equal(flagged[Flag.UNALIGNED], ~on_ground)
+    moved = tangent(aligner().align(pair)["r"].wcs.pixel_to_world(9, 9), CENTER)
+    moved = 1e3 * (moved - tangent(ground["r"].wcs.pixel_to_world(9, 9), CENTER))
+    np.testing.assert_allclose(moved[0], shift, atol=100)
+
+
 def refused(ground, space):
     offsets = aligner()(SkyPair(ground, space))
     assert offsets.meta["verdict"] == "abstain" and offsets.meta["reason"]
@@ -231,17 +269,21 @@ def test_trail_in_one_survey_moves_nothing():
     assert (np.abs(value - SHIFT) < 5 * error).all() and (error < 4.0).all()
 
 
-@pytest.mark.parametrize("form, limit", [("tan", 0.02), ("sip", 0.3), ("lookup", 0.02)])
+def header_pixels(wcs, true, offsets, band="joint"):
+    """Pixels of sources of true positions: the header position is the true one less the offset there."""
+    east, north = 1e-3 * evaluate(offsets.meta["model"], tangent(true, offsets.meta["center"]), band=band)[0].T
+    return wcs.world_to_pixel(offset_coord(true, -east, -north))
+
+
+@pytest.mark.parametrize("form, limit", [("tan", 0.02), ("sip", 0.3), ("lookup", 0.03)])
 def test_corrected_wcs_holds_the_field_and_survives_fits(form, limit, tmp_path):
     offsets = offsets_of("shift" if form == "tan" else "curved")
     wcs = grid_wcs(0.2, dx=0.37)
     before = wcs.to_header(relax=True)
     new = aligner().correct_wcs(wcs, offsets, form=form)
     assert wcs.to_header(relax=True) == before
-    x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, 191, 25), np.linspace(0, 191, 25)))
-    sky = wcs.pixel_to_world(x, y)
-    east, north = 1e-3 * evaluate(offsets.meta["model"], tangent(sky, offsets.meta["center"]))[0].T
-    expected = offset_coord(sky, east, north)
+    expected = from_tangent(np.stack(np.meshgrid(*2 * [np.linspace(-19, 19, 25)]), -1), CENTER)
+    x, y = header_pixels(wcs, expected, offsets)
     path = tmp_path / "wcs.fits"
     if form == "lookup":
         hdus = new.to_fits(relax=True)
@@ -261,10 +303,54 @@ def test_tan_keeps_the_sip_terms_of_its_input():
     curved_input = aligner().correct_wcs(wcs, offsets_of("curved"), form="sip")
     new = aligner().correct_wcs(curved_input, offsets_of("shift"), form="tan")
     x, y = np.array([3.0, 100.0, 188.0]), np.array([180.0, 90.0, 5.0])
-    sky = curved_input.pixel_to_world(x, y)
-    meta = offsets_of("shift").meta
-    east, north = 1e-3 * evaluate(meta["model"], tangent(sky, meta["center"]))[0].T
-    assert new.pixel_to_world(x, y).separation(offset_coord(sky, east, north)).mas.max() < 0.05
+    true = new.pixel_to_world(x, y)
+    back = header_pixels(curved_input, true, offsets_of("shift"))
+    assert curved_input.pixel_to_world(*back).separation(curved_input.pixel_to_world(x, y)).mas.max() < 0.05
+
+
+def test_curved_field_on_top_of_a_large_shift():
+    """The field belongs to true positions: several arcsec away from the header's it is another one."""
+    def offset(xy):
+        return [4200.0, -2600.0] + 20 * np.stack([np.sin(xy[:, 0] / 8), np.cos(xy[:, 1] / 8)], -1)
+
+    sources = scene(3, n=120)
+    ground, space = images(offset=offset, sources=sources)
+    wcs = ground["r"].wcs
+    offsets = aligner()(SkyPair(ground, space))
+    xy = sources[0]
+    true = from_tangent(xy, CENTER)
+    new = aligner().correct_wcs(wcs, offsets, form="lookup")
+    # The images' own truth: where a source was drawn must come out where it is.
+    drawn = wcs.world_to_pixel(from_tangent(xy - 1e-3 * offset(xy), CENTER))
+    on_image = (np.abs(np.stack(drawn) - 95.5) < 90).all(0)
+    apart = new.pixel_to_world(*drawn).separation(true).mas[on_image]
+    assert np.median(apart) < 1.5
+    # And far below its errors, the field that was fitted.
+    x, y = (p[on_image] for p in header_pixels(wcs, true, offsets))
+    assert new.pixel_to_world(x, y).separation(true[on_image]).mas.max() < 0.1
+    plane = aligner().field(offsets, wcs, (192, 192))
+    x, y = np.rint(x).astype(int), np.rint(y).astype(int)
+    corrected = offset_coord(wcs.pixel_to_world(x, y), *(1e-3 * plane.data[:, y, x].astype(float)))
+    assert corrected.separation(new.pixel_to_world(x, y)).mas.max() < 0.2
+    # Where nothing tells the size of the image, the sources do, at their places on it.
+    wcs.pixel_shape = None
+    new = aligner().correct_wcs(wcs, offsets, form="lookup")
+    found = offsets["sky_centroid"]
+    assert new.pixel_shape is None
+    assert new.pixel_to_world(*header_pixels(wcs, found, offsets)).separation(found).mas.max() < 0.1
+
+
+def test_the_wcs_is_fitted_over_the_image_at_hand():
+    pair = SkyPair(*images(offset=curved))
+    expected = aligner().align(pair)["r"].meta["alignment"]["wcs_residual_mas"]
+    for shape in ((19200, 19440), None):  # of the mosaic it was cut from; or not known
+        ground, space = images(offset=curved)
+        wcs = ground["r"].wcs.deepcopy()
+        wcs.pixel_shape = shape
+        cut = NDData(ground["r"], wcs=wcs)
+        image = aligner().align(SkyPair({"r": cut}, space))["r"]
+        assert image.wcs.pixel_shape == (192, 192)
+        np.testing.assert_allclose(image.meta["alignment"]["wcs_residual_mas"], expected, rtol=1e-3)
 
 
 def test_any_wcs_can_be_corrected():
@@ -303,7 +389,9 @@ def test_align_and_field():
     offsets = offsets_of("curved")
     plane = aligner().field(offsets, pair.ground["r"].wcs, (192, 192))
     assert plane.data.shape == (2, 192, 192) and plane.unit == u.mas
-    xy = tangent(pair.ground["r"].wcs.pixel_to_world(50.0, 120.0), offsets.meta["center"])
+    header = pair.ground["r"].wcs.pixel_to_world(50.0, 120.0)
+    true = offset_coord(header, *(1e-3 * plane.data[:, 120, 50]))
+    xy = tangent(true, offsets.meta["center"])
     value, cov = evaluate(offsets.meta["model"], xy)
     np.testing.assert_allclose(plane.data[:, 120, 50], value[0], atol=0.1)
     np.testing.assert_allclose(plane.uncertainty.array[:, 120, 50], np.sqrt(np.diag(cov[0])), rtol=0.05)
@@ -333,6 +421,12 @@ def test_bad_arguments():
         aligner().correct_wcs(grid_wcs(0.2), offsets_of(), form="tpv")
     with pytest.raises(TypeError, match="wcs must be an APE-14 WCS"):
         aligner().correct_wcs("header", offsets_of())
+    with pytest.raises(ValueError, match="offsets must be the table that LearnedAligner returns"):
+        aligner().correct_wcs(grid_wcs(0.2), QTable())
+    with pytest.raises(TypeError, match="offsets must be the table that LearnedAligner returns"):
+        aligner().field(None, grid_wcs(0.2), (192, 192))
+    with pytest.raises(TypeError, match="seed"):
+        aligner().fit([pair])
 
 
 class Skies:
@@ -373,6 +467,11 @@ def test_fit_learns_the_scatter(with_truth, tmp_path):
     assert report["loss_with"] < report["loss_without"]
     # A resumed run gives the same head; a saved one answers alike.
     again = LearnedAligner(aligner().encoder).fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows.npz")
+    with pytest.raises(ValueError, match="checkpoint 'rows.npz' is of other pairs"):
+        head.fit(Skies(2), truth and truth[:2], seed=1, checkpoint=tmp_path / "rows.npz")
+    with pytest.raises(ValueError, match="checkpoint 'rows.npz' is of other pairs"):
+        head.fit([Skies(1)[0].cutout(CENTER, 20 * u.arcsec), *3 * [None]][:3], truth, seed=1,
+                 checkpoint=tmp_path / "rows.npz")
     head.save(tmp_path / "aligner.safetensors")
     loaded = LearnedAligner.from_pretrained(tmp_path / "aligner.safetensors", encoder=aligner().encoder, device="cpu")
     pair = Skies(9)[8]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, VarianceUncertainty
-from astropy.table import QTable
-from astropy.wcs import WCS
+from astropy.table import MaskedColumn, QTable
+from astropy.wcs import WCS, Sip
+from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from rosetta import Flag, JEPADeblender, SkyPair
 from rosetta._boundary import planes
 from rosetta._detect import detect
-from rosetta._geometry import from_tangent
+from rosetta._geometry import from_tangent, offset_coord
 from rosetta._measure import sky_weight
 from rosetta.core import templates
 from rosetta.core.mixture import render
@@ -209,6 +210,18 @@ def test_bad_arguments_are_named():
     twice = QTable({"label": [1, 1], "sky_centroid": from_tangent(XY[:2], CENTER)})
     with pytest.raises(ValueError, match="duplicate labels"):
         deblender()(pair, twice)
+    place = from_tangent(XY[:2], CENTER)
+    for label, error, message in (
+        (["a", "b"], TypeError, "sources has labels of type <U1"),
+        ([1.5, 2.5], TypeError, "sources has labels of type float64"),
+        ([-1, 2], ValueError, "sources has the label -1"),
+        (np.array([1, 2**63], np.uint64), ValueError, "do not fit 64 bits"),
+        (MaskedColumn([1, 2], mask=[True, False]), ValueError, "sources has rows without a label"),
+    ):
+        with pytest.raises(error, match=message):
+            deblender()(pair, QTable({"label": label, "sky_centroid": place}))
+    with pytest.raises(TypeError, match="sources has a column 'sky_centroid' of type Longitude: make it a SkyCoord"):
+        deblender()(pair, QTable({"sky_centroid": place.ra}))
     with pytest.raises(ValueError, match="offsets must be the table"):
         deblender()(pair, offsets=QTable())
     with pytest.raises(ValueError, match="band 'q' is not in this scene"):
@@ -219,27 +232,198 @@ def test_bad_arguments_are_named():
         JEPADeblender(deblender().encoder).fit([pair, pair], seed=0)
 
 
-def test_offsets_move_the_ground_and_abstain_flags():
-    meta = {"verdict": "ok", "center": CENTER, "model": {"bands": {}}}
-    moved = make_pair(XY, FLUX, MIXTURES)
-    offsets = QTable(meta={**meta, "verdict": "abstain"})
-    table = deblender()(moved, from_tangent(XY, CENTER), offsets=offsets).to_table()
-    assert np.all(table["flags"] & int(Flag.UNALIGNED))
+@pytest.mark.parametrize(
+    ("verdict", "flag"), [("ok", Flag(0)), ("coarse", Flag.COARSE_ALIGNMENT), ("abstain", Flag.UNALIGNED)]
+)
+def test_verdicts_are_flagged_on_every_row(verdict, flag):
+    table = deblender()(make_pair(XY, FLUX, MIXTURES), offsets=shift_offsets(0.0, 0.0, verdict)).to_table()
+    both = int(Flag.COARSE_ALIGNMENT | Flag.UNALIGNED)
+    assert len(table) == 4 and np.all(table["flags"] & both == int(flag))
+
+
+def shift_offsets(east, north, verdict="ok"):
+    """What the aligner says of a ground frame that (east, north) mas bring onto the space frame."""
+    model = {"kind": "shift", "order": 0, "scale": 1.0, "coefficients": [[east, north]],
+             "coefficient_covariance": np.eye(2).tolist()}
+    return QTable(meta={"verdict": verdict, "center": CENTER, "model": {"version": 1, "bands": {"joint": model}}})
+
+
+def drawn_pair(shift):
+    """Round Gaussians summed up pixel by pixel; the ground headers lack ``shift``, (east, north) arcsec."""
+    xy = np.array([[0.0, 0.0], [1.3, 0.4], [-5.0, 4.0], [5.0, -5.0]])
+    sigma = np.array([0.25, 0.2, 0.3, 0.15])
+    rng, sides = np.random.default_rng(2), {"g": {}, "i": {}, "VIS": {}, "H_E": {}}
+    for band, fwhm in FWHM.items():
+        scale = 0.2 if band in "gi" else 0.1
+        n = round(SIZE / scale)
+        psf_sigma = fwhm / 2.3548
+        column, row = np.meshgrid(np.arange(n), np.arange(n))
+        east, north = -(column - (n - 1) / 2) * scale, (row - (n - 1) / 2) * scale
+        data = rng.normal(0, SIGMA[band], (n, n))
+        for (e, d), flux, s in zip(xy, FLUX, np.hypot(sigma, psf_sigma), strict=True):
+            data += flux * scale**2 / (2 * np.pi * s**2) * np.exp(-0.5 * ((east - e) ** 2 + (north - d) ** 2) / s**2)
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        # Ground header + shift = truth, so the header puts everything ``shift`` short of where it is.
+        header = offset_coord(CENTER, *-np.asarray(shift)) if band in "gi" else CENTER
+        wcs.wcs.crval = [header.ra.deg, header.dec.deg]
+        wcs.wcs.cdelt = [-scale / 3600, scale / 3600]
+        wcs.wcs.crpix = [(n + 1) / 2, (n + 1) / 2]
+        variance = VarianceUncertainty(np.full((n, n), SIGMA[band] ** 2))
+        sides[band] = NDData(data, unit=u.nJy, wcs=wcs, psf=gaussian_psf(fwhm, scale), uncertainty=variance)
+    return xy, SkyPair({b: sides[b] for b in "gi"}, {b: sides[b] for b in ("VIS", "H_E")})
+
+
+def test_offsets_move_the_ground_where_the_light_is():
+    """By an independent drawing, and with the stated sign: the wrong one is as bad as twice the shift."""
+    shift = (0.24, -0.18)
+    xy, pair = drawn_pair(shift)
+    places = from_tangent(xy, CENTER)
+    given = {sign: shift_offsets(sign * 240.0, sign * -180.0) for sign in (1, -1)}
+    bias = {}
+    for name, offsets in (("true", given[1]), ("none", None), ("wrong sign", given[-1])):
+        result = deblender()(pair, places, offsets=offsets)
+        bias[name] = np.concatenate([result.flux(band).value / FLUX - 1 for band in "gi"])
+        print(name, bias[name], result.flux("VIS").value/FLUX)
+    assert np.abs(bias["true"]).max() < 0.04
+    assert bias["none"].mean() < -0.08
+    assert bias["wrong sign"].mean() < bias["none"].mean() - 0.1
+
+
+def test_offsets_of_a_scene_are_its_own():
+    given = shift_offsets(0.0, 0.0)
+    result = deblender()(make_pair(XY, FLUX, MIXTURES), offsets=given)
+    given.meta["model"]["bands"].clear()
+    result.offsets.meta["verdict"] = "abstain"
+    assert result.offsets.meta["verdict"] == "ok" and "joint" in result.offsets.meta["model"]["bands"]
+
+
+@pytest.mark.parametrize("steps", [[0.0, 0.015], [0.03, 0.0, 0.015]], ids=["two", "chain"])
+def test_sources_in_one_place_share_it_equally(steps):
+    star = np.array([3.0, 3.0])
+    places = np.concatenate([[[-4.0, 2.0]], star + np.array([[s, 0.0] for s in steps])])
+    light_there = np.stack([light(0.3), MIXTURES[3]])
+    pair = make_pair(places[[0, 1]], np.array([5000.0, 6000.0]), light_there)
+    result = deblender()(pair, from_tangent(places, CENTER))
+    table = result.to_table()
+    flags = np.asarray(table["flags"])
+    assert np.all(flags[1:] & int(Flag.DUPLICATE)) and not flags[0] & int(Flag.DUPLICATE)
+    assert table["sky_centroid"][1:].separation(table["sky_centroid"][1]).max() < 1e-6 * u.arcsec
+    for band in result.bands:
+        flux = result.flux(band)[1:].value
+        np.testing.assert_allclose(flux, flux[0], rtol=1e-4)
+        assert flux.sum() == pytest.approx(6000, rel=0.05)
+    for row in range(2, len(places)):
+        np.testing.assert_array_equal(result._shape_covariance[row], result._shape_covariance[1])
+        np.testing.assert_array_equal(result.template(result.labels[row]).data, result.template(2).data)
+
+
+def distorted(wcs, n, quadratic):
+    """A WCS with quadratic distortion (pixel^-1) in a form that is not FITS."""
+    wcs = wcs.deepcopy()
+    a, b = np.zeros((3, 3)), np.zeros((3, 3))
+    a[2, 0], b[1, 1] = quadratic, -quadratic
+    wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
+    wcs.sip = Sip(a, b, None, None, wcs.wcs.crpix)
+    wcs.pixel_shape = (n, n)
+    wcs.wcs.set()
+    return HighLevelWCSWrapper(SlicedLowLevelWCS(wcs.low_level_wcs, (slice(0, n), slice(0, n))))
+
+
+@pytest.mark.parametrize("quadratic", [1e-7, 3e-5])
+def test_images_of_other_kinds_of_wcs_say_how_well_theirs_fits(quadratic):
+    plain = make_pair(XY, FLUX, MIXTURES, sides=("space",))
+    space = {}
+    for band, image in plain.space.items():
+        wcs = distorted(image.wcs, len(image.data), quadratic)
+        space[band] = NDData(image.data, unit=u.nJy, wcs=wcs, psf=image.psf, uncertainty=image.uncertainty)
+    result = deblender()(SkyPair(None, space))
+    residual = result.residual("VIS")
+    assert 0 < residual.meta["wcs_residual_mas"] < 5
+    n = len(residual.data)
+    x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, n - 1, 7), np.linspace(0, n - 1, 7)))
+    there = residual.wcs.pixel_to_world(x, y).separation(space["VIS"].wcs.pixel_to_world(x, y)).mas.max()
+    assert there <= residual.meta["wcs_residual_mas"] + 0.1
+    assert (residual.wcs.sip is not None) == (quadratic > 1e-6)  # terms only where they are needed
+    label = result.labels[0]
+    one = result.model(label, "VIS")
+    assert one.meta["wcs_residual_mas"] == residual.meta["wcs_residual_mas"]
+    x0, y0 = one.meta["origin"]
+    assert one.wcs.pixel_to_world(0, 0).separation(residual.wcs.pixel_to_world(x0, y0)) < 0.01 * u.mas
+    assert "wcs_residual_mas" not in scene().residual("VIS").meta  # FITS already
+
+
+class Interrupted:
+    """Pairs that cannot be read beyond the first ``readable``."""
+
+    def __init__(self, pairs, readable):
+        self.pairs, self.readable, self.read = pairs, readable, []
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        if index >= self.readable:
+            raise KeyboardInterrupt
+        self.read.append(index)
+        return self.pairs[index]
+
+
+def known_sky(n):
+    pairs = [make_pair(XY, FLUX, MIXTURES, seed=seed) for seed in range(n)]
+    table = QTable({"sky_centroid": from_tangent(XY, CENTER), "mixture": MIXTURES})
+    for band in FWHM:
+        table[f"flux_{band}"] = FLUX * u.nJy
+    return pairs, [table] * n
+
+
+def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp_path):
+    monkeypatch.setattr(templates, "STEPS", 3)
+    pairs, truths = known_sky(3)
+    pairs[1] = make_pair(np.zeros((1, 2)), np.zeros(1), MIXTURES[:1])  # nothing there: a pair without rows
+    path = tmp_path / "rows"
+    with pytest.raises(KeyboardInterrupt):
+        JEPADeblender(deblender().encoder).fit(Interrupted(pairs, 2), truths, seed=3, checkpoint=path)
+    with open(path, "ab") as file:
+        file.write((10_000).to_bytes(8, "little") + b"killed while writing")
+    rest = Interrupted(pairs, 3)
+    resumed = JEPADeblender(deblender().encoder).fit(rest, truths, seed=3, checkpoint=path)
+    assert rest.read == [2]
+    again = Interrupted(pairs, 0)
+    third = JEPADeblender(deblender().encoder).fit(again, truths, seed=3, checkpoint=path)
+    whole = JEPADeblender(deblender().encoder).fit(pairs, truths, seed=3)
+    assert whole._provenance == resumed._provenance == third._provenance
+    for name, tensor in whole._network.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), resumed._network.state_dict()[name].numpy())
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(templates, "STEPS", 3)
+    pairs, truths = known_sky(2)
+    head, path = JEPADeblender(deblender().encoder), tmp_path / "rows"
+    head.fit(pairs, truths, seed=3, checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="'rows' holds no training rows of this head, encoder and seed"):
+        head.fit(pairs, truths, seed=4, checkpoint=path)
+    other = truths[0][:2]
+    with pytest.raises(ValueError, match=r"'rows' was made with another truth\[1\]"):
+        head.fit(pairs, [truths[0], other], seed=3, checkpoint=path)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-200] + bytes(200))
+    with pytest.raises(ValueError, match="'rows' is damaged"):
+        head.fit(pairs, truths, seed=3, checkpoint=path)
+    with pytest.raises(ValueError, match="its folder does not exist"):
+        head.fit(pairs, truths, seed=3, checkpoint=tmp_path / "no" / "rows")
 
 
 def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
     monkeypatch.setattr(templates, "STEPS", 40)
     monkeypatch.setattr(templates, "BATCH", 16)
     head = JEPADeblender(deblender().encoder)
-    pairs, truths = [], []
-    for seed in range(2):
-        pairs.append(make_pair(XY, FLUX, MIXTURES, seed=seed))
-        table = QTable({"sky_centroid": from_tangent(XY, CENTER), "mixture": MIXTURES})
-        for band in FWHM:
-            table[f"flux_{band}"] = FLUX * u.nJy
-        truths.append(table)
+    pairs, truths = known_sky(2)
     path = tmp_path / "deblender.safetensors"
-    head.fit(pairs, truths, seed=3, checkpoint=path)
+    head.fit(pairs, truths, seed=3)
+    head.save(path)
     again = JEPADeblender.from_pretrained(path, encoder=deblender().encoder, device="cpu")
     one, two = head(pairs[0]), again(pairs[0])
     np.testing.assert_allclose(one.flux("i").value, two.flux("i").value, rtol=1e-6)

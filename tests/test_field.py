@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from rosetta.core.field import evaluate, fit_field, predict_held_out
+from rosetta._band_fields import band_fields
+from rosetta._offsets import BandOffsets
+from rosetta.core.field import evaluate, fit_field, on_top_of, predict_held_out
 
 
 def sources(seed, n=80, sigma=(0.3, 5.0)):
@@ -118,3 +120,70 @@ def test_unknown_band():
     model = {"bands": {"joint": fit_field(xy, noise, cov, model="shift").model}}
     with pytest.raises(ValueError, match="no offset field for band 'q'"):
         evaluate(model, GRID, band="q")
+
+
+def part(band, offset, cov, usable):
+    """What `band_fields` reads of a measurement: offsets (NaN where unusable), errors, which sources count."""
+    nan = np.full(len(offset), np.nan)
+    offset = np.where(usable[:, None], offset, np.nan)
+    return BandOffsets(band, offset, cov, 0 * cov, nan, nan, nan, usable, np.zeros(len(offset), int), True), cov
+
+
+def test_on_top_of_is_the_sum_of_both():
+    xy, noise, cov = sources(13)
+    base = fit_field(xy, smooth(xy, 13) + noise, cov, model="gp")
+    added = fit_field(xy, TRUE["affine"](xy) + noise, cov, model="affine")
+    both = on_top_of(base.model, added)
+    (low, low_cov), (own, own_cov) = evaluate(base.model, GRID), evaluate(added.model, GRID)
+    value, spread = evaluate(json.loads(json.dumps(both.model)), GRID)
+    np.testing.assert_allclose(value, low + own)
+    np.testing.assert_allclose(spread, low_cov + own_cov)
+    assert both.outlier is added.outlier and both.weight is added.weight
+
+
+def test_bands_share_the_curved_field_and_keep_their_own_shift():
+    xy, _, _ = sources(15)
+    rng = np.random.default_rng(15)
+    true = {"g": [8.0, 0.0], "r": [-4.0, 3.0], "H_E": [1.0, -2.0]}
+    sigma = {"g": 6.0, "r": 2.0, "H_E": 1.0, "joint": 1.9}
+    seen = {band: rng.random(len(xy)) < 0.8 for band in sigma}
+    measured = {}
+    for band in sigma:
+        offset = rng.normal(0, sigma[band], xy.shape) + true.get(band, [0.0, 0.0])
+        offset += 0.0 if band == "H_E" else smooth(xy, 15)
+        measured[band] = part(band, offset, np.tile(sigma[band] ** 2 * np.eye(2), (len(xy), 1, 1)), seen[band])
+    side = {"g": "ground", "r": "ground", "H_E": "space"}
+    fits = band_fields(xy, measured, side, "auto")
+    assert set(fits) == set(measured)
+    assert fits["joint"].model["kind"] in ("gp", "affine+gp")
+    base = evaluate(fits["joint"].model, GRID)[0]
+    for band in ("g", "r"):
+        assert fits[band].model["base"] == fits["joint"].model
+        value, spread = evaluate(fits[band].model, GRID)
+        error = np.sqrt(spread[:, [0, 1], [0, 1]])
+        assert (np.abs(value - base - true[band]) < 4 * error).all()
+        assert np.abs((value - smooth(GRID, 15) - true[band]) / error).mean() < 1.5
+    # A space band is on the reference's own frame: the ground's field is none of its business.
+    assert "base" not in fits["H_E"].model
+    np.testing.assert_allclose(evaluate(fits["H_E"].model, GRID)[0], np.tile(true["H_E"], (len(GRID), 1)), atol=0.8)
+    assert all(len(fit.weight) == seen[band].sum() for band, fit in fits.items())
+
+
+def test_the_only_ground_band_is_the_joint_frame():
+    xy, noise, cov = sources(17)
+    every = np.ones(len(xy), bool)
+    measured = {"r": part("r", smooth(xy, 17) + noise, cov, every), "joint": part("joint", 0 * noise, cov, every)}
+    fits = band_fields(xy, measured, {"r": "ground"}, "auto")
+    assert fits["r"] is fits["joint"]
+    assert np.sqrt(np.mean((evaluate(fits["r"].model, GRID)[0] - smooth(GRID, 17)) ** 2)) < 10.0
+
+
+def test_affine_only_where_sources_ask_for_it():
+    xy, noise, cov = sources(19)
+    every = np.ones(len(xy), bool)
+    for kind, wanted in (("shift", "shift"), ("affine", "affine")):
+        measured = {band: part(band, noise, cov, every) for band in ("g", "r", "joint")}
+        measured["H_E"] = part("H_E", TRUE[kind](xy) + noise, cov, every)
+        side = {"g": "ground", "r": "ground", "H_E": "space"}
+        assert band_fields(xy, measured, side, "auto")["H_E"].model["kind"] == wanted
+        assert band_fields(xy, measured, side, "shift")["H_E"].model["kind"] == "shift"

@@ -232,6 +232,7 @@ def test_euclid_region_keeps_the_sky(tmp_path, pv):
     center = whole.wcs.pixel_to_world(30.2, 17.7)
     part = euclid.read(science, rms, flag, center=center, size=(1.1, 2.0) * u.arcsec)
     assert part.shape == (11, 20)
+    assert part.wcs.pixel_shape == (20, 11) and whole.wcs.pixel_shape == whole.shape[::-1]
     x0, y0 = part.meta["origin"]
     np.testing.assert_array_equal(part.data, whole.data[y0 : y0 + 11, x0 : x0 + 20])
     np.testing.assert_array_equal(part.mask, whole.mask[y0 : y0 + 11, x0 : x0 + 20])

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from rosetta import EmbeddingPhotometry, Flag
+from rosetta import EmbeddingPhotometry, Flag, JEPADeblender, _checkpoint
 from rosetta._geometry import from_tangent
 from rosetta.core import calibrate
+from rosetta.core.vit import EncoderConfig
+from rosetta.encoder import CrossSurveyEncoder
 
 # Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
 _spec = importlib.util.spec_from_file_location("deblender_scenes", Path(__file__).with_name("test_deblender.py"))
@@ -98,11 +100,16 @@ def test_training_calibrates_the_errors(monkeypatch, tmp_path):
         truths.append(table)
     head = EmbeddingPhotometry(deblender().encoder)
     monkeypatch.setattr(head, "_deblender", deblender)
-    path = tmp_path / "photometry.safetensors"
-    head.fit(pairs, truths, seed=1, checkpoint=path)
+    path, rows = tmp_path / "photometry.safetensors", tmp_path / "rows"
+    with pytest.raises(KeyboardInterrupt):
+        head.fit(scenes.Interrupted(pairs, 2), truths, seed=1, checkpoint=rows)
+    rest = scenes.Interrupted(pairs, 3)
+    head.fit(rest, truths, seed=1, checkpoint=rows)
+    assert rest.read == [2]
+    head.save(path)
     assert head._provenance["coverage"] == pytest.approx(0.683, abs=0.02)
     again = EmbeddingPhotometry.from_pretrained(path, encoder=deblender().encoder, device="cpu")
-    one, two = (h(pairs[2], scene()) for h in (head, again))
+    one, two = (h(scene().embedding, scene()) for h in (head, again))
     np.testing.assert_allclose(one["flux_err_i"].value, two["flux_err_i"].value, rtol=1e-6)
     assert not np.allclose(one["flux_err_i"].value, catalog()["flux_err_i"].value)
     assert np.all(np.linalg.eigvalsh(one["flux_cov"].value) > 0)
@@ -116,6 +123,58 @@ def test_too_little_truth_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="pairs give 16 training fluxes with truth, at least 30"):
         head.fit(pairs, [truth, truth], seed=0)
     assert not head._provenance.get("trained")
+
+
+def test_a_bundled_deblender_is_used_where_it_belongs_and_never_swallowed(monkeypatch, tmp_path, caplog):
+    """Which one is decided by fingerprints; a damaged file stops the program."""
+    pair, places = make_pair(XY, FLUX, MIXTURES), from_tangent(XY, CENTER)
+    path = tmp_path / "deblender.safetensors"
+    monkeypatch.setattr(_checkpoint, "bundled", lambda kind: tmp_path / f"{kind}.safetensors")
+    used = EmbeddingPhotometry(deblender().encoder)(pair, places)  # none is bundled
+    assert used.meta["rosetta"]["options"]["deblender"] == "untrained" and "no bundled deblender" in caplog.text
+    trained = JEPADeblender(deblender().encoder)
+    trained._provenance = {"trained": True}
+    fingerprint = trained.save(path)
+
+    config = EncoderConfig(dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2)
+    stranger = CrossSurveyEncoder._with_config(config, seed=9, device="cpu")
+    assert EmbeddingPhotometry(stranger)._deblender().fingerprint is None
+    head = EmbeddingPhotometry(deblender().encoder)
+    head._device = "cpu"
+    assert head._deblender().fingerprint == fingerprint
+    assert head._deblender() is head._deblender()  # loaded once
+    assert str(head._deblender()._device) == "cpu"
+
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(_checkpoint.CheckpointError, match="corrupted"):
+        EmbeddingPhotometry(deblender().encoder)(pair, places)
+    monkeypatch.setattr(JEPADeblender, "from_pretrained", lambda **_: int("no number"))
+    trained.save(path)
+    with pytest.raises(ValueError, match="no number"):
+        EmbeddingPhotometry(deblender().encoder)(pair, places)
+
+
+def test_x_must_be_what_the_scene_was_made_from():
+    other = make_pair(XY, FLUX, MIXTURES, seed=7)
+    with pytest.raises(ValueError, match="x is not what sources, a DeblendedScene, was made from: give scene.emb"):
+        photometry()(other, scene())
+    with pytest.raises(ValueError, match="x is not what sources"):
+        photometry()(deblender().encoder(other), scene())
+    with pytest.raises(TypeError, match="x must be a SkyPair or a SkyEmbedding, got NoneType"):
+        photometry()(None, scene())
+    assert len(photometry()(scene().embedding, scene())) == len(scene())
+
+
+def test_a_scenes_own_offsets_may_be_given_again():
+    given = scenes.shift_offsets(20.0, -10.0)
+    pair = make_pair(XY, FLUX, MIXTURES)
+    result = deblender()(pair, offsets=given)
+    for same in (given, given.copy(), result.offsets):
+        assert len(photometry()(pair, result, offsets=same)) == len(result)
+    with pytest.raises(ValueError, match="the scene remembers"):
+        photometry()(pair, result, offsets=scenes.shift_offsets(20.0, -11.0))
+    with pytest.raises(ValueError, match="offsets must be the table"):
+        photometry()(pair, result, offsets=QTable())
 
 
 def test_bad_arguments_are_named():

@@ -74,8 +74,10 @@ def native(hdu, dtype, slices=(slice(None), slice(None))):
     return np.array(hdu.section[slices], dtype=dtype, order="C")
 
 
-def celestial_wcs(header, argument, shift=(0, 0)):
+def celestial_wcs(header, argument, shift=(0, 0), shape=None):
     """The celestial WCS of a header, for an image cut ``shift`` = (x, y) pixels into the file's.
+
+    ``shape`` is (ny, nx) of that image (default: the file's); the WCS remembers it as its ``pixel_shape``.
 
     Raises
     ------
@@ -94,4 +96,6 @@ def celestial_wcs(header, argument, shift=(0, 0)):
             f"{argument}: the header has no two-dimensional celestial WCS "
             f"(CTYPE1={header.get('CTYPE1')!r}, CTYPE2={header.get('CTYPE2')!r})"
         )
+    if shape is not None:
+        wcs.pixel_shape = shape[::-1]
     return wcs

@@ -135,8 +135,8 @@ def _read(science, rms, flag, psf, center, size):
         where = f"science: {path.name}"
         slices = _region(celestial_wcs(header, where), shape, center, size, where)
         origin = (slices[1].start, slices[0].start)
-        wcs = celestial_wcs(header, where, shift=origin)
         data = native(hdu, np.float32, slices)
+        wcs = celestial_wcs(header, where, shift=origin, shape=data.shape)
 
     scale = np.float32(10 ** ((31.4 - magzero) / 2.5))
     mask = ~np.isfinite(data)
