@@ -5,6 +5,8 @@ Every function draws on the axes it is given, or on new ones, and returns them; 
 Images are drawn north up, east left, in arcsec about a stated centre.
 """
 
+from textwrap import fill
+
 import astropy.units as u
 import numpy as np
 from scipy.ndimage import map_coordinates
@@ -279,8 +281,8 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     if offsets.meta["verdict"] != "ok" or not good.any():
         _sky_axes(ax, extent, f"Offsets: {offsets.meta['verdict']}")
         ax.text(
-            0.5, 0.5, offsets.meta["reason"] or "no usable source", transform=ax.transAxes, ha="center", va="center",
-            wrap=True,
+            0.5, 0.5, fill(offsets.meta["reason"] or "no usable source", 36), transform=ax.transAxes,
+            ha="center", va="center",
         )
         return ax
     typical = float(np.median(np.hypot(*offset[good].T)))
