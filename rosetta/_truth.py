@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["split_by_pair", "training_parts"]
+__all__ = ["held_out_pairs", "split_by_pair", "training_parts"]
 
 HELD_OUT = 5  # every fifth pair is held out
 LENGTH = 8  # bytes before each pair's rows in a checkpoint that hold their number of bytes
@@ -113,6 +113,12 @@ def _append(path, mark, part):
         os.fsync(file.fileno())
 
 
+def held_out_pairs(parts):
+    """Numbers of the pairs with rows that never train: every fifth, and the last."""
+    last = len(parts) - 1
+    return [i for i, part in enumerate(parts) if part is not None and (i % HELD_OUT == HELD_OUT - 1 or i == last)]
+
+
 def split_by_pair(parts):
     """Concatenate dicts of arrays into training rows and held-out rows, never splitting a pair.
 
@@ -121,9 +127,9 @@ def split_by_pair(parts):
     ValueError
         If no pair has a source with truth.
     """
-    kept = [(i, part) for i, part in enumerate(parts) if part is not None]
-    held = [part for i, part in kept if i % HELD_OUT == HELD_OUT - 1 or i == len(parts) - 1]
-    train = [part for i, part in kept if not (i % HELD_OUT == HELD_OUT - 1 or i == len(parts) - 1)]
+    out = held_out_pairs(parts)
+    held = [parts[i] for i in out]
+    train = [part for i, part in enumerate(parts) if part is not None and i not in out]
     if not train or not held:
         raise ValueError("truth: too few pairs have a source with truth: check that the tables match the pairs")
     return _join(train), _join(held)

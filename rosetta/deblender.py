@@ -18,7 +18,7 @@ from ._head import Head
 from ._measure import fit_band, ground_coord, image_of, source_tokens
 from ._scene import DeblendedScene, shape_columns, source_flags
 from ._stamps import north_up
-from ._truth import split_by_pair, training_parts
+from ._truth import held_out_pairs, split_by_pair, training_parts
 from .core import fit as shape_fit
 from .core import templates
 from .core.mixture import render
@@ -34,16 +34,19 @@ COINCIDENT = 0.02  # arcsec: closer positions, and chains of them, are one place
 NO_LABEL = -1  # what the photometry calls a missing neighbour
 VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # and what they flag
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
+N_JUDGE = 3  # held-out pairs on which the network must earn its place
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
 
 
 class JEPADeblender(Head):
     """Separates overlapping sources: a template for each, and their models in every band.
 
-    A small network looks at native pixels and at the encoder's frozen tokens and proposes a shape
-    for every source; a few Gauss-Newton steps fit it to the sharpest image and the deepest ground
-    bands, with the proposal as prior; then the fluxes of all overlapping sources are solved together in
-    every band. Untrained, the proposal is an exponential disc with the detection's moments.
+    A proposal is made for the shape of every source; a few Gauss-Newton steps fit it to the sharpest image and
+    the deepest ground bands, with the proposal as prior; then the fluxes of all overlapping sources are solved
+    together in every band. The classical proposal is an exponential disc with the detection's moments. A small
+    network, which looks at native pixels and at the encoder's frozen tokens, makes another, and says how likely a
+    source is a blend. `fit` keeps the network's proposals only if they give better fluxes on held-out sky, after the
+    pixels have had their say (``start`` in the checkpoint's configuration).
 
     Parameters
     ----------
@@ -52,11 +55,11 @@ class JEPADeblender(Head):
     """
 
     _kind = "deblender"
-    _default_config = templates.TemplateConfig().to_dict()
+    _default_config = {**templates.TemplateConfig().to_dict(), "start": "classical"}
 
     @staticmethod
     def _build(config):
-        return templates.TemplateNet(templates.TemplateConfig(**config))
+        return templates.TemplateNet(_sizes(config))
 
     def __call__(self, x, sources=None, *, offsets=None):
         """Deblend a pair.
@@ -134,12 +137,34 @@ class JEPADeblender(Head):
         )
         data, held_out = split_by_pair(parts)
         self._config["token_dim"] = data["tokens"].shape[1] // 2
-        self._network = templates.seeded(self._config, seed).to(self._device or "cpu")
+        self._network = templates.seeded(_sizes(self._config).to_dict(), seed).to(self._device or "cpu")
         result = templates.train(self._network, data, held_out, seed=seed)
-        log.info("deblender trained: %s", result)
         self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
+        errors = self._flux_errors(pairs, truth, held_out_pairs(parts)[:N_JUDGE])
+        self._config["start"] = min(errors, key=errors.get)
+        self._provenance["flux_error"] = errors
+        log.info("deblender trained: %s; shapes start from the %s proposal", self._provenance, self._config["start"])
         self._fingerprint = None
         return self
+
+    def _flux_errors(self, pairs, truth, held_out):
+        """Mean error of well-measured fluxes on held-out pairs from either start; errors above a half count as one."""
+        errors = {"classical": [], "learned": []}
+        for i in held_out:
+            embedding, true = self._embedding(pairs[i]), truth[i]
+            for start, found in errors.items():
+                self._config["start"] = start
+                scene = self(embedding)
+                table = scene.to_table()
+                known = np.asarray(true[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy))
+                owner = _owners(table["sky_centroid"], true["sky_centroid"].icrs, known)
+                for band in scene.bands:
+                    flux = u.Quantity(scene.flux(band), u.nJy).value
+                    sigma = np.sqrt(scene.covariance(band).diagonal())
+                    rows = np.flatnonzero((owner >= 0) & (flux > 10 * sigma))
+                    ratio = flux[rows] / true[f"flux_{band}"].to_value(u.nJy)[owner[rows]]
+                    found.append(np.minimum(np.abs(ratio - 1), 0.5))
+        return {start: float(np.mean(np.concatenate(found))) for start, found in errors.items()}
 
     def _training_rows(self, pair, truth):
         """Network inputs and true light of all detections that have a true source."""
@@ -151,14 +176,9 @@ class JEPADeblender(Head):
         coord = found["sky_centroid"]
         if len(coord) == 0 or len(true) == 0:
             return None
-        # Of several true sources in reach, the detection is the brightest.
         band = f"flux_{ref.band}"
         flux = np.asarray(truth[band].to_value(u.nJy))
-        mine, theirs, _, _ = search_around_sky(coord, true, MATCH * u.arcsec)
-        owner = np.full(len(coord), -1)
-        for i, j in zip(mine, theirs, strict=True):
-            if owner[i] < 0 or flux[j] > flux[owner[i]]:
-                owner[i] = j
+        owner = _owners(coord, true, flux)
         rows = np.flatnonzero(owner >= 0)
         if len(rows) == 0:
             return None
@@ -194,6 +214,8 @@ class JEPADeblender(Head):
         if self._provenance.get("trained") and len(coord):
             inputs = _network_inputs(embedding, planes, ref, state, self._network.config)
             proposal, blend = templates.propose(self._network, base, *inputs)
+            if self._config["start"] == "classical":
+                proposal = base
             return replace(state, proposal=proposal, blend=blend)
         return state
 
@@ -245,6 +267,21 @@ class JEPADeblender(Head):
             embedding=embedding, table=table, parameters=parameters, mixtures=mixtures,
             shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
         )
+
+
+def _sizes(config):
+    """The part of a checkpoint's configuration that builds the network."""
+    return templates.TemplateConfig(**{name: value for name, value in config.items() if name != "start"})
+
+
+def _owners(coord, true, flux):
+    """Row of the brightest true source in reach of each position, or -1: (n,) int."""
+    owner = np.full(len(coord), -1)
+    if len(coord) and len(true):
+        for i, j, *_ in zip(*search_around_sky(coord, true, MATCH * u.arcsec), strict=True):
+            if owner[i] < 0 or flux[j] > flux[owner[i]]:
+                owner[i] = j
+    return owner
 
 
 @dataclass(frozen=True)

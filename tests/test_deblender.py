@@ -388,9 +388,10 @@ def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp
         file.write((10_000).to_bytes(8, "little") + b"killed while writing")
     rest = Interrupted(pairs, 3)
     resumed = JEPADeblender(deblender().encoder).fit(rest, truths, seed=3, checkpoint=path)
-    assert rest.read == [2]
-    again = Interrupted(pairs, 0)
+    assert set(rest.read) == {2}  # the unfinished one, which is also the held-out one that judges
+    again = Interrupted(pairs, 3)
     third = JEPADeblender(deblender().encoder).fit(again, truths, seed=3, checkpoint=path)
+    assert set(again.read) == {2}  # to judge only
     whole = JEPADeblender(deblender().encoder).fit(pairs, truths, seed=3)
     assert whole._provenance == resumed._provenance == third._provenance
     for name, tensor in whole._network.state_dict().items():
@@ -429,3 +430,17 @@ def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
     np.testing.assert_allclose(one.flux("i").value, two.flux("i").value, rtol=1e-6)
     assert np.isfinite(one.to_table()["blend_probability"]).all()
     assert head._provenance["distance"] < head._provenance["distance_classical"]
+
+
+@pytest.mark.parametrize("better", ["classical", "learned"])
+def test_the_network_shapes_only_where_it_earned_it(monkeypatch, tmp_path, better):
+    monkeypatch.setattr(templates, "STEPS", 3)
+    pairs, truths = known_sky(2)
+    plain = deblender()
+    judged = {"classical": 0.1, "learned": 0.2 if better == "classical" else 0.05}
+    monkeypatch.setattr(JEPADeblender, "_flux_errors", lambda *_: judged)
+    head = JEPADeblender(plain.encoder).fit(pairs, truths, seed=3)
+    head.save(tmp_path / "deblender.safetensors")
+    head = JEPADeblender.from_pretrained(tmp_path / "deblender.safetensors", encoder=plain.encoder, device="cpu")
+    flux = [h(pairs[0], from_tangent(XY, CENTER)).flux("VIS").value for h in (head, plain)]
+    assert np.array_equal(*flux) == (better == "classical")
