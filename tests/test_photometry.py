@@ -183,3 +183,22 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="truth has 1 tables for 2 pairs"):
         photometry().fit([None, None], [QTable()], seed=0)
 
+
+
+def test_unmeasured_fluxes_do_not_poison_the_error_network():
+    rng = np.random.default_rng(0)
+    n, n_band = 400, 3
+    true = rng.uniform(10, 1000, (n, n_band))
+    data = {
+        "features": rng.normal(size=(n, n_band, calibrate.N_FEATURE)).astype(np.float32),
+        "tokens": rng.normal(size=(n, 8)).astype(np.float32),
+        "true": true,
+        "error": np.full((n, n_band), 5.0),
+        "flux": true * (1 + 0.2 * rng.normal(size=true.shape)),
+    }
+    data["flux"][::7, 1] = np.nan
+    data["error"][::5, 2] = np.nan
+    network = calibrate.seeded({"token_dim": 4, "width": 8}, 0)
+    calibrate.train(network, data, data, seed=0)
+    extra, scale = calibrate.predict(network, data["features"], data["tokens"])
+    assert np.median(extra) * scale == pytest.approx(0.2, rel=0.25)

@@ -107,7 +107,11 @@ def train(network, data, held_out, *, seed):
     """
     generator = torch.Generator().manual_seed(seed)
     device = network.scale.device
-    tensors = {k: torch.from_numpy(np.asarray(v, np.float32)).to(device) for k, v in data.items()}
+    good = np.isfinite(data["flux"] - data["true"]) & np.isfinite(data["error"]) & (data["error"] > 0)
+    # A NaN that is only left out of the sum still has a NaN gradient: none may enter.
+    safe = {**data, "error": np.where(good, data["error"], 1.0), "good": good}
+    safe |= {name: np.where(good, data[name], 0.0) for name in ("flux", "true")}
+    tensors = {k: torch.from_numpy(np.asarray(v, np.float32)).to(device) for k, v in safe.items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=STEPS)
     network.train()
@@ -119,7 +123,7 @@ def train(network, data, held_out, *, seed):
         pull2 = (part["flux"] - part["true"]) ** 2 / variance
         # Student's t (4 degrees): a few swapped identities must not set the errors of all.
         loss = 0.5 * torch.log(variance) + 2.5 * torch.log1p(pull2 / 4.0)
-        loss = loss[torch.isfinite(loss)].mean()
+        loss = (loss * part["good"]).sum() / part["good"].sum().clamp(min=1)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -131,7 +135,9 @@ def train(network, data, held_out, *, seed):
     formal = residual / held_out["error"]
     pull = residual / np.hypot(held_out["error"], extra * np.abs(held_out["flux"]))
     keep = np.isfinite(pull)
-    scale = float(np.quantile(pull[keep], 0.6827)) if keep.any() else 1.0
+    if not np.isfinite(extra).all() or not keep.any():
+        raise ValueError("pairs: the error network did not train to finite errors: check fluxes and truth for outliers")
+    scale = float(np.quantile(pull[keep], 0.6827))
     network.scale.fill_(scale)
     return {
         "coverage_before": float(np.mean(formal[keep] < 1.0)),
