@@ -17,6 +17,7 @@ from astropy.table import QTable
 from astropy.utils.console import ProgressBar
 from safetensors.numpy import save
 
+from .._geometry import from_tangent
 from ..surveys import EUCLID, RUBIN
 from .mixtures import half_light_radii, moments, scene_mixtures
 from .population import FAMILIES, draw_scene
@@ -225,10 +226,10 @@ def truth_table(scene, centre, surveys, reference, half_size, offset):
     """
     inside = np.flatnonzero((np.abs(scene.east) < half_size) & (np.abs(scene.north) < half_size))
     mixture = scene_mixtures(scene, reference)[inside]
-    xi, eta = np.radians(scene.east[inside] / 3600), np.radians(scene.north[inside] / 3600)
     table = QTable()
     table["label"] = np.arange(1, inside.size + 1)
-    table["sky_centroid"] = from_tangent(centre, xi, eta)
+    offsets = np.stack([scene.east[inside], scene.north[inside]], axis=-1)
+    table["sky_centroid"] = from_tangent(offsets, centre)
     flux = scene.source_flux[inside]
     names = [band for survey in surveys for band in survey.band_names]
     for name, column in zip(names, flux.T):
@@ -243,27 +244,6 @@ def truth_table(scene, centre, surveys, reference, half_size, offset):
     table["d_ra_cosdec"], table["d_dec"] = offset[inside].T * u.mas
     table["mixture"] = mixture.astype(np.float32)
     return table
-
-
-def from_tangent(centre, xi, eta):
-    """Sky positions of gnomonic coordinates.
-
-    Parameters
-    ----------
-    centre : `~astropy.coordinates.SkyCoord`
-        The tangent point.
-    xi, eta : `~numpy.ndarray`
-        To the east and to the north, radians.
-
-    Returns
-    -------
-    `~astropy.coordinates.SkyCoord`
-    """
-    ra0, dec0 = centre.icrs.ra.rad, centre.icrs.dec.rad
-    down = np.cos(dec0) - eta * np.sin(dec0)
-    ra = ra0 + np.arctan2(xi, down)
-    dec = np.arctan2(np.sin(dec0) + eta * np.cos(dec0), np.hypot(xi, down))
-    return SkyCoord(ra % (2 * np.pi), dec, unit="rad")
 
 
 def _local_density(scene, inside, radius=10.0):
