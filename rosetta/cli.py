@@ -130,10 +130,14 @@ def _parser():
     pretrain.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .safetensors")
     pretrain.add_argument("--max-minutes", type=float, metavar="M", help="stop after M minutes of wall-clock time")
     pretrain.add_argument("--steps", type=int, metavar="N", help="stop after N steps")
+    pretrain.add_argument(
+        "--batch", type=int, default=96, metavar="N",
+        help="windows of 12.8 arcsec in a step, and a sixth as many of 38.4; default: 96, for a CPU",
+    )
     pretrain.add_argument("--seed", type=int, default=0, help="default: 0")
     pretrain.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
 
-    head = command("train-head", _train_head, "train one head on the frozen encoder")
+    head = command("train-head", _train_head, "train one head on the frozen encoder; resumes where it stopped")
     head.add_argument("kind", choices=tuple(HEADS))
     head.add_argument("--data", required=True, metavar="DIR", help="tiles written by rosetta simulate")
     head.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .safetensors")
@@ -384,14 +388,18 @@ def _pretrain(arguments):
     path = _checkpoint_path(arguments.output)
     if arguments.steps is None and arguments.max_minutes is None:
         raise ValueError("no end: give --steps N, --max-minutes M, or both (whichever comes first)")
+    if arguments.batch < 12:
+        raise ValueError(f"--batch is {arguments.batch}: use 12 or more, so that two windows of 38.4 arcsec make a step")
     from . import CrossSurveyEncoder
     from .core.training import TrainConfig, TrainingError
     from .simulate import TrainingSet
 
     pairs = TrainingSet(arguments.data)
     validation = TrainingSet(arguments.validation) if arguments.validation else None
+    batch = {12.8: arguments.batch, 38.4: arguments.batch // 6}
     config = TrainConfig(
-        steps=arguments.steps, max_minutes=arguments.max_minutes, seed=arguments.seed, log_every=LOG_EVERY
+        steps=arguments.steps, max_minutes=arguments.max_minutes, seed=arguments.seed, log_every=LOG_EVERY,
+        phases=tuple((share, window, batch[window]) for share, window, _ in TrainConfig.phases),
     )
     state = path.with_name(f"{path.name}.state")
     encoder = CrossSurveyEncoder(seed=arguments.seed, device=arguments.device)
@@ -462,9 +470,10 @@ def _train_head(arguments):
     pairs = ObservedSet(arguments.data, seed=arguments.seed)
     module, name = HEADS[arguments.kind]
     head = getattr(import_module(f"rosetta.{module}"), name)(encoder)
-    print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles", flush=True)
+    state = path.with_name(f"{path.name}.state")
+    print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles; training state in {state}", flush=True)
     start = time.perf_counter()
-    head.fit(_Counted(pairs, start), pairs.truth, seed=arguments.seed)
+    head.fit(_Counted(pairs, start), pairs.truth, seed=arguments.seed, checkpoint=state)
     print(f"Wrote {path}: {arguments.kind} {head.save(path)}, {(time.perf_counter() - start) / 60:.1f} min")
 
 

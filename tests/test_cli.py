@@ -235,6 +235,7 @@ def test_training_refusals(capsys, tmp_path):
     file = tmp_path / "a.safetensors"
     assert "no end: give --steps" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file)
     assert "manifest.json" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1")
+    assert "--batch is 6" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1", "--batch", "6")
     assert not list(tmp_path.iterdir())
 
 

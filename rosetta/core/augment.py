@@ -5,7 +5,7 @@ Everything is drawn from the seed and the step number, so a training can be resu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,10 @@ class Tile:
     def side(self, name):
         """The `TileSide` called "ground" or "space"."""
         return self.ground if name == "ground" else self.space
+
+    def to(self, device):
+        """The same tile with its pixels on another device."""
+        return Tile(*(replace(side, pixels=side.pixels.to(device)) for side in (self.ground, self.space)))
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,11 @@ class Windows:
     def __init__(self, tiles, conditions=CONDITIONS, device="cpu"):
         if not len(tiles):
             raise ValueError("tiles is empty: give at least one tile")
-        self.tiles = tiles
         self.conditions = conditions
         self.device = torch.device(device)
         self.mix = {side: torch.eye(len(conditions[side].depth)) for side in SIDES}
         self.maps = [_source_map(tile) for tile in tiles]
+        self.tiles = [tile.to(self.device) for tile in tiles]  # cut, turned and observed there
 
     def batch(self, window, n, seed, step):
         """Draw ``n`` windows.

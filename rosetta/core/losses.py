@@ -125,7 +125,7 @@ class Objective(nn.Module):
     n_band : dict
         Number of bands of each side.
     weights : dict
-        Weight of each of the four terms.
+        Weight of each term; one that is left out is not computed.
     """
 
     def __init__(self, config, n_band, weights):
@@ -159,32 +159,39 @@ class Objective(nn.Module):
             Per side, (n_batch, proj_dim), detached.
         """
         seen = {side: encoder(side, batch.views[side]) for side in SIDES}
-        scale = self.log_scale.clamp(*_SCALE_RANGE)
-        terms = {"match": nt_xent(seen["ground"][2], seen["space"][2], scale, batch.same)}
-        own, cross, latent = [], [], []
-        for side, other in (SIDES, SIDES[::-1]):
-            tokens, cls, embedding = seen[side]
-            source = seen[other]
+        terms = {"match": self.match(seen["ground"][2], seen["space"][2], batch.same)}
+        terms |= self.dense(encoder, predictor, seen, batch)
+        loss = sum(self.weights[name] * term for name, term in terms.items())
+        embeddings = {side: seen[side][2].detach() for side in SIDES}
+        return loss, {name: term.detach() for name, term in terms.items()}, embeddings
+
+    def match(self, ground, space, same):
+        """`nt_xent` at the learned temperature."""
+        return nt_xent(ground, space, self.log_scale.clamp(*_SCALE_RANGE), same)
+
+    def dense(self, encoder, predictor, seen, batch):
+        """The terms that look at tokens, mean of both sides (dict)."""
+        parts = {name: [] for name in ("own", "cross", "latent") if name in self.weights}
+        for side, other in (SIDES, SIDES[::-1]) if parts else ():
+            tokens, _, embedding = seen[side]
             view = batch.views[side]
             clean = patches(batch.clean[side], self.patch)
             weight = information(clean)
             target = clean.flatten(2) @ getattr(self, f"target_{side}")  # (n_batch, n_token, 64)
-            predicted, predicted_cls = predictor(
-                source[0], source[1], batch.views[other].positions, side, view.positions, conditions(view)
-            )
-            own.append(_unexplained(self.own[side](tokens).float(), target, weight))
-            cross.append(_unexplained(self.cross[side](predicted).float(), target, weight))
-            distance = F.smooth_l1_loss(predicted, tokens.detach(), reduction="none").mean(-1)
-            predicted_embedding = encoder.project(predicted_cls)
-            away = 1 - (predicted_embedding * embedding.detach()).sum(-1)
-            latent.append((weight * distance).mean() + away.mean())
-        terms |= {
-            name: torch.stack(term).mean()
-            for name, term in (("own", own), ("cross", cross), ("latent", latent))
-        }
-        loss = sum(self.weights[name] * term for name, term in terms.items())
-        embeddings = {side: seen[side][2].detach() for side in SIDES}
-        return loss, {name: term.detach() for name, term in terms.items()}, embeddings
+            if "own" in parts:
+                parts["own"].append(_unexplained(self.own[side](tokens).float(), target, weight))
+            if not parts.keys() - {"own"}:
+                continue
+            source, positions = seen[other], batch.views[other].positions
+            asked = (side, view.positions, conditions(view))
+            predicted, predicted_cls = predictor(source[0], source[1], positions, *asked)
+            if "cross" in parts:
+                parts["cross"].append(_unexplained(self.cross[side](predicted).float(), target, weight))
+            if "latent" in parts:
+                distance = F.smooth_l1_loss(predicted, tokens.detach(), reduction="none").mean(-1)
+                away = 1 - (encoder.project(predicted_cls) * embedding.detach()).sum(-1)
+                parts["latent"].append((weight * distance).mean() + away.mean())
+        return {name: torch.stack(part).mean() for name, part in parts.items()}
 
     def temperature(self):
         """The temperature in use (float)."""

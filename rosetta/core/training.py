@@ -155,7 +155,10 @@ class TrainResult:
     metrics: tuple
 
 
-def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, conditions=CONDITIONS):
+def train(
+    encoder, predictor, tiles, config, *,
+    checkpoint=None, callback=None, conditions=CONDITIONS, objective=Objective,
+):
     """Train the encoder and predictor in place.
 
     Parameters
@@ -174,6 +177,8 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
         window, progress, elapsed.
     conditions : dict of `~rosetta.core.augment.Conditions`
         Per side.
+    objective : type
+        `~rosetta.core.losses.Objective` or a class derived from it.
 
     Returns
     -------
@@ -191,7 +196,7 @@ def train(encoder, predictor, tiles, config, *, checkpoint=None, callback=None, 
     n_band = {side: len(conditions[side].depth) for side in SIDES}
     with torch.random.fork_rng(devices=[]):  # the readouts follow the seed, and the caller's stream is left alone
         torch.manual_seed(config.seed)
-        objective = Objective(encoder.config, n_band, config.weights).to(device)
+        objective = objective(encoder.config, n_band, config.weights).to(device)
     model = nn.ModuleDict({"encoder": encoder, "predictor": predictor, "objective": objective}).train()
     optimizer = _optimizer(model, config)
     step, elapsed, seen = 0, 0.0, 0
@@ -332,8 +337,8 @@ def _save_state(path, model, optimizer, identity, step, elapsed, seen):
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[name] = parameter.detach()
-        for key in _ADAM:
-            tensors[f"{key}.{name}"] = optimizer.state[parameter][key]
+        # A parameter that no term of the objective reads has no state.
+        tensors |= {f"{key}.{name}": optimizer.state[parameter][key] for key in _ADAM if parameter in optimizer.state}
     meta = {"format": STATE_FORMAT, "step": step, "elapsed": elapsed, "seen": seen, **identity}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -369,6 +374,8 @@ def _load_state(path, model, optimizer, identity):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
+            if f"{_ADAM[0]}.{name}" not in tensors:
+                continue
             optimizer.state[parameter] = {"step": torch.tensor(float(meta["step"]))} | {
                 key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM
             }
