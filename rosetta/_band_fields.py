@@ -10,7 +10,7 @@ _MARGIN = 3.0  # nats of held-out likelihood by which an affine field must beat 
 _MIN_AFFINE = 12  # sources
 
 
-def band_fields(xy, measured, side, model):
+def band_fields(xy, measured, side, scatter, model):
     """Fit the fields of all bands.
 
     Parameters
@@ -21,6 +21,8 @@ def band_fields(xy, measured, side, model):
         Band (or "joint") -> (`~rosetta._offsets.BandOffsets`, covariance (n, 2, 2) in mas^2).
     side : dict
         Band -> "ground" or "space".
+    scatter : dict
+        Band (or "joint") -> (n, n_component) shapes of what the sources may stray by; their sizes are fitted.
     model : str
         As for `~rosetta.core.field.fit_field`; rules the joint field. A ground band has that field plus a shift (or
         an affine one), and a space band a shift (or an affine one), as its frame is the reference's own.
@@ -34,10 +36,8 @@ def band_fields(xy, measured, side, model):
     ground = [band for band in measured if side.get(band) == "ground"]
     if "joint" in measured:
         part, cov = measured["joint"]
-        if len(ground) == 1:  # the one frame there is, weighed with that band's errors
-            part, cov = measured[ground[0]]
         use = part.usable
-        fits["joint"] = field.fit_field(xy[use], part.offset[use], cov[use], model=model)
+        fits["joint"] = field.fit_field(xy[use], part.offset[use], cov[use], scatter=scatter["joint"][use], model=model)
     for band, (part, cov) in measured.items():
         use = part.usable
         if band == "joint":
@@ -46,17 +46,17 @@ def band_fields(xy, measured, side, model):
             fits[band] = fits["joint"]
         elif side[band] == "ground":
             base = fits["joint"].model
-            rest = part.offset[use] - field.evaluate(base, xy[use])[0]
-            fits[band] = field.on_top_of(base, _low_order(xy[use], rest, cov[use], model))
+            rest = part.offset[use] - field.evaluate(base, xy[use], covariance=False)[0]
+            fits[band] = field.on_top_of(base, _low_order(xy[use], rest, cov[use], scatter[band][use], model))
         else:
-            fits[band] = _low_order(xy[use], part.offset[use], cov[use], model)
+            fits[band] = _low_order(xy[use], part.offset[use], cov[use], scatter[band][use], model)
     return fits
 
 
-def _low_order(xy, offset, cov, model):
+def _low_order(xy, offset, cov, scatter, model):
     """A shift, or an affine field where left-out sources clearly ask for it."""
-    shift = field.fit_field(xy, offset, cov, model="shift")
+    shift = field.fit_field(xy, offset, cov, scatter=scatter, model="shift")
     if model == "shift" or len(xy) < _MIN_AFFINE:
         return shift
-    affine = field.fit_field(xy, offset, cov, model="affine")
+    affine = field.fit_field(xy, offset, cov, scatter=scatter, model="affine")
     return affine if (affine.score - shift.score) * len(xy) > _MARGIN else shift

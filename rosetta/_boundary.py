@@ -4,13 +4,15 @@
 Sky positions stay float64 and leave here as offsets in arcsec from a stated centre, never as coordinates.
 """
 
+import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import astropy.units as u
 import numpy as np
 import torch
+from astropy.nddata import NDData, VarianceUncertainty
 from scipy import sparse
 from scipy.interpolate import RectBivariateSpline
 
@@ -19,6 +21,7 @@ from .core.augment import Tile, TileSide
 from .core.moments import adaptive_moments, fourier_shift, half_maximum_width
 from .core.vit import View, conditions
 from .flags import Flag
+from .sky import slice_wcs
 
 log = logging.getLogger("rosetta")
 
@@ -26,13 +29,15 @@ PATCH = 16  # native pixels per token side
 PIXEL = {"ground": 0.2, "space": 0.1}  # arcsec; the grids the encoder was built for
 OVERLAP = 12.8  # arcsec shared by neighbouring windows
 STEP = 3.2  # arcsec; windows are multiples of one ground token
+FAR = 1e6  # pixels
+DEPTH_PIXELS = 2**20  # a depth is measured on at most about as many
 SLACK = 0.8  # arcsec; a rim this narrow is not worth a window: two grids of one field differ in phase
 
 
 # ---------------------------------------------------------------------------- one image
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One band, stripped to arrays; the WCS is asked only through the methods.
+    """One band, stripped to arrays when they are asked for; the WCS is asked only through the methods.
 
     ``data`` and ``variance`` are float32 (ny, nx) in nJy and nJy^2; invalid pixels hold 0 and infinity.
     ``psf`` is float64, centred on its adaptive-moment centroid.
@@ -40,13 +45,50 @@ class Plane:
 
     band: str
     side: str
-    data: np.ndarray
-    variance: np.ndarray
-    valid: np.ndarray
+    image: object  # NDData of a SkyPair
     psf: np.ndarray
     wcs: object
     wavelength: float  # nm
     flags: Flag
+
+    @property
+    def shape(self):
+        """(ny, nx)."""
+        return self.image.data.shape
+
+    @cached_property
+    def valid(self):
+        """(ny, nx) bool."""
+        return ~self.image.mask
+
+    @cached_property
+    def data(self):
+        """(ny, nx) float32."""
+        return np.where(self.image.mask, np.float32(0), self.image.data)
+
+    @cached_property
+    def variance(self):
+        """(ny, nx) float32."""
+        return np.where(self.image.mask, np.float32(np.inf), self.image.uncertainty.array)
+
+    def cut(self, bounds):
+        """The plane on the pixels ``(y0, y1, x0, x1)`` of the image.
+
+        It keeps the figures of the whole image: ``depth``, ``fwhm`` and ``pixel_scale``.
+        """
+        y0, y1, x0, x1 = bounds
+        window = (slice(y0, y1), slice(x0, x1))
+        noise = VarianceUncertainty(self.image.uncertainty.array[window], copy=False)
+        image = NDData(self.image.data[window], uncertainty=noise, mask=self.image.mask[window])
+        piece = replace(self, image=image, wcs=slice_wcs(self.wcs, window))
+        piece.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
+        return piece
+
+    def with_pixels(self, data, variance):
+        """The plane with other pixels on the same grid."""
+        other = copy.copy(self)
+        other.__dict__.update(data=data, variance=variance, valid=np.isfinite(variance))
+        return other
 
     def sky_to_pixel(self, coord):
         """0-based pixel positions (x, y), float64 arrays of shape (n,)."""
@@ -66,10 +108,17 @@ class Plane:
         east, west, north, south = (np.stack(self.sky_to_pixel(offset_coord(coord, *m)), -1) for m in moved)
         return np.stack([(east - west) / (2 * step), (north - south) / (2 * step)], -1)
 
+    def place(self, coord):
+        """Pixel positions (n, 2) and `jacobian` of sources; one that the WCS cannot place is put far away."""
+        xy, jacobian = np.stack(self.sky_to_pixel(coord), -1), self.jacobian(coord)
+        lost = ~(np.isfinite(xy).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2)) & (np.abs(xy) < FAR).all(axis=1))
+        xy[lost], jacobian[lost] = -FAR, np.eye(2)
+        return xy, jacobian
+
     @cached_property
     def center(self):
         """Sky position of the image centre."""
-        ny, nx = self.data.shape
+        ny, nx = self.shape
         return self.pixel_to_sky((nx - 1) / 2, (ny - 1) / 2)
 
     @cached_property
@@ -90,7 +139,9 @@ class Plane:
     @cached_property
     def depth(self):
         """5-sigma point-source depth, AB: matched filter with the PSF and the median pixel noise."""
-        sigma = np.sqrt(np.median(self.variance[self.valid]))
+        step = max(1, int(np.sqrt(self.image.data.size / DEPTH_PIXELS)))
+        variance, mask = (a[::step, ::step] for a in (self.image.uncertainty.array, self.image.mask))
+        sigma = np.sqrt(np.median(variance[~mask]))
         return float(31.4 - 2.5 * np.log10(5 * sigma / np.sqrt((self.psf**2).sum())))
 
 
@@ -99,7 +150,6 @@ def planes(pair):
     result = {}
     for side, name, image in pair.images():
         band = pair.survey(side)[name]
-        valid = ~image.mask
         flags = pair.flags[name]
         psf = image.psf
         if psf is None:
@@ -107,9 +157,7 @@ def planes(pair):
         plane = Plane(
             band=name,
             side=side,
-            data=np.where(valid, image.data, np.float32(0)),
-            variance=np.where(valid, image.uncertainty.array, np.float32(np.inf)),
-            valid=valid,
+            image=image,
             psf=np.empty(0),
             wcs=image.wcs,
             wavelength=band.pivot.to_value(u.nm),
@@ -142,17 +190,23 @@ def _centred(psf):
 
 
 # ---------------------------------------------------------------------------- windows for the encoder
-def window_grid(plane_list, window):
-    """Centres of the windows that cover the images: `~astropy.coordinates.SkyCoord`, shape (n_window,)."""
+def extent(plane_list):
+    """Tangent point, and the lowest and highest (east, north) offsets in arcsec of all images: (2,) each."""
     center = plane_list[-1].center  # the space side comes last: its frame is the reference
     edges = []
     for plane in plane_list:
-        ny, nx = plane.data.shape
+        ny, nx = plane.shape
         x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, 9), np.linspace(-0.5, ny - 0.5, 9))
         edges.append(tangent(plane.pixel_to_sky(x.ravel(), y.ravel()), center))
     edges = np.concatenate(edges)
+    return center, edges.min(0), edges.max(0)
+
+
+def window_grid(plane_list, window):
+    """Centres of the windows that cover the images: `~astropy.coordinates.SkyCoord`, shape (n_window,)."""
+    center, lowest, highest = extent(plane_list)
     axes = []
-    for low, high in zip(edges.min(0), edges.max(0), strict=True):
+    for low, high in zip(lowest, highest, strict=True):
         step = window - min(OVERLAP, window / 2)
         n = max(1, int(np.ceil((high - low - window - SLACK) / step)) + 1)
         axes.append((low + high) / 2 + (np.arange(n) - (n - 1) / 2) * step)
@@ -162,7 +216,7 @@ def window_grid(plane_list, window):
 
 def fitting_window(plane_list, largest):
     """The smallest allowed window (arcsec) that covers the images, at most ``largest``."""
-    extent = max(max(plane.data.shape) * plane.pixel_scale for plane in plane_list)
+    extent = max(max(plane.shape) * plane.pixel_scale for plane in plane_list)
     return min(largest, max(12.8, STEP * np.ceil((extent - SLACK) / STEP)))
 
 
@@ -239,9 +293,9 @@ def _is_native(plane, scale):
 def _same_grid(plane, other):
     if plane is other:
         return True
-    if plane.data.shape != other.data.shape:
+    if plane.shape != other.shape:
         return False
-    ny, nx = plane.data.shape
+    ny, nx = plane.shape
     x, y = np.array([0.0, nx - 1, 0, nx - 1]), np.array([0.0, 0, ny - 1, ny - 1])
     xo, yo = plane.sky_to_pixel(other.pixel_to_sky(x, y))
     return max(np.abs(xo - x).max(), np.abs(yo - y).max()) < 0.01
@@ -286,12 +340,13 @@ def _crop(plane, corner, n):
     """Whole-pixel crop; outside the image is invalid."""
     flux, variance = np.zeros((n, n), np.float32), np.full((n, n), np.inf, np.float32)
     good = np.zeros((n, n), bool)
-    ny, nx = plane.data.shape
+    ny, nx = plane.shape
     x0, y0 = corner
     xs, ys = slice(max(x0, 0), min(x0 + n, nx)), slice(max(y0, 0), min(y0 + n, ny))
     if xs.stop > xs.start and ys.stop > ys.start:
         into = (slice(ys.start - y0, ys.stop - y0), slice(xs.start - x0, xs.stop - x0))
-        flux[into], variance[into], good[into] = plane.data[ys, xs], plane.variance[ys, xs], plane.valid[ys, xs]
+        piece = plane.cut((ys.start, ys.stop, xs.start, xs.stop))
+        flux[into], variance[into], good[into] = piece.data, piece.variance, piece.valid
     return flux, variance, good
 
 
@@ -310,7 +365,7 @@ def _resample(plane, grid):
     x = RectBivariateSpline(nodes, nodes, xn)(fine, fine)  # (n k, n k)
     y = RectBivariateSpline(nodes, nodes, yn)(fine, fine)
     area = (scale / plane.pixel_scale) ** 2
-    ny, nx = plane.data.shape
+    ny, nx = plane.shape
     out = np.broadcast_to((np.arange(n * k) // k)[:, None] * n + (np.arange(n * k) // k)[None, :], x.shape).ravel()
     x, y = x.ravel(), y.ravel()
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -412,7 +467,7 @@ def _training_tile(pair, index):
 
 def _affine(plane, center, where):
     """Tangent-plane (east, north) arcsec -> pixel (x, y), as a (2, 3) float64 matrix."""
-    ny, nx = plane.data.shape
+    ny, nx = plane.shape
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, nx - 1, 5), np.linspace(0, ny - 1, 5)))
     design = np.column_stack([tangent(plane.pixel_to_sky(x, y), center), np.ones(len(x))])
     pixels = np.column_stack([x, y])

@@ -64,19 +64,23 @@ def reference(planes, band=None):
     `Reference`
     """
     if band is None:
-        space = [p for p in planes.values() if p.side == "space"]
-        if not space:
+        band = reference_band(planes)
+        if planes[band].side == "ground":
             return _stack(list(planes.values()))
-        # Of equally sharp bands the deepest; half a pixel's width decides nothing.
-        band = min(space, key=lambda p: p.fwhm).band
     plane = planes[band]
     return Reference(band, plane.side, plane.data, plane.variance, plane.fwhm, plane)
+
+
+def reference_band(planes):
+    """The sharpest space band, else the sharpest ground band."""
+    # Of equally sharp bands the deepest; half a pixel's width decides nothing.
+    return min(planes.values(), key=lambda p: (p.side == "ground", p.fwhm)).band
 
 
 def _stack(planes):
     """Inverse-variance stack, for a flat spectrum, on the grid of the sharpest plane."""
     first = min(planes, key=lambda p: p.fwhm)
-    weight, total = np.zeros(first.data.shape), np.zeros(first.data.shape)
+    weight, total = np.zeros(first.shape), np.zeros(first.shape)
     widths, depths = [], []
     for plane in planes:
         data, variance = (plane.data, plane.variance) if plane is first else _on_grid(plane, first)
@@ -94,7 +98,7 @@ def _stack(planes):
 
 def _on_grid(plane, target):
     """Data and variance of a plane at the pixels of another, bilinear; good enough to find sources."""
-    ny, nx = target.data.shape
+    ny, nx = target.shape
     # A WCS is smooth: ask it on a coarse grid.
     yc, xc = np.linspace(0, ny - 1, 17), np.linspace(0, nx - 1, 17)
     grid = np.meshgrid(yc, xc, indexing="ij")
@@ -102,7 +106,8 @@ def _on_grid(plane, target):
     rows = np.arange(ny) / max(ny - 1, 1) * 16
     cols = np.arange(nx) / max(nx - 1, 1) * 16
     where = np.meshgrid(rows, cols, indexing="ij")
-    y, x = (ndimage.map_coordinates(v.reshape(17, 17), where, order=1) for v in (y, x))
+    # Rounded, or the border row of an equal grid falls a hair outside.
+    y, x = (np.round(ndimage.map_coordinates(v.reshape(17, 17), where, order=1), 6) for v in (y, x))
     scale = (target.pixel_scale / plane.pixel_scale) ** 2
     data = ndimage.map_coordinates(plane.data, [y, x], order=1, cval=0.0) * scale
     invalid = ndimage.map_coordinates((~plane.valid).astype(np.float32), [y, x], order=1, cval=1.0) > 0.01
@@ -132,7 +137,7 @@ def filtered(ref, data=None):
     """
     data = ref.data if data is None else data
     sigma = filter_sigma(ref) / ref.plane.pixel_scale
-    weight = _sky_weight(ref.variance)
+    weight = _sky_weight(data, ref.variance)
     half = int(np.ceil(3.5 * sigma))
     axis = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     axis /= axis.sum()
@@ -150,8 +155,11 @@ def filtered(ref, data=None):
     return flux, significance
 
 
-def _sky_weight(variance, block=64):
-    """Inverse variance without the sources' own photon noise, which would hollow out bright cores."""
+def _sky_weight(data, variance, block=64):
+    """Inverse variance without the sources' own photon noise, which would hollow out bright cores.
+
+    Only where there is a source: elsewhere a large variance means shallow coverage, and counts.
+    """
     ny, nx = variance.shape
     finite = np.where(np.isfinite(variance), variance, np.nan)
     overall = np.nanmedian(finite) if np.isfinite(finite).any() else 1.0
@@ -162,7 +170,8 @@ def _sky_weight(variance, block=64):
             if np.isfinite(part).any():
                 sky[j, i] = np.nanmedian(part)
     sky = np.repeat(np.repeat(sky, block, axis=0), block, axis=1)[:ny, :nx]
-    return np.where(np.isfinite(variance), 1.0 / np.minimum(variance, 1.2 * sky), 0.0)
+    bright = data > 5.0 * np.sqrt(variance)
+    return np.where(np.isfinite(variance), 1.0 / np.where(bright, np.minimum(variance, 1.2 * sky), variance), 0.0)
 
 
 def detect(planes, band=None):
@@ -205,7 +214,8 @@ def _segments_with_peaks(significance):
         found = detect_sources(significance, THRESHOLD, 1, connectivity=8)
     if found is None:
         return np.zeros(significance.shape, int)
-    peak = ndimage.maximum(significance, found.data, found.labels)
+    seen = found.data > 0  # the labels of the sky need not be sorted
+    peak = ndimage.maximum(significance[seen], found.data[seen], found.labels)
     found.keep_labels(found.labels[peak > PEAK], relabel=True)
     return found.data
 
@@ -248,21 +258,46 @@ def _table(ref, flux, significance, labels, parent):
     sky = ref.plane.pixel_to_sky(xc, yc)
     table["sky_centroid"] = sky
     table["x"], table["y"] = xc, yc
-    table["snr"] = ndimage.maximum(significance, labels, index) if n else np.zeros(0)
+    table["snr"] = ndimage.maximum(significance[y, x], which + 1, index) if n else np.zeros(0)
     covariance = np.stack([np.stack(moments[:2], -1), np.stack(moments[1:], -1)], -2)  # (n, 2, 2) pixel
     if n:
         inverse = np.linalg.inv(ref.plane.jacobian(sky))
         covariance = np.einsum("nij,njk,nlk->nil", inverse, covariance, inverse)
     values, vectors = np.linalg.eigh(covariance)
     # What a cut at a share t of the peak leaves of a Gaussian's second moment; then the filter's own width.
-    t = np.clip(THRESHOLD / np.maximum(table["snr"], 1e-9), 1e-9, 0.6)
-    values = values / (1.0 + t * np.log(t) / (1.0 - t))[:, None] - filter_sigma(ref) ** 2
+    values = values / _kept(table["snr"])[1][:, None] - filter_sigma(ref) ** 2
     values = np.maximum(values, (0.2 * ref.fwhm) ** 2)
     table["a"], table["b"] = np.sqrt(values[:, 1]), np.sqrt(values[:, 0])
     table["theta"] = np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1])
-    table["parent"] = ndimage.maximum(parent, labels, index).astype(int) if n else np.zeros(0, int)
+    table["parent"] = ndimage.maximum(parent[y, x], which + 1, index).astype(int) if n else np.zeros(0, int)
     table.meta["band"] = ref.band
     return table
+
+
+def _kept(snr):
+    """The share of the peak where a segment ends, and the share of a Gaussian's second moment within it."""
+    t = np.clip(THRESHOLD / np.maximum(snr, 1e-9), 1e-9, 0.6)
+    return t, 1.0 + t * np.log(t) / (1.0 - t)
+
+
+def point_variance(ref, snr):
+    """One-sigma width squared (arcsec^2) that a table as by `detect` gives to point sources of ``snr`` (n,).
+
+    It is measured on the PSF as on the image, wings included: the width of its core would make every star a galaxy.
+    """
+    psf, sigma = ref.plane.psf, filter_sigma(ref) / ref.plane.pixel_scale
+    seen = ndimage.gaussian_filter(np.pad(psf, int(np.ceil(3 * sigma))), sigma)
+    y, x = np.indices(seen.shape) - np.reshape([k // 2 for k in seen.shape], (2, 1, 1))
+    edges = np.geomspace(1e-3, 0.6, 25)
+    variance = []
+    for edge in edges:
+        light = np.where(seen > edge * seen.max(), seen, 0.0)
+        total = light.sum()
+        second = [(light * v**2).sum() / total - ((light * v).sum() / total) ** 2 + 1 / 12 for v in (x, y)]
+        variance.append(np.sqrt(second[0] * second[1]))
+    share, kept = _kept(snr)
+    width2 = np.interp(share, edges, variance) * ref.plane.pixel_scale**2 * (ref.fwhm / ref.plane.fwhm) ** 2
+    return width2 / kept - filter_sigma(ref) ** 2
 
 
 def missed(ref, residual, *, peak=PEAK):

@@ -5,7 +5,7 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 
-__all__ = ["from_tangent", "offset_coord", "plain_icrs", "tangent"]
+__all__ = ["from_tangent", "joined", "offset_coord", "plain_icrs", "tangent"]
 
 ARCSEC = np.pi / 180 / 3600
 
@@ -18,6 +18,13 @@ def plain_icrs(coord):
     """
     coord = SkyCoord(coord).icrs.reshape(-1)
     return SkyCoord(coord.ra, coord.dec, frame="icrs")
+
+
+def joined(coords):
+    """Several arrays of positions as one, in ICRS."""
+    coords = [plain_icrs(coord) for coord in coords]
+    ra, dec = (np.concatenate([getattr(coord, name).deg for coord in coords]) for name in ("ra", "dec"))
+    return SkyCoord(ra, dec, unit="deg", frame="icrs")
 
 
 def tangent(coord, center):

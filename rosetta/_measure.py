@@ -5,15 +5,15 @@ import numpy as np
 from scipy.signal import fftconvolve
 
 from ._geometry import offset_coord, tangent
-from ._scene import BandFit
+from ._scene import BandFit, breadth_scales
 from .core import field, fit
 from .core.mixture import render, stamp_sizes
 from .core.solve import design, solve
 
-__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor", "sky_weight", "source_tokens"]
+__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor", "noise_samples", "sky_weight", "source_tokens"]
 
 SKY_BLOCK = 12.8  # arcsec: the sky level's variance is taken as constant over this
-FAR = -1e6  # pixel position of a source that a WCS cannot place
+THIN = 3  # every so many pixels each way tell the noise: neighbours are correlated
 
 
 def ground_coord(coord, offsets):
@@ -51,7 +51,7 @@ def source_tokens(embedding, coord, header_coord):
     return out
 
 
-def image_of(plane, coord, header_coord, share):
+def image_of(plane, coord, header_coord, share, wavelength=None):
     """A plane as the shape fit sees it.
 
     Parameters
@@ -61,17 +61,16 @@ def image_of(plane, coord, header_coord, share):
         True positions, and those in the ground headers' frame.
     share : (n,) array
         Share of the light that stamps may leave out.
+    wavelength : float, optional
+        Of the image that templates are those of, nm. None: this one's.
 
     Returns
     -------
     `~rosetta.core.fit.Image`
     """
-    where = header_coord if plane.side == "ground" else coord
-    xy = np.stack(plane.sky_to_pixel(where), -1)
-    jacobian = plane.jacobian(where)
-    lost = ~(np.isfinite(xy).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2)) & (np.abs(xy) < -FAR).all(axis=1))
-    xy[lost], jacobian[lost] = FAR, np.eye(2)
-    return fit.Image(plane.data, plane.variance, sky_weight(plane), plane.psf, xy, jacobian, share)
+    xy, jacobian = plane.place(header_coord if plane.side == "ground" else coord)
+    scales = breadth_scales(plane, wavelength or plane.wavelength)
+    return fit.Image(plane.data, plane.variance, sky_weight(plane), plane.psf, xy, jacobian, share, *scales)
 
 
 def sky_weight(plane):
@@ -90,7 +89,7 @@ def sky_weight(plane):
         Inverse variance of the sky level (the lower quartile of blocks); the inverse of the full variance where
         that is larger than the sky and the light seen there explain; 0 where invalid.
     """
-    ny, nx = plane.data.shape
+    ny, nx = plane.shape
     usable = plane.valid & np.isfinite(plane.variance) & (plane.variance > 0)
     block = max(16, round(SKY_BLOCK / plane.pixel_scale))
     sky = np.ones((ny, nx))
@@ -107,7 +106,7 @@ def sky_weight(plane):
     return np.where(usable, 1.0 / np.where(plane.variance > explained, plane.variance, sky), 0.0)
 
 
-def fit_band(plane, image, mixtures, slope):
+def fit_band(plane, image, mixtures, slope, root):
     """Fluxes, covariance, chi2 and template slopes of all sources in one band.
 
     Parameters
@@ -117,36 +116,50 @@ def fit_band(plane, image, mixtures, slope):
     mixtures : (n, K, 6) array
     slope : (n, n_shape) array
         See `rosetta.core.fit.flux_slopes`.
+    root : (n,) int array
+        The first source at each source's place: sources of one place have one breadth.
 
     Returns
     -------
-    `~rosetta._scene.BandFit`
+    fit : `~rosetta._scene.BandFit`
+        Its covariance is that of uncorrelated pixels, its ``noise`` is 1, and its ``plane`` None: that of the whole
+        field takes its place, and the tile's pixels can be forgotten.
+    scatter : (m,) float32 array
+        See `noise_samples`.
     """
     n = len(mixtures)
+    alone, place = np.unique(root, return_inverse=True)
+    breadth, breadth_error = (v[place] for v in fit.breadths(mixtures[alone], image.of(alone)))
+    mixtures = fit.broadened(mixtures, breadth, image.gradient, image.blur)
     sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.data.shape, n)
+    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.shape, n)
     variance = plane.variance.ravel()
     found = solve(matrix, plane.data.ravel(), variance, image.weight.ravel())
-    model = matrix @ np.nan_to_num(found.flux)
-    weight = np.where(plane.valid.ravel(), 1.0 / variance, 0.0)
-    residual = (plane.data.ravel() - model) * np.sqrt(weight)
-    noise = noise_factor(residual.reshape(plane.data.shape), plane.valid, plane.psf)
+    flux = np.nan_to_num(found.flux)
+    left = plane.data.ravel() - matrix @ flux
+    root = np.where(plane.valid.ravel(), 1.0 / np.sqrt(variance), 0.0)
+    scatter = noise_samples((left * root).reshape(plane.shape), plane.valid, plane.psf)
+
+    light = np.maximum(flux, 0.0)
+    overlap = matrix.T @ (matrix @ light)
+    alone = matrix.copy()
+    alone.data **= 2
+    alone = alone.T @ np.ones(matrix.shape[0]) * light
+    blendedness = 1.0 - np.divide(alone, overlap, out=np.ones(n), where=overlap > 0)
 
     # The footprint: where the template is at least a tenth of its peak.
     foot = matrix.copy()
     peak = np.maximum.reduceat(np.append(foot.data, 0), foot.indptr[:-1]) if foot.nnz else np.zeros(n)
     foot.data = (foot.data > 0.1 * np.repeat(peak, np.diff(foot.indptr))).astype(float)
-    pixels = foot.T @ (weight > 0)
-    chi2 = np.divide(foot.T @ residual**2, pixels, out=np.full(n, np.nan), where=pixels > 0)
-    flat = image.weight.ravel() * (plane.data.ravel() - model) ** 2
-    misfit = np.divide(foot.T @ flat, pixels, out=np.ones(n), where=pixels > 0)
-    inside = np.asarray(matrix.sum(axis=0)).ravel() / plane.psf.sum()
-    return BandFit(
-        plane=plane,
-        matrix=matrix,
+    pixels = foot.T @ (root > 0)
+    chi2 = np.divide(foot.T @ (left * root) ** 2, pixels, out=np.full(n, np.nan), where=pixels > 0)
+    misfit = np.divide(foot.T @ (image.weight.ravel() * left**2), pixels, out=np.ones(n), where=pixels > 0)
+    inside = matrix.T @ np.ones(matrix.shape[0]) / plane.psf.sum()
+    result = BandFit(
+        plane=None,
         flux=found.flux,
-        covariance=found.covariance * noise**2,
-        noise=noise,
+        covariance=found.covariance,
+        noise=1.0,
         measured=found.measured,
         degenerate=found.degenerate,
         coverage=found.coverage / plane.psf.sum(),
@@ -155,11 +168,15 @@ def fit_band(plane, image, mixtures, slope):
         misfit=misfit,
         pixels=np.round(pixels).astype(int),
         slope=slope,
+        blendedness=np.clip(blendedness, 0.0, 1.0),
+        breadth=breadth,
+        breadth_error=breadth_error,
     )
+    return result, scatter
 
 
-def noise_factor(residual, valid, psf):
-    """Scatter of point-source fluxes on a residual image, relative to that of uncorrelated pixels.
+def noise_samples(residual, valid, psf):
+    """Scatter of point-source fluxes on a residual image, in units of what uncorrelated pixels give.
 
     Parameters
     ----------
@@ -170,17 +187,38 @@ def noise_factor(residual, valid, psf):
 
     Returns
     -------
-    float
-        Robust (median absolute deviation of the matched filter's output over its expectation); 1 where
-        there are too few pixels to tell.
+    (m,) float32 array
+        Output of the matched filter over its expectation, on every third pixel each way.
     """
+    kernel = _filter(psf)
+    top = fftconvolve(np.where(valid, residual, 0.0).astype(np.float32), kernel, mode="same")
+    bottom = fftconvolve(valid.astype(np.float32), kernel**2, mode="same")
+    top, bottom = top[::THIN, ::THIN], bottom[::THIN, ::THIN]
+    good = bottom > 0.9 * (kernel**2).sum()
+    return top[good] / np.sqrt(bottom[good])
+
+
+def noise_factor(scatter, psf):
+    """How much more point-source fluxes scatter than uncorrelated pixels would let them.
+
+    Parameters
+    ----------
+    scatter : (m,) array
+        From `noise_samples`.
+    psf : (k, l) array
+
+    Returns
+    -------
+    float
+        Robust (from the median absolute deviation); 1 where there are too few pixels to tell.
+    """
+    if len(scatter) * THIN**2 < 20 * _filter(psf).size:
+        return 1.0
+    return float(1.4826 * np.median(np.abs(scatter - np.median(scatter))))
+
+
+def _filter(psf):
     half = [max(3, min(k // 2, 10)) for k in psf.shape]
     cy, cx = psf.shape[0] // 2, psf.shape[1] // 2
-    kernel = psf[max(cy - half[0], 0) : cy + half[0] + 1, max(cx - half[1], 0) : cx + half[1] + 1][::-1, ::-1]
-    top = fftconvolve(np.where(valid, residual, 0.0), kernel, mode="same")
-    bottom = fftconvolve(valid.astype(float), kernel**2, mode="same")
-    good = bottom > 0.9 * (kernel**2).sum()
-    if good.sum() < 20 * kernel.size:
-        return 1.0
-    scatter = (top / np.sqrt(np.maximum(bottom, 1e-30)))[good]
-    return float(1.4826 * np.median(np.abs(scatter - np.median(scatter))))
+    rows, columns = (slice(max(c - h, 0), c + h + 1) for c, h in zip((cy, cx), half, strict=True))
+    return psf[rows, columns][::-1, ::-1].astype(np.float32)

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from . import _detect
 from ._geometry import from_tangent, offset_coord, tangent
-from .core import coarse, field, registration
+from .core import coarse, field, psffit, registration
 from .flags import Flag
 
 __all__ = ["BandOffsets", "Sources", "coarse_match", "combine", "find_sources", "measure_band"]
@@ -19,6 +19,8 @@ MIN_SOURCES = 4  # for any verdict
 # A band is on the right sky when this share of the sources that should be seen are seen, in one place.
 AGREE_SHARE = 0.3
 EXPECTED_SNR = 8.0
+NEAR = 0.15  # arcsec from its true place a source can be used to correct the PSF
+POINT = 0.85  # least concentration of a point source, relative to the PSF's
 PITCH = 0.2  # arcsec, grid of the coarse correlation
 MAX_OFFSET = 20.0  # arcsec
 COARSE_BANDS = 3  # the deepest ground bands carry the coarse step
@@ -29,7 +31,8 @@ class Sources:
     """What is detected on the reference image.
 
     ``sky`` holds the positions in the reference frame, ``xy`` the same as (east, north) arcsec about ``center``;
-    ``owner`` gives each reference pixel to the nearest source.
+    ``owner`` gives each reference pixel to the nearest source; ``point`` tells which ones look like the PSF (stars
+    move between epochs, and galaxies do not).
     """
 
     reference: object
@@ -39,6 +42,11 @@ class Sources:
     xy: np.ndarray
     label: np.ndarray
     owner: np.ndarray
+    point: np.ndarray
+
+    def scatter(self, *more):
+        """Shapes of what sources stray by beyond pixel noise, (n, n_component): point sources', all others', more."""
+        return np.stack([self.point, ~self.point, *more], -1).astype(float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +83,23 @@ def find_sources(planes, band):
         labels = labels[tuple(nearest)]
     sky = table["sky_centroid"]
     xy = tangent(sky, reference.center) if len(table) else np.zeros((0, 2))
-    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), labels)
+    width = 0.5 * reference.fwhm / reference.pixel_scale
+    middle = np.array([[n // 2] for n in reference.psf.shape[::-1]], float)
+    own = _concentration(reference.psf, width, *middle)
+    point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"])) > POINT * own
+    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), labels, point)
+
+
+def _concentration(image, width, x, y):
+    """Light under a Gaussian of ``width`` pixels over that under one twice as wide, at each position."""
+    half = int(np.ceil(5 * width))
+    step = np.arange(-half, half + 1)
+    ny, nx = image.shape
+    columns, rows = (np.rint(v).astype(int)[:, None] + step for v in (x, y))  # (n, side)
+    light = image[np.clip(rows, 0, ny - 1)[:, :, None], np.clip(columns, 0, nx - 1)[:, None, :]]
+    distance2 = ((columns - x[:, None]) ** 2)[:, None, :] + ((rows - y[:, None]) ** 2)[:, :, None]
+    narrow, wide = ((light * np.exp(-0.5 * distance2 / (k * width) ** 2)).sum((1, 2)) for k in (1, 2))
+    return np.divide(narrow, wide, out=np.zeros_like(narrow, float), where=wide > 0)
 
 
 def _geometry(plane, sources, offset):
@@ -118,13 +142,13 @@ def measure_band(plane, sources, start):
     reference = sources.reference
     base = np.tile(np.asarray(start, float), (n, 1))
     radius = registration.stamp_radius(plane.fwhm / plane.pixel_scale)
-    fit, template = None, None
+    fit, template, psf, refined = None, None, plane.psf, False
     for step in range(5):
         geometry = _geometry(plane, sources, base)
         if template is None:
             middle = int(np.argmin((sources.xy**2).sum(1)))
             template = registration.transfer(
-                reference.data, reference.variance, reference.valid, sources.owner, reference.psf, plane.psf,
+                reference.data, reference.variance, reference.valid, sources.owner, reference.psf, psf,
                 geometry.matrix[middle],
             )
         amplitude = None if fit is None else fit.amplitude
@@ -146,7 +170,7 @@ def measure_band(plane, sources, start):
         kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
         found = field.fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind)
         model = found.model
-        new = 1e-3 * field.evaluate(model, sources.xy)[0]
+        new = 1e-3 * field.evaluate(model, sources.xy, covariance=False)[0]
         # Well-measured sources are linearised about their own place; faint ones would only chase noise.
         own = usable & (np.sqrt(np.trace(np.nan_to_num(cov), axis1=1, axis2=2) / 2) < 10.0)
         own &= np.hypot(*(fit.offset - new).T) < 0.1
@@ -155,6 +179,14 @@ def measure_band(plane, sources, start):
         base = new
         if step >= 1 and moved < 2e-3:
             break
+        if not refined and moved < NEAR:  # the given PSF may be wrong, or none was given
+            refined = True
+            better = psffit.corrected_psf(
+                psf, template, plane.data, plane.variance, plane.valid, _geometry(plane, sources, base), base, radius,
+                np.where(usable, fit.snr, np.nan), fit.amplitude,
+            )
+            if better is not psf:
+                psf, template = better, None
     agrees = model is not None and _agree(sources, fit, offset, cov, model)
     flags = np.full(n, int(plane.flags))
     x, y = (geometry.center[:, k] for k in (0, 1))
@@ -185,7 +217,7 @@ def _agree(sources, fit, offset, cov, model):
     typical = max(np.median(fit.amplitude[strong]), 1e-6)
     expected = seen & (typical / np.where(seen, fit.amplitude_err, np.inf) > EXPECTED_SNR)
     expected &= (sources.table["snr"] > 10.0)
-    away = np.hypot(*(offset - field.evaluate(model, sources.xy)[0]).T)
+    away = np.hypot(*(offset - field.evaluate(model, sources.xy, covariance=False)[0]).T)
     sigma = np.sqrt(np.trace(cov, axis1=1, axis2=2))
     with np.errstate(invalid="ignore"):
         close = strong & (away < np.minimum(100.0 + 3 * sigma, 200.0)) & (fit.amplitude > 0.1 * typical)

@@ -65,7 +65,8 @@ def measure(pair, *, encoder, aligner, deblender, photometry, window=38.4 * u.ar
     window : `~astropy.units.Quantity`
         Side of the encoder's windows.
     progress : callable, optional
-        Called as ``progress(step)`` when a step of `STEPS` begins.
+        Called as ``progress(step, done, total)`` when a step of `STEPS` begins (``done`` is 0) and, within those that
+        go window by window or tile by tile, after each.
 
     Returns
     -------
@@ -74,19 +75,22 @@ def measure(pair, *, encoder, aligner, deblender, photometry, window=38.4 * u.ar
     seconds = {}
 
     def timed(step, work):
-        if progress is not None:
-            progress(step)
+        def within(done, total):
+            if progress is not None:
+                progress(step, done, total)
+
+        within(0, 1)
         start = time.perf_counter()
-        result = work()
+        result = work(within)
         seconds[step] = time.perf_counter() - start
         return result
 
-    embedding = timed("encode", lambda: encoder(pair, window=window))
+    embedding = timed("encode", lambda within: encoder(pair, window=window, progress=within))
     offsets = None
     if pair.ground and pair.space:
-        offsets = timed("align", lambda: aligner(embedding))
-    scene = timed("deblend", lambda: deblender(embedding, offsets=offsets))
-    catalog = timed("measure", lambda: photometry(embedding, scene))
+        offsets = timed("align", lambda _: aligner(embedding))
+    scene = timed("deblend", lambda within: deblender(embedding, offsets=offsets, progress=within))
+    catalog = timed("measure", lambda _: photometry(embedding, scene))
     return Result(pair, embedding, offsets, scene, catalog, seconds)
 
 

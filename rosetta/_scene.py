@@ -7,15 +7,21 @@ from functools import cached_property
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.wcs import WCS
+from scipy import sparse
 
 from . import _corrected_wcs
-from .core.mixture import REFERENCE_SCALE, evaluate, half_light_radius
+from .core.fit import broadened
+from .core.mixture import REFERENCE_SCALE, evaluate, half_light_radius, paint, render, stamp_sizes
 from .flags import Flag
 
-__all__ = ["BandFit", "DeblendedScene"]
+__all__ = ["BandFit", "DeblendedScene", "Templates"]
 
+PAINTED = 256  # sources drawn at a time
+GRADIENT = 0.3  # scatter of d ln(half-light radius) / d ln(wavelength) of the galaxies that the heads are trained on
+PSF_ERROR = 0.02  # of a PSF's width, relative
 TAN_GOAL = 5.0  # mas: a WCS that TAN holds worse than this is given SIP terms
 
 
@@ -26,8 +32,6 @@ class BandFit:
     Attributes
     ----------
     plane : `~rosetta._boundary.Plane`
-    matrix : (ny * nx, n) sparse array
-        Unit-flux models of all sources.
     flux : (n,) array
         nJy.
     covariance : (n, n) sparse array
@@ -47,10 +51,15 @@ class BandFit:
         Valid pixels of the footprint.
     slope : (n, n_shape) array
         Relative change of the flux along the template's directions.
+    blendedness : (n,) array
+        1 - sum f^2 / sum f F over the pixels, f the source's model and F the sum of all.
+    breadth : (n,) array
+        How broad the band sees the template; see `rosetta.core.fit.broadened`.
+    breadth_error : (n,) array
+        Relative error of the flux from that of the breadth.
     """
 
     plane: object
-    matrix: object
     flux: np.ndarray
     covariance: object
     noise: float
@@ -62,6 +71,58 @@ class BandFit:
     misfit: np.ndarray
     pixels: np.ndarray
     slope: np.ndarray
+    blendedness: np.ndarray
+    breadth: np.ndarray
+    breadth_error: np.ndarray
+
+    PER_SOURCE = (
+        "flux", "measured", "degenerate", "coverage", "outside", "chi2", "misfit", "pixels", "slope", "blendedness",
+        "breadth", "breadth_error",
+    )
+
+    @classmethod
+    def unseen(cls, plane, n, n_shape):
+        """The fit of sources of which the band has no pixel."""
+        nothing, none = np.full(n, np.nan), np.zeros(n, bool)
+        return cls(
+            plane=plane, flux=nothing, covariance=sparse.csc_array((n, n)), noise=1.0, measured=none, degenerate=none,
+            coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n), pixels=np.zeros(n, int),
+            slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n), breadth_error=np.zeros(n),
+        )
+
+
+def breadth_scales(plane, wavelength):
+    """One sigma of ln(size) relative to another wavelength (nm), and of the PSF's variance (arcsec^2), in a band."""
+    return GRADIENT * abs(np.log(plane.wavelength / wavelength)), 2.0 * PSF_ERROR * (plane.fwhm / 2.3548) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Templates:
+    """What draws the sources of a scene.
+
+    Attributes
+    ----------
+    coord, header : `~astropy.coordinates.SkyCoord`
+        Positions that the templates are about: the space image's frame, and that of the ground headers.
+    mixtures : (n, K, 6) array
+    share : (n,) array
+        Share of the light that stamps may leave out.
+    wavelength : float
+        Of the band that they are the templates of, nm.
+    """
+
+    coord: SkyCoord
+    header: SkyCoord
+    mixtures: np.ndarray
+    share: np.ndarray
+    wavelength: float
+
+    def stamps(self, fit, rows):
+        """Unit-flux `~rosetta.core.mixture.Stamps` of some of the sources in a band."""
+        xy, jacobian = fit.plane.place((self.header if fit.plane.side == "ground" else self.coord)[rows])
+        seen = broadened(self.mixtures[rows], fit.breadth[rows], *breadth_scales(fit.plane, self.wavelength))
+        sizes = stamp_sizes(seen, jacobian, fit.plane.psf, self.share[rows])
+        return render(seen, xy, jacobian, fit.plane.psf, sizes=sizes)
 
 
 class DeblendedScene:
@@ -84,11 +145,11 @@ class DeblendedScene:
         Provenance.
     """
 
-    def __init__(self, *, embedding, table, parameters, mixtures, shape_covariance, fits, offsets, meta):
+    def __init__(self, *, embedding, table, parameters, templates, shape_covariance, fits, offsets, meta):
         self._embedding = embedding
         self._table = table
         self._parameters = parameters
-        self._mixtures = mixtures
+        self._templates = templates
         self._shape_covariance = shape_covariance
         self._fits = fits
         self._offsets = None if offsets is None else offsets.copy()
@@ -196,23 +257,26 @@ class DeblendedScene:
             If the label or the band is not in this scene, or the source has no pixel in the band.
         """
         fit = self._fit(band)
-        ny, nx = fit.plane.data.shape
         if label is None:
-            image = (fit.matrix @ np.nan_to_num(fit.flux)).reshape(ny, nx)
             wcs, meta = self._wcs_of(band)
-            return CCDData(image, unit=u.nJy, wcs=wcs.deepcopy(), meta=meta)
+            return CCDData(self._painted(fit), unit=u.nJy, wcs=wcs.deepcopy(), meta=meta)
         row = self._row(label)
-        span = slice(fit.matrix.indptr[row], fit.matrix.indptr[row + 1])
-        y, x = np.divmod(fit.matrix.indices[span], nx)
-        if len(y) == 0:
+        (stamp,) = self._templates.stamps(fit, np.array([row]))
+        (x0, y0), size = stamp.corner[0], stamp.values.shape[1]
+        (ya, yb), (xa, xb) = ((max(c, 0), min(c + size, n)) for c, n in zip((y0, x0), fit.plane.shape, strict=True))
+        if ya >= yb or xa >= xb:
             raise ValueError(f"label {label!r} has no pixel in band {band!r}: see its flags")
-        y0, x0 = y.min(), x.min()
-        image = np.zeros((y.max() - y0 + 1, x.max() - x0 + 1))
-        image[y - y0, x - x0] = fit.matrix.data[span] * fit.flux[row]
+        image = fit.flux[row] * stamp.values[0, ya - y0 : yb - y0, xa - x0 : xb - x0].astype(float)
         wcs, meta = self._wcs_of(band)
-        wcs = wcs[y0 : y0 + image.shape[0], x0 : x0 + image.shape[1]]
-        meta.update(label=int(label), origin=[int(x0), int(y0)])
-        return CCDData(image, unit=u.nJy, wcs=wcs, meta=meta)
+        meta.update(label=int(label), origin=[int(xa), int(ya)])
+        return CCDData(image, unit=u.nJy, wcs=wcs[ya:yb, xa:xb], meta=meta)
+
+    def _painted(self, fit):
+        """All sources on the whole image of a band, nJy."""
+        image, flux = np.zeros(fit.plane.shape), np.nan_to_num(fit.flux)
+        for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
+            paint(image, self._templates.stamps(fit, rows), flux[rows])
+        return image
 
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.
@@ -232,7 +296,7 @@ class DeblendedScene:
             If the label is not in this scene.
         """
         row = self._row(label)
-        mixture = self._mixtures[row].copy()
+        mixture = self._templates.mixtures[row].copy()
         mixture[:, 1:3] -= self._parameters[row, :2]  # the centroid is the template's own centre
         image = evaluate(mixture)
         wcs = WCS(naxis=2)
@@ -261,13 +325,12 @@ class DeblendedScene:
             If the band is not in this scene.
         """
         fit = self._fit(band)
-        plane = fit.plane
-        model = (fit.matrix @ np.nan_to_num(fit.flux)).reshape(plane.data.shape)
-        data = np.where(plane.valid, plane.data - model, np.nan)
-        uncertainty = VarianceUncertainty(np.where(plane.valid, plane.variance, np.nan))
+        image = fit.plane.image
+        data = np.where(image.mask, np.nan, image.data - self._painted(fit))
+        uncertainty = VarianceUncertainty(np.where(image.mask, np.nan, image.uncertainty.array))
         wcs, meta = self._wcs_of(band)
         return CCDData(
-            data, unit=u.nJy, wcs=wcs.deepcopy(), mask=~plane.valid, uncertainty=uncertainty, meta=meta
+            data, unit=u.nJy, wcs=wcs.deepcopy(), mask=image.mask.copy(), uncertainty=uncertainty, meta=meta
         )
 
     @cached_property
@@ -316,14 +379,17 @@ class DeblendedScene:
             Dimensionless, bands in the order of ``bands``.
         """
         slope = np.stack([fit.slope for fit in self._fits.values()], axis=1)  # (n, n_band, n_shape)
-        return np.einsum("nbi,nij,ncj->nbc", slope, self._shape_covariance, slope)
+        covariance = np.einsum("nbi,nij,ncj->nbc", slope, self._shape_covariance, slope)
+        for k, fit in enumerate(self._fits.values()):
+            covariance[:, k, k] += fit.breadth_error**2
+        return covariance
 
 
 def _fits_wcs(plane):
     """The plane's WCS and None, or a fit by TAN, else TAN-SIP, and its largest error in mas."""
     if isinstance(plane.wcs, WCS):
         return plane.wcs, None
-    ny, nx = plane.data.shape
+    ny, nx = plane.shape
     x, y = (v.ravel() for v in np.meshgrid(np.linspace(-0.5, nx - 0.5, 41), np.linspace(-0.5, ny - 0.5, 41)))
     sky = plane.pixel_to_sky(x, y)
     for form in (_corrected_wcs._tan, _corrected_wcs._sip):

@@ -7,7 +7,7 @@ from scipy import ndimage
 __all__ = ["north_up"]
 
 
-def north_up(data, variance, xy, jacobian, *, size, scale, others, radius):
+def north_up(data, variance, xy, jacobian, *, size, scale, others, rows, radius):
     """Stamps with the source at the centre, north up and east left, bilinear.
 
     Parameters
@@ -22,8 +22,10 @@ def north_up(data, variance, xy, jacobian, *, size, scale, others, radius):
         Pixels a side of a stamp.
     scale : float
         Stamp pixel, arcsec.
-    others : (n, 2) array
-        Positions of all sources, (east, north) arcsec on one tangent plane, in the order of ``xy``.
+    others : (m, 2) array
+        Positions of all sources, (east, north) arcsec on one tangent plane.
+    rows : (n,) int array
+        Which of them the stamps are of.
     radius : float
         Sigma (arcsec) of the marks at the other sources' positions.
 
@@ -44,9 +46,9 @@ def north_up(data, variance, xy, jacobian, *, size, scale, others, radius):
     out[:, 1] = ndimage.map_coordinates(valid.astype(np.float32), where, order=0, cval=0.0)
     out[:, 0] = np.arcsinh(ndimage.map_coordinates(signal, where, order=1, cval=0.0)) * out[:, 1]
     half = size * scale / 2.0
-    for i in range(n):
-        offset = others - others[i]
+    for i, row in enumerate(rows):
+        offset = others - others[row]
         near = np.flatnonzero(np.abs(offset).max(axis=1) < half + 3.0 * radius)
-        for j in near[near != i]:
+        for j in near[near != row]:
             out[i, 2] += np.exp(-0.5 * ((sky[0] - offset[j, 0]) ** 2 + (sky[1] - offset[j, 1]) ** 2) / radius**2)
     return out.reshape(n, 3, size, size)

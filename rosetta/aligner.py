@@ -44,12 +44,16 @@ class LearnedAligner(Head):
 
     Each source of the reference image (VIS, else the sharpest space band), brought to a band's PSF, is fitted to that
     band's native pixels by weighted least squares for position, flux and background; the noise of both images is
-    propagated. A large initial error is first found by cross-correlation. A small network reads the frozen tokens
-    at each source and says how far it may stray from its frame beyond pixel noise; it cannot move a source. It knows
-    what its training pairs hold and no more: colour gradients and blends, but proper motion only where sources
+    propagated. A large initial error is first found by cross-correlation. The PSF need not be right, nor given: it is
+    corrected on what the brightest sources show. A field (shift, affine, polynomial or Gaussian process, whichever
+    predicts left-out sources best) goes through all sources.
+
+    Sources stray from their frame beyond pixel noise. How far is fitted on the data at hand, apart for point sources
+    (stars move) and for all others (colour gradients). A small network reads the frozen tokens at each source and adds
+    its own opinion of which ones stray; how much that counts is fitted as well, and it cannot move a source. It
+    knows what its training pairs hold and no more: colour gradients and blends, but proper motion only where sources
     moved between the two images of a pair (tiles observed twice through `rosetta.simulate` are one sky, without
-    motion). A field (shift, affine, polynomial or Gaussian process, whichever predicts left-out sources best) goes
-    through all of them.
+    motion).
 
     Sign: corrected position = ground position + offset. Offsets are (east, north), east being
     d(RA) cos(Dec).
@@ -58,7 +62,7 @@ class LearnedAligner(Head):
     ----------
     encoder : `~rosetta.CrossSurveyEncoder`, optional
         None: the bundled one, loaded when needed. An aligner that was neither fitted nor loaded works
-        without the network: every source counts by its pixel noise alone.
+        without the network.
 
     Examples
     --------
@@ -100,8 +104,8 @@ class LearnedAligner(Head):
             "coarse": only the cross-correlation worked; all ground rows hold its offset and are flagged
             COARSE_ALIGNMENT, space bands have none; or "abstain": offsets are NaN and rows are flagged
             UNALIGNED), ``reason``, ``center``, ``model`` (one field per band, for
-            `rosetta.core.field.evaluate`), ``reference``, ``coarse`` and provenance. Errors include
-            the extra scatter from the network.
+            `rosetta.core.field.evaluate`), ``reference``, ``coarse`` and provenance. Errors include the fitted
+            scatter.
 
         Raises
         ------
@@ -457,27 +461,27 @@ def _table(planes, sources, found, extras, model, meta):
     """The result: rows per band, fields, verdict."""
     n = len(sources.xy)
     eye = np.eye(2)
-    covs = {}
-    for part in found.parts:
-        extra = extras.get(part.band, np.zeros(n))
-        covs[part.band] = part.cov + extra[:, None, None] ** 2 * eye
     parts = list(found.parts)
     if found.joint is not None:
-        agreeing = [p for p in found.parts if p.agrees and planes[p.band].side == "ground"]
-        # What makes a source stray does so in all bands alike: it does not average down either.
-        extra = np.max([np.where(p.usable, extras.get(p.band, np.zeros(n)), 0.0) for p in agreeing], axis=0)
-        covs["joint"] = found.joint.cov + extra[:, None, None] ** 2 * eye
         parts.append(found.joint)
+        agreeing = [p for p in found.parts if p.agrees and planes[p.band].side == "ground"]
+        if extras:  # what makes a source stray does so in all bands alike: it does not average down either
+            extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
+    scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
+    covs = {part.band: part.cov for part in parts}
     models, fits = {}, {}
     if found.verdict == "ok":
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
-        fits = _band_fields.band_fields(sources.xy, fields, {b: planes[b].side for b in fields if b != "joint"}, model)
+        sides = {band: planes[band].side for band in fields if band != "joint"}
+        fits = _band_fields.band_fields(sources.xy, fields, sides, scatter, model)
         models = {band: fit.model for band, fit in fits.items()}
+        for band, fit in fits.items():
+            covs[band] = covs[band] + (scatter[band] ** 2 @ np.square(fit.model["floor"]))[:, None, None] * eye
     elif found.verdict == "coarse":
         shift = (1e3 * found.match.offset).tolist()
         models["joint"] = {
             "version": 1, "kind": "coarse", "order": 0, "scale": 1.0, "coefficients": [shift],
-            "coefficient_covariance": (COARSE_ERROR**2 * eye).tolist(), "floor": 0.0, "score": None, "n_source": n,
+            "coefficient_covariance": (COARSE_ERROR**2 * eye).tolist(), "floor": [], "score": None, "n_source": n,
         }
     if "joint" in models:
         for part in found.parts:
@@ -564,7 +568,9 @@ def _check_usable(offsets):
 def _field_of(offsets, band):
     """The offset field of a band as a function: true position (n,) -> (n, 2), (east, north) arcsec."""
     center, model = offsets.meta["center"], offsets.meta["model"]
-    return lambda sky: 1e-3 * offset_field.evaluate(model, _geometry.tangent(sky, center), band=band)[0]
+    return lambda sky: 1e-3 * offset_field.evaluate(
+        model, _geometry.tangent(sky, center), band=band, covariance=False
+    )[0]
 
 
 def _correct(wcs, offsets, band, form, shape=None):

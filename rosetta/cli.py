@@ -223,9 +223,9 @@ class _Steps:
     def __enter__(self):
         return self
 
-    def __call__(self, step):
-        done = self._steps.index(step)
-        self._show(done, f"{step} ...")
+    def __call__(self, step, done, total):
+        if self._live or done == 0:
+            self._show(self._steps.index(step) + done / total, f"{step} ...")
 
     def __exit__(self, kind, *_):
         if kind is None:
@@ -234,9 +234,10 @@ class _Steps:
             print(file=sys.stderr)
 
     def _show(self, done, text):
-        bar = "#" * (6 * done) + "-" * (6 * (len(self._steps) - done))
+        full = round(6 * done)
+        bar = "#" * full + "-" * (6 * len(self._steps) - full)
         seconds = time.perf_counter() - self._start
-        line = f"[{bar}] {done}/{len(self._steps)} {seconds:6.1f} s  {text:<12}"
+        line = f"[{bar}] {int(done)}/{len(self._steps)} {seconds:6.1f} s  {text:<12}"
         print(("\r" if self._live else "") + line, file=sys.stderr, end="" if self._live else "\n", flush=True)
 
 
@@ -389,7 +390,7 @@ def _pretrain(arguments):
     if arguments.steps is None and arguments.max_minutes is None:
         raise ValueError("no end: give --steps N, --max-minutes M, or both (whichever comes first)")
     if arguments.batch < 12:
-        raise ValueError(f"--batch is {arguments.batch}: use 12 or more, so that two windows of 38.4 arcsec make a step")
+        raise ValueError(f"--batch is {arguments.batch}: use 12 or more, for two windows of 38.4 arcsec in a step")
     from . import CrossSurveyEncoder
     from .core.training import TrainConfig, TrainingError
     from .simulate import TrainingSet

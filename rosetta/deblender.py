@@ -3,6 +3,8 @@
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
 
 import astropy.units as u
 import numpy as np
@@ -13,16 +15,17 @@ from scipy.sparse.csgraph import connected_components
 
 from . import _detect
 from ._boundary import planes as planes_of
-from ._geometry import plain_icrs, tangent
+from ._geometry import joined, plain_icrs, tangent
 from ._head import Head
 from ._measure import fit_band, ground_coord, image_of, source_tokens
-from ._scene import DeblendedScene, shape_columns, source_flags
+from ._scene import DeblendedScene, Templates, shape_columns, source_flags
 from ._stamps import north_up
+from ._tiles import Part, join, tiles
 from ._truth import held_out_pairs, split_by_pair, training_parts
 from .core import fit as shape_fit
 from .core import templates
 from .core.mixture import render
-from .core.solve import design
+from .core.solve import amplitudes, design
 from .flags import Flag
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
@@ -30,6 +33,8 @@ __all__ = ["DeblendedScene", "JEPADeblender"]
 log = logging.getLogger("rosetta")
 
 MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
+ITERATIONS = 6  # of the shape fit, at most
+NEXT = 3.0  # arcsec: a source this near to a new one is fitted again
 COINCIDENT = 0.02  # arcsec: closer positions, and chains of them, are one place
 NO_LABEL = -1  # what the photometry calls a missing neighbour
 VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # and what they flag
@@ -61,8 +66,8 @@ class JEPADeblender(Head):
     def _build(config):
         return templates.TemplateNet(_sizes(config))
 
-    def __call__(self, x, sources=None, *, offsets=None):
-        """Deblend a pair.
+    def __call__(self, x, sources=None, *, offsets=None, progress=None):
+        """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
 
         Parameters
         ----------
@@ -77,6 +82,8 @@ class JEPADeblender(Head):
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
+        progress : callable, optional
+            Called as ``progress(done, total)`` after every step, of which each tile of the field has three.
 
         Returns
         -------
@@ -90,23 +97,54 @@ class JEPADeblender(Head):
         embedding = self._embedding(x)
         check_offsets(offsets)
         planes = planes_of(embedding.pair)
-        ref = _detect.reference(planes)
-        found, _ = _detect.segments(ref)
-        if sources is None:
-            coord, label = found["sky_centroid"], None
-        else:
-            coord, label = _positions(sources)
-        state = self._propose(embedding, planes, ref, found, coord, offsets)
-        moved, covariance = _fit_shapes(planes, state, iterations=4)
-        if sources is None and len(coord):
-            extra = _missed(planes, ref, state, moved)
-            if len(extra):
-                coord = _join(coord, extra)
-                start = np.concatenate([moved, np.zeros((len(extra), moved.shape[1]))])
-                state = self._propose(embedding, planes, ref, found, coord, offsets)
-                moved, covariance = _fit_shapes(planes, state, start, iterations=2)
-        label = np.arange(1, len(coord) + 1) if label is None else label
-        return self._scene(embedding, planes, ref, state, moved, covariance, label, offsets)
+        roles = _Roles.of(planes)
+        coord, label = (None, None) if sources is None else _positions(sources)
+        field = tiles(planes)
+        steps = count(1)
+
+        def report():
+            if progress is not None:
+                progress(next(steps), 3 * len(field))
+
+        parts = [self._part(embedding, tile, tile.cut(planes), roles, coord, offsets, report) for tile in field]
+        part = join(parts, planes)
+        label = np.arange(1, len(part) + 1) if label is None else label
+        return self._scene(embedding, planes, roles, part, label, offsets)
+
+    def _part(self, embedding, tile, planes, roles, given, offsets, report):
+        """What one tile gives: its sources, and those in the margin, with shapes and fluxes."""
+        sky = _Sky.of(planes)
+        index = None if given is None else np.flatnonzero(tile.sees(given))
+        coord = sky.found["sky_centroid"] if given is None else given[index]
+        state = self._propose(embedding, sky, coord, offsets)
+        images = _shape_images(planes, roles, state)
+        moved, covariance = _fit_shapes(state, images, iterations=ITERATIONS)
+        report()
+        extra = _missed(sky, state, moved, roles.wavelength) if given is None and len(coord) else coord[:0]
+        if len(extra):
+            n, coord = len(coord), joined([coord, extra])
+            state = self._propose(embedding, sky, coord, offsets, state)
+            moved = np.concatenate([moved, np.zeros((len(extra), moved.shape[1]))])
+            # Only what is new, and what it lies next to, has to move.
+            near = np.unique(search_around_sky(coord, extra, NEXT * u.arcsec)[0])
+            images = _shape_images(planes, roles, state)
+            moved, fitted = _fit_shapes(state, images, moved, rows=near, iterations=ITERATIONS)
+            covariance = np.concatenate([covariance, fitted[n:]])
+            covariance[near] = fitted[near]
+        report()
+        root = _roots(state.coord)
+        parameters = (state.proposal + moved @ shape_fit.DIRECTIONS)[root]
+        mixtures = shape_fit.mixtures_of(parameters)[root]
+        fits, scatter, slopes = {}, {}, []
+        for band, plane in planes.items():
+            image = image_of(plane, state.coord, state.header, state.share, roles.wavelength)
+            slope = _slope(slopes, plane, image, parameters)
+            fits[band], scatter[band] = fit_band(plane, image, mixtures, slope, root)
+        report()
+        return Part(
+            index=index, own=tile.owns(coord), coord=state.coord, header=state.header, snr=state.snr, blend=state.blend,
+            parameters=parameters, covariance=covariance, fits=fits, scatter=scatter,
+        )
 
     def fit(self, pairs, truth=None, *, seed, checkpoint=None):
         """Train the template network on sky with known truth; the encoder stays frozen.
@@ -169,23 +207,21 @@ class JEPADeblender(Head):
     def _training_rows(self, pair, truth):
         """Network inputs and true light of all detections that have a true source."""
         embedding = self._embedding(pair)
-        planes = planes_of(pair)
-        ref = _detect.reference(planes)
-        found, _ = _detect.segments(ref)
+        sky = _Sky.of(planes_of(pair))
         true = truth["sky_centroid"].icrs
-        coord = found["sky_centroid"]
+        coord = sky.found["sky_centroid"]
         if len(coord) == 0 or len(true) == 0:
             return None
-        band = f"flux_{ref.band}"
+        band = f"flux_{sky.ref.band}"
         flux = np.asarray(truth[band].to_value(u.nJy))
         owner = _owners(coord, true, flux)
         rows = np.flatnonzero(owner >= 0)
         if len(rows) == 0:
             return None
         several = self._several(coord, true, flux, owner)
-        base, snr = _classical(ref, found, coord)
+        base, snr = _classical(sky, coord)
         state = _State(coord, coord, snr, base, np.full(len(coord), np.nan))
-        inputs = _network_inputs(embedding, planes, ref, state, self._network.config)
+        inputs = _network_inputs(embedding, sky, state, self._network.config, np.arange(len(coord)))
         mixture = np.asarray(truth["mixture"], float)[owner[rows]]
         east, north = coord[rows].spherical_offsets_to(true[owner[rows]])
         mixture[:, :, 1] += east.to_value(u.arcsec)[:, None]
@@ -205,39 +241,35 @@ class JEPADeblender(Head):
                 out[i] = 1.0
         return out
 
-    def _propose(self, embedding, planes, ref, found, coord, offsets):
-        """Everything known about sources before their shapes are fitted."""
+    def _propose(self, embedding, sky, coord, offsets, known=None):
+        """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
         coord = coord[_roots(coord)]
         header = ground_coord(coord, offsets)
-        base, snr = _classical(ref, found, coord)
+        base, snr = _classical(sky, coord)
         state = _State(coord, header, snr, base, np.full(len(coord), np.nan))
-        if self._provenance.get("trained") and len(coord):
-            inputs = _network_inputs(embedding, planes, ref, state, self._network.config)
-            proposal, blend = templates.propose(self._network, base, *inputs)
-            if self._config["start"] == "classical":
-                proposal = base
-            return replace(state, proposal=proposal, blend=blend)
+        n = 0
+        if known is not None:
+            n = len(known.coord)
+            state.proposal[:n], state.blend[:n] = known.proposal, known.blend
+        if self._provenance.get("trained") and len(coord) > n:
+            new = np.arange(n, len(coord))
+            inputs = _network_inputs(embedding, sky, state, self._network.config, new)
+            proposal, state.blend[n:] = templates.propose(self._network, base[n:], *inputs)
+            if self._config["start"] == "learned":
+                state.proposal[n:] = proposal
         return state
 
-    def _scene(self, embedding, planes, ref, state, moved, covariance, label, offsets):
-        parameters = state.proposal + moved @ shape_fit.DIRECTIONS
-        root = _roots(state.coord)
-        parameters = parameters[root]
-        mixtures = shape_fit.mixtures_of(parameters)
-        fits, slopes = {}, []
-        for band, plane in planes.items():
-            image = image_of(plane, state.coord, state.header, state.share)
-            fits[band] = fit_band(plane, image, mixtures, _slope(slopes, plane, image, parameters))
+    def _scene(self, embedding, planes, roles, part, label, offsets):
+        parameters, fits, root = part.parameters, part.fits, _roots(part.coord)
+        mixtures = shape_fit.mixtures_of(parameters)[root]
         side_of = {band: plane.side for band, plane in planes.items()}
         flags = source_flags(fits, side_of, len(label))
         flags[np.bincount(root, minlength=len(root))[root] > 1] |= int(Flag.DUPLICATE)
         flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
-        flags |= embedding.ood_at(state.coord) if len(label) else flags
-        ground = [p for p in planes.values() if p.side == "ground"]
-        blend_band = max(ground, key=lambda p: p.depth).band if ground else ref.band
-        blendedness = _blendedness(fits[blend_band])
+        flags |= embedding.ood_at(part.coord) if len(label) else flags
+        blendedness = fits[roles.blend].blendedness
         flags[blendedness > 0.05] |= int(Flag.BLENDED)
-        sharp = fits[ref.band]
+        sharp = fits[roles.reference]
         error = np.sqrt(sharp.covariance.diagonal())
         snr = np.divide(np.nan_to_num(sharp.flux), error, out=np.zeros(len(label)), where=error > 0)
         flags[sharp.measured & (snr < 3.0)] |= int(Flag.LOW_SNR)
@@ -245,26 +277,27 @@ class JEPADeblender(Head):
         radius, e1, e2 = shape_columns(mixtures)
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
         # hold this source show in the residual.
-        covariance = covariance * np.maximum(sharp.misfit, 1.0)[:, None, None]
+        covariance = part.covariance * np.maximum(sharp.misfit, 1.0)[:, None, None]
 
         table = QTable()
         table["label"] = label
         shift = parameters[:, :2] * u.arcsec
-        table["sky_centroid"] = state.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
+        table["sky_centroid"] = part.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
         table["blendedness"] = blendedness
         table["n_pixel"] = sum(fit.pixels for fit in fits.values())
         table["n_band"] = sum(fit.measured.astype(int) for fit in fits.values())
-        table["blend_probability"] = state.blend
+        table["blend_probability"] = part.blend
         table["half_light_radius"] = radius * u.arcsec
         table["e1"], table["e2"] = e1, e2
         table["snr"] = snr
         table["flags"] = flags
         meta = self._provenance_of(embedding, n_source=len(label))
         meta["deblender"] = "trained" if self._provenance.get("trained") else "untrained"
-        meta["blendedness_band"], meta["reference_band"] = blend_band, ref.band
+        meta["blendedness_band"], meta["reference_band"] = roles.blend, roles.reference
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
         return DeblendedScene(
-            embedding=embedding, table=table, parameters=parameters, mixtures=mixtures,
+            embedding=embedding, table=table, parameters=parameters,
+            templates=Templates(part.coord, part.header, mixtures, share(part.snr), roles.wavelength),
             shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
         )
 
@@ -296,8 +329,57 @@ class _State:
 
     @property
     def share(self):
-        """Bright sources need stamps that reach further into the wings."""
-        return np.clip(0.1 / np.maximum(self.snr, 1.0), 1e-5, 1e-3)
+        return share(self.snr)
+
+
+def share(snr):
+    """Share of their light that stamps of sources may leave out: bright ones reach further into the wings."""
+    return np.clip(0.1 / np.maximum(snr, 1.0), 1e-5, 1e-3)
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Which bands do what, the same all over a field."""
+
+    reference: str  # the sharpest band
+    wavelength: float  # its pivot, nm
+    shape: tuple  # that shapes are fitted to
+    blend: str  # that blendedness is measured in
+
+    @classmethod
+    def of(cls, planes):
+        ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)
+        ground, reference = [p.band for p in ground], _detect.reference_band(planes)
+        space = [reference] if planes[reference].side == "space" else []
+        shape = (*space, *ground[:N_GROUND_SHAPE])
+        return cls(reference, planes[reference].wavelength, shape, (ground or [reference])[0])
+
+
+@dataclass(frozen=True)
+class _Sky:
+    """The pixels of a tile, and what is found on them."""
+
+    planes: dict
+    ref: object  # `_detect.Reference`, or None where there is no pixel
+    found: QTable
+
+    @classmethod
+    def of(cls, planes):
+        if not planes:
+            return cls(planes, None, QTable({"sky_centroid": SkyCoord([], [], unit="deg")}))
+        ref = _detect.reference(planes)
+        return cls(planes, ref, _detect.segments(ref)[0])
+
+    def look(self, side):
+        """The image of one side that sources are looked for on, or None."""
+        if self.ref is not None and self.ref.side == side:
+            return self.ref
+        return self._ground if side == "ground" else None
+
+    @cached_property
+    def _ground(self):
+        ground = {band: p for band, p in self.planes.items() if p.side == "ground"}
+        return _detect.reference(ground) if ground else None
 
 
 def check_offsets(offsets):
@@ -363,34 +445,34 @@ def _roots(coord):
     return first[place]
 
 
-def _join(first, second):
-    first, second = first.icrs, second.icrs
-    ra, dec = (np.concatenate([getattr(c, k).deg for c in (first, second)]) for k in ("ra", "dec"))
-    return SkyCoord(ra, dec, unit="deg")
-
-
-def _classical(ref, found, coord):
+def _classical(sky, coord):
     """Exponential discs with the moments of the nearest detection, the PSF's width removed."""
+    found = sky.found
     n = len(coord)
     a, b, theta, snr = np.full(n, DEFAULT_RADIUS), np.full(n, DEFAULT_RADIUS), np.zeros(n), np.zeros(n)
     if len(found) and n:
         index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
         near = separation.to_value(u.arcsec) < MATCH
-        psf2 = (ref.fwhm / 2.3548) ** 2
+        snr[near] = np.asarray(found["snr"])[index[near]]
+        point = _detect.point_variance(sky.ref, snr[near])
+        filtered = np.maximum(point, 0.0) + _detect.filter_sigma(sky.ref) ** 2
         for out, name in ((a, "a"), (b, "b")):
-            width2 = np.asarray(found[name])[index[near]] ** 2 - psf2
-            out[near] = np.sqrt(np.maximum(width2, 0.03**2))
-        theta[near], snr[near] = np.asarray(found["theta"])[index[near]], np.asarray(found["snr"])[index[near]]
-    radius = np.clip(np.sqrt(a * b), 0.03, 3.0)
+            width2 = np.asarray(found[name])[index[near]] ** 2 - point
+            # Nothing is smaller than a part of the error of its size: the fit could not make it grow.
+            error = 2.0 * (filtered + np.maximum(width2, 0.0)) / np.maximum(snr[near], 1.0)
+            out[near] = np.sqrt(np.maximum(width2, 0.25 * error))
+        theta[near] = np.asarray(found["theta"])[index[near]]
+    radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
     return templates.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr
 
 
-def _shape_images(planes, state):
-    """The sharpest space band, and the deepest ground bands, as the shape fit sees them."""
-    space = [p for p in planes.values() if p.side == "space"]
-    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)
-    chosen = ([min(space, key=lambda p: p.fwhm)] if space else []) + ground[:N_GROUND_SHAPE]
-    return [image_of(plane, state.coord, state.header, np.maximum(state.share, 1e-4)) for plane in chosen]
+def _shape_images(planes, roles, state):
+    """The bands of a tile that shapes are fitted to, as the fit sees them."""
+    reach = np.maximum(3.0 * state.share, 1e-4)
+    return [
+        image_of(planes[band], state.coord, state.header, reach, roles.wavelength)
+        for band in roles.shape if band in planes
+    ]
 
 
 def _slope(known, plane, image, parameters):
@@ -404,29 +486,28 @@ def _slope(known, plane, image, parameters):
     return slope
 
 
-def _fit_shapes(planes, state, start=None, *, iterations):
-    """`refine` for all sources; of those in one place only the first is fitted, the others follow it."""
+def _fit_shapes(state, images, start=None, *, rows=None, iterations):
+    """`refine`; of sources in one place only the first is fitted, the others follow it."""
     root = _roots(state.coord)
-    alone = root == np.arange(len(root))
-    images = _shape_images(planes, state)
-    if not alone.all():
-        images = [replace(i, xy=i.xy[alone], jacobian=i.jacobian[alone], share=i.share[alone]) for i in images]
-    start = start if start is None else start[alone]
-    found, found_covariance = shape_fit.refine(state.proposal[alone], images, start, iterations=iterations)
-    moved = np.zeros((len(alone), found.shape[1]))
-    covariance = np.zeros((len(alone), *found_covariance.shape[1:]))
-    moved[alone], covariance[alone] = found, found_covariance
-    return moved[root], covariance[root]
+    alone = np.flatnonzero(root == np.arange(len(root)))
+    if rows is not None:
+        rows = np.flatnonzero(np.isin(alone, rows))
+    found, covariance = shape_fit.refine(
+        state.proposal[alone], [image.of(alone) for image in images], start if start is None else start[alone],
+        rows=rows, iterations=iterations,
+    )
+    first = np.searchsorted(alone, root)
+    return found[first], covariance[first]
 
 
-def _missed(planes, ref, state, moved):
+def _missed(sky, state, moved, wavelength):
     """Positions of sources that the residuals show, on the reference image and on the ground stack."""
-    parameters = state.proposal + moved @ shape_fit.DIRECTIONS
-    mixtures = shape_fit.mixtures_of(parameters)
-    left = {}
-    for band, plane in planes.items():
+    mixtures = shape_fit.mixtures_of(state.proposal + moved @ shape_fit.DIRECTIONS)
+    ref, left = sky.ref, {}
+    for band, plane in sky.planes.items():
         if plane.side == "ground" or band == ref.band:
-            left[band] = _residual_plane(plane, image_of(plane, state.coord, state.header, state.share), mixtures)
+            image = image_of(plane, state.coord, state.header, 3.0 * state.share, wavelength)
+            left[band] = _residual_plane(plane, image, mixtures)
     taken, extra = state.coord, None
     ground = {band: p for band, p in left.items() if p.side == "ground"}
     searches = [(_detect.reference(left, ref.band), 0.5)] if ref.side == "space" else []
@@ -439,56 +520,43 @@ def _missed(planes, ref, state, moved):
         _, separation, _ = coord.match_to_catalog_sky(taken)
         coord = coord[separation.to_value(u.arcsec) > max(apart * look.fwhm, MATCH)]
         if len(coord):
-            taken = _join(taken, coord)
-            extra = coord if extra is None else _join(extra, coord)
+            taken = joined([taken, coord])
+            extra = coord if extra is None else joined([extra, coord])
     return state.coord[:0] if extra is None else extra
 
 
 def _residual_plane(plane, image, mixtures):
-    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf), plane.data.shape, len(mixtures))
-    flux = shape_fit.fluxes(matrix, image)
-    model = (matrix @ flux).reshape(plane.data.shape)
+    breadth, _ = shape_fit.breadths(mixtures, image, iterations=1)
+    mixtures = shape_fit.broadened(mixtures, breadth, image.gradient, image.blur)
+    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf), plane.shape, len(mixtures))
+    flux, _ = amplitudes(matrix, image.data.ravel(), image.weight.ravel())
+    model = (matrix @ flux).reshape(plane.shape)
     # What a bright source's template leaves is no source: a tenth of the model counts as noise.
-    return replace(
-        plane, data=np.where(plane.valid, plane.data - model, 0.0), variance=plane.variance + (0.1 * model) ** 2
-    )
+    return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), plane.variance + (0.1 * model) ** 2)
 
 
-def _blendedness(fit):
-    """1 - sum f_k^2 / sum f_k F over the pixels, f_k the source's model and F the sum of all."""
-    flux = np.maximum(np.nan_to_num(fit.flux), 0.0)
-    overlap = fit.matrix.T @ (fit.matrix @ flux)  # (n,)
-    own = fit.matrix.copy()
-    own.data = own.data**2
-    own = np.asarray(own.sum(axis=0)).ravel() * flux
-    return np.clip(1.0 - np.divide(own, overlap, out=np.ones(len(flux)), where=overlap > 0), 0.0, 1.0)
-
-
-def _network_inputs(embedding, planes, ref, state, config):
-    """Stamps, scalars and tokens of all sources."""
-    coord, header, n = state.coord, state.header, len(state.coord)
+def _network_inputs(embedding, sky, state, config, rows):
+    """Stamps, scalars and tokens of some of the sources."""
+    coord, header, n = state.coord, state.header, len(rows)
     others = tangent(coord, coord[0])
-    space = [p for p in planes.values() if p.side == "space"]
-    ground = {band: p for band, p in planes.items() if p.side == "ground"}
     stamps, scalars = [], np.zeros((n, templates.N_SCALAR), np.float32)
     for k, (side, size, scale) in enumerate((("space", config.space_size, 0.1), ("ground", config.ground_size, 0.2))):
-        seen = space if side == "space" else ground
-        if not seen:
+        look = sky.look(side)
+        if look is None:
             stamps.append(np.zeros((n, 3, size, size), np.float32))
             continue
-        look = _detect.reference({p.band: p for p in space}) if side == "space" else _detect.reference(ground)
-        image = image_of(look.plane, coord, header, state.share)
+        xy, jacobian = look.plane.place((header if side == "ground" else coord)[rows])
         stamps.append(
             north_up(
-                look.data, look.variance, image.xy, image.jacobian, size=size, scale=scale, others=others, radius=scale
+                look.data, look.variance, xy, jacobian, size=size, scale=scale, others=others, rows=rows, radius=scale
             )
         )
         scalars[:, k], scalars[:, 2 + k] = np.log(look.fwhm), 1.0
         scalars[:, 6 + k] = look.plane.depth - 26.0
-    scalars[:, 4] = np.arcsinh(state.snr) - 3.0
+    scalars[:, 4] = np.arcsinh(state.snr[rows]) - 3.0
     nearest = np.full(n, 10.0)
-    if n > 1:
-        _, separation, _ = coord.match_to_catalog_sky(coord, nthneighbor=2)
+    if len(coord) > 1:
+        _, separation, _ = coord[rows].match_to_catalog_sky(coord, nthneighbor=2)
         nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
     scalars[:, 5] = np.log(nearest + 0.1)
-    return stamps[0], stamps[1], scalars, source_tokens(embedding, coord, header)
+    return stamps[0], stamps[1], scalars, source_tokens(embedding, coord[rows], header[rows])

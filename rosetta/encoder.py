@@ -121,7 +121,7 @@ class CrossSurveyEncoder:
             path, self._model.packed(), kind="encoder", config=asdict(self._config), provenance=self._provenance
         )
 
-    def __call__(self, pair, *, window=38.4 * u.arcsec):
+    def __call__(self, pair, *, window=38.4 * u.arcsec, progress=None):
         """Embed a pair.
 
         Parameters
@@ -130,6 +130,8 @@ class CrossSurveyEncoder:
         window : `~astropy.units.Quantity`
             Side of the windows: a multiple of 3.2 arcsec, at least 12.8 arcsec. Fields smaller than it are read in one
             window of the smallest allowed side that covers them.
+        progress : callable, optional
+            Called as ``progress(done, total)`` after every few windows of a side.
 
         Returns
         -------
@@ -147,11 +149,18 @@ class CrossSurveyEncoder:
         planes = list(_boundary.planes(pair).values())
         window = _boundary.fitting_window(planes, _checked_window(window))
         centers = _boundary.window_grid(planes, window)
-        sides = {}
-        for side in SIDES:
-            of_side = [plane for plane in planes if plane.side == side]
-            if of_side:
-                sides[side] = self._embed_side(side, of_side, centers, window)
+        sides, done = {}, 0
+        of_sides = {side: [plane for plane in planes if plane.side == side] for side in SIDES}
+        of_sides = {side: of_side for side, of_side in of_sides.items() if of_side}
+
+        def report(n_window):
+            nonlocal done
+            done += n_window
+            if progress is not None:
+                progress(done, len(of_sides) * len(centers))
+
+        for side, of_side in of_sides.items():
+            sides[side] = self._embed_side(side, of_side, centers, window, report)
         seen = np.any([arrays["coverage"] > 0 for arrays in sides.values()], axis=0)
         for side, arrays in sides.items():
             other = [a["coverage"] for s, a in sides.items() if s != side]
@@ -179,12 +188,13 @@ class CrossSurveyEncoder:
             pair, fingerprint=fingerprint, window=window * u.arcsec, centers=centers[seen], sides=sides, meta=meta
         )
 
-    def _embed_side(self, side, planes, centers, window):
+    def _embed_side(self, side, planes, centers, window, report):
         knots = self._config.knots(side)
         parts = []
         for start in range(0, len(centers), BATCH):
             view = _boundary.side_view(planes, centers[start : start + BATCH], window, knots)
             parts.append(inference.encode(self._model, side, view))
+            report(len(view.pixels))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         flags = np.zeros(len(centers), int)
         for plane in planes:

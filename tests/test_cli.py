@@ -80,9 +80,12 @@ def models():
 
 @pytest.fixture(scope="module")
 def result(sky, models):
-    steps = []
-    found = _pipeline.measure(sky[0], **models, window=12.8 * u.arcsec, progress=steps.append)
-    assert tuple(steps) == _pipeline.STEPS == tuple(found.seconds)
+    seen = []
+    found = _pipeline.measure(sky[0], **models, window=12.8 * u.arcsec, progress=lambda *at: seen.append(at))
+    assert tuple(step for step, done, _ in seen if done == 0) == _pipeline.STEPS == tuple(found.seconds)
+    for step in ("encode", "deblend"):  # these move on within
+        done = [d / total for name, d, total in seen if name == step]
+        assert done == sorted(done) and len(set(done)) > 2 and done[-1] == 1
     return found
 
 

@@ -13,9 +13,9 @@ from astropy.table import MaskedColumn, QTable
 from astropy.wcs import WCS, Sip
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
-from rosetta import Flag, JEPADeblender, SkyPair
+from rosetta import Flag, JEPADeblender, SkyPair, _tiles
 from rosetta._boundary import planes
-from rosetta._detect import detect
+from rosetta._detect import Reference, detect, point_variance
 from rosetta._geometry import from_tangent, offset_coord
 from rosetta._measure import sky_weight
 from rosetta.core import templates
@@ -124,12 +124,11 @@ def test_table_columns_and_blendedness():
 def test_weights_do_not_know_the_sources_photons():
     flat = planes(make_pair(XY, FLUX, MIXTURES))["VIS"]
     light = np.maximum(flat.data, 0)
-    plane = replace(flat, variance=(flat.variance + 2 * light).astype("f4"))
+    plane = flat.with_pixels(flat.data, (flat.variance + 2 * light).astype("f4"))
     np.testing.assert_allclose(sky_weight(plane), 1 / SIGMA["VIS"] ** 2, rtol=0.1)
     bad = plane.variance.copy()
     bad[3, 4], bad[5, 6] = np.inf, 1e4
-    valid = np.isfinite(bad)
-    weight = sky_weight(replace(plane, variance=bad, valid=valid))
+    weight = sky_weight(plane.with_pixels(plane.data, bad))
     assert weight[3, 4] == 0 and weight[5, 6] == pytest.approx(1e-4)
 
 
@@ -444,3 +443,89 @@ def test_the_network_shapes_only_where_it_earned_it(monkeypatch, tmp_path, bette
     head = JEPADeblender.from_pretrained(tmp_path / "deblender.safetensors", encoder=plain.encoder, device="cpu")
     flux = [h(pairs[0], from_tangent(XY, CENTER)).flux("VIS").value for h in (head, plain)]
     assert np.array_equal(*flux) == (better == "classical")
+
+
+def test_stars_are_no_wider_than_the_psf_measures():
+    """A PSF with wings: under its core's width alone, every bright star would count as a small galaxy."""
+    pair = make_pair(XY, FLUX, np.stack([MIXTURES[3]] * 4))
+    plane = planes(pair)["VIS"]
+    narrow, wide = gaussian_psf(0.2, 0.1), gaussian_psf(0.7, 0.1)
+    half = wide.shape[0] // 2
+    psf = 0.25 * wide
+    k = narrow.shape[0] // 2
+    psf[half - k : half + k + 1, half - k : half + k + 1] += 0.75 * narrow
+    ref = Reference("VIS", "space", plane.data, plane.variance, plane.fwhm, replace(plane, psf=psf))
+    faint, bright = point_variance(ref, np.array([8.0, 300.0]))
+    core = (plane.fwhm / 2.3548) ** 2
+    assert bright > 2 * core and faint < bright
+    gauss = point_variance(replace(ref, plane=plane), np.array([300.0]))[0]
+    assert gauss == pytest.approx(core + 0.1**2 / 12, rel=0.05)  # the table's moments count a pixel's own width
+
+
+# --------------------------------------------------------------------------------------------------- large fields
+def test_tiles_share_the_sky_and_see_their_neighbours_margins(monkeypatch):
+    field = planes(make_pair(XY, FLUX, MIXTURES))
+    (whole,) = _tiles.tiles(field)
+    assert {band: piece.shape for band, piece in whole.cut(field).items()} == {b: p.shape for b, p in field.items()}
+    monkeypatch.setattr(_tiles, "CORE", 8.0)
+    monkeypatch.setattr(_tiles, "MARGIN", 3.0)
+    several = _tiles.tiles(field)
+    far = from_tangent(np.random.default_rng(3).uniform(-60, 60, (200, 2)), CENTER)  # beyond the images too
+    assert len(several) > 3 and np.all(sum(tile.owns(far).astype(int) for tile in several) == 1)
+    for tile in several:
+        assert np.all(tile.sees(far[tile.owns(far)]))
+        piece, plane = tile.cut(field)["VIS"], field["VIS"]
+        sky = piece.pixel_to_sky(1.0, 2.0)
+        x, y = (int(np.round(v[0])) for v in plane.sky_to_pixel(sky.reshape(1)))
+        assert piece.data[2, 1] == plane.data[y, x]
+        assert piece.depth == plane.depth and piece.fwhm == plane.fwhm
+
+
+def test_several_tiles_give_the_scene_of_one(monkeypatch):
+    pair = make_pair(XY, FLUX, MIXTURES)
+    one = deblender()(pair)
+    monkeypatch.setattr(_tiles, "CORE", 8.0)
+    monkeypatch.setattr(_tiles, "MARGIN", 4.0)
+    seen = []
+    many = deblender()(pair, progress=lambda *at: seen.append(at))
+    assert len(_tiles.tiles(planes(pair))) > 3 and seen[-1][0] == seen[-1][1] == len(seen)
+    a, b = one.to_table(), many.to_table()
+    assert len(a) == len(b)
+    index, separation, _ = a["sky_centroid"].match_to_catalog_sky(b["sky_centroid"])
+    assert separation.max() < 5 * u.mas
+    for band in one.bands:
+        # The noise factor is measured on the pixels, of which tiles share some: that of one field, to its own error.
+        assert many.meta["noise_factor"][band] == pytest.approx(one.meta["noise_factor"][band], rel=0.15)
+        cov, other = (found.covariance(band).toarray() / found.meta["noise_factor"][band] ** 2 for found in (one, many))
+        other = other[np.ix_(index, index)]
+        sigma = np.sqrt(np.diag(cov))
+        assert np.abs(one.flux(band).value - many.flux(band).value[index]).max() < 0.2 * sigma.min()
+        np.testing.assert_allclose(np.sqrt(np.diag(other)), sigma, rtol=0.02)
+        np.testing.assert_array_equal(other, other.T)
+        np.testing.assert_allclose(other / np.outer(sigma, sigma), cov / np.outer(sigma, sigma), atol=0.02)
+        difference = one.model(None, band).data - many.model(None, band).data
+        assert np.abs(difference).max() < 0.05 * one.model(None, band).data.max()
+
+
+def test_a_tile_without_a_band_says_so(monkeypatch):
+    """Given positions, one of them off the space image: rows in the order given, and no space flux there."""
+    monkeypatch.setattr(_tiles, "CORE", 8.0)
+    pair = make_pair(XY, FLUX, MIXTURES)
+    places = np.concatenate([XY[::-1], [[200.0, 0.0]]])
+    scene = deblender()(pair, from_tangent(places, CENTER))
+    known = from_tangent(places[:-1], CENTER)
+    assert scene.to_table()["sky_centroid"][:-1].separation(known).max() < 0.1 * u.arcsec
+    assert np.isnan(scene.flux("VIS")[-1]) and np.isfinite(scene.flux("VIS")[:-1]).all()
+
+
+def test_a_source_that_changes_with_wavelength_keeps_its_flux():
+    """A galaxy 25 % larger in g than elsewhere: a template of one size for all bands would miss some of its light."""
+    xy, flux = np.array([[0.3, -0.2]]), np.array([2e4])
+    large, small = (make_pair(xy, flux, np.stack([light(r)])) for r in (0.5, 0.4))
+    found = deblender()(SkyPair({"g": large.ground["g"], "i": small.ground["i"]}, small.space))
+    assert len(found) == 1
+    for band in found.bands:
+        assert found.flux(band)[0].value == pytest.approx(flux[0], rel=0.02), band
+        assert found.model(1, band).data.sum() == pytest.approx(found.flux(band)[0].value, rel=2e-3)
+    breadth = {band: found._fits[band].breadth[0] for band in found.bands}
+    assert breadth["g"] > 1.0 and abs(breadth["VIS"]) < 1.0

@@ -84,8 +84,34 @@ def test_common_scatter_becomes_the_floor():
     xy, noise, cov = sources(7)
     rng = np.random.default_rng(7)
     found = fit_field(xy, TRUE["shift"](xy) + noise + rng.normal(0, 10.0, xy.shape), cov)
-    assert 7.0 < found.model["floor"] < 13.0
+    assert 7.0 < found.model["floor"][0] < 13.0
+    np.testing.assert_allclose(found.scatter, found.model["floor"][0])
     assert found.outlier.sum() <= 1
+
+
+def test_each_component_of_the_scatter_gets_its_own_size():
+    xy, noise, cov = sources(8, n=200)
+    stars = np.arange(len(xy)) % 4 == 0
+    rng = np.random.default_rng(8)
+    offset = TRUE["shift"](xy) + noise + np.where(stars, 12.0, 0.0)[:, None] * rng.normal(size=xy.shape)
+    found = fit_field(xy, offset, cov, scatter=np.stack([stars, ~stars], -1))
+    assert 9.0 < found.scatter[stars].min() == found.scatter[stars].max() < 16.0
+    assert found.scatter[~stars].max() < 0.5
+    value, spread = evaluate(found.model, GRID)
+    assert (np.abs(value - TRUE["shift"](GRID)) < 4 * np.sqrt(spread[:, [0, 1], [0, 1]])).all()
+
+
+def test_hyperparameters_are_integrated_over():
+    xy, noise, cov = sources(4, n=30)
+    model = fit_field(xy, smooth(xy, 4) + noise, cov, model="gp").model
+    weights = [sample[0] for sample in model["samples"]]
+    assert abs(sum(weights) - 1) < 1e-9 and len(weights) > 5
+    mean, cov = evaluate(model, GRID)
+    one = [evaluate({**model, "samples": [[1.0, *sample[1:]]]}, GRID) for sample in model["samples"]]
+    np.testing.assert_allclose(mean, sum(w * m for w, (m, _) in zip(weights, one, strict=True)))
+    within = sum(w * c for w, (_, c) in zip(weights, one, strict=True))
+    assert (np.linalg.eigvalsh(cov - within)[:, 0] > -1e-6).all()  # the samples' disagreement only adds
+    np.testing.assert_allclose(evaluate(model, GRID, covariance=False)[0], mean)
 
 
 def test_model_survives_json_and_many_points_are_thinned():
@@ -129,6 +155,11 @@ def part(band, offset, cov, usable):
     return BandOffsets(band, offset, cov, 0 * cov, nan, nan, nan, usable, np.zeros(len(offset), int), True), cov
 
 
+def alike(measured, xy):
+    """One component of scatter for all sources of every band."""
+    return {band: np.ones((len(xy), 1)) for band in measured}
+
+
 def test_on_top_of_is_the_sum_of_both():
     xy, noise, cov = sources(13)
     base = fit_field(xy, smooth(xy, 13) + noise, cov, model="gp")
@@ -153,7 +184,7 @@ def test_bands_share_the_curved_field_and_keep_their_own_shift():
         offset += 0.0 if band == "H_E" else smooth(xy, 15)
         measured[band] = part(band, offset, np.tile(sigma[band] ** 2 * np.eye(2), (len(xy), 1, 1)), seen[band])
     side = {"g": "ground", "r": "ground", "H_E": "space"}
-    fits = band_fields(xy, measured, side, "auto")
+    fits = band_fields(xy, measured, side, alike(measured, xy), "auto")
     assert set(fits) == set(measured)
     assert fits["joint"].model["kind"] in ("gp", "affine+gp")
     base = evaluate(fits["joint"].model, GRID)[0]
@@ -172,8 +203,8 @@ def test_bands_share_the_curved_field_and_keep_their_own_shift():
 def test_the_only_ground_band_is_the_joint_frame():
     xy, noise, cov = sources(17)
     every = np.ones(len(xy), bool)
-    measured = {"r": part("r", smooth(xy, 17) + noise, cov, every), "joint": part("joint", 0 * noise, cov, every)}
-    fits = band_fields(xy, measured, {"r": "ground"}, "auto")
+    measured = {band: part(band, smooth(xy, 17) + noise, cov, every) for band in ("r", "joint")}
+    fits = band_fields(xy, measured, {"r": "ground"}, alike(measured, xy), "auto")
     assert fits["r"] is fits["joint"]
     assert np.sqrt(np.mean((evaluate(fits["r"].model, GRID)[0] - smooth(GRID, 17)) ** 2)) < 10.0
 
@@ -185,5 +216,5 @@ def test_affine_only_where_sources_ask_for_it():
         measured = {band: part(band, noise, cov, every) for band in ("g", "r", "joint")}
         measured["H_E"] = part("H_E", TRUE[kind](xy) + noise, cov, every)
         side = {"g": "ground", "r": "ground", "H_E": "space"}
-        assert band_fields(xy, measured, side, "auto")["H_E"].model["kind"] == wanted
-        assert band_fields(xy, measured, side, "shift")["H_E"].model["kind"] == "shift"
+        assert band_fields(xy, measured, side, alike(measured, xy), "auto")["H_E"].model["kind"] == wanted
+        assert band_fields(xy, measured, side, alike(measured, xy), "shift")["H_E"].model["kind"] == "shift"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from rosetta.core import mixture, solve
+from rosetta.core import fit, mixture, solve, templates
 from rosetta.core.psfcore import psf_core
 from rosetta.core.watershed import persistent_watershed
 
@@ -73,6 +73,33 @@ def test_two_grids_see_the_same_flux_and_place():
         np.testing.assert_allclose(centre, [20.25, 31.5], atol=2e-3)
 
 
+def test_derivatives_of_stamps_are_those_of_finite_differences():
+    """Centre, size, shear and weights, under a PSF that the pixels undersample and one that they do not."""
+    parameters = templates.base_parameters(np.array([0.1, 0.4]), np.array([0.3, 0.6]), np.array([0.4, 2.0]))
+    xy, jacobian = np.array([[30.2, 40.4], [33.7, 28.1]]), np.tile(grid_jacobian(0.1, 0.2, True), (2, 1, 1))
+    light, sizes = fit.mixtures_of(parameters), np.array([63, 63])
+    for sigma in (0.7, 1.8):
+        psf, step = gaussian_psf(sigma), 1e-3
+        (stamps,) = mixture.draw(light, fit.tangents_of(parameters, light), xy, jacobian, psf, sizes)
+        for d, row in enumerate(fit.DIRECTIONS):
+            both = [mixture.render(fit.mixtures_of(parameters + s * row), xy, jacobian, psf, sizes=sizes)[0].values
+                    for s in (step, -step)]
+            expected = (both[0] - both[1]).astype(float) / (2 * step)
+            for i in range(2):
+                scale = np.abs(expected[i]).max()
+                np.testing.assert_allclose(stamps.slopes[i, d], expected[i], atol=0.06 * scale + 2e-4)
+
+
+def test_painting_is_the_sum_of_stamps():
+    rng = np.random.default_rng(8)
+    xy = np.concatenate([rng.uniform(-3, 62, (9, 2)), [[-1e6, 1e6]]])  # some over the edge, one nowhere
+    light, jacobian = np.stack([disc(0.3)] * 10), np.tile(grid_jacobian(0.2, 0, True), (10, 1, 1))
+    stamps = mixture.render(light, xy, jacobian, gaussian_psf(1.7))
+    flux, image = rng.uniform(1, 9, 10), np.ones((60, 70))
+    mixture.paint(image, stamps, flux)
+    np.testing.assert_allclose(image.ravel() - 1, solve.design(stamps, (60, 70), 10) @ flux, atol=1e-5)
+
+
 def test_evaluate_is_a_template():
     image = mixture.evaluate(disc(0.3))
     assert image.sum() == pytest.approx(1.0) and image.min() >= 0 and image.shape[0] % 2 == 1
@@ -135,6 +162,34 @@ def test_solver_matches_dense_least_squares():
     expected, *_ = np.linalg.lstsq(dense, np.where(root > 0, data * root, 0), rcond=None)
     np.testing.assert_allclose(found.flux, expected, rtol=1e-5)
     np.testing.assert_allclose(found.covariance.toarray(), np.linalg.inv(dense.T @ dense), rtol=1e-4, atol=1e-9)
+
+
+def test_amplitudes_are_the_solvers_fluxes():
+    rng = np.random.default_rng(12)
+    matrix = random_scene(rng)
+    weight = np.where(rng.random(matrix.shape[0]) < 0.1, 0.0, rng.uniform(0.5, 2.0, matrix.shape[0]))
+    data = matrix @ rng.uniform(50, 500, 12) + rng.normal(0, 1, len(weight))
+    flux, snr = solve.amplitudes(matrix, data, weight)
+    variance = np.divide(1.0, weight, out=np.full(len(weight), np.inf), where=weight > 0)
+    found = solve.solve(matrix, data, variance)
+    np.testing.assert_allclose(flux, found.flux, rtol=1e-9)
+    assert np.all(snr >= found.flux / np.sqrt(found.covariance.diagonal()) * (1 - 1e-9))  # neighbours cost precision
+
+
+def test_a_faint_source_is_solved_beside_a_bright_one():
+    """Conjugate gradients end when every source is right, not when the sum of all is."""
+    rng = np.random.default_rng(13)
+    blocks = np.stack([m @ m.T + 3 * np.eye(3) for m in rng.normal(size=(20, 3, 3))])
+    normal = np.zeros((60, 60))
+    for i, block in enumerate(blocks):
+        normal[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] = block
+    couple = 0.05 * rng.normal(size=(60, 60))
+    normal += couple + couple.T
+    right = rng.normal(size=(20, 3))
+    right[0] *= 1e5
+    found = fit._conjugate_gradients(normal, np.linalg.inv(blocks), right)
+    off = found - np.linalg.solve(normal, right.ravel()).reshape(20, 3)
+    assert np.sqrt(np.einsum("ni,nij,nj->n", off, blocks, off).max()) < 2 * fit.PRECISION
 
 
 def test_covariance_follows_from_any_weights():

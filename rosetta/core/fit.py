@@ -1,23 +1,24 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Shapes of sources fitted to native pixels: damped Gauss-Newton steps around a proposed shape.
 
-Each step solves the fluxes of all sources together, then the linearised problem of all fluxes and shapes
-together, with the proposals as Gaussian priors, by conjugate gradients. Where the pixels say little the
+Each step solves the linearised problem of all fluxes and shapes together, with the proposals as Gaussian priors,
+by conjugate gradients. Every image may see a source a little broader or narrower than the template: galaxies change
+with wavelength, and no PSF is known exactly. Where the pixels say little the
 answer is the proposal; its covariance (Laplace) is the uncertainty of the template.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, cg
 
 from . import templates
-from .mixture import Stamps, render, stamp_sizes
-from .solve import design, solve
+from .mixture import draw, paint, render, stamp_sizes
+from .solve import amplitudes, design
 
-__all__ = ["DIRECTIONS", "Image", "flux_slopes", "fluxes", "mixtures_of", "refine"]
+__all__ = ["DIRECTIONS", "Image", "breadths", "broadened", "flux_slopes", "mixtures_of", "refine"]
+
 
 def _directions():
     """Directions in shape space: centre, size, shears, and weights of groups of Gaussians, core to wings."""
@@ -32,9 +33,15 @@ def _directions():
 DIRECTIONS = _directions()
 PRIOR_SIGMA = np.array([0.05, 0.05, 0.4, 0.45, 0.45, 1.5, 0.8, 0.5, 0.5, 1.5])
 STEP = np.array([0.01, 0.01, 0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 0.05, 0.05])
-LARGEST = np.array([0.2, 0.2, 1.0, 0.8, 0.8, 3.0, 2.0, 2.0, 2.0, 3.0])
+LARGEST = np.array([0.2, 0.2, 0.7, 0.7, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0])
 # Pixels of bright sources are not known better than the PSF is.
 MODEL_ERROR = 0.01
+DERIVED = 30.0  # derivatives may leave out this many times more light than the model: they only lead the way
+FAINTEST = 5.0  # S/N below which an image cannot tell how broad a source is
+BROADEST = 3.0  # sigma: a breadth goes no further
+PRECISION = 0.03  # sigma
+MOST_TURNS = 200
+SETTLED = 0.2  # sigma: a source whose last step changed its images by less is left as it is
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,10 @@ class Image:
         Pixel per arcsec.
     share : (n,) array
         Share of each source's light that its stamp may leave out.
+    gradient : float
+        How much the logarithm of a source's size varies between this image and the sharpest one, one sigma.
+    blur : float
+        Error of the PSF's variance, arcsec^2, one sigma.
     """
 
     data: np.ndarray
@@ -63,6 +74,12 @@ class Image:
     xy: np.ndarray
     jacobian: np.ndarray
     share: np.ndarray
+    gradient: float = 0.0
+    blur: float = 0.0
+
+    def of(self, rows):
+        """The image with some of the sources."""
+        return replace(self, xy=self.xy[rows], jacobian=self.jacobian[rows], share=self.share[rows])
 
 
 def mixtures_of(parameters):
@@ -70,36 +87,29 @@ def mixtures_of(parameters):
     return templates.mixture(torch.from_numpy(np.ascontiguousarray(parameters))).numpy()
 
 
-def directional_derivatives(parameters, image):
-    """Stamps of all sources and their derivatives along `DIRECTIONS`.
-
-    Parameters
-    ----------
-    parameters : (n, N_PARAMETER) array
-    image : `Image`
-
-    Returns
-    -------
-    list of (`~rosetta.core.mixture.Stamps`, (n, n_shape, size, size) array)
-    """
-    mixtures = mixtures_of(parameters)
-    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    copies = len(DIRECTIONS) + 1
+def tangents_of(parameters, mixtures):
+    """Derivatives of mixtures along `DIRECTIONS`, (n, n_shape, K, 6): what `rosetta.core.mixture.draw` takes."""
     moved = [mixtures_of(parameters + step * row) for step, row in zip(STEP, DIRECTIONS, strict=True)]
-    groups = render(
-        np.concatenate([mixtures, *moved]), np.tile(image.xy, (copies, 1)), np.tile(image.jacobian, (copies, 1, 1)),
-        image.psf, sizes=np.tile(sizes, copies),
-    )
-    parts = []
-    for group in groups:
-        m = len(group.index) // copies
-        values = group.values.reshape(copies, m, *group.values.shape[1:])
-        slopes = (values[1:] - values[0]) / STEP[:, None, None, None].astype(np.float32)
-        parts.append((Stamps(group.index[:m], group.corner[:m], values[0]), np.swapaxes(slopes, 0, 1)))
-    return parts
+    return np.stack([(new - mixtures) / step for step, new in zip(STEP, moved, strict=True)], axis=1)
 
 
-def refine(proposal, images, moved=None, *, iterations=3):
+def broadened(mixtures, breadth, gradient, blur):
+    """Mixtures as an image sees them: ``breadth`` (n,) is in units of its ``gradient`` and ``blur``; see `Image`."""
+    out, breadth = mixtures.copy(), breadth[:, None]
+    out[..., 3:] *= np.exp(2.0 * gradient * breadth)[..., None]
+    out[..., [3, 5]] += (blur * breadth)[..., None]
+    return out
+
+
+def _breadth_tangent(mixtures, image):
+    """Derivative of `broadened`, (n, 1, K, 6)."""
+    tangent = np.zeros_like(mixtures)
+    tangent[..., 3:] = 2.0 * image.gradient * mixtures[..., 3:]
+    tangent[..., [3, 5]] += image.blur
+    return tangent[:, None]
+
+
+def refine(proposal, images, moved=None, *, rows=None, iterations=3):
     """Fit shapes to images.
 
     Parameters
@@ -107,118 +117,224 @@ def refine(proposal, images, moved=None, *, iterations=3):
     proposal : (n, N_PARAMETER) array
         Proposed shapes, the centre of the prior.
     images : list of `Image`
-        Each has its own free fluxes.
+        Each has its own free fluxes and breadths.
     moved : (n, n_shape) array, optional
         Where to start, from the proposal along `DIRECTIONS`.
+    rows : (m,) int array, optional
+        Sources to fit; the shapes of the others stay as they are.
     iterations : int, optional
+        At most; sources that have settled are left alone.
 
     Returns
     -------
     moved : (n, n_shape) array
         The fitted shapes are ``proposal + moved @ DIRECTIONS``.
     covariance : (n, n_shape, n_shape) array
-        Of ``moved``, from the noise and the prior.
+        Of ``moved``, from the noise and the prior; that of the prior where nothing was fitted.
     """
     n, n_shape = len(proposal), len(DIRECTIONS)
-    precision = 1.0 / PRIOR_SIGMA**2
     moved = np.zeros((n, n_shape)) if moved is None else moved.copy()
     covariance = np.tile(np.diag(PRIOR_SIGMA**2), (n, 1, 1))
-    for _ in range(iterations if n else 0):
-        step, covariance = _joint_step(proposal + moved @ DIRECTIONS, moved, precision, images)
+    rows, breadth = np.arange(n) if rows is None else rows, np.zeros((n, len(images)))
+    if len(rows) == 0:
+        return moved, covariance
+    mixtures = mixtures_of(proposal + moved @ DIRECTIONS)
+    flux = np.stack([_fluxes(mixtures, image)[0] for image in images], axis=1)  # (n, n_image)
+    rest = np.setdiff1d(np.arange(n), rows)
+    settled = [np.zeros(image.data.shape) for image in images]  # the light of sources that are not fitted any more
+    for _ in range(iterations):
+        for k, image in enumerate(images):
+            seen = broadened(mixtures[rest], breadth[rest, k], image.gradient, image.blur)
+            paint(settled[k], _stamps(seen, image.of(rest)), flux[rest, k])
+        parameters = proposal[rows] + moved[rows] @ DIRECTIONS
+        mixtures[rows] = mixtures_of(parameters)
+        step, shape, own = _joint_step(
+            mixtures[rows], tangents_of(parameters, mixtures[rows]), moved[rows], PRIOR_SIGMA, flux[rows],
+            breadth[rows], [image.of(rows) for image in images], settled,
+        )
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
-        step /= np.maximum(np.abs(step / LARGEST).max(axis=1), 1.0)[:, None]
-        moved += step
+        step /= np.maximum(np.abs(step[:, :n_shape] / LARGEST).max(axis=1), 1.0)[:, None]
+        moved[rows] += step[:, :n_shape]
+        flux[rows] += step[:, n_shape::2]
+        breadth[rows] = np.clip(breadth[rows] + step[:, n_shape + 1 :: 2], -BROADEST, BROADEST)
+        covariance[rows] = shape[:, :n_shape, :n_shape]
+        mixtures[rows] = mixtures_of(proposal[rows] + moved[rows] @ DIRECTIONS)
+        active = np.einsum("ni,nij,nj->n", step, own, step) > SETTLED**2
+        rest, rows = rows[~active], rows[active]
+        if len(rows) == 0:
+            break
     return moved, covariance
 
 
-def _joint_step(parameters, moved, precision, images):
-    """The Gauss-Newton step of all shapes, and the covariance of each source's own block."""
-    n, n_shape, n_image = len(parameters), len(DIRECTIONS), len(images)
-    size = n_shape + n_image  # unknowns of a source: its shape, then its flux in each image
-    blocks = np.zeros((n, size, size))
-    blocks[:, range(n_shape), range(n_shape)] = precision
-    right = np.zeros((n, size))
-    right[:, :n_shape] = -moved * precision
-    operators = []
-    for k, image in enumerate(images):
-        columns, model = _columns(parameters, image)  # (pixel, n * (1 + n_shape))
-        data, weight = image.data.ravel(), image.weight.ravel()
-        # Bright pixels are known no better than the PSF is.
-        root = np.sqrt(weight / (1.0 + weight * (MODEL_ERROR * model) ** 2))
-        columns.data *= root.astype(np.float32)[columns.indices]
-        project = (columns.T @ (root * (data - model))).reshape(n, n_shape + 1)
-        where = np.r_[n_shape + k, :n_shape]
-        right[:, where] += project
-        blocks[:, where[:, None], where[None, :]] += _own_blocks(columns, n, n_shape + 1)
-        operators.append((columns, where))
-    blocks[:, range(n_shape, size), range(n_shape, size)] += 1e-12 + (right[:, n_shape:] == 0) * 1e-6
-    inverse = np.linalg.inv(blocks)
+def breadths(mixtures, image, *, iterations=2):
+    """How broad an image sees sources of known shapes, and what that means for their fluxes.
 
-    def normal(vector):
-        vector = vector.reshape(n, size)
-        out = vector * np.r_[precision, np.zeros(n_image)]
-        for columns, where in operators:
-            out[:, where] += (columns.T @ (columns @ vector[:, where].ravel())).reshape(n, -1)
-        return out.ravel()
+    Parameters
+    ----------
+    mixtures : (n, K, 6) array
+    image : `Image`
+    iterations : int, optional
 
-    def precondition(vector):
-        return np.einsum("nij,nj->ni", inverse, vector.reshape(n, size)).ravel()
-
-    shape = (n * size, n * size)
-    solution, _ = cg(
-        LinearOperator(shape, normal), right.ravel(), rtol=1e-3, maxiter=30, M=LinearOperator(shape, precondition)
-    )
-    return solution.reshape(n, size)[:, :n_shape], inverse[:, :n_shape, :n_shape]
-
-
-def _columns(parameters, image):
-    """Sparse derivatives of the image by flux and shape of every source, and the fluxes.
-
-    A source has ``1 + n_shape`` neighbouring columns that share their rows: the pixels where its model is
-    above a tenth of the noise or a fiftieth of its peak.
+    Returns
+    -------
+    breadth : (n,) array
+        For `broadened`; 0 for sources too faint to tell.
+    error : (n,) array
+        Relative error of the flux from that of the breadth.
     """
-    n, width = len(parameters), len(DIRECTIONS) + 1
-    parts = directional_derivatives(parameters, image)
-    matrix = design([stamps for stamps, _ in parts], image.data.shape, n)
-    flux = fluxes(matrix, image)
+    n = len(mixtures)
+    breadth, error = np.zeros((n, 1)), np.zeros(n)
+    flux, snr = _fluxes(mixtures, image)
+    flux, rows = flux[:, None], np.flatnonzero(snr > FAINTEST)
+    rest = np.setdiff1d(np.arange(n), rows)
+    settled = np.zeros(image.data.shape)
+    paint(settled, _stamps(mixtures[rest], image.of(rest)), flux[rest, 0])
+    for _ in range(iterations if len(rows) else 0):
+        step, covariance, own = _joint_step(
+            mixtures[rows], np.zeros((len(rows), 0, *mixtures.shape[1:])), np.zeros((len(rows), 0)), np.zeros(0),
+            flux[rows], breadth[rows], [image.of(rows)], [settled],
+        )
+        flux[rows] += step[:, :1]
+        breadth[rows] = np.clip(breadth[rows] + step[:, 1:], -BROADEST, BROADEST)
+        slope = own[:, 0, 1] / np.maximum(own[:, 0, 0] * np.abs(flux[rows, 0]), 1e-30)
+        error[rows] = np.abs(slope) * np.sqrt(covariance[:, 1, 1])
+    return breadth[:, 0], error
+
+
+def _stamps(mixtures, image):
+    return render(mixtures, image.xy, image.jacobian, image.psf, sizes=_sizes(mixtures, image))
+
+
+def _sizes(mixtures, image):
+    return stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+
+
+def _fluxes(mixtures, image):
+    matrix = design(_stamps(mixtures, image), image.data.shape, len(mixtures))
+    return amplitudes(matrix, image.data.ravel(), image.weight.ravel())
+
+
+def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, settled):
+    """One Gauss-Newton step of shapes, fluxes and breadths.
+
+    Returns
+    -------
+    step : (n, size) array
+        A source's unknowns: its shape, then its flux and breadth in each image.
+    covariance, own : (n, size, size) array
+        The inverse of each source's own normal matrix, and that matrix.
+    """
+    n, n_shape, n_image = len(mixtures), tangents.shape[1], len(images)
+    size = n_shape + 2 * n_image
+    precision = np.r_[1.0 / prior_sigma**2, np.tile([1e-12, 1.0], n_image)]
+    right = np.zeros((n, size))
+    right[:, :n_shape] = -moved / prior_sigma**2
+    right[:, n_shape + 1 :: 2] = -breadth
+    blocks = {(i, i): np.diag(precision) for i in range(n)}
+    for k, image in enumerate(images):
+        seen = broadened(mixtures, breadth[:, k], image.gradient, image.blur)
+        model = settled[k].copy()
+        paint(model, _stamps(seen, image), flux[:, k])
+        # Bright pixels are known no better than the PSF is.
+        root = np.sqrt(image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)).astype(np.float32)
+        left = root * (image.data - model)
+        along = np.concatenate([tangents, _breadth_tangent(seen, image)], axis=1)
+        bounds, columns = _columns(seen, along, flux[:, k], image, root)
+        where = np.r_[n_shape + 2 * k, :n_shape, n_shape + 2 * k + 1]
+        for i, (y0, y1, x0, x1) in enumerate(bounds):
+            right[i, where] += columns[i].reshape(len(where), -1) @ left[y0:y1, x0:x1].ravel()
+        for i, j in _touching(bounds):
+            block = blocks.setdefault((i, j), np.zeros((size, size)))
+            block[where[:, None], where] += _product(columns[i], bounds[i], columns[j], bounds[j])
+    for i in range(n):
+        for k in range(n_shape, size, 2):  # no light there: any positive number keeps the equations regular
+            blocks[i, i][k, k] += 1e-6 * (blocks[i, i][k, k] < 1e-11)
+    own = np.stack([blocks[i, i] for i in range(n)])
+    inverse = np.linalg.inv(own)
+    blocks |= {(j, i): block.T for (i, j), block in blocks.items() if i != j}
+    order = sorted(blocks)
+    start = np.searchsorted([i for i, _ in order], np.arange(n + 1))
+    normal = sparse.bsr_array((np.stack([blocks[k] for k in order]), [j for _, j in order], start))
+    return _conjugate_gradients(normal, inverse, right), inverse, own
+
+
+def _conjugate_gradients(normal, inverse, right):
+    """Solve the normal equations, preconditioned by each source's own, until no source is off by `PRECISION` sigma.
+
+    A criterion on the sum of all would leave faint sources unsolved beside a bright one.
+    """
+
+    def precondition(residual):
+        return np.einsum("nij,nj->ni", inverse, residual)
+
+    solution, residual = np.zeros_like(right), right.copy()
+    direction = moved = precondition(residual)
+    for _ in range(MOST_TURNS):
+        off = np.einsum("ni,ni->n", residual, moved)  # sigma^2 of each source
+        if off.max(initial=0.0) < PRECISION**2:
+            break
+        turned = (normal @ direction.ravel()).reshape(right.shape)
+        length = off.sum() / (direction * turned).sum()
+        solution = solution + length * direction
+        residual = residual - length * turned
+        moved = precondition(residual)
+        direction = moved + (residual * moved).sum() / off.sum() * direction
+    return solution
+
+
+def _columns(mixtures, tangents, flux, image, root):
+    """Derivatives of the image by flux and shape of every source, times ``root``, on the pixels that matter.
+
+    Those are the rectangle about the pixels where its model is above a tenth of the noise or a fiftieth of its peak.
+
+    Returns
+    -------
+    bounds : (n, 4) int array
+        y0, y1, x0, x1.
+    columns : list of (1 + n_shape, y1 - y0, x1 - x0) float32 array
+    """
     ny, nx = image.data.shape
-    sigma = np.sqrt(np.where(np.isfinite(image.variance), image.variance, 0.0))
-    rows, values, counts = [None] * n, [None] * n, np.zeros(n, dtype=np.int64)
-    for stamps, slopes in parts:
+    bounds, columns = np.zeros((len(mixtures), 4), int), [None] * len(mixtures)
+    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, np.minimum(DERIVED * image.share, 0.03))
+    for stamps in draw(mixtures, tangents, image.xy, image.jacobian, image.psf, sizes):
         size = stamps.values.shape[1]
         for i, source in enumerate(stamps.index):
             x0, y0 = stamps.corner[i]
-            cut_y, cut_x = (slice(max(-c, 0), max(min(m - c, size), 0)) for c, m in ((y0, ny), (x0, nx)))
-            own = stamps.values[i, cut_y, cut_x]
-            noise = sigma[max(y0, 0) : max(y0, 0) + own.shape[0], max(x0, 0) : max(x0, 0) + own.shape[1]]
-            keep = (own > 0.02 * stamps.values[i].max()) | (own * abs(flux[source]) > 0.1 * noise)
-            y, x = np.nonzero(keep)
-            rows[source] = (y + max(y0, 0)) * nx + x + max(x0, 0)
-            slope = slopes[i, :, cut_y, cut_x][:, keep]
-            values[source] = np.concatenate([own[keep][None], slope * np.float32(flux[source])])
-            counts[source] = len(y)
-    start = np.concatenate([[0], np.cumsum(np.repeat(counts, width))])
-    index = np.concatenate([np.tile(r, width) for r in rows]) if n else np.zeros(0, int)
-    data = np.concatenate([v.ravel() for v in values]) if n else np.zeros(0, np.float32)
-    columns = (data, index.astype(np.int32), start.astype(np.int32))
-    return sparse.csc_array(columns, shape=(ny * nx, n * width)), matrix @ flux
+            ya, yb, xa, xb = (
+                int(np.clip(v, 0, m)) for v, m in ((y0, ny), (y0 + size, ny), (x0, nx), (x0 + size, nx))
+            )
+            own, weight = stamps.values[i, ya - y0 : yb - y0, xa - x0 : xb - x0], root[ya:yb, xa:xb]
+            keep = (own > 0.02 * stamps.values[i].max()) | (own * weight * abs(flux[source]) > 0.1)
+            y, x = (np.flatnonzero(keep.any(axis=axis)) for axis in (1, 0))
+            if len(y):
+                ya, yb, xa, xb = ya + y[0], ya + y[-1] + 1, xa + x[0], xa + x[-1] + 1
+            else:
+                yb, xb = ya, xa
+            bounds[source] = ya, yb, xa, xb
+            cut = (slice(ya - y0, yb - y0), slice(xa - x0, xb - x0))
+            slopes = stamps.slopes[(i, slice(None), *cut)] * np.float32(flux[source])
+            columns[source] = np.concatenate([stamps.values[i][cut][None], slopes]) * root[ya:yb, xa:xb]
+    return bounds, columns
 
 
-def fluxes(matrix, image):
-    """Fluxes of unit-flux columns under the image's weights, 0 where unmeasured; see `rosetta.core.solve`."""
-    level = np.full(image.weight.size, np.inf)
-    np.divide(1.0, image.weight.ravel(), out=level, where=image.weight.ravel() > 0)
-    return np.nan_to_num(solve(matrix, image.data.ravel(), level).flux)
+def _touching(bounds):
+    """Pairs (i, j), i <= j, of rectangles that share pixels."""
+    y0, y1, x0, x1 = bounds.T
+    for i in range(len(bounds)):
+        share = (y0[i:] < y1[i]) & (y0[i] < y1[i:]) & (x0[i:] < x1[i]) & (x0[i] < x1[i:])
+        for j in np.flatnonzero(share):
+            yield i, i + int(j)
 
 
-def _own_blocks(columns, n, width):
-    """Normal matrices of each source with itself, (n, width, width): its columns share their rows."""
-    blocks = np.zeros((n, width, width))
-    start = columns.indptr[::width]
-    for i in range(n):
-        own = columns.data[start[i] : start[i + 1]].reshape(width, -1)
-        blocks[i] = own @ own.T
-    return blocks
+def _product(one, bounds_one, two, bounds_two):
+    """Inner products of the images of two rectangles over the pixels they share, (len(one), len(two))."""
+    y0, y1 = max(bounds_one[0], bounds_two[0]), min(bounds_one[1], bounds_two[1])
+    x0, x1 = max(bounds_one[2], bounds_two[2]), min(bounds_one[3], bounds_two[3])
+    a, b = (
+        part[:, y0 - y : y1 - y, x0 - x : x1 - x].reshape(len(part), -1)
+        for part, (y, _, x, _) in ((one, bounds_one), (two, bounds_two))
+    )
+    return a @ b.T
 
 
 def flux_slopes(parameters, image):
@@ -235,11 +351,16 @@ def flux_slopes(parameters, image):
         d ln(flux) / d(coordinate along `DIRECTIONS`) of the weighted fit of an isolated source.
     """
     out = np.zeros((len(parameters), len(DIRECTIONS)))
-    for stamps, slopes in directional_derivatives(parameters, image):
-        w = _cut(image.weight.ravel(), stamps, image.data.shape)
+    mixtures = mixtures_of(parameters)
+    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+    weight = image.weight.ravel()
+    for stamps in draw(
+        mixtures, tangents_of(parameters, mixtures), image.xy, image.jacobian, image.psf, sizes
+    ):
+        w = _cut(weight, stamps, image.data.shape)
         own = (w * stamps.values.reshape(len(w), -1))[:, None]  # (n, 1, pixel)
         power = np.matmul(own, stamps.values.reshape(len(w), -1, 1))[:, 0]
-        project = np.matmul(own, slopes.reshape(len(w), len(DIRECTIONS), -1).transpose(0, 2, 1))[:, 0]
+        project = np.matmul(own, stamps.slopes.reshape(len(w), len(DIRECTIONS), -1).transpose(0, 2, 1))[:, 0]
         out[stamps.index] = np.divide(-project, power, out=np.zeros_like(project), where=power > 0)
     return out
 

@@ -10,13 +10,18 @@ frequencies they fold are those of a sum of Gaussians fitted to its core.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from scipy import fft
 
 from .psfcore import psf_core
 
-__all__ = ["REFERENCE_FWHM", "REFERENCE_SCALE", "Stamps", "evaluate", "half_light_radius", "render", "stamp_sizes"]
+__all__ = [
+    "REFERENCE_FWHM", "REFERENCE_SCALE", "Stamps", "draw", "evaluate", "half_light_radius", "paint", "render",
+    "stamp_sizes",
+]
 
 #: FWHM (arcsec) and grid step (arcsec) at which templates are shown.
 REFERENCE_FWHM = 0.12
@@ -32,8 +37,11 @@ SHARE = 1e-3
 
 CORE = 21  # pixels: what folded frequencies add to a stamp is within this
 
-# Fourier samples held at once; bounds the memory of a crowded field.
-CHUNK = 4_000_000
+# Numbers held at once while stamps are drawn; bounds the memory of a crowded field, and fits a cache.
+CHUNK = 1_000_000
+
+FAINTEST = 1e-3  # of a PSF's transform, relative to its sum: folded frequencies below it are left out
+SMALLEST = -60.0  # exponents end here: single precision is slow with the denormal numbers that follow
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,14 @@ class Stamps:
         Image pixel (x, y) of the first pixel of each stamp; may lie off the image.
     values : (n, size, size) float32 array
         The light of each source, axis order [y, x].
+    slopes : (n, n_tangent, size, size) float32 array or None
+        Derivatives along tangents, where these were given.
     """
 
     index: np.ndarray
     corner: np.ndarray
     values: np.ndarray
+    slopes: np.ndarray | None = None
 
 
 def light_radius(mixtures, share):
@@ -62,7 +73,7 @@ def light_radius(mixtures, share):
     """
     weight, east, north, sxx, sxy, syy = np.moveaxis(np.asarray(mixtures, dtype=float), -1, 0)
     major = 0.5 * (sxx + syy) + np.sqrt(0.25 * (sxx - syy) ** 2 + sxy**2)  # (n, K)
-    offset = np.hypot(east, north)
+    major, offset = np.maximum(major, 0.0), np.hypot(east, north)
     low, high = np.zeros(len(weight)), np.max(offset + 5.0 * np.sqrt(major) + 1e-6, axis=1, initial=0.0)
     for _ in range(20):
         middle = 0.5 * (low + high)
@@ -84,8 +95,13 @@ def psf_radius(psf, share):
 
 def _psf_transform(psf, size):
     """Transform of a PSF centred on pixel (0, 0); what does not fit is folded, so the sum stays."""
-    folded = np.zeros((size, size))
-    rows, columns = ((np.arange(k) - k // 2) % size for k in psf.shape)
+    return _folded_transform(psf.shape, np.ascontiguousarray(psf, dtype=float).tobytes(), int(size))
+
+
+@lru_cache(maxsize=64)
+def _folded_transform(shape, raw, size):
+    psf, folded = np.frombuffer(raw).reshape(shape), np.zeros((size, size))
+    rows, columns = ((np.arange(k) - k // 2) % size for k in shape)
     np.add.at(folded, (rows[:, None], columns[None, :]), psf)
     return fft.rfft2(folded).astype(np.complex64)
 
@@ -120,79 +136,128 @@ def render(mixtures, xy, jacobian, psf, *, sizes=None):
         One entry per stamp size; every stamp sums to the PSF's sum (light that would fall off a
         stamp, about 0.1 %, is folded back into it).
     """
-    mixtures, xy = np.asarray(mixtures, dtype=float), np.asarray(xy, dtype=float)
-    jacobian = np.asarray(jacobian, dtype=float)
     if sizes is None:
         sizes = stamp_sizes(mixtures, jacobian, psf)
-    groups, core = [], psf_core(psf)
+    groups = {}
+    for part in draw(mixtures, None, xy, jacobian, psf, sizes):
+        groups.setdefault(part.values.shape[1], []).append(part)
+    return [
+        Stamps(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("index", "corner", "values")))
+        for parts in groups.values()
+    ]
+
+
+def paint(image, stamps, flux):
+    """Add sources of given fluxes (n,) to an image (ny, nx), in place; what falls outside is left out."""
+    for group in stamps:
+        size = group.values.shape[1]
+        for values, (x, y), amplitude in zip(group.values, group.corner, flux[group.index], strict=True):
+            into = image[max(y, 0) : max(y + size, 0), max(x, 0) : max(x + size, 0)]
+            first = max(-y, 0), max(-x, 0)
+            into += amplitude * values[first[0] : first[0] + into.shape[0], first[1] : first[1] + into.shape[1]]
+
+
+def draw(mixtures, tangents, xy, jacobian, psf, sizes):
+    """As `render`, a few sources at a time, with derivatives.
+
+    Parameters
+    ----------
+    mixtures, xy, jacobian, psf, sizes
+        As for `render`.
+    tangents : (n, D, K, 6) array or None
+        Derivatives of the mixtures' numbers along D directions; each moves the centres of all components alike.
+
+    Yields
+    ------
+    `Stamps`
+    """
+    mixtures, xy = np.asarray(mixtures, dtype=float), np.asarray(xy, dtype=float)
+    jacobian, core = np.asarray(jacobian, dtype=float), psf_core(psf)
+    n_image = 1 if tangents is None else 1 + tangents.shape[1]
     for size in np.unique(sizes):
-        index = np.flatnonzero(sizes == size)
+        members = np.flatnonzero(sizes == size)
         transform = _psf_transform(psf, size)
-        corner = np.round(xy[index]).astype(int) - size // 2
-        values = np.empty((len(index), size, size), dtype=np.float32)
-        step = max(1, CHUNK // (size * (size // 2 + 1)))
-        for start in range(0, len(index), step):
-            part = slice(start, start + step)
-            light = _mixture_transform(
-                mixtures[index[part]], xy[index[part]] - corner[part], jacobian[index[part]],
-                np.fft.fftfreq(size), np.fft.rfftfreq(size),
-            )
+        frequencies = np.fft.fftfreq(size), np.fft.rfftfreq(size)
+        step = max(1, CHUNK // (size * (size // 2 + 1) * (mixtures.shape[1] + 2 * n_image)))
+        for start in range(0, len(members), step):
+            index = members[start : start + step]
+            along = None if tangents is None else tangents[index]
+            corner = np.round(xy[index]).astype(int) - size // 2
+            light = _transforms(mixtures[index], along, xy[index] - corner, jacobian[index], *frequencies)
             light *= transform
-            values[part] = fft.irfft2(light, s=(size, size), axes=(1, 2), overwrite_x=True)
-        if core is not None:
-            middle = slice(size // 2 - CORE // 2, size // 2 + CORE // 2 + 1)
-            first = corner + size // 2 - CORE // 2
-            values[:, middle, middle] += _folded(mixtures[index], xy[index] - first, jacobian[index], core)
-        groups.append(Stamps(index, corner, values))
-    return groups
+            values = fft.irfft2(light, s=(size, size), axes=(2, 3), overwrite_x=True)  # (n, 1 + D, size, size)
+            if core is not None:
+                middle = slice(size // 2 - CORE // 2, size // 2 + CORE // 2 + 1)
+                first = corner + size // 2 - CORE // 2
+                values[..., middle, middle] += _folded(mixtures[index], along, xy[index] - first, jacobian[index], core)
+            yield Stamps(index, corner, values[:, 0], None if tangents is None else values[:, 1:])
 
 
-def _folded(mixtures, center, jacobian, core):
-    """What an undersampled PSF's frequencies beyond Nyquist add to stamps, (n, CORE, CORE).
+def _folded(mixtures, tangents, center, jacobian, core):
+    """What an undersampled PSF's frequencies beyond Nyquist add to stamps, (n, 1 + D, CORE, CORE).
 
     The sampled PSF holds them folded as they are for a source on a pixel's centre; elsewhere each has the phase
     of its own frequency. That difference is added.
     """
     fy, fx = np.fft.fftfreq(CORE), np.fft.rfftfreq(CORE)
-    inner = _mixture_transform(mixtures, center, jacobian, fy, fx)
+    inner = _transforms(mixtures, tangents, center, jacobian, fy, fx)
     total = np.zeros_like(inner)
-    for my in (-1, 0, 1):
-        for mx in (-1, 0, 1):
-            if mx or my:
-                light = _mixture_transform(mixtures, center, jacobian, fy + my, fx + mx)
-                total += (light - inner) * core.transform(fy + my, fx + mx).astype(np.complex64)
-    return fft.irfft2(total, s=(CORE, CORE), axes=(1, 2))
+    for my, mx, response in _aliases(core):
+        light = _transforms(mixtures, tangents, center, jacobian, fy + my, fx + mx)
+        total += (light - inner) * response
+    return fft.irfft2(total, s=(CORE, CORE), axes=(2, 3))
 
 
-def _mixture_transform(mixtures, center, jacobian, fy, fx):
-    """Closed-form Fourier transform at frequencies (cycles per pixel), (n, len(fy), len(fx)) complex64."""
-    weight, covariance = mixtures[..., 0], _pixel_covariance(mixtures, jacobian)
+@lru_cache(maxsize=64)
+def _aliases(core):
+    """Whole frequencies (y, x) that the pixels fold onto a stamp's own, and the PSF's response there."""
+    fy, fx = np.fft.fftfreq(CORE), np.fft.rfftfreq(CORE)
+    faintest = FAINTEST * abs(core.transform(np.zeros(1), np.zeros(1)))
+    found = []
+    for my, mx in product((-1, 0, 1), repeat=2):
+        response = core.transform(fy + my, fx + mx)
+        if (my or mx) and np.abs(response).max() > faintest:
+            found.append((my, mx, response.astype(np.complex64)))
+    return found
+
+
+def _transforms(mixtures, tangents, center, jacobian, fy, fx):
+    """Fourier transforms of mixtures and of their derivatives, in closed form.
+
+    At frequencies in cycles per pixel; (n, 1 + D, len(fy), len(fx)) complex64.
+    """
+    n, n_component = mixtures.shape[:2]
+    weight = mixtures[..., 0]
     shift = np.einsum("nij,nkj->nki", jacobian, mixtures[..., 1:3]) + center[:, None]  # (n, K, 2)
-    total = np.zeros((len(mixtures), len(fy), len(fx)), dtype=np.complex64)
+    quadratic = -2.0 * np.pi**2 * np.stack(
+        [np.broadcast_to(fx**2, (len(fy), len(fx))), 2.0 * fy[:, None] * fx, np.tile(fy[:, None] ** 2, len(fx))]
+    ).reshape(3, -1).astype(np.float32)
+    basis = _pixel_covariance(mixtures[..., 3:], jacobian).astype(np.float32) @ quadratic  # (n, K, frequency)
+    np.exp(np.maximum(basis, SMALLEST, out=basis), out=basis)
     common = np.ptp(shift, axis=1).max(initial=0.0) < 1e-9
-    gaussians = np.zeros(total.shape, dtype=np.float32) if common else None
-    half = np.float32(-2.0 * np.pi**2)
-    xx = (half * fx**2).astype(np.float32)[None, None, :]
-    xy = (2 * half * fy[:, None] * fx[None, :]).astype(np.float32)[None]
-    yy = (half * fy**2).astype(np.float32)[None, :, None]
-    cov = covariance.astype(np.float32)
-    for k in range(mixtures.shape[1]):
-        live = np.flatnonzero(weight[:, k] > 0.0)
-        if len(live) == 0:
-            continue
-        every = len(live) == len(weight)
-        use = slice(None) if every else live
-        exponent = cov[use, k, 0, 0, None, None] * xx + cov[use, k, 0, 1, None, None] * xy
-        exponent += cov[use, k, 1, 1, None, None] * yy
-        np.exp(exponent, out=exponent)
-        exponent *= weight[use, k, None, None].astype(np.float32)
-        if common:
-            gaussians[use] += exponent
-        else:
-            total[use] += exponent * _phase(shift[use, k], fx, fy)
-    if common:
-        total = gaussians * _phase(shift[:, 0], fx, fy)
-    return total
+    if not common:
+        basis = basis * _phase(shift.reshape(-1, 2), fx, fy).reshape(basis.shape)
+    rows, terms = [weight], [(0, None)]  # each row of weights of Gaussians is part of one image
+    if tangents is not None:
+        along = _pixel_covariance(tangents[..., 3:], jacobian[:, None])  # (n, D, K, 3)
+        for d in range(tangents.shape[1]):
+            candidates = [(None, tangents[:, d, :, 0])] + [(q, weight * along[:, d, :, q]) for q in range(3)]
+            for q, row in candidates:
+                if row.any():
+                    rows.append(row)
+                    terms.append((1 + d, q))
+    images = np.stack(rows, axis=1).astype(np.float32) @ basis  # (n, n_row, frequency)
+    out = np.zeros((n, 1 if tangents is None else 1 + tangents.shape[1], quadratic.shape[1]), images.dtype)
+    for row, (k, q) in enumerate(terms):
+        out[:, k] += images[:, row] if q is None else images[:, row] * quadratic[q]
+    out = out.reshape(n, -1, len(fy), len(fx))
+    out = (out * _phase(shift[:, 0], fx, fy)[:, None] if common else out).astype(np.complex64, copy=False)
+    if tangents is not None:
+        move = np.einsum("nij,ndj->ndi", jacobian, tangents[:, :, 0, 1:3])  # (n, D, 2)
+        for d in np.flatnonzero(move.any(axis=(0, 2))):
+            angle = move[:, d, 0, None, None] * fx + move[:, d, 1, None, None] * fy[:, None]
+            out[:, 1 + d] += out[:, 0] * (-2j * np.pi * angle).astype(np.complex64)
+    return out
 
 
 def _phase(shift, fx, fy):
@@ -202,10 +267,11 @@ def _phase(shift, fx, fy):
     return y[:, :, None] * x[:, None, :]
 
 
-def _pixel_covariance(mixtures, jacobian):
-    """Component covariances in pixels, (n, K, 2, 2)."""
-    sky = np.stack([mixtures[..., [3, 4]], mixtures[..., [4, 5]]], axis=-2)
-    return np.einsum("nij,nkjl,nml->nkim", jacobian, sky, jacobian)
+def _pixel_covariance(covariance, jacobian):
+    """Covariances (..., K, 3) [xx, xy, yy] on the sky as they are on pixels, for jacobians (..., 2, 2)."""
+    sky = np.stack([covariance[..., [0, 1]], covariance[..., [1, 2]]], axis=-2)
+    pixel = jacobian[..., None, :, :] @ sky @ np.swapaxes(jacobian, -1, -2)[..., None, :, :]
+    return np.stack([pixel[..., 0, 0], pixel[..., 0, 1], pixel[..., 1, 1]], axis=-1)
 
 
 def evaluate(mixture, *, fwhm=REFERENCE_FWHM, scale=REFERENCE_SCALE, size=None):

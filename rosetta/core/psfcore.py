@@ -14,7 +14,7 @@ HALF = 6  # pixels about the centre that are fitted
 FINE = 7  # points a pixel side over which the model is averaged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PsfCore:
     """Gaussians, to be averaged over a pixel; unit: pixels.
 

@@ -17,7 +17,10 @@ import numpy as np
 from scipy import fft, linalg, ndimage
 from scipy.linalg import lapack
 
-__all__ = ["Template", "Geometry", "Fit", "transfer", "fit_offsets", "stamp_radius"]
+__all__ = [
+    "Fit", "Geometry", "Template", "blurred", "fit_offsets", "sharpener", "stamp_radius", "stamps", "transfer",
+    "values",
+]
 
 # Light that a template may miss because the reference is invalid (or ends) under its kernel.
 _MAX_MISSING = 0.01
@@ -53,6 +56,8 @@ class Template:
         The reference image itself.
     owner : numpy.ndarray of int, shape (ny, nx)
         Label of the source that each reference pixel belongs to.
+    own : numpy.ndarray
+        PSF of the reference.
     noise : dict
         Noise correlations and weights prepared by `fit_offsets`, by stamp radius: they do not depend on the offset.
     """
@@ -64,6 +69,7 @@ class Template:
     otf: np.ndarray
     data: np.ndarray
     owner: np.ndarray
+    own: np.ndarray
     noise: dict = dataclass_field(default_factory=dict, compare=False, repr=False)
 
     def light_of(self, labels, position):
@@ -81,21 +87,20 @@ class Template:
         corner : numpy.ndarray of int, shape (n, 2)
             Reference pixel (x, y) of element [0, 0].
         """
-        size = self.otf.shape[0]
+        light, corner = self.cut(position, self.otf.shape[0], labels)
+        return blurred(fft.rfft2(light), self.otf), corner + self.otf.shape[0] // 4
+
+    def cut(self, position, size, labels=None):
+        """Stamps (n, size, size) of the reference, of single sources where ``labels`` names them, and their corners."""
         corner = np.rint(position).astype(int) - size // 2
-        light = np.zeros((len(labels), size, size), np.float32)
+        light = np.zeros((len(position), size, size), np.float32)
         ny, nx = self.data.shape
         for k, (x, y) in enumerate(corner):
             ys, xs = slice(max(y, 0), min(y + size, ny)), slice(max(x, 0), min(x + size, nx))
             if ys.stop > ys.start and xs.stop > xs.start:
-                mine = self.owner[ys, xs] == labels[k]
+                mine = 1 if labels is None else self.owner[ys, xs] == labels[k]
                 light[k, ys.start - y : ys.stop - y, xs.start - x : xs.stop - x] = self.data[ys, xs] * mine
-        light = fft.irfft2(fft.rfft2(light) * self.otf, (size, size))
-        cut = size // 4  # what lies further out is wrapped round, and is not needed
-        light = light[:, cut : size - cut, cut : size - cut]
-        for axis in (1, 2):
-            light = ndimage.spline_filter1d(light, order=3, axis=axis, mode="mirror")
-        return light, corner + cut
+        return light, corner
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,12 @@ def _transfer_function(psf, matrix, n):
     return np.where(inside, real + 1j * imag, 0.0)
 
 
+def sharpener(psf, matrix, n):
+    """What takes the reference's own PSF out, as an OTF: ridge-regularised; flux per target pixel."""
+    own = _transfer_function(psf, np.eye(2), n)
+    return own.conj() / (np.abs(own) ** 2 + _RIDGE**2) * (1.0 + _RIDGE**2) * abs(np.linalg.det(matrix))
+
+
 def transfer(data, variance, valid, owner, psf, target_psf, matrix):
     """Bring a reference image to the PSF of another image.
 
@@ -206,10 +217,7 @@ def transfer(data, variance, valid, owner, psf, target_psf, matrix):
     span = np.abs(matrix) @ np.array(target_psf.shape[::-1])
     n = fft.next_fast_len(int(np.ceil(max(span.max(), psf.shape[0]) * 1.25)) // 2 * 2 + 2)
     n += n % 2
-    own = _transfer_function(psf, np.eye(2), n)
-    want = _transfer_function(target_psf, matrix, n)
-    kernel_otf = want * own.conj() / (np.abs(own) ** 2 + _RIDGE**2)
-    kernel_otf *= (1.0 + _RIDGE**2) * abs(np.linalg.det(matrix))
+    kernel_otf = _transfer_function(target_psf, matrix, n) * sharpener(psf, matrix, n)
     kernel = fft.fftshift(fft.ifft2(kernel_otf).real)  # (n, n), origin at [n // 2, n // 2]
     correlation = fft.fftshift(fft.ifft2(np.abs(kernel_otf) ** 2).real)
 
@@ -231,7 +239,20 @@ def transfer(data, variance, valid, owner, psf, target_psf, matrix):
         otf=fft.rfft2(fft.ifftshift(kernel)).astype(np.complex64),
         data=data,
         owner=owner,
+        own=psf,
     )
+
+
+def blurred(light, otf):
+    """Spline coefficients of stamps convolved with a kernel, both as transforms, without the quarter of the width at
+    each side that is wrapped round."""
+    size = light.shape[-2]
+    image = fft.irfft2(light * otf, (size, size))
+    rim = size // 4
+    image = image[:, rim : size - rim, rim : size - rim]
+    for axis in (1, 2):
+        image = ndimage.spline_filter1d(image, order=3, axis=axis, mode="mirror")
+    return image
 
 
 def _embed(stamp, shape):
@@ -268,6 +289,20 @@ def _read(spline, x, y):
     along_y = np.einsum("...a,...a->...", row, sy)
     along_x = np.einsum("...ab,...b,...a->...", block, sx, wy)
     return value, along_x, along_y
+
+
+def values(splines, x, y):
+    """Values of stacks of spline images (n, ny, nx, n_function) at x, y (n, n_pixel): (n, n_pixel, n_function)."""
+    n, ny, nx, _ = splines.shape
+    x, y = np.clip(x, 1.0, nx - 3.0), np.clip(y, 1.0, ny - 3.0)
+    ix, iy = np.floor(x).astype(int), np.floor(y).astype(int)
+    wx, wy = _bspline(x - ix)[0], _bspline(y - iy)[0]
+    image = np.arange(n)[:, None]
+    out = 0.0
+    for j in range(4):
+        for i in range(4):
+            out = out + splines[image, iy + j - 1, ix + i - 1] * (wy[..., j] * wx[..., i])[..., None]
+    return out
 
 
 class _Noise:
@@ -360,7 +395,13 @@ def fit_offsets(template, data, variance, valid, geometry, offset, radius, *, am
     return out
 
 
-def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplitude, noise, part, out):
+def stamps(template, data, valid, geometry, offset, radius, part):
+    """Pixels and linear model of the stamps of some sources.
+
+    Returns the target pixels px, py (n, n_pixel), the reference pixels under them x, y, which of them are of use,
+    and the design (n, n_pixel, 5): template, its slope for the source's own light to the east and to the north, 1,
+    neighbours.
+    """
     side = np.arange(-radius, radius + 1)
     dx, dy = (a.ravel().astype(float) for a in np.meshgrid(side, side))  # (n_pixel,)
     center = geometry.center[part]
@@ -384,7 +425,13 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
     east = gx * sky[:, 0, 0, None] + gy * sky[:, 1, 0, None]
     north = gx * sky[:, 0, 1, None] + gy * sky[:, 1, 1, None]
     design = np.stack([value, east, north, np.ones_like(value), value - mine], -1)  # (n, n_pixel, 5)
-    prior = np.zeros((len(center), 5, 5))
+    return px, py, x, y, nearest, use, design
+
+
+def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplitude, noise, part, out):
+    px, py, x, y, nearest, use, design = stamps(template, data, valid, geometry, offset, radius, part)
+    _, east, north = np.moveaxis(design[..., :3], -1, 0)
+    prior = np.zeros((len(px), 5, 5))
     prior[:, 4, 4] = 1.0 / (_NEIGHBOUR_COLOUR * amplitude[part]) ** 2
     v_target = np.where(use, variance[py, px], np.inf).astype(float)
     pull = east**2 + north**2
@@ -396,7 +443,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
         choice = noise.choose(amplitude[part] ** 2 * v_ref * noise.peak / np.maximum(mean_v, 1e-300))
     image = np.where(use, data[py, px], 0.0)
     n_use = use.sum(1)
-    good = np.flatnonzero((n_use >= max(25, 0.5 * len(dx))) & np.isfinite(mean_v))
+    good = np.flatnonzero((n_use >= max(25, 0.5 * px.shape[1])) & np.isfinite(mean_v))
     for k in np.unique(choice[good]):
         rows = good[choice[good] == k]
         weight, products = noise.weight(k)
@@ -437,4 +484,4 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
         out.cov_target[to] = jac @ c_target @ jac.swapaxes(1, 2)
         out.cov_reference[to] = jac @ c_ref @ jac.swapaxes(1, 2)
         out.chi2[to] = np.where(use[rows], residual**2 / expected, 0.0).sum(1) / (n_use[rows] - 4)
-    out.missing[part] = 1.0 - n_use / len(dx)
+    out.missing[part] = 1.0 - n_use / px.shape[1]

@@ -15,7 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-__all__ = ["Solution", "design", "solve"]
+__all__ = ["Solution", "amplitudes", "design", "solve"]
 
 # Two templates whose correlation under the weights exceeds this cannot be told apart by any image.
 DEGENERATE = 1.0 - 1e-6
@@ -107,30 +107,17 @@ def solve(matrix, data, variance, weight=None):
     usable = np.isfinite(variance) & (variance > 0)
     optimal = weight is None
     weight = np.where(usable, 1.0 / variance if optimal else weight, 0.0)
-    scaled = matrix.astype(np.float64)
-    power = _column_sum(scaled, scaled.data**2)
-    power_valid = _column_sum(scaled, scaled.data**2 * (weight[scaled.indices] > 0))
-    coverage = _column_sum(scaled, scaled.data * (weight[scaled.indices] > 0))
-    root = np.sqrt(weight)
-    scaled.data *= root[scaled.indices]
-    normal = sparse.csc_array(scaled.T @ scaled)
-    meat = None
-    if not optimal:
-        noisy = scaled.copy()
-        noisy.data *= np.sqrt(weight * np.where(usable, variance, 0.0))[noisy.indices]
-        meat = sparse.csc_array(noisy.T @ noisy)
-    right = scaled.T @ (root * np.where(weight > 0, data, 0.0))
-
-    diagonal = normal.diagonal()
-    # A few pixels in the far wing are no measurement of a source whose core is masked.
-    measured = (diagonal > 0) & (power_valid > 1e-3 * np.where(power > 0, power, 1.0))
+    equations = _Equations(matrix)
+    normal, right, measured = equations.normal(data, weight)
+    coverage = matrix.T @ (weight > 0).astype(np.float64)
     live = np.flatnonzero(measured)
     flux = np.full(n_source, np.nan)
     degenerate = np.zeros(n_source, dtype=bool)
     if len(live) == 0:
         return Solution(flux, sparse.csc_array((n_source, n_source)), measured, degenerate, coverage)
+    meat = None if optimal else equations.gram(weight**2 * np.where(usable, variance, 0.0))
 
-    unit = 1.0 / np.sqrt(diagonal[live])
+    unit = 1.0 / np.sqrt(normal.diagonal()[live])
     scale = sparse.diags_array(unit)
     correlation = sparse.coo_array(scale @ normal[live][:, live] @ scale)  # unit diagonal
     twin = (correlation.row != correlation.col) & (correlation.data > DEGENERATE)
@@ -150,9 +137,53 @@ def solve(matrix, data, variance, weight=None):
     return Solution(flux, covariance, measured, degenerate, coverage)
 
 
-def _column_sum(matrix, values):
-    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    return total[matrix.indptr[1:]] - total[matrix.indptr[:-1]]
+def amplitudes(matrix, data, weight):
+    """Fluxes as `solve` gives them, without their covariance.
+
+    Parameters
+    ----------
+    matrix, data, weight
+        As for `solve`.
+
+    Returns
+    -------
+    flux : (n_source,) array
+        0 where the image has no usable pixel of the source.
+    snr : (n_source,) array
+        Over the error that the source alone would have, if the weights are inverse variances.
+    """
+    normal, right, measured = _Equations(matrix).normal(data, weight)
+    flux, live = np.zeros(matrix.shape[1]), np.flatnonzero(measured)
+    if len(live):
+        unit = 1.0 / np.sqrt(normal.diagonal()[live])
+        scale = sparse.diags_array(unit)
+        correlation = sparse.csc_array(scale @ normal[live][:, live] @ scale)
+        correlation.setdiag(1.0 + RIDGE)
+        flux[live] = unit * splu(correlation, permc_spec="MMD_AT_PLUS_A").solve(unit * right[live])
+    return flux, flux * np.sqrt(normal.diagonal())
+
+
+class _Equations:
+    """Products of a sparse CSC array with itself under several weights, in double precision."""
+
+    def __init__(self, matrix):
+        self.columns = matrix.astype(np.float64)
+        self.rows = self.columns.tocsr()
+
+    def gram(self, weight):
+        """A'WA, sparse."""
+        a = self.columns
+        return sparse.csr_array((a.data * weight[a.indices], a.indices, a.indptr), shape=a.shape[::-1]) @ self.rows
+
+    def normal(self, data, weight):
+        """A'WA, A'Wd, and which sources have usable pixels."""
+        a, good = self.columns, (weight > 0).astype(np.float64)
+        squares = sparse.csr_array((a.data**2, a.indices, a.indptr), shape=a.shape[::-1])
+        power, power_valid = squares @ np.ones_like(good), squares @ good
+        normal = self.gram(weight)
+        # A few pixels in the far wing are no measurement of a source whose core is masked.
+        measured = (normal.diagonal() > 0) & (power_valid > 1e-3 * np.where(power > 0, power, 1.0))
+        return normal, a.T @ (weight * np.where(weight > 0, data, 0.0)), measured
 
 
 def _solve_unit_diagonal(matrix, right, meat=None):

@@ -1,0 +1,476 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""How near the aligner comes to the Cramer-Rao bound, beside today's tools, and where it must refuse.
+
+Field errors are those of the corrected WCS on a grid of true positions, mas per axis. Every measurement is kept in
+FOLDER as soon as it is made: an interrupted run goes on where it stopped, and `--seeds` can be raised later. Intervals
+are 68 %, from drawing the seeds again. Without a word about the network, the aligner is the untrained head (classical
+weights); section "encoder" says what the network adds.
+
+Run: python benchmarks/alignment.py [SECTION ...] [--seeds N] [--folder FOLDER] [--real FOLDER]
+"""
+
+import argparse
+import json
+import logging
+import resource
+import time
+import warnings
+from pathlib import Path
+
+import astropy.units as u
+import galsim
+import numpy as np
+from alignment_peers import PEERS, scamp_at_hand
+from alignment_scenes import CASES, GROUND_PSF, field_bound, simulate, source_bound, to_plane
+from astropy.coordinates import SkyCoord
+from astropy.nddata import NDData, StdDevUncertainty
+from astropy.table import QTable
+from real_input import hsc_hst
+
+from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair, _boundary, _offsets
+from rosetta._geometry import offset_coord, tangent
+from rosetta.core.field import evaluate
+from rosetta.core.vit import EncoderConfig
+from rosetta.io import pair as pair_file
+from rosetta.simulate import AstrometricError, simulate_pair
+
+FIRST_SEED = 7001
+OURS = {"LearnedAligner, exact PSF": "exact", "LearnedAligner, PSF not given": "none"}
+
+
+class Store:
+    """Measurements as lines of JSON, by section; each is made once."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def rows(self, section):
+        path = self.folder / f"{section}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def fill(self, section, keys, measure):
+        """Measure every key (a dict) that is not there yet; all rows of these keys."""
+        done = {json.dumps(row["key"]): row for row in self.rows(section)}
+        for key in keys:
+            if json.dumps(key) not in done:
+                row = {"key": key, **measure(**key)}
+                done[json.dumps(key)] = row
+                with (self.folder / f"{section}.jsonl").open("a") as out:
+                    out.write(json.dumps(row) + "\n")
+        return [done[json.dumps(key)] for key in keys]
+
+
+# ---------------------------------------------------------------------------- measuring one thing
+def classical():
+    """The aligner without a network; its encoder is as small as can be, for nothing reads its tokens."""
+    config = EncoderConfig(
+        dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
+    )
+    return LearnedAligner(CrossSurveyEncoder._with_config(config, device="cpu"))
+
+
+def cpu():
+    """CPU seconds of this process and of the programs that it ran."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(used.ru_utime + used.ru_stime for used in both)
+
+
+def field_error(scene, solution):
+    """(n, 2) mas on the grid, of a function ground pixel -> true (u, v)."""
+    a, b, x, y = scene.grid()
+    return 1e3 * (np.stack(solution(x, y), -1) - np.stack([a, b], -1))
+
+
+def peer(scene, method):
+    start = cpu()
+    try:
+        error = field_error(scene, PEERS[method](scene))
+    except Exception as failure:  # another tool's failure is a result
+        return {"failed": f"{type(failure).__name__}: {str(failure)[:100]}"}
+    return {"rms": rms(error), "cpu": cpu() - start}
+
+
+def ours(scene, aligner, psf):
+    """Field error, quoted error and pulls of one scene."""
+    start = cpu()
+    embedding = aligner.encoder(scene.pair(psf))
+    middle = cpu()
+    offsets = aligner(embedding)
+    row = {"cpu": cpu() - middle, "encoding": middle - start, "verdict": offsets.meta["verdict"]}
+    if row["verdict"] != "ok":
+        return {**row, "failed": offsets.meta["reason"]}
+    wcs = aligner.correct_wcs(scene.wcs["ground"], offsets, form="lookup")
+    error = field_error(scene, lambda x, y: to_plane(wcs, x, y))
+    a, b, _, _ = scene.grid()
+    cov = evaluate(offsets.meta["model"], tangent(_sky(a, b), offsets.meta["center"]))[1]
+    sigma = np.sqrt(cov[:, [0, 1], [0, 1]])
+    return {
+        **row, "rms": rms(error), "quoted": rms(sigma), "inside": float(np.mean(np.abs(error) < sigma)),
+        "mean": error.mean(0).tolist(), "kind": offsets.meta["model"]["bands"]["joint"]["kind"],
+        **pulls(scene, offsets),
+    }
+
+
+def _sky(a, b):
+    return offset_coord(SkyCoord(53.1, -28.1, unit="deg"), np.asarray(a), np.asarray(b))
+
+
+def pulls(scene, offsets):
+    """Single sources: pulls, isolated ones' sigma over the Cramer-Rao bound, and star minus galaxy (mas)."""
+    truth = scene.truth
+    rows = offsets[(offsets["band"] == "joint") & np.isfinite(offsets["d_dec"])]
+    nearest, apart, _ = rows["sky_centroid"].match_to_catalog_sky(_sky(truth["u"], truth["v"]))
+    ok = (apart < 0.2 * u.arcsec) & truth["in_space"][nearest] & truth["in_ground"][nearest]
+    rows, nearest = rows[ok], nearest[ok]
+    true = -1e3 * np.stack([truth["du"], truth["dv"]], -1)[nearest]
+    error = np.stack([rows[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1) - true
+    sigma = np.stack([rows[f"{n}_err"].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
+    near = np.hypot(truth["u"][:, None] - truth["u"], truth["v"][:, None] - truth["v"]) + 99 * np.eye(len(truth["u"]))
+    alone = near.min(1)[nearest] > 3.0
+    ratio = (sigma / (1e3 * source_bound(scene).T[nearest]))[alone]
+    star = truth["star"][nearest]
+    means = [
+        np.average(error[k], axis=0, weights=sigma[k] ** -2) if k.any() else np.full(2, np.nan) for k in (star, ~star)
+    ]
+    return {
+        "pull": np.round(error / sigma, 3).ravel().tolist(), "ratio": np.round(ratio[np.isfinite(ratio)], 3).tolist(),
+        "star_galaxy": (means[0] - means[1]).tolist(),
+    }
+
+
+# ---------------------------------------------------------------------------- numbers of many
+def rms(values):
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def interval(values, statistic=np.median):
+    """Statistic of many seeds, with half its 68 % range when they are drawn again."""
+    values = np.asarray(values, float)
+    if len(values) == 0:
+        return "-"
+    rng = np.random.default_rng(0)
+    drawn = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(400)]
+    low, high = np.percentile(drawn, [16, 84])
+    return f"{statistic(values):.2f}+-{(high - low) / 2:.2f}"
+
+
+def nmad(values):
+    return 1.4826 * np.median(np.abs(values))
+
+
+def print_calibration(name, rows):
+    good = [row for row in rows if "rms" in row]
+    pull = np.concatenate([row["pull"] for row in good])
+    ratio = np.concatenate([row["ratio"] for row in good])
+    print(
+        f"{name:42s} {len(good)} seeds | field: inside 1 sigma {interval([r['inside'] for r in good], np.mean)}, "
+        f"rms {rms([r['rms'] for r in good]):.2f} quoted {rms([r['quoted'] for r in good]):.2f} | "
+        f"sources: pull NMAD {nmad(pull):.3f}, inside {np.mean(np.abs(pull) < 1):.3f}, "
+        f"sigma / bound {np.median(ratio):.2f}"
+    )
+
+
+# ---------------------------------------------------------------------------- sections
+def table(store, options):
+    """Field error of every method in every case."""
+    methods = [m for m in PEERS if m != "SCAMP degree 3" or scamp_at_hand()]
+    if len(methods) < len(PEERS):
+        print("SCAMP and Source Extractor are not installed: left out")
+    aligner = classical()
+
+    def measure(case, seed, method):
+        scene = simulate(seed, **CASES[case])
+        if method == "Cramer-Rao bound":
+            return {"rms": field_bound(scene, case)}
+        return ours(scene, aligner, OURS[method]) if method in OURS else peer(scene, method)
+
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    print(f"{'field error, mas: median (rms)':34s} " + " ".join(f"{case:>22s}" for case in CASES))
+    for method in (*methods, "Cramer-Rao bound", *OURS):
+        cells, seconds = [], []
+        for case in CASES:
+            rows = store.fill("table", [{"case": case, "seed": s, "method": method} for s in seeds], measure)
+            good = [row["rms"] for row in rows if "rms" in row]
+            seconds += [row["cpu"] for row in rows if "cpu" in row]
+            failed = f" F{len(rows) - len(good)}" if len(good) < len(rows) else ""
+            cells.append(f"{interval(good)} ({rms(good):.2f}){failed}" if good else "failed")
+        spent = f" {np.median(seconds):.2f} s" if seconds else ""
+        print(f"{method:34s} " + " ".join(f"{cell:>22s}" for cell in cells) + spent)
+    encoding = [row["encoding"] for row in store.rows("table") if "encoding" in row]
+    print(f"the classical aligner's stand-in encoder takes {np.median(encoding):.2f} s more")
+
+
+def calibration(store, options):
+    """Pulls and coverage over the seeds of the table, and over more of case C."""
+    aligner = classical()
+    seeds = range(FIRST_SEED, FIRST_SEED + max(200, options.seeds))
+
+    def measure(case, seed, method):
+        return ours(simulate(seed, **CASES[case]), aligner, OURS[method])
+
+    for case in ("C", "A"):
+        for method in OURS:
+            known = {json.dumps(r["key"]): r for r in store.rows("table")}
+            keys = [{"case": case, "seed": s, "method": method} for s in seeds]
+            rest = [key for key in keys if json.dumps(key) not in known]
+            rows = [known[json.dumps(k)] for k in keys if json.dumps(k) in known]
+            print_calibration(f"{case}: {method}", rows + store.fill("calibration", rest, measure))
+    for case in CASES:
+        for method in OURS:
+            rows = [r for r in store.rows("table") if (r["key"]["case"], r["key"]["method"]) == (case, method)]
+            if rows and case not in "AC":
+                print_calibration(f"{case}: {method}", rows)
+
+
+def wrong_psf(store, options):
+    """Bias of the field and star minus galaxy where the given PSF is wrong; adaptive-moment gauge."""
+    wing = galsim.Add([0.97 * GROUND_PSF, 0.03 * GROUND_PSF.shift(0.35, 0)])
+    claims = {
+        "exact": (GROUND_PSF, GROUND_PSF), "FWHM 10 % too wide": (GROUND_PSF, galsim.Kolmogorov(fwhm=0.77)),
+        "FWHM 10 % too narrow": (GROUND_PSF, galsim.Kolmogorov(fwhm=0.63)),
+        "3 % wing claimed, not there": (GROUND_PSF, wing), "3 % wing there, not claimed": (wing, GROUND_PSF),
+        "3 % wing there, no PSF given": (wing, "none"),
+    }
+    aligner = classical()
+
+    def measure(claim, seed):
+        true, given = claims[claim]
+        scene = simulate(seed, ground_psf=true)
+        row = ours(scene, aligner, given)
+        row["mean"] = (np.array(row["mean"]) + gauge(scene)).tolist()
+        return row
+
+    print("field bias east, north and star minus galaxy east, north (mas, mean of case A)")
+    for claim in claims:
+        keys = [{"claim": claim, "seed": s} for s in range(FIRST_SEED, FIRST_SEED + max(10, options.seeds // 2))]
+        rows = [row for row in store.fill("wrong_psf", keys, measure) if "mean" in row]
+        numbers = [[row[name][axis] for row in rows] for name in ("mean", "star_galaxy") for axis in (0, 1)]
+        print(f"{claim:34s} " + " ".join(f"{interval(values, np.mean):>14s}" for values in numbers))
+
+
+def gauge(scene):
+    """Where the true ground PSF's adaptive-moment centroid lies (east, north; mas): the origin of what is drawn."""
+    moments = scene.psf["ground"].drawImage(nx=201, ny=201, scale=0.05, method="no_pixel").FindAdaptiveMom()
+    return 50.0 * np.array([moments.moments_centroid.x - 101, moments.moments_centroid.y - 101])
+
+
+def capture(store, options):
+    """Large shifts are found; what cannot be known is refused."""
+    aligner = classical()
+    trials = max(10, 6 * options.seeds)
+
+    def answer(pair, scene):
+        offsets = aligner(pair)
+        row = {"verdict": offsets.meta["verdict"]}
+        if row["verdict"] == "ok":
+            wcs = aligner.correct_wcs(scene.wcs["ground"], offsets, form="lookup")
+            row["rms"] = rms(field_error(scene, lambda x, y: to_plane(wcs, x, y)))
+        return row
+
+    def measure(kind, seed):
+        rng = np.random.default_rng(seed)
+        angle = rng.uniform(0, 2 * np.pi)
+        few = {"n_galaxy": int(rng.integers(0, 2)), "n_star": int(rng.integers(0, 3))}
+        radius = {"32 arcsec": 32.0}.get(kind, 0.25 * 2 ** rng.uniform(0, 6))
+        chosen = {
+            "other sky": {"sky": seed + 500_000}, "under four sources": few,
+            "0.25 to 16 arcsec": {"shift": (radius * np.cos(angle), radius * np.sin(angle))},
+            "32 arcsec": {"shift": (radius * np.cos(angle), radius * np.sin(angle))},
+        }
+        scene = simulate(seed, **chosen.get(kind, {}))
+        if kind == "blank ground":
+            scene.image["ground"] = scene.image["ground"] - scene.clean["ground"]
+        return answer(scene.pair("none"), scene)
+
+    for kind in ("0.25 to 16 arcsec", "32 arcsec", "blank ground", "other sky", "under four sources"):
+        seeds = range(FIRST_SEED, FIRST_SEED + trials)
+        rows = store.fill("capture", [{"kind": kind, "seed": s} for s in seeds], measure)
+        verdicts = {v: sum(row["verdict"] == v for row in rows) for v in ("ok", "coarse", "abstain")}
+        right = sum(row.get("rms", np.inf) < 20 for row in rows)
+        print(f"{kind:22s} {len(rows)} trials: {verdicts}, right to 20 mas: {right}")
+
+
+def nulls(store, options):
+    """Moving a header moves the answer; the pixel grid does not."""
+    aligner = classical()
+    moves = {"ground header moved": ("ground", -1), "space header moved": ("space", 1)}
+
+    def measure(test, seed):
+        scene = simulate(seed, **({"shift": (0.0, 0.0)} if test == "no offset" else {}))
+        before = aligner(scene.pair("none"))
+        if test == "no offset":
+            value, cov = evaluate(before.meta["model"], np.zeros((1, 2)))
+            return {"pull": (value[0] / np.sqrt(np.diag(cov[0]))).tolist(), "size": float(np.abs(value).max())}
+        images = {side: scene.nddata(side) for side in ("ground", "space")}
+        expected = np.zeros(2)
+        if test in moves:
+            side, sign = moves[test]
+            wcs = images[side].wcs.deepcopy()
+            center = offset_coord(SkyCoord(*wcs.wcs.crval, unit="deg"), 0.080, 0.030)
+            wcs.wcs.crval = [center.ra.deg, center.dec.deg]
+            wcs.wcs.set()
+            images[side] = NDData(images[side], wcs=wcs)
+            expected = sign * np.array([80.0, 30.0])
+        elif test == "other grid":
+            images["ground"] = turned(images["ground"])
+        after = aligner(SkyPair({"r": images["ground"]}, {"VIS": images["space"]}))
+        old, new = (evaluate(offsets.meta["model"], np.zeros((1, 2)))[0] for offsets in (before, after))
+        change = new - old
+        return {"size": float(np.abs(change - expected).max())}
+
+    for test in ("no offset", *moves, "other grid"):
+        seeds = range(FIRST_SEED, FIRST_SEED + max(5, options.seeds // 5))
+        rows = store.fill("nulls", [{"test": test, "seed": s} for s in seeds], measure)
+        pull = np.ravel([row["pull"] for row in rows if "pull" in row])
+        told = f", pull rms {rms(pull):.2f}" if len(pull) else ""
+        print(f"{test:22s} {len(rows)} seeds: median |difference| {np.median([r['size'] for r in rows]):.3f} mas, "
+              f"largest {max(r['size'] for r in rows):.3f}{told}")
+
+
+def turned(image):
+    """The same pixels stored in another order, turned by 90 deg and mirrored, with the WCS to match."""
+    wcs = image.wcs.deepcopy()
+    ny, nx = image.data.shape
+    # New pixel (x', y') holds old pixel (ny - 1 - y', nx - 1 - x'): an anti-transposition.
+    wcs.wcs.crpix = [ny + 1 - wcs.wcs.crpix[1], nx + 1 - wcs.wcs.crpix[0]]
+    wcs.wcs.cd = wcs.wcs.cd @ np.array([[0.0, -1.0], [-1.0, 0.0]])
+    wcs.pixel_shape = (ny, nx)
+    wcs.wcs.set()
+    error = StdDevUncertainty(image.uncertainty.array[::-1, ::-1].T.copy())
+    return NDData(image.data[::-1, ::-1].T.copy(), unit=image.unit, wcs=wcs, uncertainty=error)
+
+
+def own_field(folder, seed, bands=None):
+    """A simulated field of the project, in ten bands: shift, smooth field and two years of proper motion."""
+    path, truth_path = folder / f"{seed}.fits", folder / f"{seed}.truth.fits"
+    if not path.exists():
+        error = AstrometricError(shift=(63.4, -47.3) * u.mas, rms=15 * u.mas, length=30 * u.arcsec)
+        pair, truth = simulate_pair(seed=seed, astrometric_error=error, proper_motion_years=2.0, families="all")
+        truth.meta.clear()
+        truth.write(truth_path, overwrite=True)
+        pair_file.write(pair, path)
+    return pair_file.read(path), QTable.read(truth_path)
+
+
+def own_error(offsets, truth, band):
+    """Field error and its sigma at the sources of a simulated field, for one band's field."""
+    known = np.stack([truth[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
+    found, cov = evaluate(offsets.meta["model"], tangent(truth["sky_centroid"], offsets.meta["center"]), band=band)
+    return found - known, np.sqrt(cov[:, [0, 1], [0, 1]])
+
+
+def ten_bands(store, options):
+    """All ground bands as one frame against each alone, on the project's own fields, with and without the network."""
+    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+    heads = {"bundled": LearnedAligner.from_pretrained(encoder=encoder, device="cpu"), "classical": classical()}
+
+    def measure(head, seed):
+        pair, truth = own_field(store.folder, seed)
+        ground = tuple(pair.ground)
+        embedding = heads[head].encoder(pair)
+        row = {}
+        for name, bands in (("joint", ground), *((band, (band,)) for band in ground)):
+            offsets = heads[head](embedding, bands=bands)
+            if offsets.meta["verdict"] == "ok":
+                error, sigma = own_error(offsets, truth, "joint")
+                row[name] = [rms(error), rms(sigma), float(np.mean(np.abs(error) < sigma))]
+        return row
+
+    for head in heads:
+        keys = [{"head": head, "seed": s} for s in range(FIRST_SEED, FIRST_SEED + max(4, options.seeds // 5))]
+        rows = store.fill("ten_bands", keys, measure)
+        for band in ("joint", *"ugrizy"):
+            found = np.array([row[band] for row in rows if band in row])
+            if len(found):
+                print(f"{head:10s} {band:6s} {len(found)} of {len(rows)} fields aligned: error median "
+                      f"{interval(found[:, 0])}, rms {rms(found[:, 0]):.2f}, quoted {rms(found[:, 1]):.2f}, "
+                      f"inside 1 sigma {interval(found[:, 2], np.mean)}")
+
+
+def encoder(store, options):
+    """The same table with the tokens zeroed and with an untrained encoder; heads trained alike on other fields."""
+    bundled = CrossSurveyEncoder.from_pretrained(device="cpu")
+    untrained = CrossSurveyEncoder._with_config(bundled._config, device="cpu")
+    n = max(4, options.seeds // 5)
+    pairs = [own_field(store.folder, FIRST_SEED + 900_000 + k) for k in range(n)]
+    heads = {"no network": LearnedAligner(bundled)}
+    for name, model, zeroed in (("tokens", bundled, False), ("zeroed", bundled, True), ("untrained", untrained, False)):
+        heads[name] = trained(model, pairs, zeroed)
+
+    def measure(head, seed):
+        pair, truth = own_field(store.folder, seed)
+        error, sigma = own_error(heads[head](pair), truth, "joint")
+        return {"rms": rms(error), "quoted": rms(sigma), "inside": float(np.mean(np.abs(error) < sigma))}
+
+    start = {}
+    for head in heads:
+        keys = [{"head": head, "seed": s} for s in range(FIRST_SEED, FIRST_SEED + n)]
+        rows = store.fill("encoder", keys, measure)
+        start.setdefault("none", [row["rms"] for row in rows])
+        gain = 1 - np.array([row["rms"] for row in rows]) / np.array(start["none"])
+        print(f"{head:12s} error median {interval([row['rms'] for row in rows])}, quoted "
+              f"{rms([row['quoted'] for row in rows]):.2f}, inside 1 sigma {np.mean([r['inside'] for r in rows]):.2f}; "
+              f"better than without by {interval(gain, np.mean)}")
+
+
+def trained(model, pairs, zeroed):
+    """A head fitted on the pairs, reading the tokens or zeros in their place."""
+    head = LearnedAligner(model)
+    head.fit([pair for pair, _ in pairs], [truth for _, truth in pairs], seed=0)
+    if zeroed:
+        for layer in head._network.tokens:
+            layer[1].weight.data.zero_()
+    return head
+
+
+def real(store, options):
+    """HSC against HST, band by band."""
+    if options.real is None or not options.real.is_dir():
+        print("no folder of real images (--real FOLDER): left out")
+        return
+    pair = hsc_hst(options.real)
+    offsets = classical()(pair)
+    print(f"verdict: {offsets.meta['verdict']} {offsets.meta['reason']}")
+    planes = _boundary.planes(pair)
+    sources = _offsets.find_sources(planes, offsets.meta["reference"])
+    means = []
+    for band in pair.ground:  # as measured, whatever the verdict
+        part = _offsets.measure_band(planes[band], sources, np.zeros(2))
+        use = part.usable
+        weight = np.linalg.inv(part.cov[use])
+        cov = np.linalg.inv(weight.sum(0))
+        means.append(cov @ np.einsum("nij,nj->i", weight, part.offset[use]))
+        print(f"{band:6s} {use.sum()} sources, mean offset {means[-1][0]:+7.1f} {means[-1][1]:+7.1f} "
+              f"+- {np.sqrt(np.trace(cov) / 2):.1f} mas")
+    spread = np.std(means, axis=0, ddof=1)
+    print(f"scatter between {len(means)} bands: {spread[0]:.1f} east, {spread[1]:.1f} north, mas")
+
+
+SECTIONS = {
+    f.__name__: f for f in (table, calibration, wrong_psf, capture, nulls, ten_bands, encoder, real)
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--folder", type=Path, default=Path("alignment-results"))
+    parser.add_argument("--real", type=Path, help="folder of real HSC and HST cutouts")
+    options = parser.parse_args()
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"no such section: {', '.join(unknown)}")
+    for name in ("rosetta", "astropy"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    for name in options.sections or SECTIONS:
+        print(f"\n== {name}: {SECTIONS[name].__doc__}")
+        start = time.process_time()
+        SECTIONS[name](Store(options.folder), options)
+        print(f"({time.process_time() - start:.0f} s CPU)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

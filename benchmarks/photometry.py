@@ -1,0 +1,550 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Ten-band fluxes and their errors on sky like the surveys', against truth, the Fisher bound and real pixels.
+
+Fields of 102" with a density of 20 to 150 detectable sources per square arcminute, a fifth of the galaxies of the
+reserved, irregular family, PSFs that vary over the field while one is given, and a ground frame that is 30 mas off.
+Their middles (51") are measured again, on the frame that the aligner gave the whole field: with a wrong PSF, without
+the aligner, without tokens, from the ground alone.
+
+Run: python benchmarks/photometry.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--random FOLDER]
+         [--real DATA]
+
+FOLDER keeps the simulated fields and what was measured on each, so that a second run goes on where the first ended
+(after a change of models or code, remove FOLDER/rows). --heads and --random as in benchmarks/deblending.py. DATA holds
+hsc_blends/*.npz and the files that benchmarks/real_input.py names.
+"""
+
+import argparse
+import resource
+import time
+from functools import cache
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.convolution import convolve
+from astropy.coordinates import search_around_sky
+from astropy.nddata import NDData, VarianceUncertainty
+from astropy.table import QTable
+from astropy.wcs import WCS
+from deblending import kernel_of, models, nmad, without_tokens
+from photutils.segmentation import SourceCatalog, deblend_sources, detect_sources
+from real_input import euclid_q1, hsc_hst
+from scipy import ndimage
+
+from rosetta import HSC, HST_ACS, EmbeddingPhotometry, Flag, LearnedAligner, SkyPair, _pipeline
+from rosetta._boundary import planes as planes_of
+from rosetta._measure import image_of
+from rosetta.core.mixture import render, stamp_sizes
+from rosetta.core.solve import design, solve
+from rosetta.io import pair as pair_file
+from rosetta.simulate import AstrometricError, simulate_pair
+
+DENSITY = (0.15, 0.5, 1.0)  # of galaxies, relative to the published counts
+GROUND_ERROR = (21.2, -21.2) * u.mas  # 30 mas
+MIDDLE = 51.2 * u.arcsec  # what the variants are measured on
+MAGS, BLENDS = (18, 22, 23, 24, 25, 26.5), (0, 0.05, 0.2, 1.01)
+UNUSUAL = Flag.EDGE | Flag.OUTSIDE | Flag.NO_DATA | Flag.MASKED | Flag.DUPLICATE
+
+
+# ---------------------------------------------------------------------------- fields
+def field(seed, folder):
+    """A pair and its truth, simulated or from an earlier run."""
+    path, truth_path = folder / f"{seed}.fits", folder / f"{seed}.truth.fits"
+    if not path.exists():
+        pair, truth = simulate_pair(
+            seed=seed, families="all", density=DENSITY[seed % len(DENSITY)],
+            astrometric_error=AstrometricError(shift=GROUND_ERROR),
+        )  # fmt: skip
+        truth.meta.clear()
+        truth.write(truth_path, overwrite=True)
+        pair_file.write(pair, path)
+    return pair_file.read(path), QTable.read(truth_path)
+
+
+def with_psf(pair, factor):
+    """The pair with every PSF said to be ``factor`` times as wide as it is."""
+
+    def stretched(psf):
+        middle = (np.array(psf.shape) - 1) / 2
+        wide = ndimage.affine_transform(psf, np.full(2, 1 / factor), offset=middle * (1 - 1 / factor), order=3)
+        return wide / wide.sum()
+
+    sides = {"ground": {}, "space": {}}
+    for side, band, image in pair.images():
+        sides[side][band] = NDData(
+            image.data, uncertainty=image.uncertainty, mask=image.mask, wcs=image.wcs, unit=image.unit,
+            psf=stretched(np.asarray(image.psf, float)),
+        )  # fmt: skip
+    return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=pair.surveys)
+
+
+# ---------------------------------------------------------------------------- measuring
+class Models:
+    """The set of models under test; calling it on a pair gives scene and catalogue."""
+
+    def __init__(self, folder=None):
+        self.encoder, self.deblender, self.photometry = models(folder)
+        self.formal = EmbeddingPhotometry(self.encoder)  # untrained: noise, neighbours and fitted shapes only
+        self.aligner = None if folder else LearnedAligner.from_pretrained(encoder=self.encoder, device="cpu")
+
+    def offsets(self, pair):
+        """The aligner's table; None for models from a folder, which need not hold one."""
+        return self.aligner(self.encoder(pair)) if self.aligner and pair.ground and pair.space else None
+
+    def __call__(self, pair, offsets=None, *, tokens=True):
+        start = time.process_time()
+        embedding = self.encoder(pair)
+        encoding = time.process_time() - start
+        embedding = embedding if tokens else without_tokens(embedding)
+        start = time.process_time()
+        scene = self.deblender(embedding, offsets=offsets)
+        catalog = self.photometry(embedding, scene)
+        return scene, catalog, self.formal(embedding, scene), (encoding, time.process_time() - start)
+
+
+def bound_errors(pair, truth):
+    """Cramer-Rao errors of the fluxes of all sources together, (n, n_band), nJy.
+
+    True light and the given PSFs; five unknown shape coordinates of each source (position, size, ellipticity; a star
+    only its position), known from all bands of the pair together, on top of the fluxes with their overlap.
+    """
+    light, coord = np.asarray(truth["mixture"], float), truth["sky_centroid"]
+    header = coord.spherical_offsets_by(-truth["d_ra_cosdec"], -truth["d_dec"])
+    bent = [_bent(light, k) for k in range(5)]
+    n = len(light)
+    information = np.tile(np.diag([1.0, 1.0, 1.0, 4.0, 4.0]), (n, 1, 1))  # as good as no prior
+    error2, slopes = {}, {}
+    for band, plane in planes_of(pair).items():
+        image = image_of(plane, coord, header, np.full(n, 1e-3))
+        flux, shape = truth[f"flux_{band}"].to_value(u.nJy), plane.data.shape
+        sizes = stamp_sizes(light, image.jacobian, image.psf, 1e-3)
+        base, *moved = (
+            design(render(m, image.xy, image.jacobian, image.psf, sizes=sizes), shape, n) for m in (light, *bent)
+        )
+        weight = np.where(plane.valid, 1 / plane.variance, 0).ravel()
+        slope = [(m - base) * 100.0 for m in moved]  # per step of 0.01
+
+        def inner(a, b, weight=weight):
+            return a.multiply(b).T @ weight
+
+        power = np.maximum(inner(base, base), 1e-30)
+        cross = np.stack([inner(s, base) for s in slope], -1)  # (n, 5)
+        for a in range(5):
+            for b in range(a, 5):
+                term = flux**2 * (inner(slope[a], slope[b]) - cross[:, a] * cross[:, b] / power)
+                information[:, a, b] += term
+                if a != b:
+                    information[:, b, a] += term
+        found = solve(base, plane.data.ravel(), plane.variance.ravel())
+        error2[band] = np.where(found.measured, found.covariance.diagonal(), np.nan)
+        slopes[band] = -cross / power[:, None] * flux[:, None]
+    covariance = np.linalg.inv(information)
+    shape2 = {b: np.einsum("ni,nij,nj->n", s, covariance, s) for b, s in slopes.items()}
+    return np.sqrt(np.stack([error2[b] + shape2[b] for b in error2], -1))
+
+
+def _bent(light, k):
+    """Mixtures moved by 0.01 (arcsec, or relative) along a shape coordinate: east, north, size, two shears."""
+    out, step = light.copy(), 0.01
+    if k < 2:
+        out[..., 1 + k] += step
+        return out
+    bend = {2: (step, 0, step), 3: (step, 0, -step), 4: (0, step, 0)}[k]
+    matrix = np.eye(2) + [[bend[0], bend[1]], [bend[1], bend[2]]]
+    out[..., 1:3] = light[..., 1:3] @ matrix.T
+    sxx, sxy, syy = np.moveaxis(light[..., 3:], -1, 0)
+    covariance = matrix @ np.stack([np.stack([sxx, sxy], -1), np.stack([sxy, syy], -1)], -2) @ matrix.T
+    out[..., 3:] = covariance[..., [0, 0, 1], [0, 1, 1]]
+    return out
+
+
+def record(pair, truth, scene, catalog, formal, seconds, *, bound=False):
+    """All that the tables need of one measured field: arrays, a row per matched source."""
+    bands = list(scene.bands)
+    table = scene.to_table()
+    rows, true = _pipeline.match(catalog, truth, "VIS" if "VIS" in bands else "i")
+    hidden = hidden_share(truth, true)[true]
+
+    def stack(source, name, which):
+        return np.stack([u.Quantity(source[f"{name}_{b}"]).value[which] for b in bands], -1)
+
+    out = {
+        "bands": np.array(bands), "flux": stack(catalog, "flux", rows), "err": stack(catalog, "flux_err", rows),
+        "formal": stack(formal, "flux_err", rows), "chi2": stack(catalog, "chi2", rows),
+        "known": stack(truth, "flux", true), "mag": 31.4 - 2.5 * np.log10(truth["flux_i"].value[true]),
+        "blendedness": np.asarray(table["blendedness"])[rows], "hidden": hidden,
+        "star": np.char.strip(np.asarray(truth["type"], str)[true]) == "star",
+        "irregular": np.char.strip(np.asarray(truth["family"], str)[true]) == "irregular",
+        "usual": (np.asarray(catalog["flags"])[rows] & int(UNUSUAL)) == 0,
+        "blend_probability": np.asarray(table["blend_probability"])[rows],
+        "radius": table["half_light_radius"].value[rows], "true_radius": truth["half_light_radius"].value[true],
+        "e": np.stack([table[c][rows] for c in ("e1", "e2")], -1),
+        "true_e": np.stack([truth[c][true] for c in ("e1", "e2")], -1),
+        "seconds": np.array(seconds), "n_source": np.array(len(catalog)), "n_true": np.array(len(truth)),
+    }  # fmt: skip
+    if bound:
+        out["bound"] = bound_errors(pair, truth[true])
+        out["conserved"] = conservation(scene, rows[out["usual"] & interior(catalog["sky_centroid"][rows])][:40])
+    return out
+
+
+def hidden_share(truth, true):
+    """Flux of the brightest unmatched true source within 1" over a source's own, in i: (n_truth,)."""
+    flux = truth["flux_i"].to_value(u.nJy)
+    missed = ~np.isin(np.arange(len(truth)), true)
+    out = np.zeros(len(truth))
+    one, two, _, _ = search_around_sky(truth["sky_centroid"], truth["sky_centroid"], 1 * u.arcsec)
+    for i, j in zip(one, two, strict=True):
+        if i != j and missed[j]:
+            out[i] = max(out[i], flux[j] / flux[i])
+    return out
+
+
+def interior(coord, margin=8.0):
+    """Whether positions lie ``margin`` arcsec inside the box that holds them all, where no stamp is cut."""
+    xy = np.stack([v.to_value(u.arcsec) for v in coord[0].spherical_offsets_to(coord)], -1)
+    return ((xy > xy.min(axis=0) + margin) & (xy < xy.max(axis=0) - margin)).all(axis=1)
+
+
+def conservation(scene, rows):
+    """Model's sum over its flux less one, for some sources in the sharpest and the deepest band: (n, 2)."""
+    out = []
+    for row in rows:
+        label, of = scene.labels[row], []
+        for band in ("VIS", "i"):
+            of.append(np.nansum(scene.model(label, band).data) / scene.flux(band)[row].value - 1)
+        out.append(of)
+    return np.array(out).reshape(-1, 2)
+
+
+def photutils_ground(pair, truth):
+    """photutils on the ground bands as in benchmarks/deblending.py: rows as of `record`, fewer columns."""
+    images = {band: image for side, band, image in pair.images() if side == "ground"}
+    weight = {b: 1 / np.median(images[b].uncertainty.array) for b in "riz"}
+    stack = sum(weight[b] * np.where(images[b].mask, 0, images[b].data) for b in "riz") / np.sqrt(sum(weight.values()))
+    smooth = convolve(stack, kernel_of(4.0, 9))
+    segments = detect_sources(smooth, 1.5, 5)
+    segments = deblend_sources(smooth, segments, 5, n_levels=32, contrast=0.001, progress_bar=False)
+    found = QTable()
+    for b, image in images.items():
+        catalog = SourceCatalog(
+            image.data, segments, convolved_data=smooth, error=np.sqrt(image.uncertainty.array), mask=image.mask,
+            wcs=image.wcs,
+        )  # fmt: skip
+        found[f"flux_{b}"], found[f"flux_err_{b}"] = catalog.kron_flux * u.nJy, catalog.kron_flux_err * u.nJy
+        found["sky_centroid"] = catalog.sky_centroid.icrs
+    rows, true = _pipeline.match(found, truth, "i")
+    names = {"flux": "flux", "err": "flux_err"}
+    columns = {c: np.stack([found[f"{n}_{b}"].value[rows] for b in images], -1) for c, n in names.items()}
+    return {
+        "bands": np.array(list(images)), **columns, "n_true": np.array(len(truth)), "n_source": np.array(len(found)),
+        "known": np.stack([truth[f"flux_{b}"].value[true] for b in images], -1),
+        "mag": 31.4 - 2.5 * np.log10(truth["flux_i"].value[true]), "usual": np.isfinite(columns["flux"]).all(-1),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- tables
+class Rows:
+    """Records of several fields, side by side."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.bands = [str(b) for b in parts[0]["bands"]]
+
+    def __getitem__(self, name):
+        return np.concatenate([p[name] for p in self.parts])
+
+    @property
+    def field(self):
+        return np.concatenate([np.full(len(p["mag"]), k) for k, p in enumerate(self.parts)])
+
+    def column(self, name, band):
+        return self[name][:, self.bands.index(band)]
+
+
+def with_interval(statistic, values, field, digits=3):
+    """A statistic, and half the 68 % range of it when sources are drawn again (fields, where there are six)."""
+    if len(values) < 10:
+        return "-"
+    rng, drawn = np.random.default_rng(0), []
+    fields = np.unique(field)
+    for _ in range(100):
+        if len(fields) >= 6:
+            rows = np.concatenate([np.flatnonzero(field == f) for f in rng.choice(fields, len(fields))])
+        else:
+            rows = rng.integers(len(values), size=len(values))
+        drawn.append(statistic(values[rows]))
+    low, high = np.nanpercentile(drawn, [16, 84])
+    return f"{statistic(values):+.{digits}f}+-{(high - low) / 2:.{digits}f}"
+
+
+def covered(pull):
+    return np.mean(np.abs(pull) < 1)
+
+
+def figures(rows, band, of):
+    """Bias, NMAD and coverage of the sources ``of`` in a band."""
+    flux, err, known = (rows.column(c, band) for c in ("flux", "err", "known"))
+    of = of & np.isfinite(flux + err)
+    ratio, pull, at = flux[of] / known[of] - 1, (flux[of] - known[of]) / err[of], rows.field[of]
+    values = (np.median, ratio), (nmad, ratio), (nmad, pull), (covered, pull)
+    return [int(of.sum())] + [with_interval(s, v, at) for s, v in values]
+
+
+def show(title, header, lines):
+    print(f"\n{title}")
+    print(f"{'':34s} " + " ".join(f"{h:>15s}" for h in header))
+    for name, *cells in lines:
+        print(f"{name:34s} " + " ".join(f"{c!s:>15s}" for c in cells))
+
+
+def main_tables(rows):
+    alone = (rows["blendedness"] < 0.05) & (rows["hidden"] < 0.02) & rows["usual"]
+    lines = []
+    for band in rows.bands:
+        flux, known, bound, err = (rows.column(c, band) for c in ("flux", "known", "bound", "err"))
+        ratio = flux / known - 1
+        for low, high in ((30, 100), (100, np.inf)):
+            of = alone & (known > low * bound) & (known <= high * bound) & np.isfinite(flux)
+            where, stars = rows.field[of], of & rows["star"]
+            lines.append([
+                f"{band}, S/N {low}-{high}", int(of.sum()), with_interval(np.median, ratio[of], where),
+                with_interval(nmad, ratio[of], where),
+                with_interval(nmad, ((flux - known) / bound)[of], where, 2),
+                with_interval(np.median, (err / bound)[of], where, 2),
+                with_interval(covered, ((flux - known) / err)[of], where, 2),
+                with_interval(np.median, ratio[stars], rows.field[stars]),
+            ])  # fmt: skip
+    show(
+        "Isolated sources by S/N at the bound (goals: bias 0.005, scatter / Fisher 1.1, error / Fisher 1.3)",
+        ("n", "bias", "NMAD", "scatter/Fisher", "error/Fisher", "1 sigma", "bias of stars"), lines,
+    )
+    lines, in_goal, large = [], 0, 0
+    for band in rows.bands:
+        for low, high in zip(MAGS[:-1], MAGS[1:], strict=True):
+            for few, many in zip(BLENDS[:-1], BLENDS[1:], strict=True):
+                of = (rows["mag"] >= low) & (rows["mag"] < high) & rows["usual"]
+                of &= (rows["blendedness"] >= few) & (rows["blendedness"] < many)
+                flux, err, known = (rows.column(c, band) for c in ("flux", "err", "known"))
+                of &= np.isfinite(flux + err)
+                if of.sum() < 50:
+                    continue
+                pull = ((flux - known) / err)[of]
+                large += 1
+                in_goal += 0.95 <= nmad(pull) <= 1.05
+                if band in ("g", "i", "VIS", "H_E"):
+                    ratio = np.nanmedian((err / rows.column("bound", band))[of])
+                    name = f"{band} i={low}-{high} blended {few}-{many}"
+                    lines.append([name, *figures(rows, band, of), f"{ratio:.2f}"])
+    show("Bins of 50 or more", ("n", "bias", "NMAD", "pull NMAD", "1 sigma", "error/Fisher"), lines)
+    print(f"pull NMAD within 0.95-1.05 in {in_goal} of {large} bins of all ten bands (goal: 95 % of bins of >= 500)")
+    lines = []
+    for band in rows.bands:
+        flux, err, known, formal = (rows.column(c, band) for c in ("flux", "err", "known", "formal"))
+        of = rows["usual"] & np.isfinite(flux + err)
+        chi, chi_formal = ((flux - known) / err)[of], ((flux - known) / formal)[of]
+        score = -0.5 * np.minimum(chi**2, 100) - np.log(err[of])
+        best = max(
+            (np.mean(-0.5 * np.minimum((chi_formal / f) ** 2, 100) - np.log(f * formal[of])), f)
+            for f in np.geomspace(0.5, 20, 60)
+        )
+        chi2 = [
+            with_interval(np.median, rows.column("chi2", band)[which], rows.field[which], 2)
+            for which in (of & (rows["mag"] < 24), of & (rows["mag"] >= 24))
+        ]
+        gained = f"{np.mean(score) - best[0]:+.3f}"
+        lines.append([band, int(of.sum()), gained, f"{best[1]:.2f}", f"{covered(chi_formal):.2f}", *chi2])
+    show(
+        "Errors against the formal ones times the best constant (log score, capped at ten sigma), and chi2 / dof",
+        ("n", "score gained", "best constant", "formal 1 sigma", "chi2, i < 24", "chi2, i > 24"), lines,
+    )
+    lines = []
+    for name, of in (
+        ("all", rows["usual"]), ("a hidden neighbour > 5 %", rows["usual"] & (rows["hidden"] > 0.05)),
+        ("irregular family", rows["usual"] & rows["irregular"]), ("other families", rows["usual"] & ~rows["irregular"]),
+    ):  # fmt: skip
+        for band in ("i", "VIS", "H_E"):
+            bright = of & (rows["mag"] < 25)
+            lines.append([f"{band}, i < 25, {name}", *figures(rows, band, bright)])
+    show("Kinds of sources (H_E: correlated noise)", ("n", "bias", "NMAD", "pull NMAD", "1 sigma"), lines)
+    bright = alone & (rows["mag"] < 23.5) & ~rows["star"]
+    size = np.log(rows["radius"][bright] / rows["true_radius"][bright])
+    shape = (rows["e"] - rows["true_e"])[bright]
+    print(
+        f"\ntemplates of {bright.sum()} isolated galaxies, i < 23.5: size bias {np.median(size):+.3f}, NMAD "
+        f"{nmad(size):.3f}; ellipticity bias {np.median(shape):+.3f}, NMAD {nmad(shape.ravel()):.3f}"
+    )
+    kept = rows["conserved"]
+    print(f"flux conservation, template to grid: largest |sum / flux - 1| {np.abs(kept).max(0)} (VIS, i; goal 0.001)")
+    n = [int(p["n_source"]) for p in rows.parts]
+    seconds = np.array([p["seconds"] for p in rows.parts])
+    each = ", ".join(f"{s:.1f} ({k} sources)" for s, k in zip(seconds[:, 1], n, strict=True))
+    print(
+        f"CPU seconds of deblender and photometry: {each}; per 430 sources "
+        f"{np.sum(seconds[:, 1]) / np.sum(n) * 430:.1f} (goal 8); encoder {np.median(seconds[:, 0]):.1f}"
+    )
+
+
+def variant_tables(variants):
+    lines = []
+    for name, rows in variants.items():
+        for band in ("i", "VIS", "H_E"):
+            if band in rows.bands:
+                of = rows["usual"] & (rows["mag"] < 25)
+                found = sum((p["mag"] < 25).sum() for p in rows.parts)
+                lines.append([f"{band}, {name}", *figures(rows, band, of), f"{found}"])
+    show("The same middles of the fields, i < 25", ("n", "bias", "NMAD", "pull NMAD", "1 sigma", "matched"), lines)
+    if "ground only" in variants:
+        rows = variants["ground only"]
+        probability, several = rows["blend_probability"], rows["hidden"] > 0.2
+        of = np.isfinite(probability) & (rows["mag"] < 26)
+        one, many = probability[of & ~several], probability[of & several]
+        if len(many) < 5:
+            print(f"\nblend probability, ground only: {len(many)} unrecognised blends are too few for a ROC")
+            return
+        area = np.mean(many[:, None] > one) + 0.5 * np.mean(many[:, None] == one)
+        error = np.sqrt(area * (1 - area) / min(len(many), len(one)))
+        rates = [np.mean(many > np.quantile(one, 1 - f)) for f in (0.05, 0.1, 0.2, 0.4)]
+        print(
+            f"\nblend probability, ground only: {len(many)} unrecognised blends, {len(one)} single sources; area "
+            f"under the ROC {area:.3f}+-{error:.3f}; true rate at false rates 0.05 0.1 0.2 0.4: "
+            + " ".join(f"{r:.2f}" for r in rates)
+        )
+
+
+# ---------------------------------------------------------------------------- real pixels
+def real_residuals(test, data):
+    lines = []
+    for name, load in (("Euclid Q1", euclid_q1), ("HSC + HST", hsc_hst)):
+        pair = load(data)
+        scene, catalog, _, _ = test(pair, test.offsets(pair))
+        for band in scene.bands:
+            residual = scene.residual(band)
+            pull = (residual.data / np.sqrt(residual.uncertainty.array))[~residual.mask]
+            chi2 = np.asarray(catalog[f"chi2_{band}"])
+            lines.append([
+                f"{name} {band}", len(catalog), f"{np.mean(pull**2):.2f}", f"{nmad(pull):.2f}",
+                f"{np.nanmedian(chi2):.2f}", f"{scene.meta['noise_factor'][band]:.2f}",
+            ])  # fmt: skip
+    show("Real pixels: residuals", ("sources", "chi2/pixel", "NMAD of pull", "median chi2", "noise factor"), lines)
+
+
+def hsc_blends(test, data):
+    """Injected galaxies and stars of known magnitude in real HSC blends, ground bands only."""
+    rows = {"own detection": [], "catalogued peaks": []}
+    bad = sum(1 << bit for bit in (0, 1, 4, 8))  # BAD SAT EDGE NO_DATA
+    for path in sorted((data / "hsc_blends").glob("*.npz")):
+        content = np.load(path)
+        ny, nx = content["footprint"].shape
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [150.0, 2.0]
+        wcs.wcs.crpix, wcs.wcs.cdelt = [(nx + 1) / 2, (ny + 1) / 2], [-0.168 / 3600, 0.168 / 3600]
+        scale = 10 ** (0.4 * (31.4 - 27.0))
+        ground = {
+            b: NDData(
+                content["images"][k] * scale, uncertainty=VarianceUncertainty(content["variance"][k] * scale**2),
+                mask=(content["mask"][k] & bad) != 0 if content["mask"].ndim == 3 else None, wcs=wcs, unit=u.nJy,
+                psf=content["psfs"][k].astype(float),
+            )
+            for k, b in enumerate("grizy")
+        }  # fmt: skip
+        pair = SkyPair(ground, None, surveys=(HSC, HST_ACS))
+        embedding = test.encoder(pair, window=12.8 * u.arcsec)
+        known = content["matched"]
+        place = wcs.pixel_to_world(known["x"], known["y"])
+        peaks = wcs.pixel_to_world(content["centers"][:, 1], content["centers"][:, 0])
+        for name, sources in (("own detection", None), ("catalogued peaks", peaks)):
+            catalog = test.photometry(embedding, test.deblender(embedding, sources))
+            at = catalog["sky_centroid"]
+            index, apart, _ = place.match_to_catalog_sky(at)
+            for k in range(len(known)):
+                if apart[k] > 0.5 * u.arcsec:
+                    rows[name].append(None)
+                    continue
+                row = catalog[index[k]]
+                rows[name].append([
+                    (row[f"flux_{b}"].value, row[f"flux_err_{b}"].value, 10 ** (0.4 * (31.4 - known[k][f"{b}magVar"])))
+                    for b in "grizy"
+                ])  # fmt: skip
+    lines = []
+    for name, of in rows.items():
+        found = np.array([r for r in of if r is not None])  # (n, band, 3)
+        for k, b in enumerate("grizy"):
+            flux, err, known = found[:, k].T
+            at = np.zeros(len(flux))
+            pull = (flux - known) / err
+            lines.append([
+                f"{b}, {name}", f"{len(found)} of {len(of)}", with_interval(np.median, flux / known - 1, at),
+                with_interval(nmad, flux / known - 1, at), with_interval(covered, pull, at, 2),
+            ])  # fmt: skip
+        colour = -2.5 * np.log10(found[:, 0, 0] / found[:, 2, 0] / (found[:, 0, 2] / found[:, 2, 2]))
+        colour = colour[np.isfinite(colour)]
+        lines.append([f"g-i (mag), {name}", f"{len(colour)}", with_interval(np.median, colour, 0 * colour),
+                      with_interval(nmad, colour, 0 * colour)])  # fmt: skip
+    show("Injected sources in real HSC blends, ground only", ("found", "bias", "NMAD", "1 sigma"), lines)
+
+
+# ---------------------------------------------------------------------------- one command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fields", type=int, default=12)
+    parser.add_argument("--first-seed", type=int, default=8101)
+    parser.add_argument("--heads", type=Path)
+    parser.add_argument("--random", type=Path)
+    parser.add_argument("--real", type=Path)
+    options = parser.parse_args()
+    rows = options.folder / "rows"
+    rows.mkdir(parents=True, exist_ok=True)
+    sets = {"": Models(options.heads)}
+    if options.random:
+        sets["random encoder"] = Models(options.random)
+    else:
+        print("random encoder: left out (name its folder with --random)")
+    variants = {
+        "as given": {}, "PSF 5 % too wide": {"psf": 1.05}, "PSF 5 % too narrow": {"psf": 0.95},
+        "30 mas, no aligner": {"align": False}, "tokens zeroed": {"tokens": False}, "ground only": {"space": False},
+    }  # fmt: skip
+    found = {"fields": [], **{name: [] for name in variants}, "random encoder": [], "photutils, ground": []}
+
+    def kept(name, seed, work):
+        path = rows / f"{name.replace(' ', '_').replace('%', 'pc').replace(',', '')}-{seed}.npz"
+        if not path.exists():
+            np.savez(path, **work())
+        found[name].append(dict(np.load(path)))
+
+    def vary(test, middle, offsets, *, psf=1.0, align=True, tokens=True, space=True):
+        middle = middle if space else SkyPair(dict(middle.ground), None, surveys=middle.surveys)
+        middle = middle if psf == 1.0 else with_psf(middle, psf)
+        return test(middle, offsets() if align and space else None, tokens=tokens)
+
+    for seed in range(options.first_seed, options.first_seed + options.fields):
+        pair, truth = field(seed, options.folder)
+        offsets = cache(lambda p=pair: sets[""].offsets(p))
+        center = next(iter(planes_of(pair).values())).center
+        middle = pair.cutout(center, MIDDLE)
+        kept("fields", seed, lambda p=pair, t=truth, o=offsets: record(p, t, *sets[""](p, o()), bound=True))
+        east, north = center.spherical_offsets_to(truth["sky_centroid"])
+        near = truth[np.maximum(abs(east), abs(north)) < MIDDLE / 2]
+        for name, how in variants.items():
+            kept(name, seed, lambda h=how, m=middle, t=near, o=offsets: record(m, t, *vary(sets[""], m, o, **h)))
+        if options.random:
+            kept(
+                "random encoder", seed,
+                lambda m=middle, t=near, o=offsets: record(m, t, *vary(sets["random encoder"], m, o)),
+            )  # fmt: skip
+        kept("photutils, ground", seed, lambda m=middle, t=near: photutils_ground(m, t))
+    main_tables(Rows(found["fields"]))
+    variant_tables({name: Rows(parts) for name, parts in found.items() if parts and name != "fields"})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"peak memory of this process {peak:.2f} GB (see benchmarks/main_job.py for memory against field size)")
+    if options.real:
+        real_residuals(sets[""], options.real)
+        hsc_blends(sets[""], options.real)
+    else:
+        print("real pixels: left out (name their folder with --real)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Does the encoder know the same sky in both surveys, and what can be read from its tokens?
+
+Every figure stands beside what else could have given it: a random encoder, the pixels, classical measurements.
+Intervals are 68 %, from drawing tiles again. The tiles must be sky that nothing was trained on; the reserved morphology
+is tested where they hold it (``families="all"``). Everything follows from one seed.
+Run: python benchmarks/representation.py --tiles DIR [--encoder FILE] [--real DATA] [--json OUT]
+DATA holds what benchmarks/real_input.py names, and hsc_blends/*.npz.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import torch
+from _galleries import (
+    BATCH,
+    LATTICE,
+    batch_losses,
+    correlations,
+    found,
+    lost,
+    prediction,
+    resampled,
+    reserved,
+    scores,
+    seen,
+    without_each,
+)
+from _probes import choose, explained, magnitude, predicted, probe, tokens
+from _strangers import FALSE_ALARMS, novelty, real_pairs, transfer
+from _windows import Look, disjoint, lattice, load, note
+
+from rosetta import CrossSurveyEncoder
+from rosetta.core.losses import rank_me
+from rosetta.core.vit import SIDES
+
+__all__ = ["load", "quick"]
+
+SEED = 0
+PATCHES = {"Euclid Q1 with DES": 4.8, "HSC with HST": 3.6}  # arcsec; about half of each field
+N_STRANGER = 256  # windows for the scores of what is no sky
+N_SHUFFLE = 20  # random pairings
+
+
+def quick(encoder, sky, *, n_window=512, n_tile=3, n_source=512):
+    """The few numbers by which recipes are compared: about a minute on one core.
+
+    Parameters
+    ----------
+    encoder : `~rosetta.core.vit.Encoder`
+    sky : Sky
+        From `load`; 11 tiles hold 512 windows.
+    n_window, n_tile, n_source : int
+        Windows of the gallery, tiles of the hard galleries, sources of the probes.
+
+    Returns
+    -------
+    dict of float
+        "r@1" (12.8" windows anywhere, sky-disjoint) and "r@1 hard" (`LATTICE` squared windows of one tile), means of
+        both directions; per side "rank cls <side>" and "rank tokens <side>" (RankMe), and R2 of ridge fits to the token
+        of a source: "x <side>", "y <side>" (its place in the pixel), "VIS <side>" and "g-H <side>".
+    """
+    training = encoder.training
+    encoder.eval()
+    where = disjoint(sky, 12.8, SEED)[:n_window]
+    both = seen(encoder, sky, where, 12.8, SEED, keep=("embedding", "cls"))
+    out = {"r@1": found((both["ground"][0] @ both["space"][0].T).numpy()).mean()}
+    shared = Look(shared=True)
+    out["r@1 hard"] = np.mean(
+        [found(scores(encoder, sky, lattice(sky, t, 12.8, LATTICE), 12.8, SEED + t, shared)) for t in range(n_tile)]
+    )
+    sources = choose(sky, SEED, n_source)
+    vis, colour = magnitude(sky, sources, "VIS"), magnitude(sky, sources, "g") - magnitude(sky, sources, "H_E")
+    for side in SIDES:
+        features, phase = tokens(encoder, sky, side, sources, SEED)
+        out[f"rank cls {side}"] = rank_me(both[side][1])
+        out[f"rank tokens {side}"] = rank_me(torch.from_numpy(features))
+        truth = np.column_stack([phase, vis, colour])
+        guess = predicted(features, truth, sources.tile)
+        for name, t, g in zip(("x", "y", "VIS", "g-H"), truth.T, guess.T, strict=True):
+            out[f"{name} {side}"] = explained(t, g)
+    encoder.train(training)
+    return {name: float(value) for name, value in out.items()}
+
+
+# ------------------------------------------------------------------------------------- the full table
+class Table:
+    """Rows of (section, what, how many, value, interval, target), printed as they come."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, section, what, n, figure, target=""):
+        """``figure`` is a value, or a value with the ends of its interval."""
+        value, *ends = figure if isinstance(figure, tuple) else (figure,)
+        if not self.rows or self.rows[-1]["section"] != section:
+            print(f"\n== {section}")
+        interval = f"({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+        print(f"{what:66s} {n!s:>6s} {value:8.3f} {interval:18s} {target}", flush=True)
+        row = {"section": section, "what": what, "n": n, "value": value, "interval": ends, "target": target}
+        self.rows.append(row)
+
+
+def galleries(table, model, random, sky):
+    """Retrieval, beside cross-correlation and a random encoder on the same windows."""
+    n_rich = {window: len(disjoint(sky, window, SEED, n_source=3)) for window in (12.8, 38.4)}
+    sets = {
+        f'{window}" windows, {kind}': (window, disjoint(sky, window, SEED, n_source=n)[: n_rich[window]], target)
+        for window, target in ((12.8, ">= 0.90"), (38.4, ">= 0.99"))
+        for kind, n, target in (("3 or more sources of S/N > 10", 3, target), ("anywhere", 0, ""))
+    }
+    for name, (window, where, target) in sets.items():
+        if not target and n_rich[window] == len(disjoint(sky, window, SEED)):
+            continue  # all windows hold three bright sources: this would be the same gallery again
+        section = f"Retrieval@1: {name}, gallery of {len(where)}"
+        both = {
+            "encoder": scores(model.encoder, sky, where, window, SEED),
+            "cross-correlation": correlations(sky, where, window, SEED),
+            "random encoder": scores(random.encoder, sky, where, window, SEED),
+        }
+        _retrieval(table, section, {kind: found(score) for kind, score in both.items()}, where.tile, target)
+    parts = {"encoder": [], "cross-correlation": [], "random encoder": []}
+    shared = Look(shared=True)
+    for index in range(len(sky.tiles)):
+        where = lattice(sky, index, 12.8, LATTICE)
+        asked = where, 12.8, SEED + index, shared
+        parts["encoder"].append(found(scores(model.encoder, sky, *asked)))
+        parts["cross-correlation"].append(found(correlations(sky, *asked)))
+        parts["random encoder"].append(found(scores(random.encoder, sky, *asked)))
+        note(f"hard gallery {index + 1} of {len(sky.tiles)}")
+    tile = np.repeat(np.arange(len(sky.tiles)), LATTICE**2)
+    section = f'Hard galleries: {LATTICE**2} windows of one tile, 12.8", {len(sky.tiles)} tiles'
+    _retrieval(table, section, {kind: np.concatenate(part) for kind, part in parts.items()}, tile, ">= 0.85")
+
+
+def _retrieval(table, section, success, tile, target):
+    for kind, values in success.items():
+        for k, direction in enumerate(("ground finds space", "space finds ground")):
+            of = target if kind == "encoder" else ""
+            table.add(section, f"{kind}, {direction}", len(values), resampled(values[:, k], tile), of)
+    rival = success["cross-correlation"].mean(1)
+    ahead = resampled(success["encoder"].mean(1) - rival, tile)
+    table.add(section, "encoder minus cross-correlation", len(rival), ahead, "> 0")
+
+
+def robustness(table, model, sky):
+    """R@1 lost under changes of how the sky is seen."""
+    where = disjoint(sky, 12.8, SEED, n_source=3)
+    section = f'R@1 lost at 12.8", gallery of {len(where)}, mean of both directions'
+    for name, values in lost(model.encoder, sky, where, 12.8, SEED).items():
+        table.add(section, name, len(values), resampled(values, where.tile), "<= 0.05")
+    values, tile = reserved(model.encoder, sky, 12.8, SEED)
+    if len(values):
+        name = f"reserved morphology leads the window, gallery of {2 * len(values)}"
+        table.add(section, name, len(values), resampled(values, tile), "<= 0.05")
+    else:
+        note("reserved morphology: skipped, these tiles hold none (write them with families='all')")
+
+
+def predictions(table, model, sky):
+    """Does the predicted embedding find the true one?"""
+    where = disjoint(sky, 12.8, SEED, n_source=3)
+    section = f'Prediction at 12.8", gallery of {len(where)}'
+    for side, one in prediction(model, sky, where, 12.8, SEED).items():
+        for kind in ("predicted", "mean token"):
+            target = "ahead of the mean token" if kind == "predicted" else ""
+            figure = resampled(one[kind], where.tile)
+            table.add(section, f"{side} embedding from the other side, {kind}: R@1", len(where), figure, target)
+        both = np.stack([one["residual"], one["scatter"]], -1)
+        figure = resampled(both, where.tile, lambda rows: 1 - rows[:, 0].sum() / rows[:, 1].sum())
+        table.add(section, f"{side} tokens at sources: variance explained (mean token: 0)", len(where), figure, "> 0")
+
+
+def gauges(table, model, sky):
+    """Is anything collapsed?"""
+    where = disjoint(sky, 12.8, SEED)
+    both = seen(model.encoder, sky, where, 12.8, SEED, keep=("embedding", "cls"))
+    ground, space = (both[side][0] for side in SIDES)
+    section = 'Collapse gauges at 12.8", windows anywhere'
+    losses = batch_losses(ground, space)
+    chance = f"well under ln(2B - 1) = {np.log(2 * BATCH - 1):.2f}"
+    figure = resampled(losses, np.arange(len(losses)))
+    table.add(section, f"NT-Xent of batches of {BATCH} pairs, temperature 0.1, nat", len(losses), figure, chance)
+    score, rng = (ground @ space.T).numpy(), np.random.default_rng(SEED)
+    null = np.mean([found(score[:, rng.permutation(len(where))]).mean(1) for _ in range(N_SHUFFLE)], 0)
+    table.add(section, "R@1 of shuffled pairs", len(where), resampled(null, where.tile), f"{1 / len(where):.4f}")
+    for side in SIDES:
+        table.add(section, f"RankMe of CLS, {side}", len(where), without_each(both[side][1], where.tile), ">= 64")
+    sources = choose(sky, SEED)
+    for side in SIDES:
+        values, _ = tokens(model.encoder, sky, side, sources, SEED)
+        table.add(section, f"RankMe of source tokens, {side}", len(values), without_each(values, sources.tile), ">= 64")
+
+
+def probes(table, model, random, sky):
+    """What a ridge fit reads at a source."""
+    sources = choose(sky, SEED)
+    encoders = {"tokens": model.encoder, "random encoder": random.encoder}
+    for row in probe(encoders, sky, sources, SEED):
+        kinds, measured = list(row["guess"]), row["measure"]
+        values = np.stack([row["truth"], *row["guess"].values()], -1)
+        known = np.isfinite(row["truth"])
+        values, tile = values[known], sources.tile[known]
+
+        def score(rows, k, measured=measured):
+            return measured(rows[:, 0], rows[:, 1 + k])
+
+        # Group 1 must be ahead of all three; group 2 of the pixels and of the random encoder.
+        rivals = [k for k, kind in enumerate(kinds) if kind != "tokens" and (row["group"] == 1 or kind != "photutils")]
+        own = kinds.index("tokens")
+        section = f"Ridge probes, group {row['group']}: {row['target']} from {row['side']} ({measured.__name__})"
+        for k, kind in enumerate(kinds):
+            table.add(section, kind, len(values), resampled(values, tile, partial(score, k=k)))
+
+        def ahead(rows, score=score, own=own, rivals=rivals):
+            return score(rows, own) - max(score(rows, k) for k in rivals)
+
+        figure = resampled(values, tile, ahead)
+        table.add(section, "tokens minus the best that they must beat", len(values), figure, "> 0")
+
+
+def strangers(table, model, sky):
+    """Scores of input that is no familiar sky."""
+    where = disjoint(sky, 12.8, SEED)
+    limits = {}
+    for side, scores_ in novelty(model, sky, where, SEED, N_STRANGER).items():
+        limits[side] = float(np.quantile(scores_["sky"], 1 - FALSE_ALARMS))
+        section = f'Out of distribution, {side}, 12.8" windows; threshold {limits[side]:.2f} (1 % false alarms)'
+        table.add(section, "simulated sky: flagged at the built-in limit 1", len(where),
+                  resampled(scores_["sky"] > 1, where.tile), "0.01")  # fmt: skip
+        for name, values in scores_.items():
+            if name == "sky":
+                continue
+            tile, both = where.tile[: len(values)], np.stack([values, scores_["sky"][: len(values)]], -1)
+            table.add(section, f"{name}: flagged", len(values), resampled(values > limits[side], tile))
+            table.add(section, f"{name}: area under the ROC", len(values), resampled(both, tile, _area))
+    return limits
+
+
+def _area(rows):
+    strange, sky = rows.T
+    return np.mean(strange[:, None] > sky) + 0.5 * np.mean(strange[:, None] == sky)
+
+
+def real(table, encoder, sky, data, limits):
+    """Real windows: are they flagged, and do they find their partner?"""
+    pairs = real_pairs(data) if data else {}
+    if not pairs:
+        note("real pixels: skipped, no files (give their folder with --real)")
+        return
+    parts = {side: [] for side in SIDES}  # (image, coverage, flagged at the threshold, flagged at the built-in limit)
+    for index, pair in enumerate(pairs.values()):
+        rows = encoder(pair, window=12.8 * u.arcsec).to_table()
+        names = {pair.survey(side).name: side for side in SIDES}
+        for survey, coverage, score in rows["survey", "coverage", "ood_score"].iterrows():
+            side = names[str(survey)]
+            parts[side].append((index, coverage, score > limits[side], score > 1))
+    for side, values in parts.items():
+        image, coverage, *flagged = np.array(values, float).T
+        for kind, good in (("all", coverage > 0), ("half seen or more", coverage >= 0.5)):
+            for name, share in zip(("the threshold", "the built-in limit"), flagged, strict=True):
+                section = f"Real windows of 12.8\", {side}, {len(np.unique(image[good]))} images: {kind}"
+                figure = resampled(share[good], image[good])
+                table.add(section, f"share flagged at {name}", int(good.sum()), figure, "<= 0.10")
+    where = disjoint(sky, 12.8, SEED)[:N_STRANGER]
+    for name, patch in PATCHES.items():
+        if name in pairs:
+            ranks = transfer(encoder._model.encoder, pairs[name], sky, where, SEED, patch)
+            section = f'Transfer: {name}, four patches of {patch}" among {len(where)} simulated ones'
+            for k, direction in enumerate(("ground finds space", "space finds ground")):
+                table.add(section, f"{direction}: R@1", 4, wilson((ranks[:, k] == 1).sum(), 4))
+                of = f"1 of {4 + len(where)}"
+                table.add(section, f"{direction}: median rank", 4, float(np.median(ranks[:, k])), of)
+
+
+def wilson(k, n, z=1.0):
+    """A share and its 68 % interval (Wilson 1927)."""
+    middle, half = (k + z**2 / 2) / (n + z**2), z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
+    return float(k / n), float(middle - half), float(middle + half)
+
+
+def main(options):
+    sky = load(options.tiles)
+    encoder = CrossSurveyEncoder.from_pretrained(options.encoder, device="cpu")
+    model = encoder._model
+    random = CrossSurveyEncoder._with_config(encoder._config, seed=SEED, device="cpu")._model
+    print(f"encoder {encoder.fingerprint}; {len(sky.tiles)} tiles; seed {SEED}")
+    print(f"{'':66s} {'n':>6s} {'value':>8s} {'68 %':18s} target")
+    table = Table()
+    galleries(table, model, random, sky)
+    robustness(table, model, sky)
+    predictions(table, model, sky)
+    gauges(table, model, sky)
+    limits = strangers(table, model, sky)
+    real(table, encoder, sky, options.real, limits)
+    probes(table, model, random, sky)
+    if options.json:
+        content = {"encoder": encoder.fingerprint, "n_tiles": len(sky.tiles), "seed": SEED, "rows": table.rows}
+        options.json.write_text(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiles", type=Path, required=True, help="tiles that nothing was trained on")
+    parser.add_argument("--encoder", type=Path, help="a checkpoint; default: the bundled one")
+    parser.add_argument("--real", type=Path, help="folder of real pixels")
+    parser.add_argument("--json", type=Path, help="write the table here too")
+    main(parser.parse_args())
