@@ -19,7 +19,7 @@ from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender
 from rosetta.io import pair as pair_file
 from rosetta.simulate import AstrometricError, simulate_pair
 
-FIRST_SEED = 7001
+FIRST_SEED = 7401
 MAG_BINS = ((18, 22), (22, 23), (23, 24), (24, 25), (25, 26))
 
 

@@ -182,28 +182,35 @@ def write_models(scene, path):
     """
     reference = scene.meta["reference_band"]
     sides = {band: side for side, band, _ in scene.embedding.pair.images()}
-    hdus = fits.HDUList([fits.PrimaryHDU()])
-    hdus[0].header["CONTENT"] = ("models", "rosetta: models and residuals, nJy per pixel")
-    hdus[0].header["REFBAND"] = (reference, "band of the SOURCE images")
-    hdus[0].header["NSOURCE"] = len(scene)
+    primary = fits.PrimaryHDU()
+    primary.header["CONTENT"] = ("models", "rosetta: models and residuals, nJy per pixel")
+    primary.header["REFBAND"] = (reference, "band of the SOURCE images")
+    primary.header["NSOURCE"] = len(scene)
+    primary.writeto(path)
     headers = {}
     for band in scene.bands:
         residual = scene.residual(band)
         headers[band] = header = residual.wcs.to_header(relax=True)
         header["BUNIT"], header["BAND"] = "nJy", band
-        version = 1 if sides[band] == "ground" else 2
-        for name, array in (("MODEL", scene.model(None, band).data), ("RESIDUAL", residual.data)):
-            # GZIP_2 without quantisation is lossless.
-            hdu = fits.CompImageHDU(
-                array.astype(np.float32), header, name=f"{name}_{band}", compression_type="GZIP_2", quantize_level=0
-            )
-            hdu.ver = version
-            hdus.append(hdu)
-    for label in scene.labels:
-        hdu = _source_image(scene, int(label), reference, headers[reference])
-        if hdu is not None:
-            hdus.append(hdu)
-    hdus.writeto(path)
+        images = {f"MODEL_{band}": scene.model(None, band).data, f"RESIDUAL_{band}": residual.data}
+        _append(path, [_compressed(array, header, name, sides[band]) for name, array in images.items()])
+    sources = (_source_image(scene, int(label), reference, headers[reference]) for label in scene.labels)
+    _append(path, (hdu for hdu in sources if hdu is not None))
+
+
+def _append(path, hdus):
+    # Band after band: the file holds them all, the memory one.
+    with fits.open(path, mode="append") as file:
+        for hdu in hdus:
+            file.append(hdu)
+
+
+def _compressed(array, header, name, side):
+    # GZIP_2 without quantisation is lossless.
+    data = array.astype(np.float32)
+    hdu = fits.CompImageHDU(data, header, name=name, compression_type="GZIP_2", quantize_level=0)
+    hdu.ver = 1 if side == "ground" else 2
+    return hdu
 
 
 def _source_image(scene, label, band, header):

@@ -15,7 +15,7 @@ from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from rosetta import Flag, JEPADeblender, SkyPair, _tiles
 from rosetta._boundary import planes
-from rosetta._detect import Reference, detect, point_variance
+from rosetta._detect import Reference, detect, point_variance, reference
 from rosetta._geometry import from_tangent, offset_coord
 from rosetta._measure import sky_weight
 from rosetta.core import templates
@@ -99,6 +99,28 @@ def test_detection_finds_the_blend():
     match(found, XY)
     assert len(found) == 4
     assert found.meta["band"] == "VIS"
+
+
+def test_noise_of_shallow_coverage_is_no_source():
+    """A strip that was seen a twenty-fifth as long, and says so, next to deep sky."""
+    far = XY[[0, 3]]
+    pair = make_pair(far, FLUX[[0, 3]], MIXTURES[[0, 3]], sides=("ground",))
+    rng, images = np.random.default_rng(1), {}
+    for band, image in pair.ground.items():
+        ny, _ = image.data.shape
+        data, variance = image.data.copy(), image.uncertainty.array.copy()
+        variance[:, :20] *= 25.0
+        data[:, :20] += rng.normal(0, np.sqrt(24.0) * SIGMA[band], (ny, 20))
+        images[band] = NDData(data, unit=u.nJy, wcs=image.wcs, psf=image.psf, uncertainty=VarianceUncertainty(variance))
+    found = detect(planes(SkyPair(images, None)))
+    match(found, far)
+    assert len(found) == 2
+
+
+def test_the_border_row_of_an_equal_grid_is_stacked():
+    pair = make_pair(XY, FLUX, MIXTURES, sides=("ground",))
+    both = reference(planes(pair))
+    assert np.isclose(both.variance, 1.0 / (1.0 / SIGMA["g"] ** 2 + 1.0 / SIGMA["i"] ** 2), rtol=1e-3).all()
 
 
 def test_fluxes_of_a_blend_are_recovered_in_every_band():

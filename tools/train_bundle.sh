@@ -19,8 +19,10 @@ train() { # head, tiles, seed: a sky of its own, so that no head learns its erro
         --encoder "$work/encoder.safetensors" --seed "$3" -o "$work/$1.safetensors"
     cp "$work/$1.safetensors" "$weights/"
 }
+[ -f "$work/aligner.safetensors" ] || python "$(dirname "$0")/train_aligner.py" \
+    "$work/aligner.safetensors" "$work/encoder.safetensors"
+cp "$work/aligner.safetensors" "$weights/"
 # In this order: photometry measures through the deblender that lies beside its encoder.
-train aligner 20 4
 train deblender 28 5
-train photometry 16 6
+train photometry 18 6
 rosetta info
