@@ -41,6 +41,14 @@ class Decoupled(Objective):
         return 0.5 * (others.logsumexp(1) + others.logsumexp(0) - 2 * positive).mean()
 
 
+def _matched(seen):
+    """Ground tokens and the means of the 2 x 2 space tokens on the same sky, (n_batch, n_token, dim) each."""
+    ground, space = seen["ground"][0], seen["space"][0]
+    n_batch, n_token, dim = ground.shape
+    side = math.isqrt(n_token)
+    return ground, space.view(n_batch, side, 2, side, 2, dim).mean((2, 4)).reshape(n_batch, n_token, dim)
+
+
 class Tokens(Objective):
     """InfoNCE between sky-matched tokens, 2 x 2 of space to one of ground, drawn by their information."""
 
@@ -51,12 +59,9 @@ class Tokens(Objective):
         self.read = nn.ModuleDict({side: nn.Linear(config.dim, 128) for side in SIDES})
 
     def dense(self, encoder, predictor, seen, batch):
-        ground, space = seen["ground"][0], seen["space"][0]
-        clean = patches(batch.clean["ground"], self.patch)
-        weight = information(clean)  # (n_batch, n_token)
-        n_batch, n_token, dim = ground.shape
-        side = math.isqrt(n_token)
-        space = space.view(n_batch, side, 2, side, 2, dim).mean((2, 4)).reshape(n_batch, n_token, dim)
+        ground, space = _matched(seen)
+        weight = information(patches(batch.clean["ground"], self.patch))  # (n_batch, n_token)
+        n_token, dim = ground.shape[1:]
         # The most informative tokens of the batch, not a random draw: nothing here needs a generator.
         rows = weight.flatten().topk(min(self.n_drawn, weight.numel())).indices
         views = [
@@ -109,10 +114,7 @@ class Shift(Objective):
         return super().forward(encoder, predictor, replace(batch, views=batch.views | {"ground": moved}))
 
     def dense(self, encoder, predictor, seen, batch):
-        ground, space = seen["ground"][0], seen["space"][0]
-        n_batch, n_token, dim = ground.shape
-        side = math.isqrt(n_token)
-        space = space.view(n_batch, side, 2, side, 2, dim).mean((2, 4)).reshape(n_batch, n_token, dim)
+        ground, space = _matched(seen)
         weight = information(patches(batch.clean["ground"], self.patch))
         guess = self.head(torch.cat([ground, space], -1)).float()  # (n_batch, n_token, 2)
         missed = (weight[..., None] * (guess - self.hidden[:, None]).square()).mean()

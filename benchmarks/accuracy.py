@@ -4,7 +4,7 @@
 Every field is 102" wide, in ten bands, with a shift of (63, -47) mas, a smooth field of 15 mas and two years of proper
 motion between the epochs; a fifth of its galaxies are of the reserved, irregular family. The bundled models and the
 classical answer (untrained heads: no network has a say) measure the same fields. Intervals are 68 %, from resampling
-fields. Run: python benchmarks/accuracy.py [n_field] [FOLDER]     (FOLDER keeps the simulated fields)
+fields. Run: python benchmarks/accuracy.py [n_field] [FOLDER] [first_seed]     (FOLDER keeps the simulated fields)
 """
 
 import sys
@@ -119,7 +119,7 @@ def report(name, fluxes, offsets, seconds):
     table("i, S/N > 10, other families", lambda b, s, m, x, i: (b == "i") & (s > 10) & ~i)
 
 
-def main(n_field, folder):
+def main(n_field, folder, first_seed=FIRST_SEED):
     folder.mkdir(parents=True, exist_ok=True)
     encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
     kinds = {"aligner": LearnedAligner, "deblender": JEPADeblender, "photometry": EmbeddingPhotometry}
@@ -129,7 +129,7 @@ def main(n_field, folder):
     }
     for name, heads in sets.items():
         fluxes, offsets, seconds = [], [], []
-        for seed in range(FIRST_SEED, FIRST_SEED + n_field):
+        for seed in range(first_seed, first_seed + n_field):
             pair, truth = field(seed, folder)
             start = time.process_time()
             result = _pipeline.measure(pair, encoder=encoder, **heads)
@@ -141,4 +141,5 @@ def main(n_field, folder):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 8, Path(sys.argv[2] if len(sys.argv) > 2 else "accuracy-fields"))
+    given = dict(enumerate(sys.argv[1:]))
+    main(int(given.get(0, 8)), Path(given.get(1, "accuracy-fields")), int(given.get(2, FIRST_SEED)))

@@ -20,19 +20,17 @@ from pathlib import Path
 import astropy.units as u
 import galsim
 import numpy as np
+from accuracy import field
 from alignment_peers import PEERS, scamp_at_hand
 from alignment_scenes import CASES, GROUND_PSF, field_bound, simulate, source_bound, to_plane
 from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, StdDevUncertainty
-from astropy.table import QTable
 from real_input import hsc_hst
 
 from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair, _boundary, _offsets
 from rosetta._geometry import offset_coord, tangent
 from rosetta.core.field import evaluate
 from rosetta.core.vit import EncoderConfig
-from rosetta.io import pair as pair_file
-from rosetta.simulate import AstrometricError, simulate_pair
 
 FIRST_SEED = 7001
 OURS = {"LearnedAligner, exact PSF": "exact", "LearnedAligner, PSF not given": "none"}
@@ -341,18 +339,6 @@ def turned(image):
     return NDData(image.data[::-1, ::-1].T.copy(), unit=image.unit, wcs=wcs, uncertainty=error)
 
 
-def own_field(folder, seed, bands=None):
-    """A simulated field of the project, in ten bands: shift, smooth field and two years of proper motion."""
-    path, truth_path = folder / f"{seed}.fits", folder / f"{seed}.truth.fits"
-    if not path.exists():
-        error = AstrometricError(shift=(63.4, -47.3) * u.mas, rms=15 * u.mas, length=30 * u.arcsec)
-        pair, truth = simulate_pair(seed=seed, astrometric_error=error, proper_motion_years=2.0, families="all")
-        truth.meta.clear()
-        truth.write(truth_path, overwrite=True)
-        pair_file.write(pair, path)
-    return pair_file.read(path), QTable.read(truth_path)
-
-
 def own_error(offsets, truth, band):
     """Field error and its sigma at the sources of a simulated field, for one band's field."""
     known = np.stack([truth[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
@@ -366,7 +352,7 @@ def ten_bands(store, options):
     heads = {"bundled": LearnedAligner.from_pretrained(encoder=encoder, device="cpu"), "classical": classical()}
 
     def measure(head, seed):
-        pair, truth = own_field(store.folder, seed)
+        pair, truth = field(seed, store.folder)
         ground = tuple(pair.ground)
         embedding = heads[head].encoder(pair)
         row = {}
@@ -393,13 +379,13 @@ def encoder(store, options):
     bundled = CrossSurveyEncoder.from_pretrained(device="cpu")
     untrained = CrossSurveyEncoder._with_config(bundled._config, device="cpu")
     n = max(4, options.seeds // 5)
-    pairs = [own_field(store.folder, FIRST_SEED + 900_000 + k) for k in range(n)]
+    pairs = [field(FIRST_SEED + 900_000 + k, store.folder) for k in range(n)]
     heads = {"no network": LearnedAligner(bundled)}
     for name, model, zeroed in (("tokens", bundled, False), ("zeroed", bundled, True), ("untrained", untrained, False)):
         heads[name] = trained(model, pairs, zeroed)
 
     def measure(head, seed):
-        pair, truth = own_field(store.folder, seed)
+        pair, truth = field(seed, store.folder)
         error, sigma = own_error(heads[head](pair), truth, "joint")
         return {"rms": rms(error), "quoted": rms(sigma), "inside": float(np.mean(np.abs(error) < sigma))}
 

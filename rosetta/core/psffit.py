@@ -124,6 +124,8 @@ def _solve(triangles, size):
     left = triangles[:, :own, own:] @ vector  # (n_source, own)
     again = np.einsum("sk,sk->s", np.linalg.pinv(triangles[:, :own, :own], rcond=1e-9)[:, 0], left)
     return coefficient / np.median(again)
+
+
 def _shrunken(total, size):
     """Ridge solution with the prior widths of highest marginal likelihood, one for even and one for odd functions.
 
