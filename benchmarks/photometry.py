@@ -35,8 +35,9 @@ from scipy import ndimage
 from rosetta import HSC, HST_ACS, EmbeddingPhotometry, Flag, LearnedAligner, SkyPair, _pipeline
 from rosetta._boundary import planes as planes_of
 from rosetta._measure import image_of
+from rosetta.core.design import Design
 from rosetta.core.mixture import render, stamp_sizes
-from rosetta.core.solve import design, solve
+from rosetta.core.solve import solve
 from rosetta.io import pair as pair_file
 from rosetta.simulate import AstrometricError, simulate_pair
 
@@ -120,23 +121,25 @@ def bound_errors(pair, truth):
         flux, shape = truth[f"flux_{band}"].to_value(u.nJy), plane.data.shape
         sizes = stamp_sizes(light, image.jacobian, image.psf, 1e-3)
         base, *moved = (
-            design(render(m, image.xy, image.jacobian, image.psf, sizes=sizes), shape, n) for m in (light, *bent)
+            Design(render(m, image.xy, image.jacobian, image.psf, sizes=sizes), shape, n) for m in (light, *bent)
         )
-        weight = np.where(plane.valid, 1 / plane.variance, 0).ravel()
-        slope = [(m - base) * 100.0 for m in moved]  # per step of 0.01
+        weight = np.where(plane.valid, 1 / plane.variance, 0)
+        weights = [weight[y0:y1, x0:x1] for y0, y1, x0, x1 in base.bounds]
+        # Per step of 0.01; all have the pixels of the base.
+        slope = [[(m - b) * 100.0 for m, b in zip(one.values, base.values, strict=True)] for one in moved]
 
-        def inner(a, b, weight=weight):
-            return a.multiply(b).T @ weight
+        def inner(a, b, weights=weights):
+            return np.array([(x * y * w).sum() for x, y, w in zip(a, b, weights, strict=True)])
 
-        power = np.maximum(inner(base, base), 1e-30)
-        cross = np.stack([inner(s, base) for s in slope], -1)  # (n, 5)
+        power = np.maximum(inner(base.values, base.values), 1e-30)
+        cross = np.stack([inner(s, base.values) for s in slope], -1)  # (n, 5)
         for a in range(5):
             for b in range(a, 5):
                 term = flux**2 * (inner(slope[a], slope[b]) - cross[:, a] * cross[:, b] / power)
                 information[:, a, b] += term
                 if a != b:
                     information[:, b, a] += term
-        found = solve(base, plane.data.ravel(), plane.variance.ravel())
+        found = solve(base, plane.data, plane.variance)
         error2[band] = np.where(found.measured, found.covariance.diagonal(), np.nan)
         slopes[band] = -cross / power[:, None] * flux[:, None]
     covariance = np.linalg.inv(information)

@@ -7,8 +7,9 @@ from scipy.signal import fftconvolve
 from ._geometry import offset_coord, tangent
 from ._scene import BandFit, breadth_scales
 from .core import field, fit
+from .core.design import Design
 from .core.mixture import render, stamp_sizes
-from .core.solve import design, solve
+from .core.solve import solve
 
 __all__ = ["fit_band", "ground_coord", "image_of", "noise_factor", "noise_samples", "sky_weight", "source_tokens"]
 
@@ -132,29 +133,22 @@ def fit_band(plane, image, mixtures, slope, root):
     breadth, breadth_error = (v[place] for v in fit.breadths(mixtures[alone], image.of(alone)))
     mixtures = fit.broadened(mixtures, breadth, image.gradient, image.blur)
     sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.shape, n)
-    variance = plane.variance.ravel()
-    found = solve(matrix, plane.data.ravel(), variance, image.weight.ravel())
-    flux = np.nan_to_num(found.flux)
-    left = plane.data.ravel() - matrix @ flux
-    root = np.where(plane.valid.ravel(), 1.0 / np.sqrt(variance), 0.0)
-    scatter = noise_samples((left * root).reshape(plane.shape), plane.valid, plane.psf)
+    design = Design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.shape, n)
+    found = solve(design, plane.data, plane.variance, image.weight)
+    left = plane.data - design.image(np.nan_to_num(found.flux))
+    root = np.where(plane.valid, 1.0 / np.sqrt(plane.variance), 0.0)
+    scatter = noise_samples(left * root, plane.valid, plane.psf)
 
-    light = np.maximum(flux, 0.0)
-    overlap = matrix.T @ (matrix @ light)
-    alone = matrix.copy()
-    alone.data **= 2
-    alone = alone.T @ np.ones(matrix.shape[0]) * light
+    everywhere = np.ones(plane.shape)
+    light = np.maximum(np.nan_to_num(found.flux), 0.0)
+    overlap, alone = design.project(design.image(light)), design.squares(everywhere) * light
     blendedness = 1.0 - np.divide(alone, overlap, out=np.ones(n), where=overlap > 0)
 
-    # The footprint: where the template is at least a tenth of its peak.
-    foot = matrix.copy()
-    peak = np.maximum.reduceat(np.append(foot.data, 0), foot.indptr[:-1]) if foot.nnz else np.zeros(n)
-    foot.data = (foot.data > 0.1 * np.repeat(peak, np.diff(foot.indptr))).astype(float)
-    pixels = foot.T @ (root > 0)
-    chi2 = np.divide(foot.T @ (left * root) ** 2, pixels, out=np.full(n, np.nan), where=pixels > 0)
-    misfit = np.divide(foot.T @ (image.weight.ravel() * left**2), pixels, out=np.ones(n), where=pixels > 0)
-    inside = matrix.T @ np.ones(matrix.shape[0]) / plane.psf.sum()
+    foot = design.footprint(0.1)
+    pixels = foot.project(root > 0)
+    chi2 = np.divide(foot.project((left * root) ** 2), pixels, out=np.full(n, np.nan), where=pixels > 0)
+    misfit = np.divide(foot.project(image.weight * left**2), pixels, out=np.ones(n), where=pixels > 0)
+    inside = design.project(everywhere) / plane.psf.sum()
     result = BandFit(
         plane=None,
         flux=found.flux,

@@ -13,8 +13,9 @@ from astropy.wcs import WCS
 from scipy import sparse
 
 from . import _corrected_wcs
+from .core.design import Design
 from .core.fit import broadened
-from .core.mixture import REFERENCE_SCALE, evaluate, half_light_radius, paint, render, stamp_sizes
+from .core.mixture import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .flags import Flag
 
 __all__ = ["BandFit", "DeblendedScene", "Templates"]
@@ -275,7 +276,7 @@ class DeblendedScene:
         """All sources on the whole image of a band, nJy."""
         image, flux = np.zeros(fit.plane.shape), np.nan_to_num(fit.flux)
         for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
-            paint(image, self._templates.stamps(fit, rows), flux[rows])
+            image += Design(self._templates.stamps(fit, rows), image.shape, len(rows)).image(flux[rows])
         return image
 
     def template(self, label):

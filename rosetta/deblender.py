@@ -24,8 +24,9 @@ from ._tiles import Part, join, tiles
 from ._truth import held_out_pairs, split_by_pair, training_parts
 from .core import fit as shape_fit
 from .core import templates
+from .core.design import Design
 from .core.mixture import render
-from .core.solve import amplitudes, design
+from .core.solve import amplitudes
 from .flags import Flag
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
@@ -528,9 +529,8 @@ def _missed(sky, state, moved, wavelength):
 def _residual_plane(plane, image, mixtures):
     breadth, _ = shape_fit.breadths(mixtures, image, iterations=1)
     mixtures = shape_fit.broadened(mixtures, breadth, image.gradient, image.blur)
-    matrix = design(render(mixtures, image.xy, image.jacobian, image.psf), plane.shape, len(mixtures))
-    flux, _ = amplitudes(matrix, image.data.ravel(), image.weight.ravel())
-    model = (matrix @ flux).reshape(plane.shape)
+    design = Design(render(mixtures, image.xy, image.jacobian, image.psf), plane.shape, len(mixtures))
+    model = design.image(amplitudes(design, image.data, image.weight)[0])
     # What a bright source's template leaves is no source: a tenth of the model counts as noise.
     return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), plane.variance + (0.1 * model) ** 2)
 

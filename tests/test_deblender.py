@@ -19,8 +19,8 @@ from rosetta._detect import Reference, detect, point_variance, reference
 from rosetta._geometry import from_tangent, offset_coord
 from rosetta._measure import sky_weight
 from rosetta.core import templates
+from rosetta.core.design import Design
 from rosetta.core.mixture import render
-from rosetta.core.solve import design
 from rosetta.core.vit import EncoderConfig
 from rosetta.encoder import CrossSurveyEncoder
 
@@ -67,7 +67,7 @@ def make_pair(xy, flux, mixtures, *, sides=("ground", "space"), seed=0, mask=Non
         psf = gaussian_psf(fwhm, scale)
         pixel = np.stack(wcs.world_to_pixel(from_tangent(xy, CENTER)), -1)
         jacobian = np.tile(np.diag([-1 / scale, 1 / scale]), (len(xy), 1, 1))
-        data = (design(render(mixtures, pixel, jacobian, psf), (n, n), len(xy)) @ flux).reshape(n, n)
+        data = Design(render(mixtures, pixel, jacobian, psf), (n, n), len(xy)).image(flux)
         data = data + rng.normal(0, SIGMA[band], (n, n))
         images[band] = NDData(
             data, unit=u.nJy, wcs=wcs, psf=psf, uncertainty=VarianceUncertainty(np.full((n, n), SIGMA[band] ** 2)),

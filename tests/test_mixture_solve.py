@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
 
 from rosetta.core import fit, mixture, solve, templates
+from rosetta.core.design import Design
 from rosetta.core.psfcore import psf_core
 from rosetta.core.watershed import persistent_watershed
 
@@ -90,16 +90,6 @@ def test_derivatives_of_stamps_are_those_of_finite_differences():
                 np.testing.assert_allclose(stamps.slopes[i, d], expected[i], atol=0.06 * scale + 2e-4)
 
 
-def test_painting_is_the_sum_of_stamps():
-    rng = np.random.default_rng(8)
-    xy = np.concatenate([rng.uniform(-3, 62, (9, 2)), [[-1e6, 1e6]]])  # some over the edge, one nowhere
-    light, jacobian = np.stack([disc(0.3)] * 10), np.tile(grid_jacobian(0.2, 0, True), (10, 1, 1))
-    stamps = mixture.render(light, xy, jacobian, gaussian_psf(1.7))
-    flux, image = rng.uniform(1, 9, 10), np.ones((60, 70))
-    mixture.paint(image, stamps, flux)
-    np.testing.assert_allclose(image.ravel() - 1, solve.design(stamps, (60, 70), 10) @ flux, atol=1e-5)
-
-
 def test_evaluate_is_a_template():
     image = mixture.evaluate(disc(0.3))
     assert image.sum() == pytest.approx(1.0) and image.min() >= 0 and image.shape[0] % 2 == 1
@@ -143,35 +133,64 @@ def test_a_sampled_psf_is_shifted_as_it_is():
 
 
 # ------------------------------------------------------------------------------------------- solve
-def random_scene(rng, n=12, shape=(60, 70)):
+def random_scene(rng, n=12, shape=(60, 70), twin=None):
+    """Sources at random; ``twin`` is there a second time, as the last one."""
     xy = rng.uniform(5, 55, (n, 2))
-    jacobian = np.tile(grid_jacobian(0.2, 0, True), (n, 1, 1))
     light = np.stack([disc(s) for s in rng.uniform(0.1, 0.5, n)])
-    return solve.design(mixture.render(light, xy, jacobian, gaussian_psf(1.7)), shape, n)
+    if twin is not None:
+        xy, light, n = np.append(xy, xy[[twin]], 0), np.append(light, light[[twin]], 0), n + 1
+    jacobian = np.tile(grid_jacobian(0.2, 0, True), (n, 1, 1))
+    return Design(mixture.render(light, xy, jacobian, gaussian_psf(1.7)), shape, n)
+
+
+def columns(design):
+    """The design matrix that the textbooks write down, (n_pixel, n_source)."""
+    return np.stack([design.image(one).ravel() for one in np.eye(len(design))], axis=1)
+
+
+def test_design_is_a_matrix_without_its_zeros():
+    rng = np.random.default_rng(8)
+    xy = np.concatenate([rng.uniform(-3, 62, (9, 2)), [[-1e6, 1e6]]])  # some over the edge, one nowhere
+    light, jacobian = np.stack([disc(0.3)] * 10), np.tile(grid_jacobian(0.2, 0, True), (10, 1, 1))
+    stamps = mixture.render(light, xy, jacobian, gaussian_psf(1.7))
+    design = Design(stamps, (60, 70), 10)
+    whole = np.zeros((10, 260, 270))  # the same with room for what falls outside
+    for group in stamps:
+        for source, (x, y), values in zip(group.index, group.corner, group.values, strict=True):
+            if abs(x) < 1e5:
+                whole[source, 100 + y :, 100 + x :][: len(values), : len(values)] = values
+    dense = whole[:, 100:160, 100:170].reshape(10, -1).T
+    flux, image = rng.uniform(1, 9, 10), rng.uniform(0, 2, (60, 70))
+    np.testing.assert_allclose(design.image(flux).ravel(), dense @ flux, rtol=1e-6)
+    np.testing.assert_allclose(design.project(image), dense.T @ image.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(design.squares(image), (dense**2).T @ image.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(design.gram(image).toarray(), dense.T @ (image.ravel()[:, None] * dense), rtol=1e-6)
+    foot = columns(design.footprint(0.1))
+    np.testing.assert_array_equal(foot, dense > 0.1 * dense.max(axis=0))
 
 
 def test_solver_matches_dense_least_squares():
     rng = np.random.default_rng(1)
-    matrix = random_scene(rng)
-    variance = rng.uniform(0.5, 2.0, matrix.shape[0])
-    variance[rng.random(len(variance)) < 0.1] = np.inf
-    data = matrix @ rng.uniform(50, 500, 12) + rng.normal(0, 1, len(variance))
-    found = solve.solve(matrix, data, variance)
+    design = random_scene(rng)
+    variance = rng.uniform(0.5, 2.0, design.shape)
+    variance[rng.random(design.shape) < 0.1] = np.inf
+    data = design.image(rng.uniform(50, 500, 12)) + rng.normal(0, 1, design.shape)
+    found = solve.solve(design, data, variance)
     root = np.where(np.isfinite(variance), variance, np.inf) ** -0.5
-    dense = matrix.toarray().astype(float) * root[:, None]
-    expected, *_ = np.linalg.lstsq(dense, np.where(root > 0, data * root, 0), rcond=None)
+    dense = columns(design) * root.reshape(-1, 1)
+    expected, *_ = np.linalg.lstsq(dense, np.where(root > 0, data * root, 0).ravel(), rcond=None)
     np.testing.assert_allclose(found.flux, expected, rtol=1e-5)
     np.testing.assert_allclose(found.covariance.toarray(), np.linalg.inv(dense.T @ dense), rtol=1e-4, atol=1e-9)
 
 
 def test_amplitudes_are_the_solvers_fluxes():
     rng = np.random.default_rng(12)
-    matrix = random_scene(rng)
-    weight = np.where(rng.random(matrix.shape[0]) < 0.1, 0.0, rng.uniform(0.5, 2.0, matrix.shape[0]))
-    data = matrix @ rng.uniform(50, 500, 12) + rng.normal(0, 1, len(weight))
-    flux, snr = solve.amplitudes(matrix, data, weight)
-    variance = np.divide(1.0, weight, out=np.full(len(weight), np.inf), where=weight > 0)
-    found = solve.solve(matrix, data, variance)
+    design = random_scene(rng)
+    weight = np.where(rng.random(design.shape) < 0.1, 0.0, rng.uniform(0.5, 2.0, design.shape))
+    data = design.image(rng.uniform(50, 500, 12)) + rng.normal(0, 1, design.shape)
+    flux, snr = solve.amplitudes(design, data, weight)
+    variance = np.divide(1.0, weight, out=np.full(design.shape, np.inf), where=weight > 0)
+    found = solve.solve(design, data, variance)
     np.testing.assert_allclose(flux, found.flux, rtol=1e-9)
     assert np.all(snr >= found.flux / np.sqrt(found.covariance.diagonal()) * (1 - 1e-9))  # neighbours cost precision
 
@@ -194,82 +213,82 @@ def test_a_faint_source_is_solved_beside_a_bright_one():
 
 def test_covariance_follows_from_any_weights():
     rng = np.random.default_rng(11)
-    matrix = random_scene(rng)
-    variance = rng.uniform(0.5, 20.0, matrix.shape[0])
-    variance[rng.random(len(variance)) < 0.1] = np.inf
-    weight = rng.uniform(0.5, 1.0, len(variance))
-    found = solve.solve(matrix, np.ones(len(variance)), variance, weight)
+    design = random_scene(rng)
+    variance = rng.uniform(0.5, 20.0, design.shape)
+    variance[rng.random(design.shape) < 0.1] = np.inf
+    weight = rng.uniform(0.5, 1.0, design.shape)
+    found = solve.solve(design, np.ones(design.shape), variance, weight)
     used = np.isfinite(variance)
-    dense = matrix.toarray().astype(float)[used]
+    dense = columns(design)[used.ravel()]
     estimator = np.linalg.solve(dense.T @ (weight[used, None] * dense), dense.T * weight[used])
     np.testing.assert_allclose(found.flux, estimator.sum(axis=1), rtol=1e-5)
     expected = (estimator * variance[used]) @ estimator.T
     np.testing.assert_allclose(found.covariance.toarray(), expected, rtol=1e-4, atol=1e-9 * expected.max())
-    best = solve.solve(matrix, np.ones(len(variance)), variance, np.where(used, 1 / variance, 0))
-    same = solve.solve(matrix, np.ones(len(variance)), variance)
+    best = solve.solve(design, np.ones(design.shape), variance, np.where(used, 1 / variance, 0))
+    same = solve.solve(design, np.ones(design.shape), variance)
     np.testing.assert_allclose(best.covariance.toarray(), same.covariance.toarray(), rtol=1e-6, atol=1e-12)
 
 
 def test_values_under_masked_pixels_do_not_matter():
     rng = np.random.default_rng(2)
-    matrix = random_scene(rng)
-    variance = np.where(rng.random(matrix.shape[0]) < 0.2, np.inf, 1.0)
-    data = rng.normal(0, 1, matrix.shape[0])
+    design = random_scene(rng)
+    variance = np.where(rng.random(design.shape) < 0.2, np.inf, 1.0)
+    data = rng.normal(0, 1, design.shape)
     other = np.where(np.isinf(variance), 1e9, data)
     np.testing.assert_array_equal(
-        solve.solve(matrix, data, variance).flux, solve.solve(matrix, other, variance).flux
+        solve.solve(design, data, variance).flux, solve.solve(design, other, variance).flux
     )
 
 
 def test_flux_follows_the_unit():
     rng = np.random.default_rng(3)
-    matrix = random_scene(rng)
-    data = rng.normal(5, 1, matrix.shape[0])
-    one, two = solve.solve(matrix, data, np.ones(len(data))), solve.solve(matrix, 1e3 * data, np.full(len(data), 1e6))
+    design = random_scene(rng)
+    data = rng.normal(5, 1, design.shape)
+    one = solve.solve(design, data, np.ones(design.shape))
+    two = solve.solve(design, 1e3 * data, np.full(design.shape, 1e6))
     np.testing.assert_allclose(two.flux, 1e3 * one.flux, rtol=1e-9)
     np.testing.assert_allclose(two.covariance.diagonal(), 1e6 * one.covariance.diagonal(), rtol=1e-9)
 
 
 def test_pulls_of_the_true_templates_are_normal():
     rng = np.random.default_rng(4)
-    matrix = random_scene(rng)
+    design = random_scene(rng)
     true = rng.uniform(20, 300, 12)
     pulls = []
     for _ in range(60):
-        found = solve.solve(matrix, matrix @ true + rng.normal(0, 1.5, matrix.shape[0]), np.full(matrix.shape[0], 2.25))
+        found = solve.solve(design, design.image(true) + rng.normal(0, 1.5, design.shape), np.full(design.shape, 2.25))
         pulls.append((found.flux - true) / np.sqrt(found.covariance.diagonal()))
     assert np.mean(np.abs(pulls) < 1) == pytest.approx(0.683, abs=0.04)
 
 
 def test_source_without_valid_pixel_is_nan():
     rng = np.random.default_rng(5)
-    matrix = random_scene(rng)
-    variance = np.ones(matrix.shape[0])
-    variance[np.unique(matrix[:, [3]].indices)] = np.inf
-    found = solve.solve(matrix, np.ones(len(variance)), variance)
+    design = random_scene(rng)
+    variance = np.ones(design.shape)
+    variance[design.image(np.eye(12)[3]) > 0] = np.inf
+    found = solve.solve(design, np.ones(design.shape), variance)
     assert np.isnan(found.flux[3]) and not found.measured[3]
     assert found.covariance.toarray()[3].sum() == 0
 
 
 def test_coincident_sources_share_their_flux():
     rng = np.random.default_rng(6)
-    matrix = random_scene(rng, n=5)
-    twins = sparse.csc_array(sparse.hstack([matrix, matrix[:, [2]]]))
-    data = matrix @ np.array([100.0, 50, 80, 20, 60])
-    found = solve.solve(twins, data, np.ones(len(data)))
+    design, twins = random_scene(rng, n=5), random_scene(np.random.default_rng(6), n=5, twin=2)
+    data = design.image([100.0, 50, 80, 20, 60])
+    found = solve.solve(twins, data, np.ones(design.shape))
     assert list(np.flatnonzero(found.degenerate)) == [2, 5]
     np.testing.assert_allclose(found.flux[[2, 5]], 40, rtol=1e-2)
-    single = solve.solve(matrix, data, np.ones(len(data)))
+    single = solve.solve(design, data, np.ones(design.shape))
     assert found.covariance[2, 2] > 1e4 * single.covariance[2, 2]
 
 
 def test_large_group_takes_the_sparse_path(monkeypatch):
     rng = np.random.default_rng(7)
-    matrix = random_scene(rng, n=30)
-    data = matrix @ rng.uniform(50, 100, 30)
-    dense = solve.solve(matrix, data, np.ones(len(data)))
+    design = random_scene(rng, n=30)
+    data = design.image(rng.uniform(50, 100, 30))
+    dense = solve.solve(design, data, np.ones(design.shape))
     monkeypatch.setattr(solve, "DENSE_LIMIT", 8)
-    cut = solve.solve(matrix, data, np.ones(len(data)))
+    cut = solve.solve(design, data, np.ones(design.shape))
     np.testing.assert_allclose(cut.flux, dense.flux, rtol=1e-6)
     assert np.isfinite(cut.covariance.diagonal()).all()
 

@@ -14,8 +14,9 @@ import torch
 from scipy import sparse
 
 from . import templates
-from .mixture import draw, paint, render, stamp_sizes
-from .solve import amplitudes, design
+from .design import Design, shared, touching
+from .mixture import draw, render, stamp_sizes
+from .solve import amplitudes
 
 __all__ = ["DIRECTIONS", "Image", "breadths", "broadened", "flux_slopes", "mixtures_of", "refine"]
 
@@ -145,7 +146,7 @@ def refine(proposal, images, moved=None, *, rows=None, iterations=3):
     for _ in range(iterations):
         for k, image in enumerate(images):
             seen = broadened(mixtures[rest], breadth[rest, k], image.gradient, image.blur)
-            paint(settled[k], _stamps(seen, image.of(rest)), flux[rest, k])
+            settled[k] += _design(seen, image.of(rest)).image(flux[rest, k])
         parameters = proposal[rows] + moved[rows] @ DIRECTIONS
         mixtures[rows] = mixtures_of(parameters)
         step, shape, own = _joint_step(
@@ -187,8 +188,7 @@ def breadths(mixtures, image, *, iterations=2):
     flux, snr = _fluxes(mixtures, image)
     flux, rows = flux[:, None], np.flatnonzero(snr > FAINTEST)
     rest = np.setdiff1d(np.arange(n), rows)
-    settled = np.zeros(image.data.shape)
-    paint(settled, _stamps(mixtures[rest], image.of(rest)), flux[rest, 0])
+    settled = _design(mixtures[rest], image.of(rest)).image(flux[rest, 0])
     for _ in range(iterations if len(rows) else 0):
         step, covariance, own = _joint_step(
             mixtures[rows], np.zeros((len(rows), 0, *mixtures.shape[1:])), np.zeros((len(rows), 0)), np.zeros(0),
@@ -201,17 +201,19 @@ def breadths(mixtures, image, *, iterations=2):
     return breadth[:, 0], error
 
 
-def _stamps(mixtures, image):
-    return render(mixtures, image.xy, image.jacobian, image.psf, sizes=_sizes(mixtures, image))
+def _design(mixtures, image):
+    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+    stamps = render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes)
+    return Design(stamps, image.data.shape, len(mixtures))
 
 
-def _sizes(mixtures, image):
-    return stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+def _leading_sizes(mixtures, image):
+    """Stamp sizes for derivatives."""
+    return stamp_sizes(mixtures, image.jacobian, image.psf, np.minimum(DERIVED * image.share, 0.03))
 
 
 def _fluxes(mixtures, image):
-    matrix = design(_stamps(mixtures, image), image.data.shape, len(mixtures))
-    return amplitudes(matrix, image.data.ravel(), image.weight.ravel())
+    return amplitudes(_design(mixtures, image), image.data, image.weight)
 
 
 def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, settled):
@@ -233,8 +235,7 @@ def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, s
     blocks = {(i, i): np.diag(precision) for i in range(n)}
     for k, image in enumerate(images):
         seen = broadened(mixtures, breadth[:, k], image.gradient, image.blur)
-        model = settled[k].copy()
-        paint(model, _stamps(seen, image), flux[:, k])
+        model = settled[k] + _design(seen, image).image(flux[:, k])
         # Bright pixels are known no better than the PSF is.
         root = np.sqrt(image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)).astype(np.float32)
         left = root * (image.data - model)
@@ -243,9 +244,13 @@ def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, s
         where = np.r_[n_shape + 2 * k, :n_shape, n_shape + 2 * k + 1]
         for i, (y0, y1, x0, x1) in enumerate(bounds):
             right[i, where] += columns[i].reshape(len(where), -1) @ left[y0:y1, x0:x1].ravel()
-        for i, j in _touching(bounds):
-            block = blocks.setdefault((i, j), np.zeros((size, size)))
-            block[where[:, None], where] += _product(columns[i], bounds[i], columns[j], bounds[j])
+        corners = bounds.tolist()
+        for i, partners in touching(bounds):
+            for j in partners.tolist():
+                one, two = shared(corners[i], corners[j])
+                a, b = columns[i][:, *one].reshape(len(where), -1), columns[j][:, *two].reshape(len(where), -1)
+                block = blocks.setdefault((i, j), np.zeros((size, size)))
+                block[where[:, None], where] += a @ b.T
     for i in range(n):
         for k in range(n_shape, size, 2):  # no light there: any positive number keeps the equations regular
             blocks[i, i][k, k] += 1e-6 * (blocks[i, i][k, k] < 1e-11)
@@ -295,8 +300,7 @@ def _columns(mixtures, tangents, flux, image, root):
     """
     ny, nx = image.data.shape
     bounds, columns = np.zeros((len(mixtures), 4), int), [None] * len(mixtures)
-    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, np.minimum(DERIVED * image.share, 0.03))
-    for stamps in draw(mixtures, tangents, image.xy, image.jacobian, image.psf, sizes):
+    for stamps in draw(mixtures, tangents, image.xy, image.jacobian, image.psf, _leading_sizes(mixtures, image)):
         size = stamps.values.shape[1]
         for i, source in enumerate(stamps.index):
             x0, y0 = stamps.corner[i]
@@ -317,26 +321,6 @@ def _columns(mixtures, tangents, flux, image, root):
     return bounds, columns
 
 
-def _touching(bounds):
-    """Pairs (i, j), i <= j, of rectangles that share pixels."""
-    y0, y1, x0, x1 = bounds.T
-    for i in range(len(bounds)):
-        share = (y0[i:] < y1[i]) & (y0[i] < y1[i:]) & (x0[i:] < x1[i]) & (x0[i] < x1[i:])
-        for j in np.flatnonzero(share):
-            yield i, i + int(j)
-
-
-def _product(one, bounds_one, two, bounds_two):
-    """Inner products of the images of two rectangles over the pixels they share, (len(one), len(two))."""
-    y0, y1 = max(bounds_one[0], bounds_two[0]), min(bounds_one[1], bounds_two[1])
-    x0, x1 = max(bounds_one[2], bounds_two[2]), min(bounds_one[3], bounds_two[3])
-    a, b = (
-        part[:, y0 - y : y1 - y, x0 - x : x1 - x].reshape(len(part), -1)
-        for part, (y, _, x, _) in ((one, bounds_one), (two, bounds_two))
-    )
-    return a @ b.T
-
-
 def flux_slopes(parameters, image):
     """How the flux that a template gives depends on its shape.
 
@@ -352,11 +336,8 @@ def flux_slopes(parameters, image):
     """
     out = np.zeros((len(parameters), len(DIRECTIONS)))
     mixtures = mixtures_of(parameters)
-    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    weight = image.weight.ravel()
-    for stamps in draw(
-        mixtures, tangents_of(parameters, mixtures), image.xy, image.jacobian, image.psf, sizes
-    ):
+    sizes, weight = _leading_sizes(mixtures, image), image.weight.ravel()
+    for stamps in draw(mixtures, tangents_of(parameters, mixtures), image.xy, image.jacobian, image.psf, sizes):
         w = _cut(weight, stamps, image.data.shape)
         own = (w * stamps.values.reshape(len(w), -1))[:, None]  # (n, 1, pixel)
         power = np.matmul(own, stamps.values.reshape(len(w), -1, 1))[:, 0]

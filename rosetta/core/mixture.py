@@ -19,8 +19,7 @@ from scipy import fft
 from .psfcore import psf_core
 
 __all__ = [
-    "REFERENCE_FWHM", "REFERENCE_SCALE", "Stamps", "draw", "evaluate", "half_light_radius", "paint", "render",
-    "stamp_sizes",
+    "REFERENCE_FWHM", "REFERENCE_SCALE", "Stamps", "draw", "evaluate", "half_light_radius", "render", "stamp_sizes",
 ]
 
 #: FWHM (arcsec) and grid step (arcsec) at which templates are shown.
@@ -145,16 +144,6 @@ def render(mixtures, xy, jacobian, psf, *, sizes=None):
         Stamps(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("index", "corner", "values")))
         for parts in groups.values()
     ]
-
-
-def paint(image, stamps, flux):
-    """Add sources of given fluxes (n,) to an image (ny, nx), in place; what falls outside is left out."""
-    for group in stamps:
-        size = group.values.shape[1]
-        for values, (x, y), amplitude in zip(group.values, group.corner, flux[group.index], strict=True):
-            into = image[max(y, 0) : max(y + size, 0), max(x, 0) : max(x + size, 0)]
-            first = max(-y, 0), max(-x, 0)
-            into += amplitude * values[first[0] : first[0] + into.shape[0], first[1] : first[1] + into.shape[1]]
 
 
 def draw(mixtures, tangents, xy, jacobian, psf, sizes):

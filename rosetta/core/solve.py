@@ -3,8 +3,8 @@
 
 The one solver behind the deblender's models and the photometry's fluxes: the image is a sum of
 unit-flux stamps times fluxes, and the covariance of the fluxes is what the pixels' variances make of the
-linear estimator, whatever its weights. Everything is sparse, so memory grows with the number of stamps' pixels,
-never with the square of the number of sources.
+linear estimator, whatever its weights. Matrices are sparse, so memory never grows with the square of the number of
+sources.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-__all__ = ["Solution", "amplitudes", "design", "solve"]
+__all__ = ["Solution", "amplitudes", "solve"]
 
 # Two templates whose correlation under the weights exceeds this cannot be told apart by any image.
 DEGENERATE = 1.0 - 1e-6
@@ -49,51 +49,17 @@ class Solution:
     coverage: np.ndarray
 
 
-def design(stamps, shape, n_source):
-    """Put stamps into one sparse matrix, a column per source and a row per pixel.
-
-    Parameters
-    ----------
-    stamps : list of `~rosetta.core.mixture.Stamps`
-    shape : tuple of int
-        Image shape (ny, nx); what falls outside is left out.
-    n_source : int
-
-    Returns
-    -------
-    (ny * nx, n_source) sparse CSC array of float32
-    """
-    ny, nx = shape
-    counts = np.zeros(n_source, dtype=np.int64)
-    parts = []
-    for group in stamps:
-        size = group.values.shape[1]
-        x = group.corner[:, 0, None] + np.arange(size)  # (n, size)
-        y = group.corner[:, 1, None] + np.arange(size)
-        keep = ((y >= 0) & (y < ny))[:, :, None] & ((x >= 0) & (x < nx))[:, None, :]
-        pixel = y[:, :, None] * nx + x[:, None, :]
-        counts[group.index] = keep.reshape(len(keep), -1).sum(axis=1)
-        parts.append((group, keep, pixel))
-    start = np.concatenate([[0], np.cumsum(counts)])
-    rows, values = np.empty(start[-1], dtype=np.int32), np.empty(start[-1], dtype=np.float32)
-    for group, keep, pixel in parts:
-        for i, source in enumerate(group.index):
-            span = slice(start[source], start[source + 1])
-            rows[span], values[span] = pixel[i][keep[i]], group.values[i][keep[i]]
-    return sparse.csc_array((values, rows, start), shape=(ny * nx, n_source))
-
-
-def solve(matrix, data, variance, weight=None):
+def solve(design, data, variance, weight=None):
     """Fluxes and their covariance.
 
     Parameters
     ----------
-    matrix : (n_pixel, n_source) sparse CSC array
-        Unit-flux templates; see `design`.
-    data : (n_pixel,) array
-    variance : (n_pixel,) array
+    design : `~rosetta.core.design.Design`
+        Unit-flux templates.
+    data : (ny, nx) array
+    variance : (ny, nx) array
         Infinite where a pixel must not be used.
-    weight : (n_pixel,) array, optional
+    weight : (ny, nx) array, optional
         Of the pixels, 0 where one must not be used. None: the inverse variance, which is optimal where the
         templates are exact. Otherwise the covariance is the sandwich (A'WA)^-1 A'WVWA (A'WA)^-1.
 
@@ -103,19 +69,18 @@ def solve(matrix, data, variance, weight=None):
         Sources that coincide share their common flux equally, with errors as large as their
         indistinguishability asks for.
     """
-    n_source = matrix.shape[1]
+    n_source = len(design)
     usable = np.isfinite(variance) & (variance > 0)
     optimal = weight is None
     weight = np.where(usable, 1.0 / variance if optimal else weight, 0.0)
-    equations = _Equations(matrix)
-    normal, right, measured = equations.normal(data, weight)
-    coverage = matrix.T @ (weight > 0).astype(np.float64)
+    normal, right, measured = _equations(design, data, weight)
+    coverage = design.project(weight > 0)
     live = np.flatnonzero(measured)
     flux = np.full(n_source, np.nan)
     degenerate = np.zeros(n_source, dtype=bool)
     if len(live) == 0:
         return Solution(flux, sparse.csc_array((n_source, n_source)), measured, degenerate, coverage)
-    meat = None if optimal else equations.gram(weight**2 * np.where(usable, variance, 0.0))
+    meat = None if optimal else design.gram(weight**2 * np.where(usable, variance, 0.0))
 
     unit = 1.0 / np.sqrt(normal.diagonal()[live])
     scale = sparse.diags_array(unit)
@@ -137,12 +102,12 @@ def solve(matrix, data, variance, weight=None):
     return Solution(flux, covariance, measured, degenerate, coverage)
 
 
-def amplitudes(matrix, data, weight):
+def amplitudes(design, data, weight):
     """Fluxes as `solve` gives them, without their covariance.
 
     Parameters
     ----------
-    matrix, data, weight
+    design, data, weight
         As for `solve`.
 
     Returns
@@ -152,8 +117,8 @@ def amplitudes(matrix, data, weight):
     snr : (n_source,) array
         Over the error that the source alone would have, if the weights are inverse variances.
     """
-    normal, right, measured = _Equations(matrix).normal(data, weight)
-    flux, live = np.zeros(matrix.shape[1]), np.flatnonzero(measured)
+    normal, right, measured = _equations(design, data, weight)
+    flux, live = np.zeros(len(design)), np.flatnonzero(measured)
     if len(live):
         unit = 1.0 / np.sqrt(normal.diagonal()[live])
         scale = sparse.diags_array(unit)
@@ -163,27 +128,14 @@ def amplitudes(matrix, data, weight):
     return flux, flux * np.sqrt(normal.diagonal())
 
 
-class _Equations:
-    """Products of a sparse CSC array with itself under several weights, in double precision."""
-
-    def __init__(self, matrix):
-        self.columns = matrix.astype(np.float64)
-        self.rows = self.columns.tocsr()
-
-    def gram(self, weight):
-        """A'WA, sparse."""
-        a = self.columns
-        return sparse.csr_array((a.data * weight[a.indices], a.indices, a.indptr), shape=a.shape[::-1]) @ self.rows
-
-    def normal(self, data, weight):
-        """A'WA, A'Wd, and which sources have usable pixels."""
-        a, good = self.columns, (weight > 0).astype(np.float64)
-        squares = sparse.csr_array((a.data**2, a.indices, a.indptr), shape=a.shape[::-1])
-        power, power_valid = squares @ np.ones_like(good), squares @ good
-        normal = self.gram(weight)
-        # A few pixels in the far wing are no measurement of a source whose core is masked.
-        measured = (normal.diagonal() > 0) & (power_valid > 1e-3 * np.where(power > 0, power, 1.0))
-        return normal, a.T @ (weight * np.where(weight > 0, data, 0.0)), measured
+def _equations(design, data, weight):
+    """A'WA, A'Wd, and which sources have usable pixels."""
+    normal = design.gram(weight)
+    good = (weight > 0).astype(float)
+    power, power_valid = design.squares(np.ones_like(good)), design.squares(good)
+    # A few pixels in the far wing are no measurement of a source whose core is masked.
+    measured = (normal.diagonal() > 0) & (power_valid > 1e-3 * np.where(power > 0, power, 1.0))
+    return normal, design.project(weight * np.where(weight > 0, data, 0.0)), measured
 
 
 def _solve_unit_diagonal(matrix, right, meat=None):
