@@ -21,6 +21,7 @@ __all__ = [
     "plot_flux_truth",
     "plot_offsets",
     "plot_pulls",
+    "plot_residuals",
     "plot_rgb",
     "plot_sed",
     "plot_sources",
@@ -330,6 +331,78 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     return ax
 
 
+def plot_residuals(offsets, *, truth=None, axes=None):
+    """Positions before and after the field is taken away, and whether their errors are right.
+
+    Parameters
+    ----------
+    offsets : `~astropy.table.QTable`
+        From `~rosetta.LearnedAligner`; the joint ground frame is shown.
+    truth : `~astropy.table.QTable`, optional
+        With ``sky_centroid``, ``d_ra_cosdec`` and ``d_dec``. Pulls are then taken from the true offset of the source
+        within 0.3 arcsec; else from the field, in whose fit the sources had a share, so that they come out a little
+        small.
+    axes : pair of `~matplotlib.axes.Axes`, optional
+
+    Returns
+    -------
+    ndarray of `~matplotlib.axes.Axes`
+        Left: offset of each source that was used (grey) and what the field leaves of it (blue). Right: residual over
+        error, both axes together, beside the unit Gaussian.
+    """
+    if axes is None:
+        from matplotlib.figure import Figure
+
+        axes = Figure(figsize=(10, 4.5), layout="constrained").subplots(1, 2)
+    left, right = axes
+    joint = offsets[(offsets["band"] == "joint") & (np.asarray(offsets["weight"]) > 0)]
+    if offsets.meta["verdict"] != "ok" or not len(joint):
+        reason = fill(offsets.meta["reason"] or "no usable source", 36)
+        left.text(0.5, 0.5, reason, transform=left.transAxes, ha="center", va="center")
+        return np.asarray(axes)
+    offset = np.stack([joint[c].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
+    error = np.stack([joint[f"{c}_err"].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
+    field, covariance = _joint_field(offsets, joint["sky_centroid"])
+    for points, colour, name in ((offset, GREY, "before"), (offset - field, BLUE, "after")):
+        weight = error**-2.0
+        rms = np.sqrt((weight * points**2).sum() / weight.sum())
+        left.plot(*points.T, "o", ms=3.5, color=colour, alpha=0.7, label=f"{name}: weighted rms {rms:.1f} mas")
+    reach = 1.2 * np.percentile(np.abs(offset), 95)
+    left.set(xlim=(reach, -reach), ylim=(-reach, reach), aspect="equal")
+    left.axhline(0, color="black", lw=0.6)
+    left.axvline(0, color="black", lw=0.6)
+    left.set_xlabel("offset to the east (mas)")
+    left.set_ylabel("offset to the north (mas)")
+    left.legend(fontsize=8, loc="upper left")
+    if truth is None:
+        pull = (offset - field) / np.sqrt(error**2 + covariance[:, [0, 1], [0, 1]])
+    else:
+        index, apart, _ = joint["sky_centroid"].match_to_catalog_sky(truth["sky_centroid"])
+        known = np.stack([truth[c][index].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
+        pull = ((offset - known) / error)[apart < 0.3 * u.arcsec]
+    _pull_histogram(right, pull.ravel(), BLUE, "sources")
+    _unit_gaussian(right)
+    right.set_xlabel(f"(offset - {'field' if truth is None else 'true offset'}) / error")
+    return np.asarray(axes)
+
+
+def _pull_histogram(ax, pull, colour, name):
+    within = 100 * np.mean(np.abs(pull) < 1)
+    ax.hist(
+        np.clip(pull, -4.99, 4.99), np.linspace(-5, 5, 31), density=True, histtype="step", color=colour, lw=1.6,
+        label=f"{name}: {within:.0f}% within 1σ",
+    )
+
+
+def _unit_gaussian(ax):
+    x = np.linspace(-5, 5, 201)
+    ax.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="black", lw=0.9, ls="--", label="Gaussian: 68%")
+    ax.set_xlim(-5, 5)
+    ax.set_ylim(0, 1.35 * ax.get_ylim()[1])
+    ax.set_ylabel("density")
+    ax.legend(fontsize=8, loc="upper left")
+
+
 def _pm(value, sigma):
     return f"{value:+.1f} ± {sigma:.1f}"
 
@@ -548,7 +621,6 @@ def plot_pulls(catalog, truth, *, ax=None):
     ax = _axes(ax, (5, 4))
     found, known = _matched(catalog, truth)
     blended = (np.asarray(found["flags"]) & int(Flag.BLENDED)) != 0
-    edges = np.linspace(-5, 5, 31)
     for of, colour, name in ((~blended, BLUE, "isolated"), (blended, ORANGE, "blended")):
         pull = []
         for band in _bands_of(catalog):
@@ -558,18 +630,9 @@ def plot_pulls(catalog, truth, *, ax=None):
             pull.append((flux - right)[use] / error[use])
         pull = np.concatenate(pull) if pull else np.zeros(0)
         if len(pull):
-            within = 100 * np.mean(np.abs(pull) < 1)
-            ax.hist(
-                np.clip(pull, -4.99, 4.99), edges, density=True, histtype="step", color=colour, lw=1.6,
-                label=f"{name}: {within:.0f}% within 1σ",
-            )
-    x = np.linspace(-5, 5, 201)
-    ax.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="black", lw=0.9, ls="--", label="Gaussian: 68%")
-    ax.set_xlim(-5, 5)
-    ax.set_ylim(0, 1.35 * ax.get_ylim()[1])
+            _pull_histogram(ax, pull, colour, name)
+    _unit_gaussian(ax)
     ax.set_xlabel("(flux - true flux) / error, all bands")
-    ax.set_ylabel("density")
-    ax.legend(fontsize=8, loc="upper left")
     return ax
 
 

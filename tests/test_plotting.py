@@ -117,6 +117,20 @@ def test_offsets_say_why_there_are_none():
     assert [t.get_text() for t in ax.texts] == ["too few"]
 
 
+def test_residuals_show_what_the_field_leaves():
+    table = offsets(5)
+    before, after = plotting.plot_residuals(table)[0].lines[:2]
+    # The source without weight is not shown; the field of this table is the offset of every source.
+    np.testing.assert_allclose(np.c_[before.get_data()], np.tile([40.0, -30.0], (4, 1)))
+    np.testing.assert_allclose(np.c_[after.get_data()], 0.0, atol=1e-9)
+    truth = QTable({"sky_centroid": table["sky_centroid"], "d_ra_cosdec": np.full(5, 46.0) * u.mas})
+    truth["d_dec"] = np.full(5, -30.0) * u.mas
+    right = plotting.plot_residuals(table, truth=truth)[1]
+    # East is two sigma low, north is right: half of the pulls are within one sigma.
+    assert any("50%" in text.get_text() for text in right.get_legend().get_texts())
+    assert not plotting.plot_residuals(offsets(5, verdict="abstain"))[0].lines
+
+
 def test_flux_truth_pulls_and_sed():
     found, truth = catalog(6), catalog(6)
     truth["flux_r"][0] *= 0.5
