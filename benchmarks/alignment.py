@@ -25,6 +25,7 @@ from alignment_peers import PEERS, scamp_at_hand
 from alignment_scenes import CASES, GROUND_PSF, field_bound, simulate, source_bound, to_plane
 from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, StdDevUncertainty
+from deblending import without_tokens
 from real_input import hsc_hst
 
 from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair, _boundary, _offsets
@@ -381,8 +382,9 @@ def encoder(store, options):
     n = max(4, options.seeds // 5)
     pairs = [field(FIRST_SEED + 900_000 + k, store.folder) for k in range(n)]
     heads = {"no network": LearnedAligner(bundled)}
-    for name, model, zeroed in (("tokens", bundled, False), ("zeroed", bundled, True), ("untrained", untrained, False)):
-        heads[name] = trained(model, pairs, zeroed)
+    blind = Blind.from_pretrained(device="cpu")
+    for name, model in (("tokens", bundled), ("zeroed", blind), ("untrained", untrained)):
+        heads[name] = LearnedAligner(model).fit(*zip(*pairs, strict=True), seed=0)
 
     def measure(head, seed):
         pair, truth = field(seed, store.folder)
@@ -400,14 +402,11 @@ def encoder(store, options):
               f"better than without by {interval(gain, np.mean)}")
 
 
-def trained(model, pairs, zeroed):
-    """A head fitted on the pairs, reading the tokens or zeros in their place."""
-    head = LearnedAligner(model)
-    head.fit([pair for pair, _ in pairs], [truth for _, truth in pairs], seed=0)
-    if zeroed:
-        for layer in head._network.tokens:
-            layer[1].weight.data.zero_()
-    return head
+class Blind(CrossSurveyEncoder):
+    """The bundled encoder, as if it had seen nothing."""
+
+    def __call__(self, pair, **options):
+        return without_tokens(super().__call__(pair, **options))
 
 
 def real(store, options):

@@ -140,18 +140,19 @@ def refine(proposal, images, moved=None, *, rows=None, iterations=3):
     if len(rows) == 0:
         return moved, covariance
     mixtures = mixtures_of(proposal + moved @ DIRECTIONS)
-    flux = np.stack([_fluxes(mixtures, image)[0] for image in images], axis=1)  # (n, n_image)
-    rest = np.setdiff1d(np.arange(n), rows)
-    settled = [np.zeros(image.data.shape) for image in images]  # the light of sources that are not fitted any more
-    for _ in range(iterations):
-        for k, image in enumerate(images):
-            seen = broadened(mixtures[rest], breadth[rest, k], image.gradient, image.blur)
-            settled[k] += _design(seen, image.of(rest)).image(flux[rest, k])
+    first = [_start(mixtures, image, rows) for image in images]
+    flux = np.stack([one.flux for one in first], axis=1)  # (n, n_image)
+    models, settled = [one.model for one in first], [one.settled for one in first]
+    for turn in range(iterations):
+        if turn:
+            models = [
+                light + _seen(mixtures, breadth[:, k], flux[:, k], image, rows)
+                for k, (image, light) in enumerate(zip(images, settled, strict=True))
+            ]
         parameters = proposal[rows] + moved[rows] @ DIRECTIONS
-        mixtures[rows] = mixtures_of(parameters)
         step, shape, own = _joint_step(
             mixtures[rows], tangents_of(parameters, mixtures[rows]), moved[rows], PRIOR_SIGMA, flux[rows],
-            breadth[rows], [image.of(rows) for image in images], settled,
+            breadth[rows], [image.of(rows) for image in images], models,
         )
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
         step /= np.maximum(np.abs(step[:, :n_shape] / LARGEST).max(axis=1), 1.0)[:, None]
@@ -161,9 +162,11 @@ def refine(proposal, images, moved=None, *, rows=None, iterations=3):
         covariance[rows] = shape[:, :n_shape, :n_shape]
         mixtures[rows] = mixtures_of(proposal[rows] + moved[rows] @ DIRECTIONS)
         active = np.einsum("ni,nij,nj->n", step, own, step) > SETTLED**2
-        rest, rows = rows[~active], rows[active]
+        done, rows = rows[~active], rows[active]
         if len(rows) == 0:
             break
+        for k, image in enumerate(images):
+            settled[k] += _seen(mixtures, breadth[:, k], flux[:, k], image, done)
     return moved, covariance
 
 
@@ -185,14 +188,14 @@ def breadths(mixtures, image, *, iterations=2):
     """
     n = len(mixtures)
     breadth, error = np.zeros((n, 1)), np.zeros(n)
-    flux, snr = _fluxes(mixtures, image)
-    flux, rows = flux[:, None], np.flatnonzero(snr > FAINTEST)
-    rest = np.setdiff1d(np.arange(n), rows)
-    settled = _design(mixtures[rest], image.of(rest)).image(flux[rest, 0])
-    for _ in range(iterations if len(rows) else 0):
+    first = _start(mixtures, image)
+    flux, rows, model = first.flux[:, None], first.rows, first.model
+    for turn in range(iterations if len(rows) else 0):
+        if turn:
+            model = first.settled + _seen(mixtures, breadth[:, 0], flux[:, 0], image, rows)
         step, covariance, own = _joint_step(
             mixtures[rows], np.zeros((len(rows), 0, *mixtures.shape[1:])), np.zeros((len(rows), 0)), np.zeros(0),
-            flux[rows], breadth[rows], [image.of(rows)], [settled],
+            flux[rows], breadth[rows], [image.of(rows)], [model],
         )
         flux[rows] += step[:, :1]
         breadth[rows] = np.clip(breadth[rows] + step[:, 1:], -BROADEST, BROADEST)
@@ -212,12 +215,34 @@ def _leading_sizes(mixtures, image):
     return stamp_sizes(mixtures, image.jacobian, image.psf, np.minimum(DERIVED * image.share, 0.03))
 
 
-def _fluxes(mixtures, image):
-    return amplitudes(_design(mixtures, image), image.data, image.weight)
+@dataclass(frozen=True)
+class _Start:
+    """Fluxes of all sources as they are, the rows to be fitted, the image of all sources and of the other rows."""
+
+    flux: np.ndarray
+    rows: np.ndarray
+    model: np.ndarray
+    settled: np.ndarray
 
 
-def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, settled):
-    """One Gauss-Newton step of shapes, fluxes and breadths.
+def _start(mixtures, image, rows=None):
+    # None: the sources that are bright enough to tell how broad they are.
+    design = _design(mixtures, image)
+    flux, snr = amplitudes(design, image.data, image.weight)
+    rows = np.flatnonzero(snr > FAINTEST) if rows is None else rows
+    rest = flux.copy()
+    rest[rows] = 0.0
+    return _Start(flux, rows, design.image(flux), design.image(rest))
+
+
+def _seen(mixtures, breadth, flux, image, rows):
+    """The light of some of the sources as an image sees it."""
+    seen = broadened(mixtures[rows], breadth[rows], image.gradient, image.blur)
+    return _design(seen, image.of(rows)).image(flux[rows])
+
+
+def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, models):
+    """One Gauss-Newton step of shapes, fluxes and breadths, from the models (ny, nx) of all light in the images.
 
     Returns
     -------
@@ -233,9 +258,8 @@ def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, s
     right[:, :n_shape] = -moved / prior_sigma**2
     right[:, n_shape + 1 :: 2] = -breadth
     blocks = {(i, i): np.diag(precision) for i in range(n)}
-    for k, image in enumerate(images):
+    for k, (image, model) in enumerate(zip(images, models, strict=True)):
         seen = broadened(mixtures, breadth[:, k], image.gradient, image.blur)
-        model = settled[k] + _design(seen, image).image(flux[:, k])
         # Bright pixels are known no better than the PSF is.
         root = np.sqrt(image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)).astype(np.float32)
         left = root * (image.data - model)
