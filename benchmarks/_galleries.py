@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from rosetta.core import augment
 from rosetta.core.losses import rank_me
-from rosetta.core.vit import SIDES, conditions
+from rosetta.core.vit import SIDES, conditions, spectrum
 
 LATTICE = 8  # windows along a side of the hard gallery of one tile
 TEMPERATURE = 0.1  # of the collapse gauge
@@ -96,6 +96,21 @@ def _flat(images):
     flat = augment._asinh(images / 3).flatten(2)
     flat = flat - flat.mean(-1, keepdim=True)
     return torch.nn.functional.normalize(flat, dim=-1)
+
+
+@torch.inference_mode()
+def waves(encoder, sky, where, window, seed, look=AS_SURVEYED):
+    """Cosine of the spectra that CLS begins as, every channel scaled to unit variance, (n, n).
+
+    Of an untrained encoder: what its plane waves know without a network.
+    """
+    both = []
+    for side in SIDES:
+        seen_ = views(sky, side, where, window, seed, look)
+        found_ = torch.cat([spectrum(encoder.stem[side](view)[0], view.positions) for view in seen_])
+        found_ = found_[:, encoder.config.dim // 2 :]  # the plane waves
+        both.append(torch.nn.functional.normalize((found_ - found_.mean(0)) / found_.std(0), dim=-1))
+    return (both[0] @ both[1].T).numpy()
 
 
 # ------------------------------------------------------------------------------------- robustness

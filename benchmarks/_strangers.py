@@ -73,7 +73,7 @@ def novelty(model, sky, where, seed, n_stranger):
             for name, change in STRANGERS.items() if more else ():
                 seen[name] = replace(view, pixels=change(view.pixels.sinh(), random).asinh())
             for name, one in seen.items():
-                found[name].append(model.novelty[side](encode(model.encoder, side, [one], ("cls",))[0]))
+                found[name].append(model.novelty[side](encode(model.encoder, side, [one], ("tokens",))[0]))
         parts = {name: torch.cat(part).numpy() for name, part in found.items()}
         out[side] = {name: part if name == "sky" else part[:n_stranger] for name, part in parts.items()}
     return out

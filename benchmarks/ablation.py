@@ -22,7 +22,7 @@ from rosetta import _boundary
 from rosetta.core.augment import CONDITIONS
 from rosetta.core.losses import Objective, information
 from rosetta.core.training import TrainConfig, train
-from rosetta.core.vit import SIDES, Encoder, EncoderConfig, Predictor, patches
+from rosetta.core.vit import SIDES, Encoder, EncoderConfig, Predictor, patches, sincos
 from rosetta.simulate import TrainingSet
 
 BATCH = 96
@@ -121,6 +121,23 @@ class Shift(Objective):
         return {"shift": missed / self.hidden.square().mean()}
 
 
+class Token(Encoder):
+    """CLS begins as a learned token that knows nothing of the window, as is usual."""
+
+    def _embed(self, side, view):
+        tokens, condition = self.stem[side](view)
+        return tokens + sincos(view.positions, self.config.dim) + condition[:, None], self.cls + condition
+
+
+class RandomPatches(Encoder):
+    """The weights of the patches are drawn at random, as is usual; CLS is the sum of the turned tokens all the same."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for stem in self.stem.values():
+            nn.init.normal_(stem.pixels.weight, std=stem.pixels.in_features**-0.5)
+
+
 class HalfTokens(Encoder):
     """In training only a random half of the tokens is seen."""
 
@@ -153,6 +170,7 @@ class Row:
     objective: type = Objective
     encoder: type = Encoder
     conditions: dict = None
+    share: float = 1.0  # of the tiles
 
 
 def _often_without_vis():
@@ -163,6 +181,8 @@ def _often_without_vis():
 REFERENCE = "NT-Xent"
 ROWS = {
     REFERENCE: Row({}),
+    "CLS a learned token": Row({}, encoder=Token),
+    "random patch weights": Row({}, encoder=RandomPatches),
     "decoupled": Row({}, Decoupled),
     "own patches": Row({"own": 1.0}),
     "own + cross patches": Row({"own": 1.0, "cross": 1.0}),
@@ -173,6 +193,8 @@ ROWS = {
     "VIS missing half the time": Row({}, conditions=_often_without_vis()),
     "half the tokens": Row({}, encoder=HalfTokens),
     "registers": Row({}, encoder=Registers),
+    "a quarter of the tiles": Row({}, share=1 / 4),
+    "a sixteenth of the tiles": Row({}, share=1 / 16),
 }
 
 
@@ -190,6 +212,7 @@ def run(name, seed, tiles, sky, n_pair, directory):
         weights={"match": 1.0, **row.extra}, save_every=50,
     )
     start = time.process_time()
+    tiles = tiles[: round(row.share * len(tiles))]
     trained = train(
         encoder, predictor, tiles, config, checkpoint=directory / f"{stem}.safetensors",
         conditions=row.conditions or CONDITIONS, objective=row.objective, callback=_say(stem),

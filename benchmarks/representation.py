@@ -28,6 +28,7 @@ from _galleries import (
     reserved,
     scores,
     seen,
+    waves,
     without_each,
 )
 from _probes import choose, explained, magnitude, predicted, probe, tokens
@@ -121,9 +122,10 @@ def galleries(table, model, random, sky):
             "encoder": scores(model.encoder, sky, where, window, SEED),
             "cross-correlation": correlations(sky, where, window, SEED),
             "random encoder": scores(random.encoder, sky, where, window, SEED),
+            "its spectra, whitened": waves(random.encoder, sky, where, window, SEED),
         }
         _retrieval(table, section, {kind: found(score) for kind, score in both.items()}, where.tile, target)
-    parts = {"encoder": [], "cross-correlation": [], "random encoder": []}
+    parts = {"encoder": [], "cross-correlation": [], "random encoder": [], "its spectra, whitened": []}
     shared = Look(shared=True)
     for index in range(len(sky.tiles)):
         where = lattice(sky, index, 12.8, LATTICE)
@@ -131,6 +133,7 @@ def galleries(table, model, random, sky):
         parts["encoder"].append(found(scores(model.encoder, sky, *asked)))
         parts["cross-correlation"].append(found(correlations(sky, *asked)))
         parts["random encoder"].append(found(scores(random.encoder, sky, *asked)))
+        parts["its spectra, whitened"].append(found(waves(random.encoder, sky, *asked)))
         note(f"hard gallery {index + 1} of {len(sky.tiles)}")
     tile = np.repeat(np.arange(len(sky.tiles)), LATTICE**2)
     section = f'Hard galleries: {LATTICE**2} windows of one tile, 12.8", {len(sky.tiles)} tiles'

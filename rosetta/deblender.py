@@ -40,7 +40,7 @@ COINCIDENT = 0.02  # arcsec: closer positions, and chains of them, are one place
 NO_LABEL = -1  # what the photometry calls a missing neighbour
 VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # and what they flag
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
-N_JUDGE = 3  # held-out pairs on which the network must earn its place
+CERTAIN = 2.0  # standard errors by which the network's shapes must be better on held-out pairs
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
 
 
@@ -51,8 +51,8 @@ class JEPADeblender(Head):
     the deepest ground bands, with the proposal as prior; then the fluxes of all overlapping sources are solved
     together in every band. The classical proposal is an exponential disc with the detection's moments. A small
     network, which looks at native pixels and at the encoder's frozen tokens, makes another, and says how likely a
-    source is a blend. `fit` keeps the network's proposals only if they give better fluxes on held-out sky, after the
-    pixels have had their say (``start`` in the checkpoint's configuration).
+    source is a blend. `fit` keeps the network's proposals only if they give clearly better fluxes on held-out sky,
+    after the pixels have had their say (``start`` in the checkpoint's configuration).
 
     Parameters
     ----------
@@ -179,20 +179,20 @@ class JEPADeblender(Head):
         self._network = templates.seeded(_sizes(self._config).to_dict(), seed).to(self._device or "cpu")
         result = templates.train(self._network, data, held_out, seed=seed)
         self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
-        errors = self._flux_errors(pairs, truth, held_out_pairs(parts)[:N_JUDGE])
-        self._config["start"] = min(errors, key=errors.get)
+        errors = self._flux_errors(pairs, truth, held_out_pairs(parts))
+        self._config["start"] = "learned" if _clearly_less(*map(errors.get, ("learned", "classical"))) else "classical"
         self._provenance["flux_error"] = errors
         log.info("deblender trained: %s; shapes start from the %s proposal", self._provenance, self._config["start"])
         self._fingerprint = None
         return self
 
     def _flux_errors(self, pairs, truth, held_out):
-        """Mean error of well-measured fluxes on held-out pairs from either start; errors above a half count as one."""
+        """Mean error of well-measured fluxes on each held-out pair from either start; above a half counts as a half."""
         errors = {"classical": [], "learned": []}
         for i in held_out:
             embedding, true = self._embedding(pairs[i]), truth[i]
-            for start, found in errors.items():
-                self._config["start"] = start
+            for start, means in errors.items():
+                self._config["start"], found = start, []
                 scene = self(embedding)
                 table = scene.to_table()
                 known = np.asarray(true[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy))
@@ -203,7 +203,8 @@ class JEPADeblender(Head):
                     rows = np.flatnonzero((owner >= 0) & (flux > 10 * sigma))
                     ratio = flux[rows] / true[f"flux_{band}"].to_value(u.nJy)[owner[rows]]
                     found.append(np.minimum(np.abs(ratio - 1), 0.5))
-        return {start: float(np.mean(np.concatenate(found))) for start, found in errors.items()}
+                means.append(float(np.mean(np.concatenate(found))))
+        return errors
 
     def _training_rows(self, pair, truth):
         """Network inputs and true light of all detections that have a true source."""
@@ -301,6 +302,12 @@ class JEPADeblender(Head):
             templates=Templates(part.coord, part.header, mixtures, share(part.snr), roles.wavelength),
             shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
         )
+
+
+def _clearly_less(one, two):
+    """Whether the first of two errors on the same pairs is smaller by `CERTAIN` standard errors."""
+    gain = np.subtract(two, one)
+    return len(gain) > 2 and gain.mean() > CERTAIN * gain.std(ddof=1) / np.sqrt(len(gain))
 
 
 def _sizes(config):

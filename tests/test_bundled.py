@@ -66,9 +66,9 @@ def test_the_encoder_knows_one_sky_from_another(models):
     cosine = ground @ space.T
     n = len(cosine)
     others = cosine[~np.eye(n, dtype=bool)]
-    assert np.diag(cosine).mean() > others.mean() + 0.2
-    # Against chance, 1 / n: neighbouring windows overlap, so a perfect score is not to be had.
-    assert np.mean(cosine.argmax(1) == np.arange(n)) > 3 / n
+    assert np.diag(cosine).mean() > others.mean() + 0.5
+    for axis in (0, 1):
+        assert np.mean(cosine.argmax(axis) == np.arange(n)) > 0.9
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rosetta.core import augment
 from rosetta.core.augment import CONDITIONS, Tile, TileSide, Windows
 from rosetta.core.losses import Objective, cosine_gap, nt_xent, rank_me, same_sky
 from rosetta.core.training import TrainConfig, TrainingError, evaluate, train
-from rosetta.core.vit import Encoder, EncoderConfig, Predictor, View, conditions
+from rosetta.core.vit import Encoder, EncoderConfig, Predictor, View, conditions, spectrum, wave_vectors
 
 TINY = EncoderConfig(
     dim=32, depth=2, heads=2, proj_dim=16, predictor_dim=16, predictor_depth=1, predictor_heads=2
@@ -149,6 +149,31 @@ def test_bands_on_one_knot_are_averaged(encoder):
     )
     for a, b in zip(encoder("ground", view), encoder("ground", doubled), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", CONDITIONS)
+@pytest.mark.parametrize("place", [(0.0, 0.0), (3.07, -1.94), (-5.2, 4.4)])
+def test_spectrum_tells_the_place_of_a_source(side, place):
+    """Before any training, the window's waves have the phases of a Fourier transform in sky coordinates."""
+    encoder_, scale = Encoder(TINY), CONDITIONS[side].pixel_scale
+    n_band, size = len(CONDITIONS[side].depth), round(12.8 / scale)
+    axis = (torch.arange(size) - (size - 1) / 2) * scale
+    east, north = -axis[None, :], axis[:, None]
+    spot = torch.exp(-0.5 * ((east - place[0]) ** 2 + (north - place[1]) ** 2) / 0.3**2)
+    at = axis.view(-1, 16).mean(1)
+    positions = torch.stack(torch.broadcast_tensors(-at[None, :], at[:, None]), -1).reshape(1, -1, 2)
+    view = replace(
+        make_view(side, n=1), pixels=spot.expand(1, n_band, -1, -1), valid=torch.ones(1, n_band, size, size).bool(),
+        positions=positions,
+    )
+    with torch.no_grad():
+        blank = encoder_.stem[side](replace(view, pixels=torch.zeros_like(view.pixels)))[0]
+        tokens = encoder_.stem[side](view)[0] - blank
+        _, real, imaginary = spectrum(tokens, positions)[0].split((16, 8, 8))
+    phase = wave_vectors(8) @ torch.tensor(place)
+    turned_back = torch.complex(real, imaginary) * torch.exp(-1j * phase)
+    assert (turned_back.real > 0).all()
+    assert turned_back.angle().abs().max() < 1e-3
 
 
 def _shuffle(images, order):

@@ -453,12 +453,16 @@ def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
     assert head._provenance["distance"] < head._provenance["distance_classical"]
 
 
-@pytest.mark.parametrize("better", ["classical", "learned"])
-def test_the_network_shapes_only_where_it_earned_it(monkeypatch, tmp_path, better):
+@pytest.mark.parametrize(
+    ("better", "learned"),
+    [("classical", [0.2, 0.2, 0.2]), ("classical", [0.05, 0.09, 0.11]), ("learned", [0.07, 0.09, 0.08])],
+)
+def test_the_network_shapes_only_where_it_earned_it(monkeypatch, tmp_path, better, learned):
+    """Beyond doubt: the second case is a little better on average, and no more than chance would make it."""
     monkeypatch.setattr(templates, "STEPS", 3)
     pairs, truths = known_sky(2)
     plain = deblender()
-    judged = {"classical": 0.1, "learned": 0.2 if better == "classical" else 0.05}
+    judged = {"classical": [0.1, 0.11, 0.1], "learned": learned}
     monkeypatch.setattr(JEPADeblender, "_flux_errors", lambda *_: judged)
     head = JEPADeblender(plain.encoder).fit(pairs, truths, seed=3)
     head.save(tmp_path / "deblender.safetensors")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .augment import Windows
-from .novelty import Novelty
+from .novelty import Novelty, summary
 from .training import evaluate, train
 from .vit import SIDES, Encoder, Predictor
 
@@ -50,9 +50,10 @@ class Model(nn.Module):
         return self
 
     def packed(self):
-        """The state to be stored: weights in bfloat16, the novelty statistics in float32."""
+        """The state to be stored, in bfloat16; in float32 what was not rounded to it."""
+        exact = tuple(f"novelty.{side}.{name}" for side in SIDES for name in ("mean", "limit"))
         return {
-            name: tensor if name.startswith("novelty") else tensor.bfloat16()
+            name: tensor if name in exact else tensor.bfloat16()
             for name, tensor in self.state_dict().items()
         }
 
@@ -81,7 +82,7 @@ def encode(model, side, view):
         cls=cls,
         embedding=embedding,
         coverage=coverage,
-        ood_score=model.novelty[side](cls),
+        ood_score=model.novelty[side](tokens),
     )
 
 
@@ -120,10 +121,10 @@ def predict(model, source, target, positions, condition, batch):
                 positions=asked,
                 cls=cls,
                 embedding=model.encoder.project(cls),
-                ood_score=model.novelty[target](cls),
             )
         )
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return found | {"ood_score": source["ood_score"]}  # as strange as what it was made from
 
 
 def fit(model, tiles, held_out, config, *, checkpoint=None, callback=None):
@@ -169,13 +170,13 @@ def calibrate(model, tiles, held_out, config):
     sets = []
     for chosen in (tiles, held_out):
         windows = Windows(chosen, device=next(model.parameters()).device)
-        cls = {side: [] for side in SIDES}
+        found = {side: [] for side in SIDES}
         for window, n, batch in _measured_windows(config):
-            for step in range(-(-n // batch)):
+            for step in range(-(-2 * n // batch)):  # more windows than a summary has numbers
                 # Beyond any step that training can have reached with this seed: other noise, other places.
                 drawn = windows.batch(window, batch, config.seed, 2**40 + step)
                 for side in SIDES:
-                    cls[side].append(model.encoder(side, drawn.views[side])[1])
-        sets.append({side: torch.cat(parts) for side, parts in cls.items()})
+                    found[side].append(summary(model.encoder(side, drawn.views[side])[0]))
+        sets.append({side: torch.cat(parts) for side, parts in found.items()})
     for side in SIDES:
         model.novelty[side].fit(sets[0][side], sets[1][side])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["SIDES", "View", "EncoderConfig", "Encoder", "Predictor", "patches", "sincos"]
+__all__ = ["SIDES", "View", "EncoderConfig", "Encoder", "Predictor", "patches", "sincos", "wave_vectors", "spectrum"]
 
 SIDES = ("ground", "space")
 
@@ -18,6 +18,14 @@ _KNOTS_SPACE = tuple(math.log(pivot) for pivot in (715.0, 1085.0, 1375.0, 1772.0
 
 # Wavelengths of the position code, arcsec: from half a ground token to five windows.
 _SHORTEST, _LONGEST = 1.6, 200.0
+
+# Finest of the plane waves that both sides are first compared by, cycles per arcsec: a third of what the seeing leaves.
+_FINEST = 0.35
+# Their colours, nm, where the surveys overlap; each takes bands within a quarter in ln(wavelength).
+_WAVE_COLOURS = (620.0, 750.0, 1000.0)
+_WAVE_BREADTH = 0.25
+
+_PIXEL_SCALE = {"ground": 0.2, "space": 0.1}  # arcsec
 
 # The validity mask enters at a quarter of the patch size.
 _MASK_CELLS = 4
@@ -141,6 +149,66 @@ def sincos(positions, dim):
     waves = 2 * math.pi / (_SHORTEST * (_LONGEST / _SHORTEST) ** steps)
     phase = (positions.float()[..., None] * waves).flatten(-2)  # (..., dim / 2)
     return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+def wave_vectors(n, device=None):
+    """Wave vectors that fill a disc evenly, on a sunflower's spiral.
+
+    Parameters
+    ----------
+    n : int
+    device : `torch.device`, optional
+
+    Returns
+    -------
+    `torch.Tensor`
+        (east, north) in rad per arcsec, (n, 2).
+    """
+    index = torch.arange(n, dtype=torch.float32, device=device) + 0.5
+    length = 2 * math.pi * _FINEST * (index / n).sqrt()
+    angle = math.pi * (3 - math.sqrt(5)) * index
+    return torch.stack([length * angle.cos(), length * angle.sin()], -1)
+
+
+def spectrum(tokens, positions):
+    """Sum of the tokens in which the second half of the channels, seen as waves, is turned by each token's position.
+
+    Where those channels are amplitudes of the `wave_vectors` in each token, the sum is the Fourier transform of the
+    window: what holds the places of all sources, and is the same for both sides. A sum without phases would not know
+    which source is where.
+
+    Parameters
+    ----------
+    tokens : `torch.Tensor`
+        (n_batch, n_token, dim), in the second half n real and then n imaginary parts, n = dim / 4.
+    positions : `torch.Tensor`
+        (east, north) in arcsec, (n_batch, n_token, 2).
+
+    Returns
+    -------
+    `torch.Tensor`
+        (n_batch, dim), over the root of the number of tokens.
+    """
+    n = tokens.shape[-1] // 4
+    plain, real, imaginary = tokens.split((tokens.shape[-1] - 2 * n, n, n), -1)
+    phase = positions.float() @ wave_vectors(n, positions.device).T  # (n_batch, n_token, n)
+    cos, sin = phase.cos(), phase.sin()
+    turned = ((real * cos - imaginary * sin).sum(1), (real * sin + imaginary * cos).sum(1))
+    return torch.cat([plain.float().sum(1), *turned], -1) / math.sqrt(tokens.shape[1])
+
+
+def _plane_waves(config, side):
+    """Patch weights that measure `wave_vectors` in the bands that both surveys share: (dim / 2, n_knot * patch**2)."""
+    n, patch = config.dim // 4, config.patch
+    colours = torch.tensor(_WAVE_COLOURS).log()[torch.arange(n) % len(_WAVE_COLOURS)]
+    bands = torch.exp(-0.5 * ((torch.tensor(config.knots(side)) - colours[:, None]) / _WAVE_BREADTH) ** 2)
+    at = (torch.arange(patch) - (patch - 1) / 2) * _PIXEL_SCALE[side]
+    east, north = wave_vectors(n).T[..., None, None]
+    phase = north * at[:, None] - east * at  # (n, row, column); east is to the left
+    # Real and imaginary part get one scale, or they would not turn together: white noise gives a mean variance of 1.
+    bands = math.sqrt(2) / patch * F.normalize(bands, dim=-1)
+    waves = torch.stack([phase.cos(), phase.sin()])[:, :, None] * bands[..., None, None]
+    return waves.flatten(0, 1).flatten(1)
 
 
 def _initialise(module, depth):
@@ -312,6 +380,9 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.projection = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, config.proj_dim))
         _initialise(self, config.depth)
+        with torch.no_grad():
+            for side, stem in self.stem.items():
+                stem.pixels.weight[-2 * (dim // 4) :] = _plane_waves(config, side)
 
     def forward(self, side, view):
         """Encode a batch of windows.
@@ -330,13 +401,14 @@ class Encoder(nn.Module):
         embedding : `torch.Tensor`
             (n_batch, proj_dim), unit length.
         """
-        tokens, condition = self._embed(side, view)
-        x = self._trunk(torch.cat([(self.cls + condition)[:, None], tokens], 1))  # (n_batch, 1 + n_token, dim)
+        tokens, cls = self._embed(side, view)
+        x = self._trunk(torch.cat([cls[:, None], tokens], 1))  # (n_batch, 1 + n_token, dim)
         return x[:, 1:], x[:, 0], self.project(x[:, 0])
 
     def _embed(self, side, view):
         tokens, condition = self.stem[side](view)
-        return tokens + sincos(view.positions, self.config.dim) + condition[:, None], condition
+        cls = self.cls + condition + spectrum(tokens, view.positions)
+        return tokens + sincos(view.positions, self.config.dim) + condition[:, None], cls
 
     def _trunk(self, x):
         if torch.is_autocast_enabled(x.device.type):
