@@ -1,7 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Encoder forward pass beside timm's VisionTransformer of the same dimensions, on the same pixels, in one run.
 
-The two take turns, so that a drift of the machine hits both; the figure is the median of the ratios.
+The two take turns, so that a drift of the machine hits both; the figure is the median of the ratios of CPU times.
 Run: python benchmarks/encoder.py [n_turn]      (needs timm: pip install --no-deps timm huggingface_hub)
 """
 
@@ -78,10 +78,10 @@ def main(n_turn):
     ours, theirs, view = Encoder(config).eval(), timm_transformer(), space_view(config)
 
     def run(model, bf16):
-        start = time.perf_counter()
+        start = time.process_time()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out = model("space", view) if model is ours else model.forward_features(view.pixels)
-        return time.perf_counter() - start, out
+        return time.process_time() - start, out
 
     times = {key: [] for key in ("ours fp32", "timm fp32", "ours bf16", "timm bf16")}
     for turn in range(n_turn + 1):

@@ -30,6 +30,8 @@ _PIXEL_SCALE = {"ground": 0.2, "space": 0.1}  # arcsec
 # The validity mask enters at a quarter of the patch size.
 _MASK_CELLS = 4
 
+_CACHED_TOKENS = 1200
+
 
 @dataclass(frozen=True)
 class View:
@@ -313,17 +315,16 @@ class _Stem(nn.Module):
             norm = share.clamp(min=1)
             pixels = pixels / _enlarged(norm, self.patch)
             cells = cells / _enlarged(norm, _MASK_CELLS)
-        tokens = self._read(self.pixels, pixels) + self._read(self.mask, cells)
         absent = (1 - share.clamp(max=1)).flatten(2).transpose(1, 2)  # (n_batch, n_token, n_knot)
-        tokens = tokens.flatten(2).transpose(1, 2) + absent @ self.missing
+        seen = torch.cat([patches(cells, _MASK_CELLS).flatten(2), absent], -1)
+        # The sum takes the memory layout of its first term: tokens one after the other.
+        tokens = F.linear(seen, torch.cat([self.mask.weight, self.missing.T], 1)) + self._read(pixels)
         return tokens, self.condition(conditions(view).flatten(1)) + self.side
 
-    @staticmethod
-    def _read(linear, images):
+    def _read(self, pixels):
         # A linear map of each patch, as a convolution: it needs no copy of the images in patches.
-        n_knot = images.shape[1]
-        side = math.isqrt(linear.in_features // n_knot)
-        return F.conv2d(images, linear.weight.view(-1, n_knot, side, side), linear.bias, stride=side)
+        weight = self.pixels.weight.view(-1, pixels.shape[1], self.patch, self.patch)
+        return F.conv2d(pixels, weight, self.pixels.bias, stride=self.patch).flatten(2).transpose(1, 2)
 
 
 def _is_identity(mix):
@@ -411,6 +412,13 @@ class Encoder(nn.Module):
         return tokens + sincos(view.positions, self.config.dim) + condition[:, None], cls
 
     def _trunk(self, x):
+        if x.is_cpu and not torch.is_grad_enabled():
+            # What a block makes of so many tokens stays in the cache.
+            few = max(1, _CACHED_TOKENS // x.shape[1])
+            return torch.cat([self._run(part) for part in x.split(few)])
+        return self._run(x)
+
+    def _run(self, x):
         if torch.is_autocast_enabled(x.device.type):
             # The residual stream too: casts cost more than sums.
             x = x.to(torch.get_autocast_dtype(x.device.type))
