@@ -1,0 +1,26 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Pictures of what was measured (needs the extra ``plot``).
+
+Every function draws on the axes it is given, or on new ones, and returns them; nothing is shown or saved.
+Images are drawn north up, east left, in arcsec about a stated centre.
+"""
+
+from .astrometry import plot_offsets, plot_residuals
+from .blends import plot_blend
+from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
+from .images import plot_rgb, plot_sources, rgb
+from .page import overview
+
+__all__ = [
+    "overview",
+    "plot_blend",
+    "plot_errors",
+    "plot_flux_truth",
+    "plot_offsets",
+    "plot_pulls",
+    "plot_residuals",
+    "plot_rgb",
+    "plot_sed",
+    "plot_sources",
+    "rgb",
+]

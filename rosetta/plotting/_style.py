@@ -1,0 +1,36 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What all pictures share: colours, axes of their own, the histogram of pulls."""
+
+import numpy as np
+
+# Okabe & Ito (2008): told apart by everyone.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+SKY_BLUE = "#56B4E9"
+
+
+def axes_of(ax, size=(5.0, 5.0)):
+    """The given axes, or those of a new figure that belongs to no window system."""
+    if ax is not None:
+        return ax
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained").subplots()
+
+
+def pull_histogram(ax, pull, colour, name):
+    """Density of pulls from -5 to 5; what lies beyond is drawn at the border."""
+    within = 100 * np.mean(np.abs(pull) < 1)
+    ax.hist(
+        np.clip(pull, -4.99, 4.99), np.linspace(-5, 5, 31), density=True, histtype="step", color=colour, lw=1.6,
+        label=f"{name}: {within:.0f}% within 1σ",
+    )
+
+
+def unit_gaussian(ax):
+    """What pulls should look like."""
+    x = np.linspace(-5, 5, 201)
+    ax.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="black", lw=0.9, ls="--", label="Gaussian: 68%")
+    ax.set_xlim(-5, 5)
+    ax.set_ylim(0, 1.35 * ax.get_ylim()[1])
+    ax.set_ylabel("density")
+    ax.legend(fontsize=8, loc="upper left")

@@ -1,0 +1,218 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Images on the sky: colour pictures, north up and east left, and sources on them."""
+
+import astropy.units as u
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from .._geometry import tangent
+from ..flags import Flag
+from ._style import ORANGE, SKY_BLUE, axes_of
+
+__all__ = ["plot_rgb", "plot_sources", "rgb"]
+
+_MAX_GRID = 600  # pixels a side of a picture
+_MAX_MARKS = 300
+
+
+def offsets_of(coord, center):
+    """(east, north) in arcsec about ``center``."""
+    return tangent(coord, center).T
+
+
+def field_of(image):
+    """Centre and half side (arcsec) of a square that holds an image."""
+    ny, nx = image.data.shape
+    center = image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2).icrs
+    corners = image.wcs.pixel_to_world(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1]))
+    east, north = offsets_of(corners, center)
+    return center, float(max(np.abs(east).max(), np.abs(north).max()))
+
+
+class _Grid:
+    """A north-up grid of n x n points; ``x`` and ``y`` of an image's pixels are asked once per WCS."""
+
+    def __init__(self, center, half, n):
+        axis = (np.arange(n) + 0.5) / n * 2 * half - half
+        north, east = np.meshgrid(axis, -axis, indexing="ij")
+        self.shape, self.extent = (n, n), (half, -half, -half, half)
+        self._sky = center.icrs.spherical_offsets_by(east.ravel() * u.arcsec, north.ravel() * u.arcsec)
+        self._known = []
+
+    def pixels(self, wcs):
+        for known, place in self._known:
+            if known is wcs:
+                return place
+        x, y = wcs.world_to_pixel(self._sky)
+        place = np.stack([y, x])
+        self._known.append((wcs, place))
+        return place
+
+    def read(self, array, wcs):
+        """Linear interpolation; NaN off the image."""
+        values = map_coordinates(array, self.pixels(wcs), order=1, cval=np.nan)
+        return values.reshape(self.shape)
+
+
+def grid_of(image, center=None, half=None):
+    """A grid as fine as the image's pixels, about its centre if none is given."""
+    if center is None:
+        center, half = field_of(image)
+    scale = np.sqrt(np.abs(np.linalg.det(_matrix(image)))) * 3600
+    return _Grid(center, half, int(np.clip(np.ceil(2 * half / scale), 16, _MAX_GRID)))
+
+
+def _matrix(image):
+    """d(sky, degrees) / d(pixel) at the image centre, (2, 2), for any WCS."""
+    ny, nx = image.data.shape
+    x, y = (nx - 1) / 2, (ny - 1) / 2
+    sky = image.wcs.pixel_to_world(np.array([x, x + 1, x]), np.array([y, y, y + 1])).icrs
+    east, north = offsets_of(sky[1:], sky[0])
+    return np.stack([east, north]) / 3600
+
+
+def rgb(pair, side, *, center=None, half_size=None):
+    """A colour picture of one side, after Lupton et al. (2004).
+
+    The side's bands are grouped by wavelength into blue, green and red (two bands: green is their mean;
+    one: grey) and averaged by their noise. Colours are balanced so that the average of all light is white.
+
+    Parameters
+    ----------
+    pair : `~rosetta.SkyPair`
+    side : {"ground", "space"}
+    center : `~astropy.coordinates.SkyCoord`, optional
+        Centre of the picture; default, that of the sharpest image.
+    half_size : float, optional
+        Half its side, arcsec.
+
+    Returns
+    -------
+    picture : ndarray, shape (n, n, 3), float
+        0 to 1; first row south, first column east. Grey where there are no data.
+    extent : tuple of float
+        For ``imshow(..., origin="lower")``: east and north of the borders, arcsec.
+
+    Raises
+    ------
+    ValueError
+        If the pair has no such side.
+    """
+    from astropy.visualization import make_lupton_rgb
+
+    images = getattr(pair, side)
+    if not images:
+        raise ValueError(f"pair has no {side} side to draw: it holds {', '.join(pair.bands)}")
+    sharpest = "VIS" if "VIS" in images else next(iter(images))
+    grid = grid_of(images[sharpest], center, half_size)
+    bands = list(images)
+    groups = np.array_split(bands, 3) if len(bands) >= 3 else [bands[:1], bands, bands[-1:]]
+    channels = [_stack(grid, [images[band] for band in group]) for group in groups]
+    light = np.mean(channels, axis=0)
+    empty = np.isnan(light)
+    noise = 1.4826 * np.nanmedian(np.abs(light - np.nanmedian(light)))
+    bright = np.nan_to_num(light) > 5 * noise
+    sums = [np.nansum(c[bright]) for c in channels]
+    balanced = []
+    for channel, total in zip(channels, sums, strict=True):
+        gain = sums[1] / total if total > 0 and sums[1] > 0 else 1.0
+        balanced.append(np.nan_to_num(channel) * np.clip(gain, 0.1, 10))
+    blue, green, red = balanced
+    picture = make_lupton_rgb(red, green, blue, minimum=-noise, stretch=12 * noise, Q=8, output_dtype=float)
+    picture[empty] = 0.35
+    return picture, grid.extent
+
+
+def _stack(grid, images):
+    """Noise-weighted mean on the grid; where every band is masked, the mean of what the pixels hold."""
+    top = bottom = bare = 0.0
+    for image in images:
+        data = np.where(np.isfinite(image.data), image.data, 0)
+        weight = np.where(image.mask, 1e-6, 1.0) / np.median(image.uncertainty.array[~image.mask])
+        weight = np.where(np.isfinite(image.data), weight, 0.0)
+        w = grid.read(weight, image.wcs)
+        top = top + grid.read(weight * data, image.wcs)
+        bottom = bottom + w
+        bare = bare + np.isnan(w)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(bottom > 0, top / bottom, np.nan)
+
+
+def sky_axes(ax, extent, title):
+    """East to the left, north up, one scale."""
+    ax.set_xlim(extent[0], extent[1])
+    ax.set_ylim(extent[2], extent[3])
+    ax.set_aspect("equal")
+    ax.set_xlabel("east offset (arcsec)")
+    ax.set_ylabel("north offset (arcsec)")
+    ax.set_title(title)
+    return ax
+
+
+def _compass(ax):
+    """North up, east left: said once in a corner."""
+    arrow = {"arrowstyle": "<-", "color": "white", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    for end, text in (((0.95, 0.19), "N"), ((0.82, 0.06), "E")):
+        ax.annotate(
+            text, (0.95, 0.06), end, xycoords="axes fraction", textcoords="axes fraction", color="white",
+            ha="center", va="center", arrowprops=arrow, fontsize=9,
+        )
+
+
+def plot_rgb(pair, side, *, center=None, half_size=None, ax=None):
+    """The colour picture of one side.
+
+    Parameters
+    ----------
+    pair, side, center, half_size
+        As for `rgb`.
+    ax : `~matplotlib.axes.Axes`, optional
+
+    Returns
+    -------
+    `~matplotlib.axes.Axes`
+    """
+    picture, extent = rgb(pair, side, center=center, half_size=half_size)
+    ax = axes_of(ax)
+    ax.imshow(picture, origin="lower", extent=extent, interpolation="nearest")
+    bands = " ".join(getattr(pair, side))
+    sky_axes(ax, extent, f"{pair.survey(side).name}: {bands}")
+    _compass(ax)
+    return ax
+
+
+def plot_sources(catalog, *, center, coord=None, ax=None):
+    """Circles on the catalogue's sources: blended ones orange, the others light blue.
+
+    Parameters
+    ----------
+    catalog : `~astropy.table.QTable`
+        With ``sky_centroid`` and ``flags``. Of more than 300 rows, the 300 brightest are drawn.
+    center : `~astropy.coordinates.SkyCoord`
+        Of the picture.
+    coord : `~astropy.coordinates.SkyCoord`, optional
+        Where to draw them, for instance in an uncorrected frame. Default: ``sky_centroid``.
+    ax : `~matplotlib.axes.Axes`, optional
+
+    Returns
+    -------
+    `~matplotlib.axes.Axes`
+    """
+    ax = axes_of(ax)
+    east, north = offsets_of(catalog["sky_centroid"] if coord is None else coord, center)
+    flux = [catalog[name].value for name in catalog.colnames if name.startswith("flux_") and is_flux(name)]
+    total = np.nansum(flux, axis=0) if flux else np.zeros(len(catalog))
+    keep = np.sort(np.argsort(-total)[:_MAX_MARKS])
+    blended = (np.asarray(catalog["flags"]) & int(Flag.BLENDED)) != 0
+    for of, colour, name in ((~blended, SKY_BLUE, "isolated"), (blended, ORANGE, "blended")):
+        rows = keep[of[keep]]
+        ax.scatter(
+            east[rows], north[rows], s=60, facecolors="none", edgecolors=colour, linewidths=0.9,
+            label=f"{name} ({of.sum()})",
+        )
+    return ax
+
+
+def is_flux(name):
+    """Whether a column that begins with ``flux_`` holds fluxes of a band."""
+    return not name.startswith("flux_err_") and name != "flux_cov"

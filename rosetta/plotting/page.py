@@ -1,0 +1,109 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Everything about one run on one page."""
+
+import astropy.units as u
+import numpy as np
+
+from ._style import SKY_BLUE
+from .astrometry import plot_offsets
+from .blends import bands_to_show, choose_blend, plot_blend, uncorrected
+from .fluxes import bands_of, plot_errors, plot_flux_truth, plot_pulls, plot_sed
+from .images import field_of, plot_rgb, plot_sources
+
+__all__ = ["overview"]
+
+
+def overview(result, truth=None):
+    """One page on one run of the main job.
+
+    Parameters
+    ----------
+    result : object
+        With ``pair``, ``offsets`` (or None), ``scene`` and ``catalog``.
+    truth : `~astropy.table.QTable`, optional
+        As from `rosetta.simulate.simulate_pair`: then fluxes are drawn against it.
+
+    Returns
+    -------
+    `~matplotlib.figure.Figure`
+    """
+    from matplotlib.figure import Figure
+
+    pair, scene, catalog, offsets = result.pair, result.scene, result.catalog, result.offsets
+    figure = Figure(figsize=(16, 14.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.07)
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(5.2, 5.0, 4.0), hspace=0.02)
+
+    sides = [side for side in ("ground", "space") if getattr(pair, side)]
+    images = getattr(pair, sides[-1])
+    center, half = field_of(images.get("VIS", next(iter(images.values()))))
+    axes = top.subplots(1, 3)
+    aligned = offsets is not None and offsets.meta["verdict"] != "abstain"
+    for ax, side in zip(axes, ("ground", "space"), strict=False):
+        if side not in sides:
+            ax.set_axis_off()
+            ax.text(0.5, 0.5, f"no {side} images", transform=ax.transAxes, ha="center")
+            continue
+        plot_rgb(pair, side, center=center, half_size=half, ax=ax)
+        coord = catalog["sky_centroid"]
+        if side == "ground" and aligned and len(catalog):
+            coord = uncorrected(coord, offsets)
+        if len(catalog):
+            plot_sources(catalog, center=center, coord=coord, ax=ax)
+            ax.legend(loc="upper left", fontsize=8, framealpha=0.7)
+    if offsets is not None:
+        plot_offsets(offsets, center=center, half_size=half, truth=truth, ax=axes[2])
+    else:
+        axes[2].set_axis_off()
+        axes[2].text(0.5, 0.5, "one survey only: nothing to align", transform=axes[2].transAxes, ha="center")
+    figure.suptitle(f"{len(catalog)} sources in {' '.join(scene.bands)}", fontsize=11)  # keeps room for titles, too
+    if not len(catalog):
+        return figure
+
+    left, right = middle.subfigures(1, 2, width_ratios=(2, 1))
+    label = choose_blend(scene)
+    shown = bands_to_show(scene)
+    plot_blend(scene, label, axes=left.subplots(len(shown), 4, squeeze=False))
+    left.suptitle(f"Source {label} and its neighbours, deblended", fontsize=10)
+    near = _neighbours(catalog, label)
+    plot_sed(catalog, near, pair.surveys, truth=truth, ax=right.subplots()).set_title(
+        "Fluxes of source " + ", ".join(map(str, near)), fontsize=10
+    )
+
+    axes = bottom.subplots(1, 3)
+    groups = [[b for b in getattr(pair, side) or () if b in bands_of(catalog)] for side in ("ground", "space")]
+    for ax, side, bands in zip(axes, ("ground", "space"), groups, strict=False):
+        if not bands:
+            ax.set_axis_off()
+            continue
+        if truth is not None:
+            plot_flux_truth(catalog, truth, bands=bands, ax=ax)
+            ax.set_title(f"{pair.survey(side).name} flux against truth (S/N > 5)", fontsize=10)
+        else:
+            plot_errors(catalog, bands=bands, ax=ax)
+            ax.set_title(f"{pair.survey(side).name} errors (dotted: S/N 5)", fontsize=10)
+    if truth is not None:
+        plot_pulls(catalog, truth, ax=axes[2]).set_title("Are the errors right?", fontsize=10)
+    else:
+        _plot_counts(catalog, scene.meta["reference_band"], axes[2])
+    return figure
+
+
+def _neighbours(catalog, label, radius=3.0, most=3):
+    """The source and its nearest neighbours, at most ``most`` in all."""
+    row = int(np.flatnonzero(np.asarray(catalog["label"]) == label)[0])
+    apart = catalog["sky_centroid"][row].separation(catalog["sky_centroid"]).to_value(u.arcsec)
+    order = [k for k in np.argsort(apart) if apart[k] < radius][:most]
+    return [int(catalog["label"][k]) for k in order]
+
+
+def _plot_counts(catalog, band, ax):
+    band = band if f"flux_{band}" in catalog.colnames else bands_of(catalog)[0]
+    flux = catalog[f"flux_{band}"].to_value(u.nJy)
+    mag = 31.4 - 2.5 * np.log10(flux[np.isfinite(flux) & (flux > 0)])
+    if len(mag):
+        ax.hist(mag, np.arange(np.floor(mag.min()), np.ceil(mag.max()) + 0.5, 0.5), color=SKY_BLUE, edgecolor="white")
+    ax.set_xlabel(f"{band} magnitude (AB)")
+    ax.set_ylabel("sources per 0.5 mag")
+    ax.set_title(f"{len(catalog)} sources", fontsize=10)
+    return ax
