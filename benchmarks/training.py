@@ -1,10 +1,10 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """A pretraining step beside one of timm's VisionTransformer on the same tensors, and beside what multiplication allows.
 
-Pairs of 38.4" windows through forward pass, NT-Xent, backward pass and AdamW, in turns in one process; and the whole step
-of the library: windows cut and observed anew, dense terms and predictor. The limit is the arithmetic of the trunk (57
-GFLOP a pair, forward and backward) at the rate of a large matrix product of the same precision on the same device.
-Run: python benchmarks/training.py TILES [n_turn]      (TILES: written by rosetta simulate; a CUDA device is used if any)
+Pairs of 38.4" windows through forward pass, NT-Xent, backward pass and AdamW, in turns in one process; and the whole
+step of the library: windows cut and observed anew, dense terms and predictor. The limit is the arithmetic of the trunk
+(57 GFLOP a pair, forward and backward) at the rate of a large matrix product of the same precision on the same device.
+Run: python benchmarks/training.py TILES [n_turn]    (TILES: written by rosetta simulate; on CUDA if there is a device)
 """
 
 import statistics
@@ -102,13 +102,12 @@ def main(directory, n_turn):
             spent = seconds(device, lambda name=name: step(name))
             if turn:  # the first turn warms up
                 times[name].append(spent)
-    print(f"{BATCH[device]} pairs of {WINDOW} arcsec, {device}, {torch.get_num_threads()} threads, {n_turn} turns, bf16")
-    limit = statistics.median(limits)
-    print(f"{'arithmetic limit':22s} {BATCH[device] / limit:8.2f} pairs/s ({GFLOP * BATCH[device] / limit:.0f} GFLOP/s)")
+    n, limit = BATCH[device], statistics.median(limits)
+    print(f"{n} pairs of {WINDOW} arcsec, {device}, {torch.get_num_threads()} threads, {n_turn} turns, bf16")
+    print(f"{'arithmetic limit':22s} {n / limit:8.2f} pairs/s ({GFLOP * n / limit:.0f} GFLOP/s)")
     for name, values in times.items():
         share = [least / spent for least, spent in zip(limits[1:], values, strict=True)]
-        print(f"{name:22s} {BATCH[device] / statistics.median(values):8.2f} pairs/s, "
-              f"{statistics.median(share):.2f} of the limit")  # fmt: skip
+        print(f"{name:22s} {n / statistics.median(values):8.2f} pairs/s, {statistics.median(share):.2f} of the limit")
     ratios = [a / b for a, b in zip(times["encoder, NT-Xent"], times["timm, NT-Xent"], strict=True)]
     print(f"encoder / timm, time: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 

@@ -6,8 +6,9 @@ from textwrap import fill
 import astropy.units as u
 import numpy as np
 
+from .._pipeline import joint_offset
+from ._grid import offsets_of, sky_axes
 from ._style import BLUE, GREY, ORANGE, axes_of, pull_histogram, unit_gaussian
-from .images import offsets_of, sky_axes
 
 __all__ = ["plot_offsets", "plot_residuals"]
 
@@ -74,7 +75,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     axis = np.linspace(-0.8, 0.8, 5) * half_size
     place = np.stack([v.ravel() for v in np.meshgrid(axis, axis)], -1)
     sky = center.icrs.spherical_offsets_by(place[:, 0] * u.arcsec, place[:, 1] * u.arcsec)
-    field, covariance = joint_field(offsets, sky)
+    field, covariance = joint_offset(offsets, sky)
     arrows_of_field = ax.quiver(
         *place.T, *field.T, color=BLUE, width=2.4, headwidth=4.5, label="field", zorder=3, **arrows
     )
@@ -129,7 +130,7 @@ def plot_residuals(offsets, *, truth=None, axes=None):
         return np.asarray(axes)
     offset = np.stack([joint[c].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
     error = np.stack([joint[f"{c}_err"].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
-    field, covariance = joint_field(offsets, joint["sky_centroid"])
+    field, covariance = joint_offset(offsets, joint["sky_centroid"])
     for points, colour, name in ((offset, GREY, "before"), (offset - field, BLUE, "after")):
         weight = error**-2.0
         rms = np.sqrt((weight * points**2).sum() / weight.sum())
@@ -161,10 +162,3 @@ def _round_number(value):
     """1, 2 or 5 times a power of ten, next to ``value``."""
     power = 10 ** np.floor(np.log10(value))
     return float(min((1, 2, 5, 10), key=lambda k: abs(np.log(k * power / value))) * power)
-
-
-def joint_field(offsets, coord):
-    """The joint field (n, 2) and its covariance (n, 2, 2) at sky positions, mas."""
-    from .._pipeline import joint_offset
-
-    return joint_offset(offsets, coord)

@@ -5,8 +5,8 @@ import astropy.units as u
 import numpy as np
 
 from ..flags import Flag
-from .astrometry import joint_field
-from .images import grid_of, offsets_of
+from ._grid import grid_of, offsets_of
+from ._tables import uncorrected
 
 __all__ = ["plot_blend"]
 
@@ -116,7 +116,16 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
 
 
 def bands_to_show(scene):
-    """The reference band, and the ground band whose wavelength is next to it."""
+    """The reference band, and the ground band whose wavelength is next to it.
+
+    Parameters
+    ----------
+    scene : `~rosetta.DeblendedScene`
+
+    Returns
+    -------
+    list of (side, band)
+    """
     pair = scene.embedding.pair
     sides = {band: side for side, band, _ in pair.images()}
     pivot = {band: pair.survey(side)[band].pivot.to_value(u.nm) for band, side in sides.items()}
@@ -127,9 +136,3 @@ def bands_to_show(scene):
         band = min(ground, key=lambda b: abs(np.log(pivot[b] / pivot[reference])))
         chosen.append(("ground", band))
     return chosen
-
-
-def uncorrected(coord, offsets):
-    """Where the ground headers have sources of true positions ``coord``."""
-    shift, _ = joint_field(offsets, coord)
-    return coord.icrs.spherical_offsets_by(-shift[:, 0] * u.mas, -shift[:, 1] * u.mas)

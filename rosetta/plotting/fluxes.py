@@ -4,16 +4,12 @@
 import astropy.units as u
 import numpy as np
 
+from .._pipeline import match
 from ..flags import Flag
 from ._style import BLUE, GREEN, ORANGE, RED, axes_of, pull_histogram, unit_gaussian
-from .images import is_flux
+from ._tables import bands_of
 
 __all__ = ["plot_errors", "plot_flux_truth", "plot_pulls", "plot_sed"]
-
-
-def bands_of(catalog):
-    """Bands that a catalogue has fluxes in (list of str)."""
-    return [name.removeprefix("flux_") for name in catalog.colnames if name.startswith("flux_") and is_flux(name)]
 
 
 def _colours(n):
@@ -23,8 +19,6 @@ def _colours(n):
 
 
 def _matched(catalog, truth):
-    from .._pipeline import match
-
     band = "VIS" if "flux_VIS" in catalog.colnames else bands_of(catalog)[0]
     rows, true = match(catalog, truth, band)
     return catalog[rows], truth[true]
@@ -177,9 +171,9 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
         ax.plot(x[limit], upper, "v", color=colour, ms=6, mfc="none")
         low.append(mag[seen])
         if found is not None:
-            match = np.flatnonzero(np.asarray(found[0]["label"]) == label)
-            if len(match):
-                right = np.array([found[1][f"flux_{b}"][match[0]].to_value(u.nJy) for b in bands])
+            mine = np.flatnonzero(np.asarray(found[0]["label"]) == label)
+            if len(mine):
+                right = np.array([found[1][f"flux_{b}"][mine[0]].to_value(u.nJy) for b in bands])
                 true = 31.4 - 2.5 * np.log10(right)
                 ax.plot(x, true, "s", color=colour, ms=8, mfc="none", mew=1.0, ls=":", lw=0.7)
                 high.append(true)

@@ -4,11 +4,13 @@
 import astropy.units as u
 import numpy as np
 
+from ._grid import field_of
 from ._style import SKY_BLUE
+from ._tables import bands_of, uncorrected
 from .astrometry import plot_offsets
-from .blends import bands_to_show, choose_blend, plot_blend, uncorrected
-from .fluxes import bands_of, plot_errors, plot_flux_truth, plot_pulls, plot_sed
-from .images import field_of, plot_rgb, plot_sources
+from .blends import bands_to_show, choose_blend, plot_blend
+from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
+from .images import plot_rgb, plot_sources
 
 __all__ = ["overview"]
 

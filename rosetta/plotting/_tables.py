@@ -1,0 +1,22 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What is read from the tables of results."""
+
+import astropy.units as u
+
+from .._pipeline import joint_offset
+
+
+def uncorrected(coord, offsets):
+    """Where the ground headers have sources of true positions ``coord``."""
+    shift, _ = joint_offset(offsets, coord)
+    return coord.icrs.spherical_offsets_by(-shift[:, 0] * u.mas, -shift[:, 1] * u.mas)
+
+
+def is_flux(name):
+    """Whether a column that begins with ``flux_`` holds fluxes of a band."""
+    return not name.startswith("flux_err_") and name != "flux_cov"
+
+
+def bands_of(catalog):
+    """Bands that a catalogue has fluxes in (list of str)."""
+    return [name.removeprefix("flux_") for name in catalog.colnames if name.startswith("flux_") and is_flux(name)]
