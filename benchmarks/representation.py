@@ -2,8 +2,9 @@
 """Does the encoder know the same sky in both surveys, and what can be read from its tokens?
 
 Every figure stands beside what else could have given it: a random encoder, the pixels, classical measurements.
-Intervals are 68 %, from drawing tiles again. The tiles must be sky that nothing was trained on; the reserved morphology
-is tested where they hold it (``families="all"``). Everything follows from one seed.
+Intervals are 68 %, from drawing tiles again. The tiles must be sky that nothing was trained on, 256 of them for full
+galleries; the reserved morphology is tested where they hold it:
+``rosetta.simulate.write_training_set(DIR, 256, seed=3, families="all")``. Everything follows from one seed.
 Run: python benchmarks/representation.py --tiles DIR [--encoder FILE] [--real DATA] [--json OUT]
 DATA holds what benchmarks/real_input.py names, and hsc_blends/*.npz.
 """
@@ -42,6 +43,9 @@ from rosetta.core.vit import SIDES
 __all__ = ["load", "quick"]
 
 SEED = 0
+GALLERY = 1024  # windows, at most
+N_HARD = 40  # tiles whose windows are told from one another
+N_SOURCE = 5200  # sources that are probed, at most
 PATCHES = {"Euclid Q1 with DES": 4.8, "HSC with HST": 3.6}  # arcsec; about half of each field
 N_STRANGER = 256  # windows for the scores of what is no sky
 N_SHUFFLE = 20  # random pairings
@@ -109,8 +113,9 @@ class Table:
 def galleries(table, model, random, sky):
     """Retrieval, beside cross-correlation and a random encoder on the same windows."""
     n_rich = {window: len(disjoint(sky, window, SEED, n_source=3)) for window in (12.8, 38.4)}
+    size = {window: min(n, GALLERY) for window, n in n_rich.items()}
     sets = {
-        f'{window}" windows, {kind}': (window, disjoint(sky, window, SEED, n_source=n)[: n_rich[window]], target)
+        f'{window}" windows, {kind}': (window, disjoint(sky, window, SEED, n_source=n)[: size[window]], target)
         for window, target in ((12.8, ">= 0.90"), (38.4, ">= 0.99"))
         for kind, n, target in (("3 or more sources of S/N > 10", 3, target), ("anywhere", 0, ""))
     }
@@ -127,16 +132,17 @@ def galleries(table, model, random, sky):
         _retrieval(table, section, {kind: found(score) for kind, score in both.items()}, where.tile, target)
     parts = {"encoder": [], "cross-correlation": [], "random encoder": [], "its spectra, whitened": []}
     shared = Look(shared=True)
-    for index in range(len(sky.tiles)):
+    n_hard = min(N_HARD, len(sky.tiles))
+    for index in range(n_hard):
         where = lattice(sky, index, 12.8, LATTICE)
         asked = where, 12.8, SEED + index, shared
         parts["encoder"].append(found(scores(model.encoder, sky, *asked)))
         parts["cross-correlation"].append(found(correlations(sky, *asked)))
         parts["random encoder"].append(found(scores(random.encoder, sky, *asked)))
         parts["its spectra, whitened"].append(found(waves(random.encoder, sky, *asked)))
-        note(f"hard gallery {index + 1} of {len(sky.tiles)}")
-    tile = np.repeat(np.arange(len(sky.tiles)), LATTICE**2)
-    section = f'Hard galleries: {LATTICE**2} windows of one tile, 12.8", {len(sky.tiles)} tiles'
+        note(f"hard gallery {index + 1} of {n_hard}")
+    tile = np.repeat(np.arange(n_hard), LATTICE**2)
+    section = f'Hard galleries: {LATTICE**2} windows of one tile, 12.8", {n_hard} tiles'
     _retrieval(table, section, {kind: np.concatenate(part) for kind, part in parts.items()}, tile, ">= 0.85")
 
 
@@ -152,7 +158,7 @@ def _retrieval(table, section, success, tile, target):
 
 def robustness(table, model, sky):
     """R@1 lost under changes of how the sky is seen."""
-    where = disjoint(sky, 12.8, SEED, n_source=3)
+    where = disjoint(sky, 12.8, SEED, n_source=3)[:GALLERY]
     section = f'R@1 lost at 12.8", gallery of {len(where)}, mean of both directions'
     for name, values in lost(model.encoder, sky, where, 12.8, SEED).items():
         table.add(section, name, len(values), resampled(values, where.tile), "<= 0.05")
@@ -166,7 +172,7 @@ def robustness(table, model, sky):
 
 def predictions(table, model, sky):
     """Does the predicted embedding find the true one?"""
-    where = disjoint(sky, 12.8, SEED, n_source=3)
+    where = disjoint(sky, 12.8, SEED, n_source=3)[:GALLERY]
     section = f'Prediction at 12.8", gallery of {len(where)}'
     for side, one in prediction(model, sky, where, 12.8, SEED).items():
         for kind in ("predicted", "mean token"):
@@ -180,7 +186,7 @@ def predictions(table, model, sky):
 
 def gauges(table, model, sky):
     """Is anything collapsed?"""
-    where = disjoint(sky, 12.8, SEED)
+    where = disjoint(sky, 12.8, SEED)[: 2 * GALLERY]
     both = seen(model.encoder, sky, where, 12.8, SEED, keep=("embedding", "cls"))
     ground, space = (both[side][0] for side in SIDES)
     section = 'Collapse gauges at 12.8", windows anywhere'
@@ -193,7 +199,7 @@ def gauges(table, model, sky):
     table.add(section, "R@1 of shuffled pairs", len(where), resampled(null, where.tile), f"{1 / len(where):.4f}")
     for side in SIDES:
         table.add(section, f"RankMe of CLS, {side}", len(where), without_each(both[side][1], where.tile), ">= 64")
-    sources = choose(sky, SEED)
+    sources = choose(sky, SEED, N_SOURCE)
     for side in SIDES:
         values, _ = tokens(model.encoder, sky, side, sources, SEED)
         table.add(section, f"RankMe of source tokens, {side}", len(values), without_each(values, sources.tile), ">= 64")
@@ -201,7 +207,7 @@ def gauges(table, model, sky):
 
 def probes(table, model, random, sky):
     """What a ridge fit reads at a source."""
-    sources = choose(sky, SEED)
+    sources = choose(sky, SEED, N_SOURCE)
     encoders = {"tokens": model.encoder, "random encoder": random.encoder}
     for row in probe(encoders, sky, sources, SEED):
         kinds, measured = list(row["guess"]), row["measure"]
@@ -228,7 +234,7 @@ def probes(table, model, random, sky):
 
 def strangers(table, model, sky):
     """Scores of input that is no familiar sky."""
-    where = disjoint(sky, 12.8, SEED)
+    where = disjoint(sky, 12.8, SEED)[: 2 * GALLERY]
     limits = {}
     for side, scores_ in novelty(model, sky, where, SEED, N_STRANGER).items():
         limits[side] = float(np.quantile(scores_["sky"], 1 - FALSE_ALARMS))
