@@ -187,7 +187,7 @@ def load(path, *, kind):
     header = read_header(path)
     name = Path(path).name
     if header["kind"] != kind:
-        raise CheckpointError(f"{name} holds a {header['kind']!r}, not a {kind!r}: give the matching file")
+        raise CheckpointError(f"{name} is of kind {header['kind']!r}, not {kind!r}: give the matching file")
     try:
         tensors = safetensors.torch.load_file(path)
     except Exception as error:

@@ -75,7 +75,8 @@ class Survey:
         for band in self.bands:
             if name == band.name or name in band.aliases:
                 return band
-        near = get_close_matches(str(name), self.band_names, n=3, cutoff=0.0)
+        folded = {band.casefold(): band for band in self.band_names}
+        near = [folded[n] for n in get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.0)]
         raise ValueError(
             f"unknown band {name!r} for survey {self.name}: "
             f"the nearest known names are {', '.join(map(repr, near))} (all: {' '.join(self.band_names)})"

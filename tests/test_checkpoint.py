@@ -97,7 +97,7 @@ def test_newer_format_and_strangers(saved, tmp_path):
     save_file(tensors, stranger)
     with pytest.raises(CheckpointError, match="not a rosetta checkpoint"):
         _checkpoint.load(stranger, kind="thing")
-    with pytest.raises(CheckpointError, match="holds a 'thing', not a 'encoder'"):
+    with pytest.raises(CheckpointError, match="is of kind 'thing', not 'encoder'"):
         _checkpoint.load(path, kind="encoder")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         _checkpoint.load(tmp_path / "none.safetensors", kind="thing")
