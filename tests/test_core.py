@@ -349,10 +349,11 @@ def _models():
 CONFIG = TrainConfig(steps=6, phases=((1.0, 12.8, 4),), bf16=False, log_every=1, save_every=2, lr=1e-3)
 
 
-def test_resumed_training_is_the_same_bit_for_bit(tmp_path):
-    tiles = [make_tile(i, size=25.6) for i in range(2)]
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_resumed_training_is_the_same_bit_for_bit(tmp_path, keep):
+    tiles, config = [make_tile(i, size=25.6) for i in range(2)], replace(CONFIG, keep=keep)
     whole = _models()
-    train(*whole, tiles, CONFIG)
+    train(*whole, tiles, config)
 
     class Killed(Exception):
         pass
@@ -363,18 +364,34 @@ def test_resumed_training_is_the_same_bit_for_bit(tmp_path):
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(Killed):
-        train(*_models(), tiles, CONFIG, checkpoint=state, callback=kill)
+        train(*_models(), tiles, config, checkpoint=state, callback=kill)
     steps = []
     torch.manual_seed(99)  # the resumed process starts from other weights
     resumed = Encoder(TINY), Predictor(TINY)
-    train(*resumed, tiles, CONFIG, checkpoint=state, callback=lambda step, metrics: steps.append(step))
+    train(*resumed, tiles, config, checkpoint=state, callback=lambda step, metrics: steps.append(step))
     assert steps == [5, 6]
     for a, b in zip(whole, resumed, strict=True):
         for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
             assert torch.equal(p, q), name
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
     with pytest.raises(ValueError, match="belongs to another training .*lr"):
-        train(*_models(), tiles, replace(CONFIG, lr=2e-3), checkpoint=state)
+        train(*_models(), tiles, replace(config, lr=2e-3), checkpoint=state)
+
+
+def test_tokens_that_are_left_out_are_left_out_of_the_trunk_only(encoder):
+    """Kept in another order, all tokens are what they were; half of them still carry the whole window's spectrum."""
+    batch = Windows([make_tile(0, size=25.6)]).batch(12.8, 2, 0, 0, keep=0.5)
+    view = batch.views["ground"]
+    assert view.kept.shape == (2, 8) and all(len(set(row)) == 8 for row in view.kept.tolist())
+    with torch.inference_mode():
+        tokens, cls, _ = encoder("ground", replace(view, kept=None))
+        order = torch.stack([torch.randperm(16), torch.randperm(16)])
+        turned = encoder("ground", replace(view, kept=order))
+        torch.testing.assert_close(turned[0], replace(view, kept=order).of_kept(tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(turned[1], cls, atol=1e-5, rtol=1e-5)
+        half, whole = (encoder._embed("ground", replace(view, kept=kept)) for kept in (view.kept, None))
+    assert half[0].shape[1] == 8
+    torch.testing.assert_close(half[1], whole[1])
 
 
 def test_learning_beats_the_shuffled_null():
@@ -454,6 +471,7 @@ def test_schedule():
         ({"phases": ((0.5, 12.8, 4),)}, "must sum to 1"),
         ({"phases": ((1.0, 13.0, 4),)}, "multiple of 3.2"),
         ({"phases": ((1.0, 12.8, 1),)}, "at least 2 windows"),
+        ({"keep": 0.0}, "keep is 0.0"),
     ],
 )
 def test_train_config_errors(bad, message):

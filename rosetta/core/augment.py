@@ -164,7 +164,7 @@ class Windows:
         self.maps = [_source_map(tile) for tile in tiles]
         self.tiles = [tile.to(self.device) for tile in tiles]  # cut, turned and observed there
 
-    def batch(self, window, n, seed, step):
+    def batch(self, window, n, seed, step, keep=1.0):
         """Draw ``n`` windows.
 
         Parameters
@@ -174,6 +174,8 @@ class Windows:
         n : int
         seed, step : int
             Everything random follows from these two.
+        keep : float
+            Share of the tokens that the trunk sees, drawn at random for each window and side.
 
         Returns
         -------
@@ -190,6 +192,9 @@ class Windows:
             images, positions = cut(chosen, centers, turns, size, self.device)
             scale = torch.stack([one.scale for one in chosen]).to(self.device)
             views[side], clean[side] = observe(images, scale, positions, conditions, self.mix[side], device)
+            if keep < 1:
+                order = torch.rand(positions.shape[:2], generator=device, device=self.device).argsort(1)
+                views[side] = replace(views[side], kept=order[:, : round(keep * order.shape[1])])
         tile, centers = (torch.from_numpy(array).to(self.device) for array in (tile, centers))
         return Batch(views, clean, tile, centers, same_sky(tile, centers, window))
 

@@ -175,16 +175,16 @@ class Objective(nn.Module):
         for side, other in (SIDES, SIDES[::-1]) if parts else ():
             tokens, _, embedding = seen[side]
             view = batch.views[side]
-            clean = patches(batch.clean[side], self.patch)
+            clean = view.of_kept(patches(batch.clean[side], self.patch))
             weight = information(clean)
             target = clean.flatten(2) @ getattr(self, f"target_{side}")  # (n_batch, n_token, 64)
             if "own" in parts:
                 parts["own"].append(_unexplained(self.own[side](tokens).float(), target, weight))
             if not parts.keys() - {"own"}:
                 continue
-            source, positions = seen[other], batch.views[other].positions
-            asked = (side, view.positions, conditions(view))
-            predicted, predicted_cls = predictor(source[0], source[1], positions, *asked)
+            source, known = seen[other], batch.views[other]
+            asked = (side, view.of_kept(view.positions), conditions(view))
+            predicted, predicted_cls = predictor(source[0], source[1], known.of_kept(known.positions), *asked)
             if "cross" in parts:
                 parts["cross"].append(_unexplained(self.cross[side](predicted).float(), target, weight))
             if "latent" in parts:

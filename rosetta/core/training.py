@@ -57,6 +57,8 @@ class TrainConfig:
         Autocast to bfloat16.
     weights : dict
         Weight of each term of `~rosetta.core.losses.Objective`.
+    keep : float
+        Share of the tokens that the trunk sees, drawn anew for each window; fewer make a step cheaper.
     log_every, save_every : int
         Steps between calls of the callback and between checkpoints.
     """
@@ -71,6 +73,7 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = True
     weights: dict = field(default_factory=lambda: {"match": 1.0, "own": 1.0, "cross": 1.0, "latent": 0.5})
+    keep: float = 1.0
     log_every: int = 20
     save_every: int = 200
 
@@ -81,6 +84,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}: it must be positive")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is {self.keep}: it is a share of the tokens, above 0 and at most 1")
         object.__setattr__(self, "phases", tuple(tuple(phase) for phase in self.phases))
         if not self.phases or abs(sum(share for share, _, _ in self.phases) - 1) > 1e-6:
             raise ValueError(f"phases is {self.phases}: the shares must sum to 1")
@@ -209,7 +214,7 @@ def train(
     progress = config.progress(step, elapsed)
     while progress < 1:
         window, n = config.phase(progress)
-        batch = windows.batch(window, n, config.seed, step)
+        batch = windows.batch(window, n, config.seed, step, config.keep)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(progress)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):

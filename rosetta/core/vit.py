@@ -50,6 +50,8 @@ class View:
         Share of each band on each wavelength knot, (n_band, n_knot); rows sum to 1.
     fwhm, depth : `torch.Tensor`
         PSF width in arcsec and 5-sigma point-source depth (AB), (n_batch, n_band).
+    kept : `torch.Tensor` of int, optional
+        The tokens that go through the trunk, (n_batch, n_kept). None: all of them.
     """
 
     pixels: torch.Tensor
@@ -58,10 +60,18 @@ class View:
     mix: torch.Tensor
     fwhm: torch.Tensor
     depth: torch.Tensor
+    kept: torch.Tensor | None = None
 
     def to(self, device):
         """The same view on another device."""
-        return View(*(getattr(self, field.name).to(device) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return View(*(value if value is None else value.to(device) for value in values))
+
+    def of_kept(self, values):
+        """Of values of all tokens, (n_batch, n_token, ...), those of the tokens that are kept."""
+        if self.kept is None:
+            return values
+        return values[torch.arange(len(values), device=values.device)[:, None], self.kept]
 
 
 @dataclass(frozen=True)
@@ -396,7 +406,7 @@ class Encoder(nn.Module):
         Returns
         -------
         tokens : `torch.Tensor`
-            (n_batch, n_token, dim).
+            (n_batch, n_token, dim); those of ``view.kept``, if that is given.
         cls : `torch.Tensor`
             (n_batch, dim).
         embedding : `torch.Tensor`
@@ -409,7 +419,8 @@ class Encoder(nn.Module):
     def _embed(self, side, view):
         tokens, condition = self.stem[side](view)
         cls = self.cls + condition + spectrum(tokens, view.positions)
-        return tokens + sincos(view.positions, self.config.dim) + condition[:, None], cls
+        tokens = tokens + sincos(view.positions, self.config.dim) + condition[:, None]
+        return view.of_kept(tokens), cls
 
     def _trunk(self, x):
         if x.is_cpu and not torch.is_grad_enabled():
