@@ -95,6 +95,16 @@ class Pixels(Objective):
         return {"pixels": total}
 
 
+class Apart(Objective):
+    """The predictor learns from tokens as they are: its losses do not shape the trunk."""
+
+    def dense(self, encoder, predictor, seen, batch):
+        def apart(tokens, cls, *asked):
+            return predictor(tokens.detach(), cls.detach(), *asked)
+
+        return super().dense(encoder, apart, seen, batch)
+
+
 class Shift(Objective):
     """The ground view's positions are off by a hidden shift; sky-matched tokens must tell it."""
 
@@ -169,6 +179,7 @@ def _often_without_vis():
 
 
 REFERENCE = "NT-Xent"
+ALL = {"own": 1.0, "cross": 1.0, "latent": 0.5}
 ROWS = {
     REFERENCE: Row({}),
     "CLS a learned token": Row({}, encoder=Token),
@@ -176,13 +187,15 @@ ROWS = {
     "decoupled": Row({}, Decoupled),
     "own patches": Row({"own": 1.0}),
     "own + cross patches": Row({"own": 1.0, "cross": 1.0}),
-    "own + cross + latent": Row({"own": 1.0, "cross": 1.0, "latent": 0.5}),
+    "own + cross + latent": Row(ALL),
+    "own + cross + latent, predictor apart": Row(ALL, Apart),
     "token InfoNCE": Row({"tokens": 0.5}, Tokens),
     "pixel reconstruction": Row({"pixels": 1.0}, Pixels),
     "hidden shift": Row({"shift": 1.0}, Shift),
     "VIS missing half the time": Row({}, conditions=_often_without_vis()),
     "half the tokens": Row({}, keep=0.5),
-    "all terms, half the tokens": Row({"own": 1.0, "cross": 1.0, "latent": 0.5}, keep=0.5),
+    "all terms, half the tokens": Row(ALL, keep=0.5),
+    "all terms, half the tokens, predictor apart": Row(ALL, Apart, keep=0.5),
     "registers": Row({}, encoder=Registers),
     "a quarter of the tiles": Row({}, share=1 / 4),
     "a sixteenth of the tiles": Row({}, share=1 / 16),
@@ -209,7 +222,9 @@ def run(name, seed, tiles, sky, n_pair, directory):
         conditions=row.conditions or CONDITIONS, objective=row.objective, callback=_say(stem),
     )
     seconds = time.process_time() - start
-    answer = quick(encoder.eval(), sky) | {"loss": trained.metrics[-1]["match"], "pairs": trained.pairs, "cpu": seconds}
+    told = predictor.eval() if "latent" in row.extra else None
+    answer = quick(encoder.eval(), sky, told)
+    answer |= {"loss": trained.metrics[-1]["match"], "pairs": trained.pairs, "cpu": seconds}
     result.write_text(json.dumps({"row": name, "seed": seed, **answer}, indent=1))
 
 
@@ -223,21 +238,25 @@ def _say(stem):
 def table(directory, n_pair):
     """Print all finished rows, differences in units of the reference's scatter beside them."""
     found = [json.loads(path.read_text()) for path in sorted(directory.glob(f"*-{n_pair}.json"))]
-    base = [one for one in found if one["row"] == REFERENCE]
-    columns = [key for key in found[0] if key not in ("row", "seed", "pairs", "cpu")] if found else []
-    print(f"{'':28s}" + "".join(f"{c:>16s}" for c in columns))
+    columns = list(dict.fromkeys(c for one in found for c in one if c not in ("row", "seed", "pairs", "cpu")))
+    base = {c: [one[c] for one in found if one["row"] == REFERENCE and c in one] for c in columns}
+
+    def cell(name, values, reference):
+        if not values:
+            return ""
+        mean = np.mean(values)
+        if len(reference) < 2:
+            return f"{mean:.3f}"
+        scatter = np.std(reference, ddof=1)
+        beside = f"+-{scatter:.3f}" if name == REFERENCE else f"{(mean - np.mean(reference)) / scatter:+.1f}s"
+        return f"{mean:.3f} {beside}"
+
+    print(f"{'':40s}" + "".join(f"{c:>16s}" for c in columns))
     for name in ROWS:
         rows = [one for one in found if one["row"] == name]
-        if not rows:
-            continue
-        line = f"{name:28s}"
-        for c in columns:
-            mean = np.mean([one[c] for one in rows])
-            scatter = np.std([one[c] for one in base], ddof=1) if len(base) > 1 else math.nan
-            gain = (mean - np.mean([one[c] for one in base])) / scatter
-            shown = f"+-{scatter:.3f}" if name == REFERENCE else f"{gain:+.1f}s"
-            line += f"{f'{mean:.3f} {shown}':>16s}"
-        print(line)
+        if rows:
+            cells = (cell(name, [one[c] for one in rows if c in one], base[c]) for c in columns)
+            print(f"{name:40s}" + "".join(f"{text:>16s}" for text in cells))
 
 
 def main():

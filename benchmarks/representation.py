@@ -13,6 +13,7 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import astropy.units as u
 import numpy as np
@@ -51,7 +52,7 @@ N_STRANGER = 256  # windows for the scores of what is no sky
 N_SHUFFLE = 20  # random pairings
 
 
-def quick(encoder, sky, *, n_window=512, n_tile=3, n_source=512):
+def quick(encoder, sky, predictor=None, *, n_window=512, n_tile=3, n_source=512):
     """The few numbers by which recipes are compared: about a minute on one core.
 
     Parameters
@@ -59,6 +60,8 @@ def quick(encoder, sky, *, n_window=512, n_tile=3, n_source=512):
     encoder : `~rosetta.core.vit.Encoder`
     sky : Sky
         From `load`; 11 tiles hold 512 windows.
+    predictor : `~rosetta.core.vit.Predictor`, optional
+        One that was trained.
     n_window, n_tile, n_source : int
         Windows of the gallery, tiles of the hard galleries, sources of the probes.
 
@@ -67,7 +70,9 @@ def quick(encoder, sky, *, n_window=512, n_tile=3, n_source=512):
     dict of float
         "r@1" (12.8" windows anywhere, sky-disjoint) and "r@1 hard" (`LATTICE` squared windows of one tile), means of
         both directions; per side "rank cls <side>" and "rank tokens <side>" (RankMe), and R2 of ridge fits to the token
-        of a source: "x <side>", "y <side>" (its place in the pixel), "VIS <side>" and "g-H <side>".
+        of a source: "x <side>", "y <side>" (its place in the pixel), "VIS <side>" and "g-H <side>". With a predictor,
+        "told <side>", R@1 of the side's predicted embedding, and "tokens <side>", variance of its source tokens
+        explained.
     """
     training = encoder.training
     encoder.eval()
@@ -88,6 +93,11 @@ def quick(encoder, sky, *, n_window=512, n_tile=3, n_source=512):
         guess = predicted(features, truth, sources.tile)
         for name, t, g in zip(("x", "y", "VIS", "g-H"), truth.T, guess.T, strict=True):
             out[f"{name} {side}"] = explained(t, g)
+    if predictor is not None:
+        model = SimpleNamespace(encoder=encoder, predictor=predictor)
+        for side, one in prediction(model, sky, where, 12.8, SEED).items():
+            out[f"told {side}"] = one["predicted"].mean()
+            out[f"tokens {side}"] = 1 - one["residual"].sum() / one["scatter"].sum()
     encoder.train(training)
     return {name: float(value) for name, value in out.items()}
 
