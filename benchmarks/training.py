@@ -2,8 +2,9 @@
 """A pretraining step beside one of timm's VisionTransformer on the same tensors, and beside what multiplication allows.
 
 Pairs of 38.4" windows through forward pass, NT-Xent, backward pass and AdamW, in turns in one process; and the whole
-step of the library: windows cut and observed anew, dense terms and predictor. The limit is the arithmetic of the trunk
-(57 GFLOP a pair, forward and backward) at the rate of a large matrix product of the same precision on the same device.
+step of the library: windows cut and observed anew, dense terms and predictor, half of the tokens. The limit is the
+arithmetic of the trunk on all tokens (57 GFLOP a pair, forward and backward) at the rate of a large matrix product of
+the same precision on the same device.
 Run: python benchmarks/training.py TILES [n_turn]    (TILES: written by rosetta simulate; on CUDA if there is a device)
 """
 
@@ -78,7 +79,7 @@ def main(directory, n_turn):
         return nt_xent(*peer(batch.views)[::-1], scale, batch.same)
 
     def whole():
-        drawn = windows.batch(WINDOW, BATCH[device], 0, 1)
+        drawn = windows.batch(WINDOW, BATCH[device], 0, 1, TrainConfig.keep)
         return objective(encoder, predictor, drawn)[0]
 
     models = {"encoder, NT-Xent": (ours, [encoder]), "timm, NT-Xent": (theirs, [peer]),

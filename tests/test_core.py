@@ -479,6 +479,15 @@ def test_train_config_errors(bad, message):
         replace(CONFIG, **bad)
 
 
+def test_the_predictor_does_not_shape_the_trunk():
+    encoder_, predictor = _models()
+    objective = Objective(TINY, {"ground": 6, "space": 4}, {"match": 0.0, "cross": 1.0, "latent": 1.0})
+    batch = Windows([make_tile(0, size=25.6)]).batch(12.8, 4, 0, 0, keep=0.5)
+    objective(encoder_, predictor, batch)[0].backward()
+    assert all(not p.grad.any() for p in encoder_.blocks.parameters())
+    assert all(p.grad.any() for p in (predictor.memory.weight, predictor.tokens.weight, predictor.cls.weight))
+
+
 def test_dense_loss_scale():
     """A readout that answers nothing scores the constant guess: 1 or worse, never below."""
     torch.manual_seed(0)

@@ -119,6 +119,9 @@ class Objective(nn.Module):
     - latent: predicted tokens against the stop-gradient tokens, and the predicted against the stop-gradient
       embedding (Assran et al. 2023).
 
+    Cross and latent train the predictor only: what they ask of the trunk costs its tokens colour and place
+    (``benchmarks/ablation.py``).
+
     Parameters
     ----------
     config : `EncoderConfig`
@@ -184,7 +187,7 @@ class Objective(nn.Module):
                 continue
             source, known = seen[other], batch.views[other]
             asked = (side, view.of_kept(view.positions), conditions(view))
-            predicted, predicted_cls = predictor(source[0], source[1], known.of_kept(known.positions), *asked)
+            predicted, predicted_cls = self.told(predictor, *source[:2], known.of_kept(known.positions), *asked)
             if "cross" in parts:
                 parts["cross"].append(_unexplained(self.cross[side](predicted).float(), target, weight))
             if "latent" in parts:
@@ -192,6 +195,10 @@ class Objective(nn.Module):
                 away = 1 - (encoder.project(predicted_cls) * embedding.detach()).sum(-1)
                 parts["latent"].append((weight * distance).mean() + away.mean())
         return {name: torch.stack(part).mean() for name, part in parts.items()}
+
+    def told(self, predictor, tokens, cls, *asked):
+        """What the predictor makes of tokens as they are: no gradient reaches them."""
+        return predictor(tokens.detach(), cls.detach(), *asked)
 
     def temperature(self):
         """The temperature in use (float)."""

@@ -73,7 +73,7 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = True
     weights: dict = field(default_factory=lambda: {"match": 1.0, "own": 1.0, "cross": 1.0, "latent": 0.5})
-    keep: float = 1.0
+    keep: float = 0.5
     log_every: int = 20
     save_every: int = 200
 
