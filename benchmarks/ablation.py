@@ -175,7 +175,7 @@ def _often_without_vis():
     return CONDITIONS | {"space": replace(space, drop=(0.5, *space.drop[1:]))}
 
 
-REFERENCE = "NT-Xent"
+REFERENCE, RECIPE = "NT-Xent", "the recipe"
 ALL = {"own": 1.0, "cross": 1.0, "latent": 0.5}
 ROWS = {
     REFERENCE: Row({}),
@@ -191,10 +191,10 @@ ROWS = {
     "VIS missing half the time": Row({}, conditions=_often_without_vis()),
     "half the tokens": Row({}, keep=0.5),
     "all terms, half the tokens": Row(ALL, Shaping, keep=0.5),
-    "all terms, half the tokens, predictor apart": Row(ALL, keep=0.5),
+    RECIPE: Row(ALL, keep=0.5),
+    f"{RECIPE}, a quarter of the tiles": Row(ALL, keep=0.5, share=1 / 4),
+    f"{RECIPE}, a sixteenth of the tiles": Row(ALL, keep=0.5, share=1 / 16),
     "registers": Row({}, encoder=Registers),
-    "a quarter of the tiles": Row({}, share=1 / 4),
-    "a sixteenth of the tiles": Row({}, share=1 / 16),
 }
 
 
