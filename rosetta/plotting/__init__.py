@@ -6,12 +6,13 @@ Images are drawn north up, east left, in arcsec about a stated centre.
 """
 
 from .astrometry import plot_offsets, plot_residuals
-from .blends import plot_blend
+from .blends import choose_blend, plot_blend
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources, rgb
 from .page import overview
 
 __all__ = [
+    "choose_blend",
     "overview",
     "plot_blend",
     "plot_errors",

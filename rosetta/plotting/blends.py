@@ -8,7 +8,7 @@ from ..flags import Flag
 from ._grid import grid_of, offsets_of
 from ._tables import uncorrected
 
-__all__ = ["plot_blend"]
+__all__ = ["choose_blend", "plot_blend"]
 
 
 def choose_blend(scene):
