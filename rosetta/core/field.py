@@ -407,8 +407,10 @@ def fit_field(xy, offset, cov, *, scatter=None, model="auto"):
         score = float(_gaussian_score(residual, expected)[0].sum())
         margin = _MARGIN
         first = chosen is not None and MODELS[name][1] and not MODELS[chosen[0]][1]  # the first with a process
-        if first and (chosen[1][2] > np.log(2) + chosen[1][1].low).any():
-            margin = -1.0  # scatter that a floor explains may be a field: the wider error is the safer one
+        # Scatter that a floor explains may be a field, and a polynomial that bends is no simpler than a process: the
+        # wider error is the safer one.
+        if first and (MODELS[chosen[0]][0] > 1 or (chosen[1][2] > np.log(2) + chosen[1][1].low).any()):
+            margin = -1.0
         if chosen is None or score > chosen[2] + margin:
             chosen = name, fitted, score
     if chosen is None:

@@ -224,8 +224,8 @@ def transfer(data, variance, valid, owner, psf, target_psf, matrix):
     shape = [fft.next_fast_len(size + n, real=True) for size in data.shape]
     otf = fft.rfft2(np.roll(_embed(kernel, shape), (-(n // 2), -(n // 2)), (0, 1)))
     spread = np.abs(kernel) / np.abs(kernel).sum()
-    spread = fft.rfft2(np.roll(_embed(spread, shape), (-(n // 2), -(n // 2)), (0, 1)))
-    lost = np.ones(shape)
+    spread = fft.rfft2(np.roll(_embed(spread, shape), (-(n // 2), -(n // 2)), (0, 1)).astype(np.float32))
+    lost = np.ones(shape, np.float32)
     lost[: data.shape[0], : data.shape[1]] = ~valid
 
     crop = np.s_[: data.shape[0], : data.shape[1]]
@@ -233,7 +233,7 @@ def transfer(data, variance, valid, owner, psf, target_psf, matrix):
     missing = np.clip(fft.irfft2(fft.rfft2(lost) * spread, shape)[crop], 0.0, 1.0)
     return Template(
         spline=ndimage.spline_filter(image, order=3, mode="mirror"),
-        missing=missing.astype(np.float32),
+        missing=missing,
         variance=np.where(valid, variance, 0.0).astype(np.float32),
         correlation=ndimage.spline_filter(correlation, order=3, mode="mirror"),
         otf=fft.rfft2(fft.ifftshift(kernel)).astype(np.complex64),
