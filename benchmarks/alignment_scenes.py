@@ -21,6 +21,7 @@ NJY = 10 ** (0.4 * (31.4 - 30.0))  # one count, zero point 30
 PIXEL = {"space": 0.1, "ground": 0.2}
 NOISE = {"space": 0.50, "ground": 1.51}  # counts per pixel: 26.0 (5 sigma, point source) in the ground image
 BAND = {"space": "VIS", "ground": "r"}
+CLOSE = 1.2  # arcsec, the largest distance of two sources that count as blended
 SHIFT = (0.0634, -0.0473)
 CURVED = {"rms": 0.020, "length": 25.0}
 CASES = {
@@ -176,7 +177,7 @@ def population(rng, *, n_galaxy, n_star, blended, half=49.2):
         "e2": e2, "bulge": rng.uniform(size=n) < 0.25, "blended": np.zeros(n, bool),
     }
     pairs = rng.permutation(n)[: 2 * round(blended * n / 2)].reshape(2, -1)  # the second joins the first
-    angle, apart = rng.uniform(0, 2 * np.pi, pairs.shape[1]), rng.uniform(0.5, 1.2, pairs.shape[1])
+    angle, apart = rng.uniform(0, 2 * np.pi, pairs.shape[1]), rng.uniform(0.5, CLOSE, pairs.shape[1])
     place[:, pairs[1]] = place[:, pairs[0]] + apart * np.stack([np.cos(angle), np.sin(angle)])
     found["blended"][pairs.ravel()] = True
     return {"u": place[0], "v": place[1], **found}
@@ -231,7 +232,10 @@ def source_bound(scene):
 
 
 def field_bound(scene, case):
-    """Expected field error (mas per axis, rms over the grid) if every source is as good as its Cramer-Rao bound."""
+    """Expected field error (mas per axis, rms over the grid) if every source is as good as its Cramer-Rao bound.
+
+    The stamps of close sources are the same pixels, which count once: for the better measured one.
+    """
     options, truth = CASES[case], scene.truth
     jitter = np.where(truth["star"], options.get("star_jitter", 0.0), options.get("galaxy_jitter", 0.0))
     a, b, _, _ = scene.grid()
@@ -239,6 +243,8 @@ def field_bound(scene, case):
     for sigma in source_bound(scene):
         variance = sigma**2 + jitter**2
         ok = np.isfinite(variance)
+        near = np.hypot(truth["u"][:, None] - truth["u"], truth["v"][:, None] - truth["v"]) < CLOSE
+        ok &= ~(near & (sigma[:, None] > sigma)).any(1)
         here, there = np.stack([truth["u"][ok], truth["v"][ok]], -1), np.stack([a, b], -1)
         # A flat prior on the mean: a variance far above any offset.
         def prior(p, q):
