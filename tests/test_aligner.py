@@ -102,9 +102,9 @@ def images(*, seed=1, offset=None, ground=None, space=None, bands=("r",), source
 
 
 @lru_cache
-def offsets_of(kind="shift"):
+def offsets_of(kind="shift", model="auto"):
     offset = {"shift": constant(SHIFT), "curved": curved}[kind]
-    return aligner()(SkyPair(*images(offset=offset, bands=("g", "r"))))
+    return aligner()(SkyPair(*images(offset=offset, bands=("g", "r"))), model=model)
 
 
 def curved(xy):
@@ -359,9 +359,11 @@ def header_pixels(wcs, true, offsets, band="joint"):
     return wcs.world_to_pixel(offset_coord(true, -east, -north))
 
 
-@pytest.mark.parametrize("form, limit", [("tan", 0.02), ("sip", 0.3), ("lookup", 0.03)])
-def test_corrected_wcs_holds_the_field_and_survives_fits(form, limit, tmp_path):
-    offsets = offsets_of("shift" if form == "tan" else "curved")
+@pytest.mark.parametrize("form, kind, model, limit", [
+    ("tan", "shift", "auto", 0.02), ("sip", "curved", "polynomial3", 0.03), ("lookup", "curved", "auto", 0.03),
+])
+def test_corrected_wcs_holds_the_field_and_survives_fits(form, kind, model, limit, tmp_path):
+    offsets = offsets_of(kind, model)
     wcs = grid_wcs(0.2, dx=0.37)
     before = wcs.to_header(relax=True)
     new = aligner().correct_wcs(wcs, offsets, form=form)
@@ -380,6 +382,18 @@ def test_corrected_wcs_holds_the_field_and_survives_fits(form, limit, tmp_path):
             assert candidate.pixel_to_world(x, y).separation(expected).mas.max() < limit
             back = np.stack(candidate.world_to_pixel(expected))
             np.testing.assert_allclose(back, [x, y], atol=1e-3)
+
+
+def test_sip_states_how_well_it_holds_a_process():
+    pair = SkyPair(*images(offset=curved, bands=("g", "r")))
+    offsets, image = offsets_of("curved"), aligner().align(pair)["r"]
+    assert offsets.meta["model"]["bands"]["joint"]["kind"] == "gp"
+    statement = image.meta["alignment"]
+    x, y = (p.ravel() for p in np.meshgrid(*2 * [np.linspace(0, 191, 25)]))
+    true = image.wcs.pixel_to_world(x, y)
+    apart = np.hypot(*(np.stack(header_pixels(pair.ground["r"].wcs, true, offsets, "r")) - [x, y])) * 200.0  # mas
+    assert 0.3 * statement["wcs_residual_mas"] < apart.max() < 1.1 * statement["wcs_residual_mas"]
+    assert statement["wcs_residual_mas"] < statement["field_sigma_mas"]
 
 
 def test_tan_keeps_the_sip_terms_of_its_input():
