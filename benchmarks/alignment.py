@@ -210,12 +210,12 @@ def table(store, options):
             cells.append(f"{interval(good)} ({rms(good):.2f}){failed}" if good else "failed")
         spent = f" {np.median(seconds):.2f} s" if seconds else ""
         print(f"{method:34s} " + " ".join(f"{cell:>22s}" for cell in cells) + spent)
-    plain, blended = (
-        np.array([row["rms"] for row in rows if (row["key"]["case"], row["key"]["method"]) == (case, OURS)])
+    pairs = np.array([
+        [row["rms"] for row in rows if (row["key"]["case"], row["key"]["method"]) == (case, OURS)]
         for case in ("C", "C, 30 % blended")
-    )
-    ratio = np.median(blended) / np.median(plain), rms(blended) / rms(plain)
-    print("blended over unblended: median {:.2f}, rms {:.2f}".format(*ratio))
+    ]).T
+    ratio = [interval(pairs, lambda p, s=s: s(p[:, 1]) / s(p[:, 0])) for s in (np.median, rms)]
+    print(f"blended over unblended: {ratio[0]} of the medians, {ratio[1]} of the rms")
     bundled = CrossSurveyEncoder.from_pretrained(device="cpu")
 
     def encode(seed):
