@@ -244,6 +244,29 @@ def calibration(store, options):
         print_calibration(case, store.fill("calibration", keys, measure))
 
 
+def known_field(store, options):
+    """What it costs not to know how strong and smooth the field is, nor how far sources stray."""
+    aligner = classical()
+
+    def measure(case, seed):
+        scene, known = scene_of(case, seed), CASES[case]
+        offsets = aligner(scene.pair("none"))
+        model = offsets.meta["model"]["bands"]["joint"]
+        stray = [1e3 * known.get(name, 1e-5) for name in ("star_jitter", "galaxy_jitter")]
+        told = {**model, "samples": [[1.0, stray, 1e3 * known["rms"], known["length"]]]}
+        a, b, _, _ = scene.grid()
+        true = -1e3 * np.stack(scene.delta(a, b), -1)
+        xy = tangent(_sky(a, b), offsets.meta["center"])
+        return {name: rms(evaluate(m, xy)[0] - true) for name, m in (("fitted", model), ("known", told))}
+
+    for case in "CD":
+        keys = [{"case": case, "seed": s} for s in range(FIRST_SEED, FIRST_SEED + options.seeds)]
+        rows = store.fill("known_field", keys, measure)
+        for name in ("fitted", "known"):
+            errors = [row[name] for row in rows]
+            print(f"{case}, {name:6s} {interval(errors)} ({rms(errors):.2f})")
+
+
 def wrong_psf(store, options):
     """Bias of the field and star minus galaxy where the given PSF is wrong; adaptive-moment gauge."""
     wing = galsim.Add([0.97 * GROUND_PSF, 0.03 * GROUND_PSF.shift(0.35, 0)])
@@ -458,7 +481,7 @@ def real(store, options):
 
 
 SECTIONS = {
-    f.__name__: f for f in (table, calibration, wrong_psf, capture, nulls, ten_bands, encoder, real)
+    f.__name__: f for f in (table, calibration, known_field, wrong_psf, capture, nulls, ten_bands, encoder, real)
 }
 
 
