@@ -34,14 +34,14 @@ __all__ = ["DeblendedScene", "JEPADeblender"]
 log = logging.getLogger("rosetta")
 
 MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
-ITERATIONS = 6  # of the shape fit, at most
-NEXT = 3.0  # arcsec: a source this near to a new one is fitted again
+FIRST_ITERATIONS, ITERATIONS = 3, 6  # of the shape fits before and after the residuals were searched, at most
 COINCIDENT = 0.02  # arcsec: closer positions, and chains of them, are one place
 NO_LABEL = -1  # what the photometry calls a missing neighbour
 VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # and what they flag
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
 CERTAIN = 2.0  # standard errors by which the network's shapes must be better on held-out pairs
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
+MODEL_ERROR = 0.2  # of a model: what its template leaves of a bright source is no source
 
 
 class JEPADeblender(Head):
@@ -118,20 +118,15 @@ class JEPADeblender(Head):
         index = None if given is None else np.flatnonzero(tile.sees(given))
         coord = sky.found["sky_centroid"] if given is None else given[index]
         state = self._propose(embedding, sky, coord, offsets)
-        images = _shape_images(planes, roles, state)
-        moved, covariance = _fit_shapes(state, images, iterations=ITERATIONS)
+        if given is None and len(coord):
+            rough, _ = _fit_shapes(state, _shape_images(planes, roles, state), iterations=FIRST_ITERATIONS)
+            extra = _missed(sky, state, rough, roles.wavelength)
+            if len(extra):
+                coord = joined([coord, extra])
+                state = self._propose(embedding, sky, coord, offsets, state)
         report()
-        extra = _missed(sky, state, moved, roles.wavelength) if given is None and len(coord) else coord[:0]
-        if len(extra):
-            n, coord = len(coord), joined([coord, extra])
-            state = self._propose(embedding, sky, coord, offsets, state)
-            moved = np.concatenate([moved, np.zeros((len(extra), moved.shape[1]))])
-            # Only what is new, and what it lies next to, has to move.
-            near = np.unique(search_around_sky(coord, extra, NEXT * u.arcsec)[0])
-            images = _shape_images(planes, roles, state)
-            moved, fitted = _fit_shapes(state, images, moved, rows=near, iterations=ITERATIONS)
-            covariance = np.concatenate([covariance, fitted[n:]])
-            covariance[near] = fitted[near]
+        # From the proposals again: shapes that had swallowed a neighbour would not let go of it.
+        moved, covariance = _fit_shapes(state, _shape_images(planes, roles, state), iterations=ITERATIONS)
         report()
         root = _roots(state.coord)
         parameters = (state.proposal + moved @ shape_fit.DIRECTIONS)[root]
@@ -494,15 +489,12 @@ def _slope(known, plane, image, parameters):
     return slope
 
 
-def _fit_shapes(state, images, start=None, *, rows=None, iterations):
+def _fit_shapes(state, images, *, iterations):
     """`refine`; of sources in one place only the first is fitted, the others follow it."""
     root = _roots(state.coord)
     alone = np.flatnonzero(root == np.arange(len(root)))
-    if rows is not None:
-        rows = np.flatnonzero(np.isin(alone, rows))
     found, covariance = shape_fit.refine(
-        state.proposal[alone], [image.of(alone) for image in images], start if start is None else start[alone],
-        rows=rows, iterations=iterations,
+        state.proposal[alone], [image.of(alone) for image in images], iterations=iterations
     )
     first = np.searchsorted(alone, root)
     return found[first], covariance[first]
@@ -538,8 +530,8 @@ def _residual_plane(plane, image, mixtures):
     mixtures = shape_fit.broadened(mixtures, breadth, image.gradient, image.blur)
     design = Design(render(mixtures, image.xy, image.jacobian, image.psf), plane.shape, len(mixtures))
     model = design.image(amplitudes(design, image.data, image.weight)[0])
-    # What a bright source's template leaves is no source: a tenth of the model counts as noise.
-    return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), plane.variance + (0.1 * model) ** 2)
+    variance = plane.variance + (MODEL_ERROR * model) ** 2
+    return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), variance)
 
 
 def _network_inputs(embedding, sky, state, config, rows):

@@ -110,7 +110,7 @@ def _breadth_tangent(mixtures, image):
     return tangent[:, None]
 
 
-def refine(proposal, images, moved=None, *, rows=None, iterations=3):
+def refine(proposal, images, *, iterations):
     """Fit shapes to images.
 
     Parameters
@@ -119,11 +119,7 @@ def refine(proposal, images, moved=None, *, rows=None, iterations=3):
         Proposed shapes, the centre of the prior.
     images : list of `Image`
         Each has its own free fluxes and breadths.
-    moved : (n, n_shape) array, optional
-        Where to start, from the proposal along `DIRECTIONS`.
-    rows : (m,) int array, optional
-        Sources to fit; the shapes of the others stay as they are.
-    iterations : int, optional
+    iterations : int
         At most; sources that have settled are left alone.
 
     Returns
@@ -131,15 +127,14 @@ def refine(proposal, images, moved=None, *, rows=None, iterations=3):
     moved : (n, n_shape) array
         The fitted shapes are ``proposal + moved @ DIRECTIONS``.
     covariance : (n, n_shape, n_shape) array
-        Of ``moved``, from the noise and the prior; that of the prior where nothing was fitted.
+        Of ``moved``, from the noise and the prior.
     """
     n, n_shape = len(proposal), len(DIRECTIONS)
-    moved = np.zeros((n, n_shape)) if moved is None else moved.copy()
-    covariance = np.tile(np.diag(PRIOR_SIGMA**2), (n, 1, 1))
-    rows, breadth = np.arange(n) if rows is None else rows, np.zeros((n, len(images)))
-    if len(rows) == 0:
+    moved, covariance = np.zeros((n, n_shape)), np.tile(np.diag(PRIOR_SIGMA**2), (n, 1, 1))
+    rows, breadth = np.arange(n), np.zeros((n, len(images)))
+    if n == 0:
         return moved, covariance
-    mixtures = mixtures_of(proposal + moved @ DIRECTIONS)
+    mixtures = mixtures_of(proposal)
     first = [_start(mixtures, image, rows) for image in images]
     flux = np.stack([one.flux for one in first], axis=1)  # (n, n_image)
     models, settled = [one.model for one in first], [one.settled for one in first]
