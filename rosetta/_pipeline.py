@@ -11,15 +11,14 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from astropy.io import fits
-from scipy.spatial import cKDTree
 
 from . import _geometry
+from ._truth import match
 from .core.field import evaluate
 from .flags import Flag
 
 __all__ = ["Result", "check_output", "compare", "match", "measure", "write"]
 
-MATCH = 0.3  # arcsec: a catalogue row and a true source are one
 STAMP_SHARE = 1e-4  # of a model's peak; fainter borders are cut off its stamp
 MAG_EDGES = (0, 22, 23, 24, 25, 26, 27)  # AB, for completeness
 
@@ -235,32 +234,6 @@ def _source_image(scene, label, band, header):
 
 
 # ---------------------------------------------------------------------------- against a truth
-def match(catalog, truth, band):
-    """Pairs of rows of one sky position, true sources served in the order of their brightness.
-
-    Returns
-    -------
-    rows, true : ndarray of int
-        Rows of the catalogue and of the truth, parallel.
-    """
-    if len(catalog) == 0 or len(truth) == 0:
-        return np.zeros(0, int), np.zeros(0, int)
-    center = truth["sky_centroid"][0]
-    xy = _geometry.tangent(catalog["sky_centroid"], center)
-    tree = cKDTree(xy)
-    place = _geometry.tangent(truth["sky_centroid"], center)
-    free = np.ones(len(catalog), bool)
-    rows, true = [], []
-    for k in np.argsort(-truth[f"flux_{band}"].value):
-        near = [i for i in tree.query_ball_point(place[k], MATCH) if free[i]]
-        if near:
-            best = min(near, key=lambda i: np.hypot(*(xy[i] - place[k])))
-            free[best] = False
-            rows.append(best)
-            true.append(k)
-    return np.array(rows, int), np.array(true, int)
-
-
 def compare(result, truth):
     """The numbers that say how good a run is.
 

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What the heads that need truth share when they are trained."""
+"""A known truth: which of its sources were found, and what the heads that need it share when they are trained."""
 
 import hashlib
 import io
@@ -8,9 +8,13 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-__all__ = ["held_out_pairs", "split_by_pair", "training_parts"]
+from ._geometry import tangent
 
+__all__ = ["held_out_pairs", "match", "split_by_pair", "training_parts"]
+
+MATCH = 0.3  # arcsec: a catalogue row and a true source are one
 HELD_OUT = 5  # every fifth pair is held out
 LENGTH = 8  # bytes before each pair's rows in a checkpoint that hold their number of bytes
 
@@ -144,3 +148,29 @@ def _join(parts):
             arrays = [np.pad(a, ((0, 0), (0, longest - a.shape[1]), (0, 0))) for a in arrays]
         out[name] = np.concatenate(arrays)
     return out
+
+
+def match(catalog, truth, band):
+    """Pairs of rows of one sky position, true sources served in the order of their brightness.
+
+    Returns
+    -------
+    rows, true : ndarray of int
+        Rows of the catalogue and of the truth, parallel.
+    """
+    if len(catalog) == 0 or len(truth) == 0:
+        return np.zeros(0, int), np.zeros(0, int)
+    center = truth["sky_centroid"][0]
+    xy = tangent(catalog["sky_centroid"], center)
+    tree = cKDTree(xy)
+    place = tangent(truth["sky_centroid"], center)
+    free = np.ones(len(catalog), bool)
+    rows, true = [], []
+    for k in np.argsort(-truth[f"flux_{band}"].value):
+        near = [i for i in tree.query_ball_point(place[k], MATCH) if free[i]]
+        if near:
+            best = min(near, key=lambda i: np.hypot(*(xy[i] - place[k])))
+            free[best] = False
+            rows.append(best)
+            true.append(k)
+    return np.array(rows, int), np.array(true, int)

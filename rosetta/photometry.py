@@ -9,10 +9,9 @@ from astropy.table import QTable
 
 from . import _checkpoint
 from ._head import Head
-from ._measure import ground_coord, source_tokens
-from ._truth import split_by_pair, training_parts
+from ._truth import match, split_by_pair, training_parts
 from .core import calibrate
-from .deblender import MATCH, NO_LABEL, DeblendedScene, JEPADeblender, check_offsets
+from .deblender import NO_LABEL, DeblendedScene, JEPADeblender, check_offsets
 from .sky import SkyEmbedding, SkyPair
 
 __all__ = ["EmbeddingPhotometry"]
@@ -27,10 +26,11 @@ class EmbeddingPhotometry(Head):
 
     The solver is the deblender's, so a source's model sums to its flux. Its error adds in quadrature
     the noise with the overlap of neighbours (from the normal equations, times the image's measured
-    correlated-noise factor), the template's uncertainty carried to each band, and what a small
-    network, from frozen tokens and the fit's own figures, has learned that these two miss. All of it
+    correlated-noise factor) and the template's uncertainty carried to each band. A small network has learned from
+    the fit's own figures how many times too small that is, and which relative error it lacks. All of it
     is scaled by the quantile of held-out pulls that makes one sigma mean 68 %
-    (split conformal prediction; Lei et al. 2018).
+    (split conformal prediction; Lei et al. 2018). Neither fluxes nor errors read the encoder's tokens: they
+    did not make the errors better.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class EmbeddingPhotometry(Head):
             scene = self._deblender()(embedding, sources, offsets=offsets)
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
-            _calibrate(catalog, scene, self._network, _features(scene), _tokens(scene))
+            _calibrate(catalog, scene, self._network)
         catalog.meta.update(self._provenance_of(embedding, deblender=scene.meta["deblender"]))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
@@ -135,7 +135,6 @@ class EmbeddingPhotometry(Head):
                     f"pairs give {n} {name} fluxes with truth, at least {MIN_FLUXES} are needed to calibrate errors: "
                     "give more pairs or larger ones"
                 )
-        self._config["token_dim"] = data["tokens"].shape[1] // 2
         self._network = calibrate.seeded(self._config, seed).to(self._device or "cpu")
         result = calibrate.train(self._network, data, held_out, seed=seed)
         log.info("photometry trained: %s", result)
@@ -203,13 +202,11 @@ def _formal(scene):
 
 
 def _training_rows(scene, truth):
-    """What the error network learns from in one scene: sources that are mutually nearest to a true one."""
+    """What the error network learns from in one scene: sources that are a true one."""
     if len(scene) == 0 or len(truth) == 0:
         return None
-    catalog, coord, true = _formal(scene), scene.to_table()["sky_centroid"], truth["sky_centroid"]
-    index, separation, _ = coord.match_to_catalog_sky(true)
-    back, _, _ = true.match_to_catalog_sky(coord)
-    rows = np.flatnonzero((separation.to_value(u.arcsec) < MATCH) & (back[index] == np.arange(len(coord))))
+    catalog = _formal(scene)
+    rows, true = match(catalog, truth, scene.meta["reference_band"])
     if len(rows) == 0:
         return None
 
@@ -218,10 +215,9 @@ def _training_rows(scene, truth):
 
     return {
         "features": _features(scene)[rows],
-        "tokens": _tokens(scene)[rows],
         "flux": table(catalog, "flux_", rows),
         "error": table(catalog, "flux_err_", rows),
-        "true": table(truth, "flux_", index[rows]),
+        "true": table(truth, "flux_", true),
     }
 
 
@@ -252,14 +248,18 @@ def _neighbours(fits, bands, n):
 
 def _features(scene):
     """What the error network sees of each source and band, (n, n_band, n_feature) float32."""
-    table, bands = scene.to_table(), scene.bands
+    table, bands, n = scene.to_table(), scene.bands, len(scene)
     share = np.sqrt(np.maximum(np.einsum("nbb->nb", scene.template_covariance), 0.0))
-    out = np.zeros((len(scene), len(bands), calibrate.N_FEATURE), np.float32)
+    out = np.zeros((n, len(bands), calibrate.N_FEATURE), np.float32)
     radius = np.log(table["half_light_radius"].to_value(u.arcsec) + 0.02)
+    nearest = np.full(n, 10.0)
+    if n > 1:
+        _, separation, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
+        nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
     for k, band in enumerate(bands):
         fit = scene._fits[band]
         error = np.sqrt(fit.covariance.diagonal())
-        snr = np.divide(np.nan_to_num(fit.flux), error, out=np.zeros(len(scene)), where=error > 0)
+        snr = np.divide(np.nan_to_num(fit.flux), error, out=np.zeros(n), where=error > 0)
         out[:, k, 0] = np.arcsinh(snr)
         out[:, k, 1] = np.log(np.maximum(share[:, k], 1e-4))
         out[:, k, 2] = table["blendedness"]
@@ -269,22 +269,23 @@ def _features(scene):
         out[:, k, 6] = np.log(fit.plane.fwhm)
         out[:, k, 7] = np.arcsinh(table["snr"])
         out[:, k, 8] = fit.coverage
+        out[:, k, 9] = fit.blendedness
+        out[:, k, 10] = fit.breadth
+        out[:, k, 11] = np.log(np.maximum(fit.breadth_error, 1e-4))
+        out[:, k, 12] = np.log(nearest + 0.1)
+        out[:, k, 13] = np.log(np.clip(np.nan_to_num(fit.misfit, nan=1.0), 0.1, 100.0))
+        out[:, k, 14] = np.hypot(table["e1"], table["e2"])
     return out
 
 
-def _tokens(scene):
-    coord = scene.to_table()["sky_centroid"]
-    return source_tokens(scene.embedding, coord, ground_coord(coord, scene.offsets))
-
-
-def _calibrate(catalog, scene, network, features, tokens):
-    """Widen the errors by the network's relative error, common to all bands, and the conformal scale."""
+def _calibrate(catalog, scene, network):
+    """Widen the errors by the network's factor, and by its relative error, common to all bands."""
     bands = scene.bands
-    extra, scale = calibrate.predict(network, features, tokens)  # (n, n_band), (n_band,)
+    widen, extra = calibrate.predict(network, _features(scene))  # (n, n_band)
     flux = np.stack([catalog[f"flux_{b}"].to_value(u.nJy) for b in bands], axis=1)
     shift = extra * flux
-    cov = catalog["flux_cov"].to_value(u.nJy**2) + shift[:, :, None] * shift[:, None, :]
-    cov = cov * scale**2
+    cov = catalog["flux_cov"].to_value(u.nJy**2) * widen[:, :, None] * widen[:, None, :]
+    cov = cov + shift[:, :, None] * shift[:, None, :]
     catalog["flux_cov"] = cov * u.nJy**2
     for k, band in enumerate(bands):
         catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy

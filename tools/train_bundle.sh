@@ -13,16 +13,15 @@ rosetta simulate --tiles "$tiles" --seed 1 -o "$work/tiles"
     --max-minutes "$minutes" --batch "$batch" -o "$work/encoder.safetensors"
 cp "$work/encoder.safetensors" "$weights/"
 
-train() { # head, tiles, seed: a sky of its own, so that no head learns its errors where another was fitted
-    rosetta simulate --tiles "$2" --seed "$3" -o "$work/$1"
-    [ -f "$work/$1.safetensors" ] || rosetta train-head "$1" --data "$work/$1" \
-        --encoder "$work/encoder.safetensors" --seed "$3" -o "$work/$1.safetensors"
-    cp "$work/$1.safetensors" "$weights/"
-}
-[ -f "$work/aligner.safetensors" ] || python "$(dirname "$0")/train_aligner.py" \
-    "$work/aligner.safetensors" "$work/encoder.safetensors"
-cp "$work/aligner.safetensors" "$weights/"
+# Every head has a sky of its own, so that none learns its errors where another was fitted.
+rosetta simulate --tiles 28 --seed 5 -o "$work/deblender"
+[ -f "$work/deblender.safetensors" ] || rosetta train-head deblender --data "$work/deblender" \
+    --encoder "$work/encoder.safetensors" --seed 5 -o "$work/deblender.safetensors"
+cp "$work/deblender.safetensors" "$weights/"
 # In this order: photometry measures through the deblender that lies beside its encoder.
-train deblender 28 5
-train photometry 18 6
+for head in aligner photometry; do
+    [ -f "$work/$head.safetensors" ] || python "$(dirname "$0")/train_$head.py" \
+        "$work/$head.safetensors" "$work/encoder.safetensors"
+    cp "$work/$head.safetensors" "$weights/"
+done
 rosetta info

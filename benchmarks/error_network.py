@@ -1,0 +1,117 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What the encoder would add to the photometry's errors: the same network with and without tokens.
+
+The training pairs of tools/train_photometry.py, and four fields of benchmarks/accuracy.py (seeds 9420 to 9423, which
+chose nothing but the rules of this network). Beside its own figures the network is given the sixteen principal
+components of the frozen tokens, the same of an encoder that was never trained, or nothing.
+
+Run: python benchmarks/error_network.py FOLDER     (FOLDER keeps simulated fields and what was measured on them)
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accuracy import field
+
+from rosetta import CrossSurveyEncoder, Flag, JEPADeblender, LearnedAligner
+from rosetta._measure import ground_coord, source_tokens
+from rosetta._truth import HELD_OUT, match
+from rosetta.core import calibrate
+from rosetta.photometry import _training_rows
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from train_photometry import N_PAIR, simulated  # noqa: E402
+
+TEST = range(9420, 9424)
+COMPONENTS = 16
+SEEDS = 3
+MAGS = (18, 22, 23, 24, 25, 26)
+
+
+class Measured:
+    """Rows of one pair, with the tokens of two encoders; kept in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+        torch.manual_seed(0)
+        self.random = CrossSurveyEncoder()
+        self.deblender = JEPADeblender(self.encoder)
+        self.aligner = LearnedAligner.from_pretrained(encoder=self.encoder, device="cpu")
+
+    def __call__(self, name, load, align):
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            pair, truth = load()
+            embedding = self.encoder(pair)
+            scene = self.deblender(embedding, offsets=self.aligner(embedding) if align else None)
+            table = scene.to_table()
+            rows, true = match(table, truth, scene.meta["reference_band"])
+            coord = table["sky_centroid"]
+            header = ground_coord(coord, scene.offsets)
+            np.savez(
+                path, **_training_rows(scene, truth), mag=31.4 - 2.5 * np.log10(truth["flux_i"].value[true]),
+                blended=(np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
+                tokens=source_tokens(embedding, coord, header)[rows],
+                random=source_tokens(self.random(pair), coord, header)[rows],
+            )  # fmt: skip
+        return dict(np.load(path))
+
+
+def joined(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def with_tokens(sets, name):
+    """Features of each set with principal components of tokens, which the first set defines."""
+    if name is None:
+        return [s["features"] for s in sets]
+    first = sets[0][name]
+    _, _, axes = np.linalg.svd(first - first.mean(0), full_matrices=False)
+    out = []
+    for s in sets:
+        part = ((s[name] - first.mean(0)) @ axes[:COMPONENTS].T)[:, None]
+        n_band = s["features"].shape[1]
+        out.append(np.concatenate([s["features"], np.repeat(part, n_band, 1)], -1).astype(np.float32))
+    return out
+
+
+def main(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = Measured(folder)
+    parts = [measured(f"train-{k}", lambda k=k: simulated(k), False) for k in range(N_PAIR)]
+    out = [k for k in range(N_PAIR) if k % HELD_OUT == HELD_OUT - 1 or k == N_PAIR - 1]
+    sets = [joined([p for k, p in enumerate(parts) if (k in out) == held]) for held in (False, True)]
+    sets.append(joined([measured(f"test-{s}", lambda s=s: field(s, folder), True) for s in TEST]))
+    test = sets[2]
+    residual, error = test["flux"] - test["true"], test["error"]
+    good = np.isfinite(residual) & (error > 0)
+    formal = max(calibrate._log_score(residual[good], k * error[good]) for k in np.geomspace(0.5, 10, 60))
+    print(f"{good.sum()} test fluxes; formal errors inside one sigma {np.mean(np.abs(residual) < error):.3f}")
+    for title, name in (("figures of the fit", None), ("+ tokens", "tokens"), ("+ random encoder's", "random")):
+        features = with_tokens(sets, name)
+        scores, pulls = [], []
+        for seed in range(SEEDS):
+            network = calibrate.seeded({"n_feature": features[0].shape[-1]}, seed)
+            train, held = ({**s, "features": f} for s, f in zip(sets[:2], features[:2], strict=True))
+            calibrate.train(network, train, held, seed=seed)
+            widen, extra = calibrate.predict(network, features[2])
+            sigma = np.hypot(widen * error, extra * test["flux"])
+            scores.append(calibrate._log_score(residual[good], sigma[good]) - formal)
+            pulls.append(np.abs(residual) / sigma)
+        inside = np.mean(np.stack(pulls)[:, good] < 1)
+        each = ", ".join(f"{s:.3f}" for s in scores)
+        print(f"{title:20s} log score over the best constant {np.mean(scores):.3f} ({each}); in one sigma {inside:.3f}")
+        for kind, of in (("isolated", ~test["blended"]), ("blended", test["blended"])):
+            cells = []
+            for low, high in zip(MAGS[:-1], MAGS[1:], strict=True):
+                rows = of & (test["mag"] >= low) & (test["mag"] < high)
+                pull = np.stack(pulls)[:, rows][:, good[rows]]
+                cells.append(f"{np.mean(pull < 1):.2f} ({rows.sum()})")
+            print(f"   {kind:10s} i = {MAGS}: " + "  ".join(cells))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
