@@ -115,6 +115,11 @@ def report(name, fluxes, offsets, seconds):
             )
     for low, high in MAG_BINS:
         table(f"i = {low}-{high}", lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi))
+    for low, high in ((18, 23), (23, 24), (24, 25), (25, 26)):
+        table(
+            f"i = {low}-{high}, blended",
+            lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi) & x,
+        )
     table("i, S/N > 10, irregular family", lambda b, s, m, x, i: (b == "i") & (s > 10) & i)
     table("i, S/N > 10, other families", lambda b, s, m, x, i: (b == "i") & (s > 10) & ~i)
 

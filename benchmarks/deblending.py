@@ -5,11 +5,11 @@ Every blend is a 16" stamp in ten bands (Rubin's ten-year and Euclid's depths, M
 of i = 21-25, a disc and often a bulge of another colour, 0.6-2.2" apart. All methods see the same pixels, twice: with
 their own detection, and at the true positions. Seed 1 gives 80 blends of 196 galaxies.
 
-Run: python benchmarks/deblending.py ROWS [--blends 80] [--seed 1] [--heads FOLDER] [--random FOLDER]
+Run: python benchmarks/deblending.py ROWS [--blends 80] [--seed 1] [--heads FOLDER]
 
 ROWS (JSON lines) keeps what every method found on every blend; a second run goes on where the first ended and prints
-the tables. FOLDER holds encoder.safetensors, deblender.safetensors and photometry.safetensors: --heads replaces the
-bundled ones, --random adds a set whose encoder was never trained. Needs galsim and sep (extras sim and bench).
+the tables. FOLDER holds encoder.safetensors, deblender.safetensors and photometry.safetensors, in place of the bundled
+ones. Needs galsim and sep (extras sim and bench).
 """
 
 import argparse
@@ -193,7 +193,7 @@ def models(folder):
     return encoder, *heads
 
 
-def ours(folder=None, *, tokens=True, bands=tuple(BANDS)):
+def ours(folder=None, *, bands=tuple(BANDS)):
     """A method made of this library's models."""
     encoder, deblender, photometry = models(folder)
 
@@ -201,7 +201,6 @@ def ours(folder=None, *, tokens=True, bands=tuple(BANDS)):
         start = time.process_time()
         embedding = encoder(pair_of(blend, bands), window=16 * u.arcsec)
         encoding = time.process_time() - start
-        embedding = embedding if tokens else without_tokens(embedding)
         wcs = wcs_of("VIS")
         sources = None if place is None else wcs.pixel_to_world(*to_pixel(place, "VIS").T)
         start = time.process_time()
@@ -528,13 +527,11 @@ def main():
     parser.add_argument("--blends", type=int, default=80)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--heads", type=Path)
-    parser.add_argument("--random", type=Path)
     options = parser.parse_args()
 
     both, found, placed = ("own detection", "true positions"), ("own detection",), ("true positions",)
     methods = {
         "rosetta": (ours(options.heads), both),
-        "rosetta, tokens zeroed": (ours(options.heads, tokens=False), both),
         "rosetta, ground only": (ours(options.heads, bands=tuple(GROUND)), both),
         "SEP, Rubin riz": (timed(sep_rubin), found),
         "photutils, Rubin riz": (timed(photutils_rubin), found),
@@ -544,10 +541,6 @@ def main():
         "bound, unknown bulge and disc": (timed(bound), placed),
         "true template": (timed(true_template), placed),
     }
-    if options.random:
-        methods["rosetta, random encoder"] = ours(options.random), both
-    else:
-        print("rosetta with a random encoder: left out (name its folder with --random)")
     print("scarlet_lite: left out (not on the package index); scarlet2: left out (no fair setting found)")
 
     done = {}

@@ -4,13 +4,12 @@
 Fields of 102" with a density of 20 to 150 detectable sources per square arcminute, a fifth of the galaxies of the
 reserved, irregular family, PSFs that vary over the field while one is given, and a ground frame that is 30 mas off.
 Their middles (51") are measured again, on the frame that the aligner gave the whole field: with a wrong PSF, without
-the aligner, without tokens, from the ground alone.
+the aligner, from the ground alone.
 
-Run: python benchmarks/photometry.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--random FOLDER]
-         [--real DATA]
+Run: python benchmarks/photometry.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--real DATA]
 
 FOLDER keeps the simulated fields and what was measured on each, so that a second run goes on where the first ended
-(after a change of models or code, remove FOLDER/rows). --heads and --random as in benchmarks/deblending.py. DATA holds
+(after a change of models or code, remove FOLDER/rows). --heads as in benchmarks/deblending.py. DATA holds
 hsc_blends/*.npz and the files that benchmarks/real_input.py names.
 """
 
@@ -27,7 +26,7 @@ from astropy.coordinates import search_around_sky
 from astropy.nddata import NDData, VarianceUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
-from deblending import kernel_of, models, nmad, without_tokens
+from deblending import kernel_of, models, nmad
 from photutils.segmentation import SourceCatalog, deblend_sources, detect_sources
 from real_input import euclid_q1, hsc_hst
 from scipy import ndimage
@@ -93,11 +92,10 @@ class Models:
         """The aligner's table; None for models from a folder, which need not hold one."""
         return self.aligner(self.encoder(pair)) if self.aligner and pair.ground and pair.space else None
 
-    def __call__(self, pair, offsets=None, *, tokens=True):
+    def __call__(self, pair, offsets=None):
         start = time.process_time()
         embedding = self.encoder(pair)
         encoding = time.process_time() - start
-        embedding = embedding if tokens else without_tokens(embedding)
         start = time.process_time()
         scene = self.deblender(embedding, offsets=offsets)
         catalog = self.photometry(embedding, scene)
@@ -495,21 +493,16 @@ def main():
     parser.add_argument("--fields", type=int, default=12)
     parser.add_argument("--first-seed", type=int, default=8101)
     parser.add_argument("--heads", type=Path)
-    parser.add_argument("--random", type=Path)
     parser.add_argument("--real", type=Path)
     options = parser.parse_args()
     rows = options.folder / "rows"
     rows.mkdir(parents=True, exist_ok=True)
-    sets = {"": Models(options.heads)}
-    if options.random:
-        sets["random encoder"] = Models(options.random)
-    else:
-        print("random encoder: left out (name its folder with --random)")
+    test = Models(options.heads)
     variants = {
         "as given": {}, "PSF 5 % too wide": {"psf": 1.05}, "PSF 5 % too narrow": {"psf": 0.95},
-        "30 mas, no aligner": {"align": False}, "tokens zeroed": {"tokens": False}, "ground only": {"space": False},
+        "30 mas, no aligner": {"align": False}, "ground only": {"space": False},
     }  # fmt: skip
-    found = {"fields": [], **{name: [] for name in variants}, "random encoder": [], "photutils, ground": []}
+    found = {"fields": [], **{name: [] for name in variants}, "photutils, ground": []}
 
     def kept(name, seed, work):
         path = rows / f"{name.replace(' ', '_').replace('%', 'pc').replace(',', '')}-{seed}.npz"
@@ -517,34 +510,29 @@ def main():
             np.savez(path, **work())
         found[name].append(dict(np.load(path)))
 
-    def vary(test, middle, offsets, *, psf=1.0, align=True, tokens=True, space=True):
+    def vary(middle, offsets, *, psf=1.0, align=True, space=True):
         middle = middle if space else SkyPair(dict(middle.ground), None, surveys=middle.surveys)
         middle = middle if psf == 1.0 else with_psf(middle, psf)
-        return test(middle, offsets() if align and space else None, tokens=tokens)
+        return test(middle, offsets() if align and space else None)
 
     for seed in range(options.first_seed, options.first_seed + options.fields):
         pair, truth = field(seed, options.folder)
-        offsets = cache(lambda p=pair: sets[""].offsets(p))
+        offsets = cache(lambda p=pair: test.offsets(p))
         center = next(iter(planes_of(pair).values())).center
         middle = pair.cutout(center, MIDDLE)
-        kept("fields", seed, lambda p=pair, t=truth, o=offsets: record(p, t, *sets[""](p, o()), bound=True))
+        kept("fields", seed, lambda p=pair, t=truth, o=offsets: record(p, t, *test(p, o()), bound=True))
         east, north = center.spherical_offsets_to(truth["sky_centroid"])
         near = truth[np.maximum(abs(east), abs(north)) < MIDDLE / 2]
         for name, how in variants.items():
-            kept(name, seed, lambda h=how, m=middle, t=near, o=offsets: record(m, t, *vary(sets[""], m, o, **h)))
-        if options.random:
-            kept(
-                "random encoder", seed,
-                lambda m=middle, t=near, o=offsets: record(m, t, *vary(sets["random encoder"], m, o)),
-            )  # fmt: skip
+            kept(name, seed, lambda h=how, m=middle, t=near, o=offsets: record(m, t, *vary(m, o, **h)))
         kept("photutils, ground", seed, lambda m=middle, t=near: photutils_ground(m, t))
     main_tables(Rows(found["fields"]))
     variant_tables({name: Rows(parts) for name, parts in found.items() if parts and name != "fields"})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of this process {peak:.2f} GB (see benchmarks/main_job.py for memory against field size)")
     if options.real:
-        real_residuals(sets[""], options.real)
-        hsc_blends(sets[""], options.real)
+        real_residuals(test, options.real)
+        hsc_blends(test, options.real)
     else:
         print("real pixels: left out (name their folder with --real)")
 
