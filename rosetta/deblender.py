@@ -41,7 +41,7 @@ VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNAL
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
 CERTAIN = 2.0  # standard errors by which the network's shapes must be better on held-out pairs
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
-MODEL_ERROR = 0.2  # of a model: what its template leaves of a bright source is no source
+MODEL_ERROR = 0.1  # of a model: what its template leaves of a bright source is no source
 
 
 class JEPADeblender(Head):
