@@ -34,7 +34,7 @@ __all__ = ["DeblendedScene", "JEPADeblender"]
 log = logging.getLogger("rosetta")
 
 MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
-FIRST_ITERATIONS, ITERATIONS = 3, 6  # of the shape fits before and after the residuals were searched, at most
+ITERATIONS = 6  # of the shape fits before and after the residuals are searched, at most
 COINCIDENT = 0.02  # arcsec: closer positions, and chains of them, are one place
 NO_LABEL = -1  # what the photometry calls a missing neighbour
 VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # and what they flag
@@ -119,8 +119,8 @@ class JEPADeblender(Head):
         coord = sky.found["sky_centroid"] if given is None else given[index]
         state = self._propose(embedding, sky, coord, offsets)
         if given is None and len(coord):
-            rough, _ = _fit_shapes(state, _shape_images(planes, roles, state), iterations=FIRST_ITERATIONS)
-            extra = _missed(sky, state, rough, roles.wavelength)
+            first, _ = _fit_shapes(state, _shape_images(planes, roles, state), iterations=ITERATIONS)
+            extra = _missed(sky, state, first, roles.wavelength)
             if len(extra):
                 coord = joined([coord, extra])
                 state = self._propose(embedding, sky, coord, offsets, state)

