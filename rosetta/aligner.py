@@ -428,10 +428,11 @@ def _measure(planes, sources, wanted):
     agreeing = [p for p in ground if p.agrees]
     if agreeing:
         return _Found(parts, _offsets.combine(agreeing), "ok", "", match)
-    if believed and match.significance > max(COARSE_ALONE, COARSE_ALONE_RIVAL * match.rival):
+    most = max((int(p.usable.sum()) for p in ground), default=0)
+    alone = believed and match.significance > max(COARSE_ALONE, COARSE_ALONE_RIVAL * match.rival)
+    if alone and most >= _offsets.MIN_SOURCES:  # two or three sources correlate well with anything
         reason = "single sources do not agree on an offset; the cross-correlation of the images does"
         return _Found(parts, None, "coarse", reason, match)
-    most = max((int(p.usable.sum()) for p in ground), default=0)
     strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
     reason = (
         f"no common offset: at best {most} usable sources in a ground band, and they do not agree; "
