@@ -22,7 +22,7 @@ from rosetta.core import calibrate
 from rosetta.photometry import _training_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from train_photometry import N_PAIR, simulated  # noqa: E402
+from train_photometry import N_PAIR, draw  # noqa: E402
 
 TEST = range(9420, 9424)
 COMPONENTS = 16
@@ -81,7 +81,7 @@ def with_tokens(sets, name):
 def main(folder):
     folder.mkdir(parents=True, exist_ok=True)
     measured = Measured(folder)
-    parts = [measured(f"train-{k}", lambda k=k: simulated(k), False) for k in range(N_PAIR)]
+    parts = [measured(f"train-{k}", lambda k=k: draw(k), False) for k in range(N_PAIR)]
     out = [k for k in range(N_PAIR) if k % HELD_OUT == HELD_OUT - 1 or k == N_PAIR - 1]
     sets = [joined([p for k, p in enumerate(parts) if (k in out) == held]) for held in (False, True)]
     sets.append(joined([measured(f"test-{s}", lambda s=s: field(s, folder), True) for s in TEST]))

@@ -6,21 +6,21 @@ Usage: python tools/train_aligner.py OUTPUT.safetensors [ENCODER.safetensors]; g
 """
 
 import sys
-from collections.abc import Sequence
 from functools import lru_cache
 
 import astropy.units as u
 import numpy as np
+from training_pairs import Column, simulated
 
 from rosetta import CrossSurveyEncoder, LearnedAligner
-from rosetta.simulate import AstrometricError, simulate_pair
+from rosetta.simulate import AstrometricError
 
 N_PAIR = 14
 FIRST_SEED = 5100
 
 
 @lru_cache(maxsize=1)
-def simulated(index):
+def draw(index):
     """A pair and its truth: 102", another error field, epoch, depth, seeing and density for every index."""
     rng = np.random.default_rng([51, index])
     error = AstrometricError(
@@ -28,30 +28,12 @@ def simulated(index):
         rms=rng.uniform(3, 20) * u.mas,
         length=rng.uniform(15, 60) * u.arcsec,
     )
-    limits = ((0, 3), (0.7, 1.4), (-0.5, 0.3), (0.85, 1.2))
-    years, density, depth, seeing = (float(rng.uniform(low, high)) for low, high in limits)
-    return simulate_pair(
-        seed=FIRST_SEED + index, astrometric_error=error, proper_motion_years=years,
-        density=density, depth_offset=depth, seeing=seeing,
-    )
-
-
-class Column(Sequence):
-    """The pairs (0), or their truth (1)."""
-
-    def __init__(self, which):
-        self._which = which
-
-    def __len__(self):
-        return N_PAIR
-
-    def __getitem__(self, index):
-        return simulated(index)[self._which]
+    return simulated(FIRST_SEED + index, rng, error, density=(0.7, 1.4), depth=(-0.5, 0.3))
 
 
 def main(output, encoder=None):
     head = LearnedAligner(CrossSurveyEncoder.from_pretrained(encoder))
-    head.fit(Column(0), Column(1), seed=5, checkpoint=f"{output}.state")
+    head.fit(*(Column(draw, N_PAIR, k) for k in (0, 1)), seed=5, checkpoint=f"{output}.state")
     print(f"Wrote {output}: aligner {head.save(output)}")
 
 
