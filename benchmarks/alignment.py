@@ -303,7 +303,7 @@ def capture(store, options):
     """Large shifts are found; what cannot be known is refused."""
     aligner = classical()
     trials = {
-        "0.25 to 16 arcsec": 6, "32 arcsec": 6, "blank ground": 2, "other sky": 2, "under four sources": 2,
+        k: 6 for k in ("0.25 to 16 arcsec", "32 arcsec", "blank ground", "other sky", "under four sources")
     }
 
     def answer(pair, scene):

@@ -488,14 +488,29 @@ def test_the_predictor_does_not_shape_the_trunk():
     assert all(p.grad.any() for p in (predictor.memory.weight, predictor.tokens.weight, predictor.cls.weight))
 
 
+def test_an_untrained_predictor_looks_where_it_is_asked():
+    torch.manual_seed(0)
+    predictor = Predictor(EncoderConfig()).eval()
+    positions = make_view("ground", n=1).positions  # (1, n_token, 2)
+    tokens, cls = torch.randn(1, positions.shape[1], 384), torch.randn(1, 384)
+    condition = torch.zeros(1, 4, 3)
+    with torch.inference_mode():
+        before, told = predictor(tokens, cls, positions, "space", positions, condition)
+        for k in (0, 5, 10):
+            other = tokens.clone()
+            other[:, k] = torch.randn(384)
+            after, _ = predictor(other, cls, positions, "space", positions, condition)
+            assert (after - before).square().sum(-1).argmax() == k
+    assert torch.nn.functional.cosine_similarity(told, cls).item() > 0.9  # CLS begins as what was seen
+
+
 def test_dense_loss_scale():
     """A readout that answers nothing scores the constant guess: 1 or worse, never below."""
     torch.manual_seed(0)
     encoder_, predictor = _models()
     objective = Objective(TINY, {"ground": 6, "space": 4}, CONFIG.weights)
-    for layers in (objective.own, objective.cross):
-        for layer in layers.values():
-            torch.nn.init.zeros_(layer.weight)
+    for layer in objective.own.values():
+        torch.nn.init.zeros_(layer.weight)
     batch = Windows([make_tile(0, size=25.6)]).batch(12.8, 4, 0, 0)
     _, terms, _ = objective(encoder_, predictor, batch)
     assert terms["own"] >= 1 - 1e-5 and terms["cross"] >= 1 - 1e-5

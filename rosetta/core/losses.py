@@ -114,8 +114,8 @@ class Objective(nn.Module):
 
     - match: `nt_xent` between the CLS embeddings of the two sides;
     - own: linear readout of a side's tokens against frozen random projections of its own noise-free patches;
-    - cross: the same target, read from tokens that the predictor made from the other side (this target is
-      fixed, so it cannot collapse);
+    - cross: the same target, read by the same read-out, as it is, from tokens that the predictor made from the
+      other side (this target is fixed, so it cannot collapse);
     - latent: predicted tokens against the stop-gradient tokens, and the predicted against the stop-gradient
       embedding (Assran et al. 2023).
 
@@ -137,7 +137,6 @@ class Objective(nn.Module):
         self.weights = dict(weights)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.own = nn.ModuleDict({side: nn.Linear(config.dim, _TARGET_DIM) for side in SIDES})
-        self.cross = nn.ModuleDict({side: nn.Linear(config.dim, _TARGET_DIM) for side in SIDES})
         for offset, side in enumerate(SIDES):
             size = n_band[side] * config.patch**2
             generator = torch.Generator().manual_seed(_TARGET_SEED + offset)
@@ -189,7 +188,10 @@ class Objective(nn.Module):
             asked = (side, view.of_kept(view.positions), conditions(view))
             predicted, predicted_cls = self.told(predictor, *source[:2], known.of_kept(known.positions), *asked)
             if "cross" in parts:
-                parts["cross"].append(_unexplained(self.cross[side](predicted).float(), target, weight))
+                # The read-out of the actual tokens, as it is: what is predicted must mean the same.
+                own = self.own[side]
+                read = F.linear(predicted, own.weight.detach(), own.bias.detach())
+                parts["cross"].append(_unexplained(read.float(), target, weight))
             if "latent" in parts:
                 distance = F.smooth_l1_loss(predicted, tokens.detach(), reduction="none").mean(-1)
                 away = 1 - (encoder.project(predicted_cls) * embedding.detach()).sum(-1)

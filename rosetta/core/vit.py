@@ -372,6 +372,15 @@ def conditions(view):
     return torch.cat([means * share, share], -1)
 
 
+def _look_near(attention):
+    """Set queries and keys that carry `sincos` codes to attend to the same place."""
+    dim = attention.query.in_features
+    # Each head takes the sine and cosine of its share of the waves, in both directions.
+    order = torch.argsort((torch.arange(dim) % (dim // 4)) % attention.heads, stable=True)
+    attention.query.weight.copy_(math.sqrt(2) * torch.eye(dim)[order])
+    attention.key_value.weight[:dim] = math.sqrt(2) * torch.eye(dim)[order]
+
+
 class Encoder(nn.Module):
     """Vision transformer shared by both sides.
 
@@ -464,6 +473,12 @@ class Predictor(nn.Module):
         self.tokens = nn.Linear(dim, config.dim)
         self.cls = nn.Linear(dim, config.dim)
         _initialise(self, config.predictor_depth)
+        with torch.no_grad():
+            # It begins by looking where it is asked, and by answering with the mean.
+            for block in self.blocks:
+                _look_near(block.attention)
+            for answer in (self.tokens, self.cls):
+                answer.weight *= 0.1
 
     def forward(self, tokens, cls, positions, target_side, query_positions, condition):
         """Predict the other side.
@@ -495,4 +510,5 @@ class Predictor(nn.Module):
         for block in self.blocks:
             query = block(query, memory)
         query = self.norm(query)
-        return self.tokens(query[:, 1:]).float(), self.cls(query[:, 0]).float()
+        # The two sides' CLS are trained to match, so what is left to tell is how they differ.
+        return self.tokens(query[:, 1:]).float(), cls + self.cls(query[:, 0]).float()
