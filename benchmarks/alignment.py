@@ -33,7 +33,9 @@ from deblending import without_tokens
 from real_input import hsc_hst
 
 from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair, _boundary, _offsets
+from rosetta._detect import reference_band
 from rosetta._geometry import offset_coord, tangent
+from rosetta.core.coarse import correlate
 from rosetta.core.field import evaluate
 from rosetta.core.vit import EncoderConfig
 
@@ -302,9 +304,7 @@ def gauge(scene):
 def capture(store, options):
     """Large shifts are found; what cannot be known is refused."""
     aligner = classical()
-    trials = {
-        k: 6 for k in ("0.25 to 16 arcsec", "32 arcsec", "blank ground", "other sky", "under four sources")
-    }
+    kinds = "0.25 to 16 arcsec", "32 arcsec", "blank ground", "other sky", "under four sources"
 
     def answer(pair, scene):
         offsets = aligner(pair)
@@ -331,14 +331,69 @@ def capture(store, options):
 
     keys = [  # a share of each kind at a time, for runs that are cut short
         {"kind": kind, "seed": FIRST_SEED + k}
-        for turn in range(options.seeds) for kind, n in trials.items() for k in range(n * turn, n * (turn + 1))
+        for turn in range(options.seeds) for kind in kinds for k in range(6 * turn, 6 * (turn + 1))
     ]
     answers = store.fill("capture", keys, measure)
-    for kind in trials:
+    for kind in kinds:
         rows = [row for row in answers if row["key"]["kind"] == kind]
         verdicts = {v: sum(row["verdict"] == v for row in rows) for v in ("ok", "coarse", "abstain")}
         right = sum(row.get("rms", np.inf) < 20 for row in rows)
         print(f"{kind:22s} {len(rows)} trials: {verdicts}, right to 20 mas: {right}")
+
+
+def token_capture(store, options):
+    """Large shifts sought in the tokens that space predicts of the ground, and in pixels as the aligner does."""
+    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+
+    def measure(kind, seed):
+        rng = np.random.default_rng(seed)
+        pair, truth = field(FIRST_SEED + seed // 5, store.folder)
+        other = field(FIRST_SEED + (seed // 5 + 1) % 10, store.folder)[0] if kind == "other sky" else pair
+        radius, angle = 0.25 * 2 ** rng.uniform(0, 6), rng.uniform(0, 2 * np.pi)
+        shift = radius * np.array([np.cos(angle), np.sin(angle)])  # arcsec
+        pair = SkyPair({band: moved(image, *shift) for band, image in pair.ground.items()}, dict(other.space))
+        start = cpu()
+        embedding = encoder(pair)
+        middle = cpu()
+        matches = {"tokens": token_match(encoder, embedding)}
+        late = cpu()
+        planes = _boundary.planes(pair)
+        matches["pixels"] = _offsets.coarse_match(planes, _offsets.find_sources(planes, reference_band(planes)))
+        row = {"encoding": middle - start, "cpu": {"tokens": late - middle, "pixels": cpu() - late}}
+        known = np.array([truth[n].to_value(u.arcsec).mean() for n in ("d_ra_cosdec", "d_dec")]) - shift
+        for name, match in matches.items():
+            row[name] = {"error": float(np.hypot(*(match.offset - known))), "significance": match.significance}
+        return row
+
+    keys = [{"kind": kind, "seed": k} for k in range(options.seeds) for kind in ("same sky", "other sky")]
+    rows = store.fill("token_capture", keys, measure)
+    print(f"encoding {np.median([row['encoding'] for row in rows]):.1f} CPU-s a pair, not counted below")
+    for name in ("tokens", "pixels"):
+        same, other = ([row[name] for row in rows if row["key"]["kind"] == k] for k in ("same sky", "other sky"))
+        error = np.array([one["error"] for one in same])
+        print(f"{name:8s} {len(same)} pairs of 0.25 to 16 arcsec: {np.sum(error < 1)} found to 1 arcsec, error median "
+              f"{np.median(error):.3f}, largest {error.max():.3f}; significance at least "
+              f"{min(one['significance'] for one in same):.1f}, on other sky at most "
+              f"{max(one['significance'] for one in other):.1f}; {np.median([r['cpu'][name] for r in rows]):.2f} CPU-s")
+
+
+def token_match(encoder, embedding):
+    """The ground's token map against what the space tokens predict of it."""
+    maps = [one.token_map("ground") for one in (embedding, encoder.predict(embedding, "ground"))]
+    pitch = 3600 * maps[0].wcs.celestial.wcs.cdelt[1]
+    seen, told = (m.data[:, :, ::-1] for m in maps)  # east increases with the column
+    known = [np.isfinite(tokens[0]) for tokens in (seen, told)]
+    channels = [(np.nan_to_num(a), known[0], np.nan_to_num(b), known[1]) for a, b in zip(seen, told, strict=True)]
+    return correlate(channels, pitch, _offsets.MAX_OFFSET, apart=1.5 * pitch)
+
+
+def moved(image, east, north):
+    """The same image, its header off by so many arcsec."""
+    wcs = image.wcs.deepcopy()
+    center = offset_coord(SkyCoord(*wcs.wcs.crval, unit="deg"), east, north)
+    wcs.wcs.crval = [center.ra.deg, center.dec.deg]
+    wcs.wcs.set()
+    return NDData(image, wcs=wcs, psf=image.psf)
 
 
 def nulls(store, options):
@@ -356,11 +411,7 @@ def nulls(store, options):
         expected = np.zeros(2)
         if test in moves:
             side, sign = moves[test]
-            wcs = images[side].wcs.deepcopy()
-            center = offset_coord(SkyCoord(*wcs.wcs.crval, unit="deg"), 0.080, 0.030)
-            wcs.wcs.crval = [center.ra.deg, center.dec.deg]
-            wcs.wcs.set()
-            images[side] = NDData(images[side], wcs=wcs)
+            images[side] = moved(images[side], 0.080, 0.030)
             expected = sign * np.array([80.0, 30.0])
         elif test == "other grid":
             images["ground"] = turned(images["ground"])
@@ -481,7 +532,9 @@ def real(store, options):
 
 
 SECTIONS = {
-    f.__name__: f for f in (table, calibration, known_field, wrong_psf, capture, nulls, ten_bands, encoder, real)
+    f.__name__: f for f in (
+        table, calibration, known_field, wrong_psf, capture, token_capture, nulls, ten_bands, encoder, real,
+    )
 }
 
 
