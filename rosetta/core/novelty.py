@@ -1,8 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """How unlike the training sky a window is: the Mahalanobis distance of a summary of its tokens.
 
-Lee et al. (2018), with one Gaussian per survey and a shrunk covariance. CLS is no good for this: it holds where sources
-are, and that is anywhere. Mean and scatter of the tokens hold what the window is made of.
+Lee et al. (2018), with one Gaussian per survey and a shrunk correlation matrix. CLS is no good for this: it holds where
+sources are, and that is anywhere. Mean and scatter of the tokens hold what the window is made of.
 """
 
 import torch
@@ -33,13 +33,13 @@ class Novelty(nn.Module):
     def fit(self, reference, held_out):
         """Measure the Gaussian on ``reference`` (n, 2 * dim) and the 99th percentile on ``held_out`` (m, 2 * dim)."""
         reference = reference.double()
-        mean = reference.mean(0)
-        covariance = torch.cov((reference - mean).T)
+        mean, scatter = reference.mean(0), reference.std(0)
+        # A number that hardly varies on sky says as much as one that varies much: each is in units of its own scatter.
+        values, vectors = torch.linalg.eigh(torch.cov(((reference - mean) / scatter).T))
         # Directions that hardly vary in a finite sample would otherwise dominate the distance.
-        values, vectors = torch.linalg.eigh(covariance)
-        values = values.clamp(min=0) + 0.05 * values.mean()
+        values = values.clamp(min=0) + 0.002 * values.mean()
         self.mean.copy_(mean)
-        self.whiten.copy_((vectors / values.sqrt()).bfloat16())  # as it is stored
+        self.whiten.copy_((vectors / values.sqrt() / scatter[:, None]).bfloat16())  # as it is stored
         self.limit.fill_(1.0)
         self.limit.copy_(torch.quantile(self.score(held_out.float()), 0.99))
         return self
