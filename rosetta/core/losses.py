@@ -128,7 +128,7 @@ class Objective(nn.Module):
     n_band : dict
         Number of bands of each side.
     weights : dict
-        Weight of each term; one that is left out is not computed.
+        Weight of each term; one that is left out is not computed. Cross reads by what own trains: it needs own.
     """
 
     def __init__(self, config, n_band, weights):
