@@ -377,7 +377,7 @@ def _look_near(attention):
     dim = attention.query.in_features
     # Each head takes the sine and cosine of its share of the waves, in both directions.
     order = torch.argsort((torch.arange(dim) % (dim // 4)) % attention.heads, stable=True)
-    # Twice the product of the codes: the token asked about then outweighs the eight around it.
+    # Twice the product of the codes, so that the token asked about has the largest weight from the first step on.
     near = math.sqrt(2) * torch.eye(dim)[order]
     attention.query.weight.copy_(near)
     attention.key_value.weight[:dim] = near
