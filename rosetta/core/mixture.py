@@ -6,7 +6,7 @@ sum to one, component centres relative to the source (arcsec, east and north), a
 (arcsec^2, east and north). The Fourier transform of a mixture is known in closed form, so a stamp is
 one product with the transform of the PSF and one inverse FFT: sub-pixel centres are exact phases,
 rotation and flips are a 2x2 matrix, and nothing is interpolated. Where the pixels undersample the PSF, the
-frequencies they fold are those of a sum of Gaussians fitted to its core.
+frequencies they fold are those of a telescope fitted to its core; see `rosetta.core.psfcore`.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,8 @@ SIZES = np.array([21, 27, 35, 45, 55, 63, 81, 105, 135, 175, 225, 315, 405, 525,
 # Share of a source's light that may be folded back into its stamp.
 SHARE = 1e-3
 
-CORE = 21  # pixels: what folded frequencies add to a stamp is within this
+CORE = 21  # pixels: what folded frequencies add to a stamp of an extended source is within this
+RINGING = 0.05  # of the light: what is left of a source at Nyquist's frequency that makes it a sharp one
 
 # Numbers held at once while stamps are drawn; bounds the memory of a crowded field, and fits a cache.
 CHUNK = 1_000_000
@@ -160,47 +161,59 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes):
     ------
     `Stamps`
     """
-    mixtures, xy = np.asarray(mixtures, dtype=float), np.asarray(xy, dtype=float)
-    jacobian, core = np.asarray(jacobian, dtype=float), psf_core(psf)
+    mixtures, xy, jacobian = (np.asarray(array, dtype=float) for array in (mixtures, xy, jacobian))
+    core = psf_core(psf)
+    windows = sizes if core is None else np.where(_sharp(mixtures, jacobian), sizes, np.minimum(sizes, CORE))
+    counts = mixtures.shape[1] - np.argmax(mixtures[:, ::-1, 0] != 0, axis=1)  # up to the last that has light
     n_image = 1 if tangents is None else 1 + tangents.shape[1]
-    for size in np.unique(sizes):
-        members = np.flatnonzero(sizes == size)
+    kinds, which = np.unique(np.stack([sizes, windows, counts], axis=1), axis=0, return_inverse=True)
+    for kind, (size, window, count) in enumerate(kinds.tolist()):
+        members = np.flatnonzero(which.ravel() == kind)
         transform = _psf_transform(psf, size)
         frequencies = np.fft.fftfreq(size), np.fft.rfftfreq(size)
-        step = max(1, CHUNK // (size * (size // 2 + 1) * (mixtures.shape[1] + 2 * n_image)))
+        step = max(1, CHUNK // (size * (size // 2 + 1) * (count + 2 * n_image)))
         for start in range(0, len(members), step):
             index = members[start : start + step]
-            along = None if tangents is None else tangents[index]
+            lights = mixtures[index, :count]
+            along = None if tangents is None else tangents[index, :, :count]
             corner = np.round(xy[index]).astype(int) - size // 2
-            light = _transforms(mixtures[index], along, xy[index] - corner, jacobian[index], *frequencies)
+            light = _transforms(lights, along, xy[index] - corner, jacobian[index], *frequencies)
             light *= transform
             values = fft.irfft2(light, s=(size, size), axes=(2, 3), overwrite_x=True)  # (n, 1 + D, size, size)
             if core is not None:
-                middle = slice(size // 2 - CORE // 2, size // 2 + CORE // 2 + 1)
-                first = corner + size // 2 - CORE // 2
-                values[..., middle, middle] += _folded(mixtures[index], along, xy[index] - first, jacobian[index], core)
+                edge = (size - window) // 2
+                middle = slice(edge, edge + window)
+                center = xy[index] - corner - edge
+                values[..., middle, middle] += _folded(lights, along, center, jacobian[index], core, window)
             yield Stamps(index, corner, values[:, 0], None if tangents is None else values[:, 1:])
 
 
-def _folded(mixtures, tangents, center, jacobian, core):
-    """What an undersampled PSF's frequencies beyond Nyquist add to stamps, (n, 1 + D, CORE, CORE).
+def _sharp(mixtures, jacobian):
+    """Sources with enough light at Nyquist's frequency to ring all over a stamp, or pieces all over it, (n,) bool."""
+    apart = ((mixtures[..., 1:3] != mixtures[:, :1, 1:3]).any(axis=-1) & (mixtures[..., 0] != 0)).any(axis=1)
+    variance = 0.5 * _pixel_covariance(mixtures[..., 3:], jacobian)[..., [0, 2]].sum(axis=-1)  # (n, K)
+    return apart | ((mixtures[..., 0] * np.exp(-0.5 * np.pi**2 * variance)).sum(axis=1) > RINGING)
+
+
+def _folded(mixtures, tangents, center, jacobian, core, size):
+    """What an undersampled PSF's frequencies beyond Nyquist add to stamps, (n, 1 + D, size, size).
 
     The sampled PSF holds them folded as they are for a source on a pixel's centre; elsewhere each has the phase
     of its own frequency. That difference is added.
     """
-    fy, fx = np.fft.fftfreq(CORE), np.fft.rfftfreq(CORE)
+    fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
     inner = _transforms(mixtures, tangents, center, jacobian, fy, fx)
     total = np.zeros_like(inner)
-    for my, mx, response in _aliases(core):
+    for my, mx, response in _aliases(core, size):
         light = _transforms(mixtures, tangents, center, jacobian, fy + my, fx + mx)
         total += (light - inner) * response
-    return fft.irfft2(total, s=(CORE, CORE), axes=(2, 3))
+    return fft.irfft2(total, s=(size, size), axes=(2, 3))
 
 
 @lru_cache(maxsize=64)
-def _aliases(core):
+def _aliases(core, size):
     """Whole frequencies (y, x) that the pixels fold onto a stamp's own, and the PSF's response there."""
-    fy, fx = np.fft.fftfreq(CORE), np.fft.rfftfreq(CORE)
+    fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
     faintest = FAINTEST * abs(core.transform(np.zeros(1), np.zeros(1)))
     found = []
     for my, mx in product((-1, 0, 1), repeat=2):

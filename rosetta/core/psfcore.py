@@ -1,44 +1,48 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The core of an undersampled PSF as a continuous function: Gaussians of one ellipticity, seen by a square pixel."""
+"""The core of an undersampled PSF as a continuous function: diffraction by a telescope, blurred, and a square pixel.
+
+What undersamples its PSF is a telescope in space. Its aperture passes no frequency beyond a cutoff, and the pixels
+fold what lies between Nyquist's frequency and that cutoff onto the rest. The same pixels, shifted, are predicted
+from the few numbers that describe the aperture's transform and the blur.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
+from scipy import fft
 from scipy.optimize import least_squares
 
 __all__ = ["PsfCore", "psf_core"]
 
 ALIASED = 0.02  # transform at the Nyquist frequency, relative to the sum, above which a PSF is undersampled
 HALF = 6  # pixels about the centre that are fitted
-FINE = 7  # points a pixel side over which the model is averaged
+GRID = 32  # pixels of the image that the model is evaluated on
+FOLDS = 2  # whole frequencies that the pixels fold back, to either side
+
+# ln of the cutoff (cycles per pixel) and of three blurs (pixels), distortion (2), centre (2); and how far each may go.
+START = np.array([np.log(0.8), np.log(0.3), np.log(0.8), np.log(2.2), 0.0, 0.0, 0.0, 0.0])
+REACH = np.array([0.9, 1.0, 0.7, 0.5, 0.4, 0.4, 0.5, 0.5])
 
 
 @dataclass(frozen=True, eq=False)
 class PsfCore:
-    """Gaussians, to be averaged over a pixel; unit: pixels.
+    """A sum of four terms: diffraction with two blurs, and two blurs without it.
 
     Attributes
     ----------
-    weight : (K,) array
-    covariance : (K, 3) array
-        xx, xy, yy.
-    centre : (2,) array
-        (x, y) from the central pixel.
+    weight : (4,) array
+    shape : (8,) array
+        As `START`.
     """
 
     weight: np.ndarray
-    covariance: np.ndarray
-    centre: np.ndarray
+    shape: np.ndarray
 
     def transform(self, fy, fx):
         """Fourier transform at frequencies (cycles per pixel), (len(fy), len(fx)) complex."""
-        fy, fx = fy[:, None], fx[None, :]
-        total = np.zeros(np.broadcast_shapes(fy.shape, fx.shape))
-        for weight, (xx, xy, yy) in zip(self.weight, self.covariance, strict=True):
-            total += weight * np.exp(-2.0 * np.pi**2 * (xx * fx**2 + 2.0 * xy * fx * fy + yy * fy**2))
-        phase = np.exp(-2j * np.pi * (fx * self.centre[0] + fy * self.centre[1]))
-        return total * np.sinc(fx) * np.sinc(fy) * phase
+        return np.tensordot(self.weight, _terms(self.shape, fy, fx), axes=1)
 
 
 def psf_core(psf):
@@ -66,32 +70,35 @@ def _fit(shape, raw):
         return None
     half = min(HALF, *(k // 2 for k in shape))
     cy, cx = shape[0] // 2, shape[1] // 2
-    data = psf[cy - half : cy + half + 1, cx - half : cx + half + 1]
-    n = 2 * half + 1
-    axis = (np.arange(n * FINE) - (n * FINE - 1) / 2) / FINE
-
-    def basis(p):
-        x, y = axis - p[5], axis[:, None] - p[6]
-        columns = []
-        for xx, xy, yy in _covariance(p):
-            det = xx * yy - xy**2
-            image = np.exp(-0.5 * (yy * x**2 - 2.0 * xy * x * y + xx * y**2) / det) / (2.0 * np.pi * np.sqrt(det))
-            columns.append(image.reshape(n, FINE, n, FINE).mean(axis=(1, 3)).ravel())
-        return np.stack(columns, axis=1)
+    data = psf[cy - half : cy + half + 1, cx - half : cx + half + 1].ravel()
 
     def weights(matrix):
-        return np.linalg.lstsq(matrix, data.ravel(), rcond=1e-8)[0]
+        return np.linalg.lstsq(matrix, data, rcond=1e-6)[0]
 
     def misfit(p):
-        matrix = basis(p)
-        return (matrix @ weights(matrix) - data.ravel()) / data.max()
+        matrix = _images(p, half)
+        return (matrix @ weights(matrix) - data) / data.max()
 
-    start = np.array([np.log(0.45), np.log(0.9), np.log(2.2), 0.0, 0.0, 0.0, 0.0])
-    width = np.array([0.5, 0.5, 0.5, 0.4, 0.4, 0.5, 0.5])
-    found = least_squares(misfit, start, bounds=(start - width, start + width), max_nfev=30).x
-    return PsfCore(weights(basis(found)), _covariance(found), found[5:])
+    found = least_squares(misfit, START, bounds=(START - REACH, START + REACH), max_nfev=40).x
+    return PsfCore(weights(_images(found, half)), found)
 
 
-def _covariance(p):
-    size, e1, e2 = np.exp(2.0 * p[:3]), p[3], p[4]
-    return size[:, None] * np.array([1.0 + e1, e2, 1.0 - e1])
+def _terms(shape, fy, fx):
+    """Fourier transforms of the terms, (4, len(fy), len(fx)) complex."""
+    (cutoff, *blurs), (e1, e2, x, y) = np.exp(shape[:4]), shape[4:]
+    fy, fx = fy[:, None], fx[None, :]
+    square = (1.0 + e1) * fx**2 + 2.0 * e2 * fx * fy + (1.0 - e1) * fy**2
+    ratio = np.minimum(np.sqrt(square) / cutoff, 1.0)
+    aperture = (np.arccos(ratio) - ratio * np.sqrt(1.0 - ratio**2)) * 2.0 / np.pi  # of a filled circle
+    core, middle, halo = (np.exp(-2.0 * np.pi**2 * blur**2 * square) for blur in blurs)
+    pixel = np.sinc(fx) * np.sinc(fy) * np.exp(-2j * np.pi * (fx * x + fy * y))
+    return np.stack([aperture * core, aperture * middle, middle, halo]) * pixel
+
+
+def _images(shape, half):
+    """The terms as pixels see them, within ``half`` of the centre: (n_pixel, 4)."""
+    fy, fx, n = np.fft.fftfreq(GRID), np.fft.rfftfreq(GRID), 2 * half + 1
+    whole = range(-FOLDS, FOLDS + 1)
+    folded = sum(_terms(shape, fy + my, fx + mx) for my, mx in product(whole, whole))
+    images = fft.irfft2(folded, s=(GRID, GRID), axes=(1, 2))
+    return np.roll(images, (half, half), axis=(1, 2))[:, :n, :n].reshape(len(images), -1).T
