@@ -49,6 +49,14 @@ def rows_of(result, truth):
     return [np.concatenate(c) for c in zip(*columns, strict=True)]
 
 
+def detection_of(result, truth):
+    """What is found: magnitudes (i) of the true sources and which of them have a row; which rows have a source."""
+    found, true = _pipeline.match(result.catalog, truth, result.scene.meta["reference_band"])
+    magnitude = truth["flux_i"].to_value(u.ABmag)
+    real = np.isin(np.arange(len(result.catalog)), found)
+    return magnitude, np.isin(np.arange(len(truth)), true), real
+
+
 def offsets_of(result, truth):
     """Joint-field error and pull, and single-source pulls, per axis (mas)."""
     offsets = result.offsets
@@ -79,7 +87,7 @@ def with_interval(statistic, parts, rng, n=200):
     return f"{value:+.3f}+-{(high - low) / 2:.3f}"
 
 
-def report(name, fluxes, offsets, seconds):
+def report(name, fluxes, offsets, detected, seconds):
     rng = np.random.default_rng(0)
     print(f"\n== {name}: {len(fluxes)} fields, median {np.median(seconds):.1f} s CPU each")
     done = [o for o in offsets if o is not None]
@@ -91,6 +99,13 @@ def report(name, fluxes, offsets, seconds):
             f"median quoted {np.median(sigma):.1f}; 68 % covers {np.mean(np.abs(error) < sigma):.2f}; "
             f"single sources: pull NMAD {nmad(pull):.2f}, 68 % covers {np.mean(np.abs(pull) < 1):.2f}"
         )
+
+    for low, high in MAG_BINS:
+        parts = [known[(magnitude >= low) & (magnitude < high)] for magnitude, known, _ in detected]
+        share = with_interval(np.mean, parts, rng)
+        print(f"i = {low}-{high}: {share[1:]} of {sum(map(len, parts))} sources have a row")
+    none = with_interval(lambda real: np.mean(~real), [real for *_, real in detected], rng)
+    print(f"{none[1:]} of {sum(len(real) for *_, real in detected)} rows have no source of their own")
 
     def table(title, choose):
         parts = []
@@ -104,16 +119,17 @@ def report(name, fluxes, offsets, seconds):
         bias = with_interval(lambda r: np.median(r[:, 0]), parts, rng)
         scatter = with_interval(lambda r: nmad(r[:, 0]), parts, rng)
         cover = with_interval(lambda r: np.mean(np.abs(r[:, 1]) < 1), parts, rng)
-        print(f"{title:34s} {n:6d} {bias:>15s} {scatter:>15s} {cover:>15s}")
+        off = with_interval(lambda r: np.mean(np.abs(r[:, 0]) > 0.1), parts, rng)
+        print(f"{title:34s} {n:6d} {bias:>15s} {scatter:>15s} {cover:>15s} {off:>15s}")
 
-    print(f"{'flux against truth':34s} {'n':>6s} {'bias':>15s} {'NMAD':>15s} {'68 % covers':>15s}")
+    print(f"{'flux against truth':34s} {'n':>6s} {'bias':>15s} {'NMAD':>15s} {'68 % covers':>15s} {'> 10 % off':>15s}")
     for band in dict.fromkeys(fluxes[0][0]):
         for kind, want in (("isolated", False), ("blended", True)):
             table(
                 f"{band} S/N > 10, {kind}",
                 lambda b, s, m, x, i, band=band, w=want: (b == band) & (s > 10) & (x == w),
             )
-    for low, high in MAG_BINS:
+    for low, high in ((18, 23), *MAG_BINS):
         table(f"i = {low}-{high}", lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi))
     for low, high in ((18, 23), (23, 24), (24, 25), (25, 26)):
         table(
@@ -133,7 +149,7 @@ def main(n_field, folder, first_seed=FIRST_SEED):
         "classical (untrained heads)": {n: kind(encoder) for n, kind in kinds.items()},
     }
     for name, heads in sets.items():
-        fluxes, offsets, seconds = [], [], []
+        fluxes, offsets, detected, seconds = [], [], [], []
         for seed in range(first_seed, first_seed + n_field):
             pair, truth = field(seed, folder)
             start = time.process_time()
@@ -141,8 +157,9 @@ def main(n_field, folder, first_seed=FIRST_SEED):
             seconds.append(time.process_time() - start)
             fluxes.append(rows_of(result, truth))
             offsets.append(offsets_of(result, truth))
+            detected.append(detection_of(result, truth))
             print(f"{name}: field {seed} done", file=sys.stderr)
-        report(name, fluxes, offsets, seconds)
+        report(name, fluxes, offsets, detected, seconds)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from .core.design import Design
 from .core.mixture import render, stamp_sizes
 from .core.solve import solve
 
-__all__ = ["fit_band", "ground_coord", "image_of", "noise_factor", "noise_samples", "sky_weight", "source_tokens"]
+__all__ = [
+    "fit_band", "ground_coord", "image_of", "misfits", "noise_factor", "noise_samples", "sky_weight", "source_tokens",
+]
 
 SKY_BLOCK = 12.8  # arcsec: the sky level's variance is taken as constant over this
 THIN = 3  # every so many pixels each way tell the noise: neighbours are correlated
@@ -144,10 +146,9 @@ def fit_band(plane, image, mixtures, slope, root):
     overlap, alone = design.project(design.image(light)), design.squares(everywhere) * light
     blendedness = 1.0 - np.divide(alone, overlap, out=np.ones(n), where=overlap > 0)
 
-    foot = design.footprint(0.1)
-    pixels = foot.project(root > 0)
-    chi2 = np.divide(foot.project((left * root) ** 2), pixels, out=np.full(n, np.nan), where=pixels > 0)
-    misfit = np.divide(foot.project(image.weight * left**2), pixels, out=np.ones(n), where=pixels > 0)
+    misfit, pixels = misfits(design, left, image.weight)
+    chi2, _ = misfits(design, left, root**2)
+    chi2[pixels == 0] = np.nan
     inside = design.project(everywhere) / plane.psf.sum()
     result = BandFit(
         plane=None,
@@ -167,6 +168,26 @@ def fit_band(plane, image, mixtures, slope, root):
         breadth_error=breadth_error,
     )
     return result, scatter
+
+
+def misfits(design, left, weight):
+    """Mean square residual over the footprint of every source.
+
+    Parameters
+    ----------
+    design : `~rosetta.core.design.Design`
+    left, weight : (ny, nx) array
+        Data less the models of all sources, and what its square is multiplied by; 0 where there is no pixel.
+
+    Returns
+    -------
+    misfit : (n,) array
+        1 for a source without a pixel.
+    pixels : (n,) array
+    """
+    foot = design.footprint(0.1)
+    pixels = foot.project(weight > 0)
+    return np.divide(foot.project(weight * left**2), pixels, out=np.ones(len(design)), where=pixels > 0), pixels
 
 
 def noise_samples(residual, valid, psf):

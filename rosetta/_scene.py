@@ -146,10 +146,9 @@ class DeblendedScene:
         Provenance.
     """
 
-    def __init__(self, *, embedding, table, parameters, templates, shape_covariance, fits, offsets, meta):
+    def __init__(self, *, embedding, table, templates, shape_covariance, fits, offsets, meta):
         self._embedding = embedding
         self._table = table
-        self._parameters = parameters
         self._templates = templates
         self._shape_covariance = shape_covariance
         self._fits = fits
@@ -298,7 +297,7 @@ class DeblendedScene:
         """
         row = self._row(label)
         mixture = self._templates.mixtures[row].copy()
-        mixture[:, 1:3] -= self._parameters[row, :2]  # the centroid is the template's own centre
+        mixture[:, 1:3] -= centroids(mixture)  # it is shown about its own middle
         image = evaluate(mixture)
         wcs = WCS(naxis=2)
         wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
@@ -402,10 +401,16 @@ def _fits_wcs(plane):
     return wcs, residual
 
 
+def centroids(mixtures):
+    """Mean position (east, north) of the light of mixtures, (..., 2)."""
+    return (mixtures[..., :1] * mixtures[..., 1:3]).sum(axis=-2)
+
+
 def shape_columns(mixtures):
     """Half-light radius (arcsec) and distortion (e1, e2) of mixtures."""
-    weight = mixtures[..., 0]
-    sxx, sxy, syy = (np.sum(weight * mixtures[..., k], axis=1) for k in (3, 4, 5))
+    weight, (east, north) = mixtures[..., 0], np.moveaxis(mixtures[..., 1:3] - centroids(mixtures)[:, None], -1, 0)
+    second = (mixtures[..., 3] + east**2, mixtures[..., 4] + east * north, mixtures[..., 5] + north**2)
+    sxx, sxy, syy = (np.sum(weight * moment, axis=1) for moment in second)
     size = np.maximum(sxx + syy, 1e-12)
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 

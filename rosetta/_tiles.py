@@ -107,8 +107,9 @@ class Part:
     coord, header : `~astropy.coordinates.SkyCoord`
         True positions, and those in the ground headers' frame.
     snr, blend : (n,) array
-    parameters, covariance : array
-        Of the shapes, (n, N_PARAMETER) and (n, n_shape, n_shape).
+    mixtures : (n, K, 6) array
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes.
     fits : dict of str to `~rosetta._scene.BandFit`
     scatter : dict of str to array
         See `rosetta._measure.noise_samples`.
@@ -120,7 +121,7 @@ class Part:
     header: SkyCoord
     snr: np.ndarray
     blend: np.ndarray
-    parameters: np.ndarray
+    mixtures: np.ndarray
     covariance: np.ndarray
     fits: dict
     scatter: dict
@@ -153,7 +154,9 @@ def join(parts, planes):
         joined([getattr(part, name)[part.own] for part in parts])[order] for name in ("coord", "header")
     )
     numbers = _numbers(parts, order, coord)
-    arrays = {name: stacked(name)[order] for name in ("snr", "blend", "parameters", "covariance")}
+    most = max(part.mixtures.shape[1] for part in parts)
+    parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
+    arrays = {name: stacked(name)[order] for name in ("snr", "blend", "mixtures", "covariance")}
     fits = {}
     for band, plane in planes.items():
         each = [part.fits.get(band, BandFit.unseen(plane, len(part), len(DIRECTIONS))) for part in parts]
@@ -168,6 +171,11 @@ def join(parts, planes):
     return Part(
         index=None, own=np.ones(len(order), bool), coord=coord, header=header, fits=fits, scatter={}, **arrays
     )
+
+
+def _filled(mixtures, n_component):
+    """Mixtures with components of weight 0 up to a number of them."""
+    return np.pad(mixtures, ((0, 0), (0, n_component - mixtures.shape[1]), (0, 0)))
 
 
 def _numbers(parts, order, coord):

@@ -17,15 +17,16 @@ from . import _detect
 from ._boundary import planes as planes_of
 from ._geometry import joined, plain_icrs, tangent
 from ._head import Head
-from ._measure import fit_band, ground_coord, image_of, source_tokens
-from ._scene import DeblendedScene, Templates, shape_columns, source_flags
+from ._measure import fit_band, ground_coord, image_of, misfits, source_tokens
+from ._scene import DeblendedScene, Templates, centroids, shape_columns, source_flags
 from ._stamps import north_up
 from ._tiles import Part, join, tiles
 from ._truth import held_out_pairs, split_by_pair, training_parts
 from .core import fit as shape_fit
-from .core import templates
+from .core import pieces, templates
 from .core.design import Design
-from .core.mixture import render
+from .core.mixture import render, stamp_sizes
+from .core.points import pointlike
 from .core.solve import amplitudes
 from .flags import Flag
 
@@ -78,7 +79,7 @@ class JEPADeblender(Head):
             has one, ``label``: different integers, none of them -1). Light of sources that are not listed is
             not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
             equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
-            is none), then once more on the residuals.
+            is none), then once more on the residuals; what is found in pieces is one source.
         offsets : `~astropy.table.QTable`, optional
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
@@ -119,18 +120,21 @@ class JEPADeblender(Head):
         coord = sky.found["sky_centroid"] if given is None else given[index]
         state = self._propose(embedding, sky, coord, offsets)
         if given is None and len(coord):
-            first, _ = _fit_shapes(state, _shape_images(planes, roles, state), iterations=ITERATIONS)
-            extra = _missed(sky, state, first, roles.wavelength)
+            first, _, point = _shapes(planes, roles, state)
+            state.proposal[point] = first[point]
+            extra = _missed(sky, state, shape_fit.mixtures_of(first), roles.wavelength)
             if len(extra):
                 coord = joined([coord, extra])
                 state = self._propose(embedding, sky, coord, offsets, state)
         report()
         # From the proposals again: shapes that had swallowed a neighbour would not let go of it.
-        moved, covariance = _fit_shapes(state, _shape_images(planes, roles, state), iterations=ITERATIONS)
+        parameters, covariance, _ = _shapes(planes, roles, state)
         report()
-        root = _roots(state.coord)
-        parameters = (state.proposal + moved @ shape_fit.DIRECTIONS)[root]
-        mixtures = shape_fit.mixtures_of(parameters)[root]
+        root, mixtures = _roots(state.coord), shape_fit.mixtures_of(parameters)
+        if given is None and len(coord):
+            whole, mixtures = _whole(planes, state, mixtures)
+            state, coord, parameters, covariance = state.of(whole), coord[whole], parameters[whole], covariance[whole]
+            root = np.arange(len(whole))
         fits, scatter, slopes = {}, {}, []
         for band, plane in planes.items():
             image = image_of(plane, state.coord, state.header, state.share, roles.wavelength)
@@ -139,7 +143,7 @@ class JEPADeblender(Head):
         report()
         return Part(
             index=index, own=tile.owns(coord), coord=state.coord, header=state.header, snr=state.snr, blend=state.blend,
-            parameters=parameters, covariance=covariance, fits=fits, scatter=scatter,
+            mixtures=mixtures, covariance=covariance, fits=fits, scatter=scatter,
         )
 
     def fit(self, pairs, truth=None, *, seed, checkpoint=None):
@@ -257,8 +261,7 @@ class JEPADeblender(Head):
         return state
 
     def _scene(self, embedding, planes, roles, part, label, offsets):
-        parameters, fits, root = part.parameters, part.fits, _roots(part.coord)
-        mixtures = shape_fit.mixtures_of(parameters)[root]
+        mixtures, fits, root = part.mixtures, part.fits, _roots(part.coord)
         side_of = {band: plane.side for band, plane in planes.items()}
         flags = source_flags(fits, side_of, len(label))
         flags[np.bincount(root, minlength=len(root))[root] > 1] |= int(Flag.DUPLICATE)
@@ -278,7 +281,7 @@ class JEPADeblender(Head):
 
         table = QTable()
         table["label"] = label
-        shift = parameters[:, :2] * u.arcsec
+        shift = centroids(mixtures) * u.arcsec
         table["sky_centroid"] = part.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
         table["blendedness"] = blendedness
         table["n_pixel"] = sum(fit.pixels for fit in fits.values())
@@ -293,7 +296,7 @@ class JEPADeblender(Head):
         meta["blendedness_band"], meta["reference_band"] = roles.blend, roles.reference
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
         return DeblendedScene(
-            embedding=embedding, table=table, parameters=parameters,
+            embedding=embedding, table=table,
             templates=Templates(part.coord, part.header, mixtures, share(part.snr), roles.wavelength),
             shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
         )
@@ -333,6 +336,10 @@ class _State:
     @property
     def share(self):
         return share(self.snr)
+
+    def of(self, rows):
+        """Some of the sources."""
+        return _State(self.coord[rows], self.header[rows], self.snr[rows], self.proposal[rows], self.blend[rows])
 
 
 def share(snr):
@@ -489,20 +496,42 @@ def _slope(known, plane, image, parameters):
     return slope
 
 
-def _fit_shapes(state, images, *, iterations):
-    """`refine`; of sources in one place only the first is fitted, the others follow it."""
-    root = _roots(state.coord)
+def _shapes(planes, roles, state):
+    """Shape vectors fitted to the pixels, their covariance, and which are points; sources of one place have one shape.
+
+    Returns
+    -------
+    parameters : (n, N_PARAMETER) array
+    covariance : (n, n_shape, n_shape) array
+    point : (n,) bool array
+    """
+    images, root = _shape_images(planes, roles, state), _roots(state.coord)
     alone = np.flatnonzero(root == np.arange(len(root)))
-    found, covariance = shape_fit.refine(
-        state.proposal[alone], [image.of(alone) for image in images], iterations=iterations
+    moved, covariance = shape_fit.refine(
+        state.proposal[alone], [image.of(alone) for image in images], iterations=ITERATIONS
     )
+    parameters, point = state.proposal[alone] + moved @ shape_fit.DIRECTIONS, np.zeros(len(alone), bool)
+    if images:
+        point = pointlike(shape_fit.mixtures_of(parameters), images[0].of(alone))
+        parameters[point, templates.LN_SCALE] = templates.POINT
     first = np.searchsorted(alone, root)
-    return found[first], covariance[first]
+    return parameters[first], covariance[first], point[first]
 
 
-def _missed(sky, state, moved, wavelength):
+def _whole(planes, state, mixtures):
+    """Rows of the sources that are no pieces of others, and their templates with all their pieces."""
+    plane = planes[_detect.reference_band(planes)]
+    image = image_of(plane, state.coord, state.header, state.share)
+    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+    design = Design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.shape, len(mixtures))
+    flux, _ = amplitudes(design, image.data, image.weight)
+    place = tangent(state.coord, state.coord[0])
+    root = pieces.roots(mixtures, place, flux, misfits(design, image.data - design.image(flux), image.weight)[0])
+    return np.flatnonzero(root == np.arange(len(root))), pieces.gathered(mixtures, place, flux, root)
+
+
+def _missed(sky, state, mixtures, wavelength):
     """Positions of sources that the residuals show, on the reference image and on the ground stack."""
-    mixtures = shape_fit.mixtures_of(state.proposal + moved @ shape_fit.DIRECTIONS)
     ref, left = sky.ref, {}
     for band, plane in sky.planes.items():
         if plane.side == "ground" or band == ref.band:

@@ -18,7 +18,7 @@ from rosetta._boundary import planes
 from rosetta._detect import Reference, detect, point_variance, reference
 from rosetta._geometry import from_tangent, offset_coord
 from rosetta._measure import sky_weight
-from rosetta.core import templates
+from rosetta.core import pieces, templates
 from rosetta.core.design import Design
 from rosetta.core.mixture import render
 from rosetta.core.vit import EncoderConfig
@@ -53,8 +53,8 @@ def light(radius, ratio=0.7):
     return out
 
 
-def make_pair(xy, flux, mixtures, *, sides=("ground", "space"), seed=0, mask=None):
-    """A pair with sources at (east, north) arcsec ``xy``; flat spectra."""
+def make_pair(xy, flux, mixtures, *, sides=("ground", "space"), seed=0, mask=None, psf_width=1.0):
+    """Sources at (east, north) arcsec ``xy``; flat spectra. The PSF given is ``psf_width`` times as wide as true."""
     rng, images = np.random.default_rng(seed), {}
     for band, fwhm in FWHM.items():
         scale = 0.2 if band in "gi" else 0.1
@@ -70,7 +70,8 @@ def make_pair(xy, flux, mixtures, *, sides=("ground", "space"), seed=0, mask=Non
         data = Design(render(mixtures, pixel, jacobian, psf), (n, n), len(xy)).image(flux)
         data = data + rng.normal(0, SIGMA[band], (n, n))
         images[band] = NDData(
-            data, unit=u.nJy, wcs=wcs, psf=psf, uncertainty=VarianceUncertainty(np.full((n, n), SIGMA[band] ** 2)),
+            data, unit=u.nJy, wcs=wcs, psf=gaussian_psf(psf_width * fwhm, scale),
+            uncertainty=VarianceUncertainty(np.full((n, n), SIGMA[band] ** 2)),
             mask=None if mask is None else mask(band, n),
         )
     ground = {b: images[b] for b in "gi"} if "ground" in sides else None
@@ -131,6 +132,42 @@ def test_fluxes_of_a_blend_are_recovered_in_every_band():
         error = np.sqrt(result.covariance(band).diagonal())[index]
         pull = (result.flux(band).value[index] - FLUX) / np.hypot(error, 0.02 * FLUX)
         assert np.abs(pull).max() < 3.5, band
+
+
+@lru_cache
+def knotted():
+    """A disc with two arms of knots, a quarter of its light, and a smooth galaxy that stands apart."""
+    turn = np.linspace(0.4, 2.6, 12)
+    arm = 0.45 * turn[:, None] * np.stack([np.cos(turn), np.sin(turn)], -1)
+    places = np.concatenate([[[0.0, 0.0]], arm, -arm, [[5.0, -5.0]]])
+    lights = np.stack([light(0.7, 1.0)] + [light(0.15, 1.0)] * 24 + [light(0.3)])
+    return make_pair(places, np.r_[30000.0, np.full(24, 400.0), 2000.0], lights), places
+
+
+def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
+    pair, places = knotted()
+    result = deblender()(pair)
+    assert len(result) == 2
+    table = result.to_table()
+    whole, other = match(table, places[[0, -1]])
+    for band in result.bands:
+        error = np.sqrt(result.covariance(band).diagonal())
+        for row, known in ((whole, 39600.0), (other, 2000.0)):
+            assert abs(result.flux(band)[row].value - known) < 3.5 * np.hypot(error[row], 0.01 * known), (band, known)
+    template = result.template(table["label"][whole])
+    assert template.data.sum() == pytest.approx(1.0, abs=5e-3) and template.data.min() > -1e-6
+    for band in result.bands:
+        model = result.model(table["label"][whole], band)
+        assert model.data.sum() == pytest.approx(result.flux(band)[whole].value, rel=2e-3)
+    monkeypatch.setattr(pieces, "MISFIT", np.inf)
+    shredded = deblender()(pair)
+    assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
+
+
+def test_given_positions_stay_sources_of_their_own():
+    pair, places = knotted()
+    result = deblender()(pair, from_tangent(places, CENTER))
+    assert len(result) == len(places)
 
 
 def test_table_columns_and_blendedness():
@@ -486,6 +523,49 @@ def test_stars_are_no_wider_than_the_psf_measures():
     assert bright > 2 * core and faint < bright
     gauss = point_variance(replace(ref, plane=plane), np.array([300.0]))[0]
     assert gauss == pytest.approx(core + 0.1**2 / 12, rel=0.05)  # the table's moments count a pixel's own width
+
+
+STARS = np.array([[-5.0, 4.0], [5.0, -5.0], [4.0, 5.0]])
+
+
+def stars_and_a_galaxy(**options):
+    """Stars at `STARS` (east, north), and the smallest galaxy that a star could be taken for."""
+    point = np.eye(1, 6).repeat(3, 0) / 3
+    places, flux = np.concatenate([STARS, [[-5.0, -5.0]]]), np.array([90000.0, 9000.0, 1500.0, 3000.0])
+    return make_pair(places, flux, np.stack([point, point, point, light(0.12, 1.0)]), **options), places, flux
+
+
+@pytest.mark.parametrize("psf_width", [0.98, 1.0, 1.02])
+def test_a_star_is_a_point_though_the_psf_is_not_quite_right(psf_width):
+    pair, places, flux = stars_and_a_galaxy(psf_width=psf_width)
+    result = deblender()(pair)
+    table = result.to_table()
+    index = match(table, places)
+    radius = table["half_light_radius"].to_value(u.arcsec)[index]
+    assert (radius[:3] < 0.005).all() and 0.09 < radius[3] < 0.15
+    for band in result.bands:
+        error = np.sqrt(result.covariance(band).diagonal())[index]
+        assert np.abs((result.flux(band).value[index] - flux) / np.hypot(error, 0.02 * flux)).max() < 3.5, band
+
+
+def test_a_saturated_star_is_a_point():
+    """The core is masked in every band: what is left of it has the moments of a galaxy."""
+    def core(band, n):
+        east, north = STARS[0]
+        scale = 0.2 if band in "gi" else 0.1
+        y, x = np.indices((n, n))
+        x0, y0 = (n - 1) / 2 + 0.3 - east / scale, (n - 1) / 2 - 0.2 + north / scale
+        return np.hypot(x - x0, y - y0) < 0.6 * FWHM[band] / scale
+
+    pair, places, flux = stars_and_a_galaxy(mask=core)
+    result = deblender()(pair)
+    table = result.to_table()
+    _, separation, _ = from_tangent(places[:1], CENTER).match_to_catalog_sky(table["sky_centroid"])
+    assert separation[0] < 0.1 * u.arcsec
+    index = match(table, places)[0]
+    assert table["half_light_radius"][index] < 0.005 * u.arcsec
+    for band in result.bands:
+        assert result.flux(band)[index].value == pytest.approx(flux[0], rel=0.05), band
 
 
 # --------------------------------------------------------------------------------------------------- large fields

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosetta.core import fit, mixture, solve, templates
+from rosetta.core import fit, mixture, pieces, solve, templates
 from rosetta.core.design import Design
 from rosetta.core.psfcore import psf_core
 from rosetta.core.watershed import persistent_watershed
+from rosetta.simulate.psf import FieldPSF
+from rosetta.surveys import EUCLID
 
 
 def gaussian_psf(sigma, half=20):
@@ -80,14 +82,18 @@ def test_derivatives_of_stamps_are_those_of_finite_differences():
     light, sizes = fit.mixtures_of(parameters), np.array([63, 63])
     for sigma in (0.7, 1.8):
         psf, step = gaussian_psf(sigma), 1e-3
-        (stamps,) = mixture.draw(light, fit.tangents_of(parameters, light), xy, jacobian, psf, sizes)
+        slopes = {}
+        for stamps in mixture.draw(light, fit.tangents_of(parameters, light), xy, jacobian, psf, sizes):
+            slopes |= dict(zip(stamps.index, stamps.slopes, strict=True))
         for d, row in enumerate(fit.DIRECTIONS):
-            both = [mixture.render(fit.mixtures_of(parameters + s * row), xy, jacobian, psf, sizes=sizes)[0].values
-                    for s in (step, -step)]
-            expected = (both[0] - both[1]).astype(float) / (2 * step)
-            for i in range(2):
-                scale = np.abs(expected[i]).max()
-                np.testing.assert_allclose(stamps.slopes[i, d], expected[i], atol=0.06 * scale + 2e-4)
+            more, less = (
+                mixture.render(fit.mixtures_of(parameters + s * row), xy, jacobian, psf, sizes=sizes)
+                for s in (step, -step)
+            )
+            expected = (more[0].values - less[0].values).astype(float) / (2 * step)
+            for i, difference in zip(more[0].index, expected, strict=True):
+                scale = np.abs(difference).max()
+                np.testing.assert_allclose(slopes[i][d], difference, atol=0.06 * scale + 2e-4)
 
 
 def test_evaluate_is_a_template():
@@ -128,6 +134,23 @@ def test_undersampled_psf_moves_by_part_of_a_pixel(dx, dy):
     assert group.values.sum() == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_star_seen_by_a_diffracting_telescope(seed):
+    """Anywhere in a pixel, against GalSim: Euclid's VIS with a lean and an ellipticity."""
+    optics = FieldPSF(np.random.default_rng(seed), EUCLID, EUCLID["VIS"], False, 0.16, 50.0)
+    psf, star = optics.image(), np.array([[[1.0, 0, 0, 0, 0, 0]]])
+    for dx, dy in ((0.5, 0.5), (-0.3, 0.4), (0.1, -0.5)):
+        profile = optics.at(0.0, 0.0).shift(-0.1 * dx, 0.1 * dy)  # east is -x
+        expected = profile.drawImage(nx=21, ny=21, scale=0.1).array[:, ::-1]
+        place = np.array([[30 + dx, 30 + dy]])
+        (group,) = mixture.render(star, place, np.eye(2)[None] * 10, psf, sizes=np.array([63]))
+        x0, y0 = 30 - group.corner[0]
+        found = group.values[0][y0 - 10 : y0 + 11, x0 - 10 : x0 + 11]
+        np.testing.assert_allclose(found, expected, atol=0.008 * expected.max())
+        flux = (found * expected).sum() / (found * found).sum()
+        assert flux == pytest.approx(1.0, abs=0.002)
+
+
 def test_a_sampled_psf_is_shifted_as_it_is():
     assert psf_core(gaussian_psf(1.6)) is None and psf_core(pixel_psf(0.55, 0, 0)) is not None
 
@@ -146,6 +169,44 @@ def random_scene(rng, n=12, shape=(60, 70), twin=None):
 def columns(design):
     """The design matrix that the textbooks write down, (n_pixel, n_source)."""
     return np.stack([design.image(one).ravel() for one in np.eye(len(design))], axis=1)
+
+
+def pieces_of_one():
+    parameters = templates.base_parameters(np.array([1.0, 0.1, 0.15, 0.3]), np.array([0.3, 0.1, 0.0, 0.2]), np.zeros(4))
+    place = np.array([[0.0, 0.0], [0.9, 0.53], [-1.7, 0.2], [6.0, 6.0]])
+    return fit.mixtures_of(parameters), place, np.array([100.0, 10.0, 20.0, 50.0])
+
+
+def test_pieces_are_what_lies_in_light_that_no_model_describes():
+    mixtures, place, flux = pieces_of_one()
+    place = place.copy()
+    place[2] = -0.8, 0.2
+    bad, good = np.array([1.0, 3.0, 3.0, 3.0]), np.array([3.0, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(pieces.roots(mixtures, place, flux, bad), [0, 0, 0, 3])
+    np.testing.assert_array_equal(pieces.roots(mixtures, place, flux, good), np.arange(4))  # two galaxies in one line
+    np.testing.assert_array_equal(pieces.roots(mixtures[:1], place[:1], flux[:1], bad[:1]), [0])
+    assert len(pieces.roots(mixtures[:0], place[:0], flux[:0], bad[:0])) == 0
+
+
+def test_a_gathered_template_draws_its_pieces():
+    """Seen by an undersampled PSF, where pieces far from the middle need their own folded frequencies."""
+    mixtures, place, flux = pieces_of_one()
+    whole = pieces.gathered(mixtures, place, flux, np.array([0, 0, 0, 3]))
+    np.testing.assert_allclose(whole[..., 0].sum(axis=1), 1.0)
+    y, x = np.indices((61, 61)) - 30
+    psf = (1.0 + (x**2 + y**2) / 1.85**2) ** -4.0
+    psf, jacobian = psf / psf.sum(), np.tile(np.diag([-10.0, 10.0]), (4, 1, 1))
+    xy = np.array([100.3, 99.8]) + np.einsum("nij,nj->ni", jacobian, place)
+
+    def image(mixtures, xy, flux):
+        turn = jacobian[: len(xy)]
+        stamps = mixture.render(mixtures, xy, turn, psf, sizes=mixture.stamp_sizes(mixtures, turn, psf, 1e-5))
+        return Design(stamps, (200, 200), len(xy)).image(flux)
+
+    apart = image(mixtures, xy, flux)
+    together = image(whole, xy[[0, 3]], np.array([130.0, 50.0]))
+    assert together.sum() == pytest.approx(apart.sum(), rel=1e-4)
+    np.testing.assert_allclose(together, apart, atol=2e-3 * apart.max())
 
 
 def test_design_is_a_matrix_without_its_zeros():

@@ -26,6 +26,7 @@ WIDTHS = np.geomspace(0.04, 4.0, 8)
 EAST, NORTH, LN_SCALE, SHEAR_1, SHEAR_2, INNER = range(6)
 LOGITS = slice(6, 6 + len(WIDTHS))
 N_PARAMETER = 6 + len(WIDTHS)
+POINT = np.log(1e-3)  # of the scale, arcsec: no image tells it from none
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,89 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Galaxies that were detected in pieces: which of the fitted sources are one, and the template they have together.
+
+A smooth shape leaves spiral arms and knots over, and detection takes these for sources. Two galaxies that happen to lie
+in one line of sight are both smooth: the fit describes them. So a source is a piece if it lies in the light of a
+brighter one, and its own model does not describe what is there.
+"""
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+__all__ = ["gathered", "roots"]
+
+REACH = 2.0  # arcsec: beyond it most sources in the light of a bright one are others
+INSIDE = 0.15  # of its own light that a brighter source gives at the place of a piece
+MISFIT = 1.6  # mean square residual, in units of the sky's noise, where models do not describe a piece's light
+BLUR = 0.2  # arcsec (FWHM): how sharply light is compared
+
+
+def roots(mixtures, place, flux, misfit):
+    """The source that each source is a piece of.
+
+    Parameters
+    ----------
+    mixtures : (n, K, 6) array
+    place : (n, 2) array
+        What the mixtures are about: east and north, arcsec.
+    flux, misfit : (n,) array
+        In the sharpest band: what the solver gives, and how badly the models fit there; see `rosetta._scene.BandFit`.
+
+    Returns
+    -------
+    (n,) int array
+        Its own row for a source that is no piece. A piece of a piece is one of the whole.
+    """
+    root, flux = np.arange(len(flux)), np.nan_to_num(flux)
+    if len(flux) < 2:
+        return root
+    one, two = cKDTree(place).query_pairs(REACH, output_type="ndarray").T
+    piece, owner = np.where(flux[one] < flux[two], (one, two), (two, one))
+    keep = (flux[piece] > 0) & (misfit[piece] > MISFIT)
+    piece, owner = piece[keep], owner[keep]
+    own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)))
+    inside = flux[owner] * _overlap(mixtures[owner], mixtures[piece], place[owner] - place[piece]) / own[piece]
+    order = np.argsort(inside)  # the last assignment counts: the source that gives most light there
+    order = order[inside[order] > INSIDE]
+    root[piece[order]] = owner[order]
+    for row in np.argsort(-flux, kind="stable"):  # brighter ones first: an owner's own root is known by now
+        root[row] = root[root[row]]
+    return root
+
+
+def gathered(mixtures, place, flux, root):
+    """Templates of sources with all their pieces.
+
+    Parameters
+    ----------
+    mixtures, place, flux
+        As for `roots`.
+    root : (n,) int array
+        From `roots`.
+
+    Returns
+    -------
+    (m, L, 6) array
+        For the m sources that are their own root, in their order; components of weight 0 fill it up.
+    """
+    whole = np.flatnonzero(root == np.arange(len(root)))
+    members = [np.flatnonzero(root == row) for row in whole]
+    n_component = mixtures.shape[1]
+    out = np.zeros((len(whole), n_component * max(map(len, members), default=1), 6))
+    for k, (row, rows) in enumerate(zip(whole, members, strict=True)):
+        parts = mixtures[rows].copy()
+        if len(rows) > 1:
+            parts[:, :, 0] *= (flux[rows] / flux[rows].sum())[:, None]
+            parts[:, :, 1:3] += (place[rows] - place[row])[:, None]
+        out[k, : parts[..., 0].size] = parts.reshape(-1, 6)
+    return out
+
+
+def _overlap(one, two, apart):
+    """Integrals of the products of mixtures (n, K, 6) and (n, L, 6), places ``apart`` (n, 2), both blurred: (n,)."""
+    blur = 2.0 * (BLUR / 2.3548) ** 2
+    one, two = one[:, :, None], two[:, None]
+    east, north = (one[..., k] - two[..., k] + apart[:, k - 1, None, None] for k in (1, 2))  # (n, K, L)
+    sxx, sxy, syy = (one[..., k] + two[..., k] + (0.0 if k == 4 else blur) for k in (3, 4, 5))
+    determinant = sxx * syy - sxy**2
+    square = (syy * east**2 - 2.0 * sxy * east * north + sxx * north**2) / determinant
+    return (one[..., 0] * two[..., 0] * np.exp(-0.5 * square) / np.sqrt(determinant)).sum(axis=(1, 2)) / (2.0 * np.pi)

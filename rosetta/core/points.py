@@ -1,0 +1,65 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Which fitted sources are points.
+
+The family of shapes reaches a point only in the limit, and a fit that began at the moments of a saturated core, or that
+takes an error of the PSF for a shape, never gets there. A source that a point describes as well, seen by a PSF as broad
+as it may really be, is a point.
+"""
+
+import numpy as np
+
+from .design import Design
+from .fit import MODEL_ERROR, breadths, broadened
+from .mixture import render, stamp_sizes
+from .solve import amplitudes
+
+__all__ = ["pointlike"]
+
+BRIGHT = 20.0  # S/N below which the smallest galaxies can pass for points
+TOLERANCE = 4.0  # chi2, in units of what a pixel has where the shape is fitted: two sigma
+FAINT = 0.02  # of the peak: pixels fainter than this take no part
+
+
+def pointlike(mixtures, image):
+    """Compare fitted shapes with points at the same places, each with its own best flux.
+
+    Parameters
+    ----------
+    mixtures : (n, K, 6) array
+    image : `~rosetta.core.fit.Image`
+        The sharpest one.
+
+    Returns
+    -------
+    (n,) bool array
+    """
+    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+    points = mixtures.copy()
+    points[..., 3:] = 0.0
+    breadth, _ = breadths(points, image)
+    points = broadened(points, np.maximum(breadth, 0.0), image.gradient, image.blur)
+    shape, point = (
+        Design(render(light, image.xy, image.jacobian, image.psf, sizes=sizes), image.data.shape, len(mixtures))
+        for light in (mixtures, points)
+    )
+    flux, snr = amplitudes(shape, image.data, image.weight)
+    model = shape.image(flux)
+    weight = image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)
+    out = np.zeros(len(mixtures), bool)
+    for k in np.flatnonzero(snr > BRIGHT):
+        one, two, (y0, y1, x0, x1) = shape.values[k], point.values[k], shape.bounds[k]
+        cut = slice(y0, y1), slice(x0, x1)
+        w = weight[cut] * ((one > FAINT * one.max()) | (two > FAINT * two.max()))
+        n_pixel = np.count_nonzero(w)
+        if n_pixel == 0:
+            continue
+        own = image.data[cut] - model[cut] + flux[k] * one
+        worse, best = _chi2(two, own, w), _chi2(one, own, w)
+        out[k] = worse <= best + TOLERANCE * max(best / n_pixel, 1.0)
+    return out
+
+
+def _chi2(values, data, weight):
+    """Of an image of free, positive flux."""
+    flux = max((weight * values * data).sum() / (weight * values**2).sum(), 0.0)
+    return (weight * (data - flux * values) ** 2).sum()
