@@ -7,6 +7,7 @@ from _windows import AS_SURVEYED, Look, Where, encode, views
 from scipy import ndimage
 
 from rosetta.core import augment
+from rosetta.core.inference import disc, moved
 from rosetta.core.losses import rank_me
 from rosetta.core.vit import SIDES, conditions, spectrum
 
@@ -125,6 +126,16 @@ def lost(encoder, sky, where, window, seed):
             both[side] = encode(encoder, side, views(sky, side, where, window, seed, look))
         out[name] = before - found((both["ground"][0] @ both["space"][0].T).numpy()).mean(1)
     return out
+
+
+def searched(model, sky, where, window, seed, look, reach):
+    """Cosines as of `scores`, the best over all places of a ground window within ``reach`` arcsec."""
+    space, shifts = encode(model.encoder, "space", views(sky, "space", where, window, seed, look))[0], disc(reach)
+    best = [
+        torch.from_numpy((moved(model, "ground", view, shifts) @ space.numpy().T).max(0))
+        for view in views(sky, "ground", where, window, seed, look)
+    ]
+    return torch.cat(best).numpy()
 
 
 def _touched(look):

@@ -29,6 +29,7 @@ from _galleries import (
     resampled,
     reserved,
     scores,
+    searched,
     seen,
     waves,
     without_each,
@@ -46,6 +47,9 @@ __all__ = ["load", "quick"]
 SEED = 0
 GALLERY = 1024  # windows, at most
 N_HARD = 40  # tiles whose windows are told from one another
+N_POINTING = 256  # windows of 38.4" whose pointing is wrong
+OFF = (1.0, 2.0)  # arcsec
+REACH = 2.0  # arcsec, of a search
 N_SOURCE = 5200  # sources that are probed, at most
 PATCHES = {"Euclid Q1 with DES": 4.8, "HSC with HST": 3.6}  # arcsec; about half of each field
 N_STRANGER = 256  # windows for the scores of what is no sky
@@ -180,6 +184,19 @@ def robustness(table, model, sky):
         note("reserved morphology: skipped, these tiles hold none (write them with families='all')")
 
 
+def pointing(table, model, sky):
+    """Windows whose header is wrong, as they are and when they are searched."""
+    for window, most in ((12.8, GALLERY), (38.4, N_POINTING)):
+        where = disjoint(sky, window, SEED, n_source=3)[:most]
+        section = f'Pointing: R@1 at {window}", gallery of {len(where)}, mean of both directions'
+        for off in (0.0, *OFF):
+            look = Look(pointing=off)
+            plain = found(scores(model.encoder, sky, where, window, SEED, look)).mean(1)
+            best = found(searched(model, sky, where, window, SEED, look, REACH)).mean(1)
+            for name, success in (("compared as they are", plain), (f'searched within {REACH}"', best)):
+                table.add(section, f'{off}" off, {name}', len(where), resampled(success, where.tile))
+
+
 def predictions(table, model, sky):
     """Does the predicted embedding find the true one?"""
     where = disjoint(sky, 12.8, SEED, n_source=3)[:GALLERY]
@@ -312,6 +329,7 @@ def main(options):
     table = Table()
     galleries(table, model, random, sky)
     robustness(table, model, sky)
+    pointing(table, model, sky)
     predictions(table, model, sky)
     gauges(table, model, sky)
     limits = strangers(table, model, sky)

@@ -258,6 +258,63 @@ class CrossSurveyEncoder:
             meta={**embedding.meta, "predicted_from": source},
         )
 
+    def search(self, embedding, other, *, reach):
+        """Find the windows of one embedding in another, wherever they lie in its windows.
+
+        An embedding holds the places of sources as phases of plane waves: windows whose centres differ by two arcsec do
+        not look alike, be it that a header points wrong or that they were laid out differently. Here every window is
+        read again as if it lay elsewhere, all over a disc, and compared each time.
+
+        Parameters
+        ----------
+        embedding : `~rosetta.SkyEmbedding`
+            Its images are read again, some two and a half times per square arcsec of the disc.
+        other : `~rosetta.SkyEmbedding`
+            Where to look.
+        reach : `~astropy.units.Quantity`
+            Radius of the disc, an angle.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            Parallel to ``embedding.to_table()``: ``survey``, ``sky_center``; ``row`` of ``other.to_table()`` that is
+            most similar, ``similarity``, the cosine there, and ``sky_match``, where the window's centre lies by that
+            one's coordinates, to some 0.3 arcsec. Windows without data: -1 and NaN.
+
+        Raises
+        ------
+        ValueError
+            If either embedding is of another encoder, or ``reach`` is no positive angle.
+        """
+        for name, one in (("embedding", embedding), ("other", other)):
+            if one.fingerprint != self.fingerprint:
+                raise ValueError(
+                    f"{name} was made by encoder {one.fingerprint}, this is {self.fingerprint}: embed it again"
+                )
+        shifts = inference.disc(_checked_reach(reach))
+        target = np.concatenate([arrays["embedding"] for arrays in other.sides.values()])  # (n_other, proj_dim)
+        planes = list(_boundary.planes(embedding.pair).values())
+        window = embedding.window.to_value(u.arcsec)
+        rows, cosine, place = [], [], []
+        for side, arrays in embedding.sides.items():
+            of_side = [plane for plane in planes if plane.side == side]
+            for start in range(0, len(embedding.centers), BATCH):
+                some = slice(start, start + BATCH)
+                view = _boundary.side_view(of_side, embedding.centers[some], window, self._config.knots(side))
+                found = inference.moved(self._model, side, view, shifts) @ target.T  # (n_shift, n, n_other)
+                found = np.where(np.isfinite(found) & (arrays["coverage"][some, None] > 0), found, -np.inf)
+                rows.append(found.max(0).argmax(1))
+                cosine.append(found.max((0, 2)))
+                place.append(shifts[found.max(2).argmax(0)])
+        row, cosine, place = (np.concatenate(part) for part in (rows, cosine, place))
+        centers = other.centers[row % len(other.centers)]
+        table = embedding.to_table()["survey", "sky_center"]
+        table["row"] = np.where(np.isfinite(cosine), row, -1)
+        table["similarity"] = np.where(np.isfinite(cosine), cosine, np.nan)
+        place[~np.isfinite(cosine)] = np.nan
+        table["sky_match"] = centers.spherical_offsets_by(*(place.T * u.arcsec))
+        return table
+
     def fit(self, pairs, *, config=None, validation=None, checkpoint=None, progress=None):
         """Train on pairs of images of one sky.
 
@@ -302,6 +359,17 @@ class CrossSurveyEncoder:
     def __repr__(self):
         trained = "trained" if self._provenance.get("trained") else "untrained"
         return f"<CrossSurveyEncoder {self.fingerprint}, {trained}, on {self._device}>"
+
+
+def _checked_reach(reach):
+    """Radius of a disc, arcsec."""
+    try:
+        radius = u.Quantity(reach).to_value(u.arcsec)
+    except (TypeError, u.UnitConversionError) as error:
+        raise ValueError(f"reach must be an angle, such as 2 * u.arcsec; got {reach!r}") from error
+    if not 0 < radius < np.inf:
+        raise ValueError(f"reach is {radius:g} arcsec: it must be positive")
+    return radius
 
 
 def _checked_window(window):

@@ -71,6 +71,26 @@ def test_the_encoder_knows_one_sky_from_another(models):
         assert np.mean(cosine.argmax(axis) == np.arange(n)) > 0.9
 
 
+def test_a_search_finds_windows_wherever_they_lie(models):
+    """The sample's ground bands, laid out 1.4" apart from the space ones, under headers that are wrong by 1.2"."""
+    from rosetta.io import pair as pair_file
+
+    pair, ground = pair_file.read(Path(_checkpoint.__file__).parent / "data" / "sample.fits"), {}
+    for band, image in pair.ground.items():
+        wcs = image.wcs[7:, 7:]
+        wcs.wcs.crval = wcs.wcs.crval - [0.0, 1.2 / 3600]
+        cut = image.uncertainty[7:, 7:]
+        ground[band] = NDData(image.data[7:, 7:], unit=image.unit, wcs=wcs, uncertainty=cut, psf=image.psf)
+    encoder = models["encoder"]
+    one, two = (encoder(SkyPair(*sides), window=12.8 * u.arcsec) for sides in ((ground, None), (None, pair.space)))
+    found = encoder.search(one, two, reach=2.5 * u.arcsec)
+    assert found.colnames == ["survey", "sky_center", "row", "similarity", "sky_match"]
+    assert len(found) == len(one.centers)
+    east, north = (v.to_value(u.arcsec) for v in found["sky_center"].spherical_offsets_to(found["sky_match"]))
+    assert np.mean(np.hypot(east, north - 1.2) < 0.5) > 0.8
+    assert (found["similarity"] > one.similarity(two).max(1)).all()
+
+
 @pytest.mark.slow
 def test_demo(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path / "demo"), "--device", "cpu"]) in (0, None)

@@ -78,6 +78,12 @@ def test_table_similarity_and_map(embedding):
         assert np.abs(tangent(pixel, coord)).max() <= 0.51 * pitch
 
 
+@pytest.mark.parametrize("reach", [0 * u.arcsec, -1 * u.arcsec, np.nan * u.arcsec, 2 * u.m, 2.0])
+def test_search_needs_an_angle(tiny_encoder, embedding, reach):
+    with pytest.raises(ValueError, match="reach"):
+        tiny_encoder.search(embedding, embedding, reach=reach)
+
+
 def test_predict_both_ways(tiny_encoder, embedding, pair):
     for survey, side in (("Euclid", "space"), ("Rubin", "ground")):
         predicted = tiny_encoder.predict(embedding, survey)

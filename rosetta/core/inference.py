@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The trained encoder at work: everything a checkpoint holds, and arrays in, arrays out."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,7 +12,9 @@ from .novelty import Novelty, summary
 from .training import evaluate, train
 from .vit import SIDES, Encoder, Predictor
 
-__all__ = ["Model", "encode", "fit", "predict"]
+__all__ = ["Model", "disc", "encode", "fit", "moved", "predict"]
+
+STEP = 0.7  # arcsec, between shifts; the finest waves that windows are compared by are 2.9 arcsec long
 
 # Windows of 12.8 arcsec on which a trained model is measured; fewer of larger ones.
 _MEASURED = 512
@@ -84,6 +88,38 @@ def encode(model, side, view):
         coverage=coverage,
         ood_score=model.novelty[side](tokens),
     )
+
+
+def disc(radius):
+    """Shifts (east, north) all over a disc, arcsec, (n, 2): a triangular lattice, finer than plane waves are long."""
+    n = int(np.ceil(radius / (STEP * np.sqrt(0.75)))) + 1
+    row, column = np.mgrid[-n : n + 1, -n : n + 1]
+    shifts = STEP * np.stack([column + 0.5 * (row % 2), row * np.sqrt(0.75)], -1).reshape(-1, 2)
+    return shifts[np.hypot(*shifts.T) < radius + 0.5 * STEP]
+
+
+@torch.inference_mode()
+def moved(model, side, view, shifts):
+    """Embeddings of windows as if they lay elsewhere.
+
+    Parameters
+    ----------
+    model : Model
+    side : {"ground", "space"}
+    view : `~rosetta.core.vit.View`
+    shifts : ndarray, shape (n_shift, 2)
+        (east, north), arcsec.
+
+    Returns
+    -------
+    ndarray, shape (n_shift, n, proj_dim)
+    """
+    device = next(model.parameters()).device
+    view = view.to(device)
+    shifts = torch.as_tensor(np.asarray(shifts, np.float32), device=device)
+    return torch.stack(
+        [model.encoder(side, replace(view, positions=view.positions + shift))[2] for shift in shifts]
+    ).float().cpu().numpy()
 
 
 @torch.inference_mode()
