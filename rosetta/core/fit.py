@@ -42,6 +42,7 @@ FAINTEST = 5.0  # S/N below which an image cannot tell how broad a source is
 BROADEST = 3.0  # sigma: a breadth goes no further
 PRECISION = 0.03  # sigma
 MOST_TURNS = 200
+PATIENCE = 3  # times as many steps for a source that began far from where it belongs
 SETTLED = 0.2  # sigma: a source whose last step changed its images by less is left as it is
 
 
@@ -120,7 +121,8 @@ def refine(proposal, images, *, iterations):
     images : list of `Image`
         Each has its own free fluxes and breadths.
     iterations : int
-        At most; sources that have settled are left alone.
+        At most; sources that have settled are left alone, and those whose steps are still being shortened may take
+        three times as many.
 
     Returns
     -------
@@ -138,7 +140,7 @@ def refine(proposal, images, *, iterations):
     first = [_start(mixtures, image, rows) for image in images]
     flux = np.stack([one.flux for one in first], axis=1)  # (n, n_image)
     models, settled = [one.model for one in first], [one.settled for one in first]
-    for turn in range(iterations):
+    for turn in range(PATIENCE * iterations):
         if turn:
             models = [
                 light + _seen(mixtures, breadth[:, k], flux[:, k], image, rows)
@@ -150,13 +152,14 @@ def refine(proposal, images, *, iterations):
             breadth[rows], [image.of(rows) for image in images], models,
         )
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
-        step /= np.maximum(np.abs(step[:, :n_shape] / LARGEST).max(axis=1), 1.0)[:, None]
+        length = np.abs(step[:, :n_shape] / LARGEST).max(axis=1)
+        step /= np.maximum(length, 1.0)[:, None]
         moved[rows] += step[:, :n_shape]
         flux[rows] += step[:, n_shape::2]
         breadth[rows] = np.clip(breadth[rows] + step[:, n_shape + 1 :: 2], -BROADEST, BROADEST)
         covariance[rows] = shape[:, :n_shape, :n_shape]
         mixtures[rows] = mixtures_of(proposal[rows] + moved[rows] @ DIRECTIONS)
-        active = np.einsum("ni,nij,nj->n", step, own, step) > SETTLED**2
+        active = (np.einsum("ni,nij,nj->n", step, own, step) > SETTLED**2) & ((turn + 1 < iterations) | (length > 1.0))
         done, rows = rows[~active], rows[active]
         if len(rows) == 0:
             break
