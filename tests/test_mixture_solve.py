@@ -155,6 +155,21 @@ def test_a_sampled_psf_is_shifted_as_it_is():
     assert psf_core(gaussian_psf(1.6)) is None and psf_core(pixel_psf(0.55, 0, 0)) is not None
 
 
+# ------------------------------------------------------------------------------------------- shapes
+@pytest.mark.parametrize("start", [0.2, 1.2, 6.0])
+def test_a_shape_that_begins_far_from_the_truth_gets_there(start):
+    """A galaxy taken for one of a sixth or of five times its size."""
+    truth = templates.base_parameters(np.array([1.2]), np.array([0.4]), np.array([0.7]))
+    psf, xy, jacobian = gaussian_psf(1.8), np.array([[80.2, 79.7]]), grid_jacobian(0.1, 0, True)[None]
+    stamps = mixture.render(fit.mixtures_of(truth), xy, jacobian, psf, sizes=np.array([135]))
+    data = 20000.0 * Design(stamps, (161, 161), 1).image([1.0]) + np.random.default_rng(0).normal(0, 1, (161, 161))
+    image = fit.Image(data, np.ones_like(data), np.ones_like(data), psf, xy, jacobian, np.array([1e-3]), blur=1e-4)
+    guess = templates.base_parameters(np.array([start]), np.array([0.0]), np.array([0.0]))
+    moved, _ = fit.refine(guess, [image], iterations=6)
+    found = fit.mixtures_of(guess + moved @ fit.DIRECTIONS)
+    assert mixture.half_light_radius(found)[0] == pytest.approx(1.2, rel=0.05)
+
+
 # ------------------------------------------------------------------------------------------- solve
 def random_scene(rng, n=12, shape=(60, 70), twin=None):
     """Sources at random; ``twin`` is there a second time, as the last one."""
