@@ -40,12 +40,12 @@ def rows_of(result, truth):
     catalog = result.catalog
     found, true = _pipeline.match(catalog, truth, result.scene.meta["reference_band"])
     blended = (np.asarray(catalog["flags"])[found] & int(Flag.BLENDED)) != 0
-    irregular = np.char.strip(np.asarray(truth["family"], str)[true]) == "irregular"
+    family = np.char.strip(np.asarray(truth["family"], str)[true])
     columns = []
     for band in result.scene.bands:
         flux, error = (catalog[f"{n}_{band}"].to_value(u.nJy)[found] for n in ("flux", "flux_err"))
         known = truth[f"flux_{band}"].to_value(u.nJy)[true]
-        columns.append((np.full(len(found), band), flux, error, known, blended, irregular))
+        columns.append((np.full(len(found), band), flux, error, known, blended, family))
     return [np.concatenate(c) for c in zip(*columns, strict=True)]
 
 
@@ -109,8 +109,8 @@ def report(name, fluxes, offsets, detected, seconds):
 
     def table(title, choose):
         parts = []
-        for band, flux, sigma, known, blended, irregular in fluxes:
-            of = choose(band, flux / sigma, 31.4 - 2.5 * np.log10(known), blended, irregular)
+        for band, flux, sigma, known, blended, family in fluxes:
+            of = choose(band, flux / sigma, 31.4 - 2.5 * np.log10(known), blended, family)
             of &= np.isfinite(flux + sigma)
             parts.append(np.stack([flux[of] / known[of] - 1, (flux[of] - known[of]) / sigma[of]], -1))
         n = sum(map(len, parts))
@@ -127,7 +127,7 @@ def report(name, fluxes, offsets, detected, seconds):
         for kind, want in (("isolated", False), ("blended", True)):
             table(
                 f"{band} S/N > 10, {kind}",
-                lambda b, s, m, x, i, band=band, w=want: (b == band) & (s > 10) & (x == w),
+                lambda b, s, m, x, f, band=band, w=want: (b == band) & (s > 10) & (x == w),
             )
     for low, high in ((18, 23), *MAG_BINS):
         table(f"i = {low}-{high}", lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi))
@@ -136,8 +136,10 @@ def report(name, fluxes, offsets, detected, seconds):
             f"i = {low}-{high}, blended",
             lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi) & x,
         )
-    table("i, S/N > 10, irregular family", lambda b, s, m, x, i: (b == "i") & (s > 10) & i)
-    table("i, S/N > 10, other families", lambda b, s, m, x, i: (b == "i") & (s > 10) & ~i)
+    table("i, S/N > 10, irregular family", lambda b, s, m, x, f: (b == "i") & (s > 10) & (f == "irregular"))
+    table("i, S/N > 10, other families", lambda b, s, m, x, f: (b == "i") & (s > 10) & (f != "irregular"))
+    for band in ("i", "VIS"):
+        table(f"{band}, stars brighter than 22", lambda b, s, m, x, f, band=band: (b == band) & (m < 22) & (f == "star"))
 
 
 def main(n_field, folder, first_seed=FIRST_SEED):

@@ -15,7 +15,7 @@ from training_pairs import Column, simulated
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry
 from rosetta.simulate import AstrometricError
 
-N_PAIR = 20
+N_PAIR = 32
 FIRST_SEED = 5200
 
 
