@@ -514,6 +514,7 @@ def _shapes(planes, roles, state):
     if images:
         point = pointlike(shape_fit.mixtures_of(parameters), images[0].of(alone))
         parameters[point, templates.LN_SCALE] = templates.POINT
+        parameters[point, templates.SHEAR_1 : templates.SHEAR_2 + 1] = 0.0
     first = np.searchsorted(alone, root)
     return parameters[first], covariance[first], point[first]
 

@@ -543,6 +543,7 @@ def test_a_star_is_a_point_though_the_psf_is_not_quite_right(psf_width):
     index = match(table, places)
     radius = table["half_light_radius"].to_value(u.arcsec)[index]
     assert (radius[:3] < 0.005).all() and 0.09 < radius[3] < 0.15
+    assert np.abs(table["e1"][index[:3]]).max() < 1e-6 and np.abs(table["e2"][index[:3]]).max() < 1e-6
     for band in result.bands:
         error = np.sqrt(result.covariance(band).diagonal())[index]
         assert np.abs((result.flux(band).value[index] - flux) / np.hypot(error, 0.02 * flux)).max() < 3.5, band
