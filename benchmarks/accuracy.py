@@ -139,7 +139,7 @@ def report(name, fluxes, offsets, detected, seconds):
     table("i, S/N > 10, irregular family", lambda b, s, m, x, f: (b == "i") & (s > 10) & (f == "irregular"))
     table("i, S/N > 10, other families", lambda b, s, m, x, f: (b == "i") & (s > 10) & (f != "irregular"))
     for band in ("i", "VIS"):
-        table(f"{band}, stars brighter than 22", lambda b, s, m, x, f, band=band: (b == band) & (m < 22) & (f == "star"))
+        table(f"{band} < 22, stars", lambda b, s, m, x, f, band=band: (b == band) & (m < 22) & (f == "star"))
 
 
 def main(n_field, folder, first_seed=FIRST_SEED):

@@ -180,8 +180,8 @@ class DeblendedScene:
             (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
             ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
             (that it is several sources; NaN unless the deblender was trained), ``half_light_radius``
-            (arcsec; below 0.005 for points), ``e1``, ``e2`` (distortion: (Qxx - Qyy) / (Qxx + Qyy), 2 Qxy / (Qxx + Qyy), x east and y
-            north), ``snr`` (of the sharpest band), ``flags``.
+            (arcsec; below 0.005 for points), ``e1``, ``e2`` (distortion: (Qxx - Qyy) / (Qxx + Qyy),
+            2 Qxy / (Qxx + Qyy), x east and y north), ``snr`` (of the sharpest band), ``flags``.
         """
         table = self._table.copy()
         table.meta.update(self.meta)
