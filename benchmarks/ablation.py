@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,17 @@ from rosetta.simulate import TrainingSet
 
 BATCH = 96
 WINDOW = 12.8  # arcsec
+SCALING = (  # what is drawn: R@1, and R2
+    {
+        "r@1": ("anywhere", "o-C0"), "r@1 hard": ("of one tile", "o-C1"), "told ground": ("told, ground", "s--C2"),
+        "told space": ("told, space", "s--C3"),
+    },
+    {
+        "VIS space": ("VIS, space", "o-C0"), "g-H space": ("g - H, space", "o-C1"),
+        "y space": ("place y, space", "o-C4"),
+        "tokens ground": ("explained, ground", "s--C2"), "tokens space": ("explained, space", "s--C3"),
+    },
+)
 SEEDS = 3  # of the reference row: their scatter is the yardstick of all others
 
 
@@ -255,6 +267,35 @@ def table(directory, n_pair):
             print(f"{name:40s}" + "".join(f"{text:>16s}" for text in cells))
 
 
+def plot(directory, n_tile, path):
+    """Draw how the recipe improves with pairs seen, and with tiles: figures of all its finished rows."""
+    rows = [json.loads(file.read_text()) for file in directory.glob("the_recipe*.json")]
+    for one in rows:
+        one["tiles"] = round(ROWS[one["row"]].share * n_tile)
+    fewest = min(one["pairs"] for one in rows)
+    axes = {
+        "pairs": [one for one in rows if one["tiles"] == n_tile],
+        "tiles": [one for one in rows if one["pairs"] == fewest],
+    }
+    figure, panels = plt.subplots(2, 2, figsize=(9, 6.5), sharex="col", sharey="row", layout="constrained")
+    for column, (against, some) in enumerate(axes.items()):
+        some.sort(key=lambda one: one[against])
+        for row, kinds in enumerate(SCALING):
+            for name, (label, style) in kinds.items():
+                values = [(one[against], one[name]) for one in some if name in one]
+                panels[row, column].plot(*zip(*values, strict=True), style, label=label)
+            panels[row, column].set_xscale("log")
+        fixed = f"{n_tile} tiles" if against == "pairs" else f"{fewest:,} pairs"
+        panels[0, column].set_title(f"{fixed}, more {against}")
+        panels[1, column].set_xlabel(against)
+        panels[1, column].set_xticks([one[against] for one in some], [f"{one[against]:,}" for one in some])
+        panels[1, column].minorticks_off()
+    for row, label in enumerate(("R@1", "$R^2$")):
+        panels[row, 0].set_ylabel(label)
+        panels[row, 1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiles", required=True)
@@ -262,6 +303,7 @@ def main():
     parser.add_argument("-o", "--output", required=True, type=Path)
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--pairs", type=int, default=30_000)
+    parser.add_argument("--plot", type=Path, help="picture of how the recipe scales")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     tiles = _boundary.training_tiles(TrainingSet(args.tiles))
@@ -270,6 +312,8 @@ def main():
         for seed in range(SEEDS if name == REFERENCE else 1):
             run(name, seed, tiles, sky, args.pairs, args.output)
     table(args.output, args.pairs)
+    if args.plot:
+        plot(args.output, len(tiles), args.plot)
 
 
 if __name__ == "__main__":
