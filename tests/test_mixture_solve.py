@@ -170,6 +170,16 @@ def test_a_shape_that_begins_far_from_the_truth_gets_there(start):
     assert mixture.half_light_radius(found)[0] == pytest.approx(1.2, rel=0.05)
 
 
+def test_a_background_makes_no_galaxy_that_fills_the_image():
+    psf, xy, jacobian = gaussian_psf(1.8), np.array([[100.0, 100.0]]), grid_jacobian(0.2, 0, True)[None]
+    data = 3.0 + np.random.default_rng(0).normal(0, 1, (201, 201))
+    image = fit.Image(data, np.ones_like(data), np.ones_like(data), psf, xy, jacobian, np.array([1e-3]))
+    guess = templates.base_parameters(np.array([0.3]), np.array([0.0]), np.array([0.0]))
+    moved, _ = fit.refine(guess, [image], iterations=6)
+    scale = np.exp((guess + moved @ fit.DIRECTIONS)[0, templates.LN_SCALE])
+    assert 2.0 < scale < 5.0 + 1e-9
+
+
 # ------------------------------------------------------------------------------------------- solve
 def random_scene(rng, n=12, shape=(60, 70), twin=None):
     """Sources at random; ``twin`` is there a second time, as the last one."""

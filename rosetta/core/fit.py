@@ -42,6 +42,8 @@ FAINTEST = 5.0  # S/N below which an image cannot tell how broad a source is
 BROADEST = 3.0  # sigma: a breadth goes no further
 PRECISION = 0.03  # sigma
 MOST_TURNS = 200
+SIZE = 2  # the direction of the scale
+LN_LARGEST_SCALE = np.log(5.0)  # arcsec: what would be larger is no galaxy, but a background or scattered light
 PATIENCE = 3  # times as many steps for a source that began far from where it belongs
 SETTLED = 0.2  # sigma: a source whose last step changed its images by less is left as it is
 
@@ -155,6 +157,8 @@ def refine(proposal, images, *, iterations):
         length = np.abs(step[:, :n_shape] / LARGEST).max(axis=1)
         step /= np.maximum(length, 1.0)[:, None]
         moved[rows] += step[:, :n_shape]
+        room = LN_LARGEST_SCALE - proposal[rows, templates.LN_SCALE]
+        moved[rows, SIZE] = np.minimum(moved[rows, SIZE], room)
         flux[rows] += step[:, n_shape::2]
         breadth[rows] = np.clip(breadth[rows] + step[:, n_shape + 1 :: 2], -BROADEST, BROADEST)
         covariance[rows] = shape[:, :n_shape, :n_shape]
