@@ -7,8 +7,6 @@ from scipy.signal import fftconvolve
 from ._geometry import offset_coord, tangent
 from ._scene import BandFit, breadth_scales
 from .core import field, fit
-from .core.design import Design
-from .core.mixture import render, stamp_sizes
 from .core.solve import solve
 
 __all__ = [
@@ -134,8 +132,7 @@ def fit_band(plane, image, mixtures, slope, root):
     alone, place = np.unique(root, return_inverse=True)
     breadth, breadth_error = (v[place] for v in fit.breadths(mixtures[alone], image.of(alone)))
     mixtures = fit.broadened(mixtures, breadth, image.gradient, image.blur)
-    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    design = Design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.shape, n)
+    design = fit.design_of(mixtures, image)
     found = solve(design, plane.data, plane.variance, image.weight)
     left = plane.data - design.image(np.nan_to_num(found.flux))
     root = np.where(plane.valid, 1.0 / np.sqrt(plane.variance), 0.0)

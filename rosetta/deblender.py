@@ -25,7 +25,7 @@ from ._truth import held_out_pairs, split_by_pair, training_parts
 from .core import fit as shape_fit
 from .core import pieces, templates
 from .core.design import Design
-from .core.mixture import render, stamp_sizes
+from .core.mixture import render
 from .core.points import pointlike
 from .core.solve import amplitudes
 from .flags import Flag
@@ -523,8 +523,7 @@ def _whole(planes, state, mixtures):
     """Rows of the sources that are no pieces of others, and their templates with all their pieces."""
     plane = planes[_detect.reference_band(planes)]
     image = image_of(plane, state.coord, state.header, state.share)
-    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    design = Design(render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes), plane.shape, len(mixtures))
+    design = shape_fit.design_of(mixtures, image)
     flux, _ = amplitudes(design, image.data, image.weight)
     place = tangent(state.coord, state.coord[0])
     root = pieces.roots(mixtures, place, flux, misfits(design, image.data - design.image(flux), image.weight)[0])

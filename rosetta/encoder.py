@@ -284,13 +284,17 @@ class CrossSurveyEncoder:
         Raises
         ------
         ValueError
-            If either embedding is of another encoder, or ``reach`` is no positive angle.
+            If either embedding is of another encoder, their windows differ, or ``reach`` is no positive angle.
         """
         for name, one in (("embedding", embedding), ("other", other)):
             if one.fingerprint != self.fingerprint:
                 raise ValueError(
                     f"{name} was made by encoder {one.fingerprint}, this is {self.fingerprint}: embed it again"
                 )
+        if embedding.window != other.window:
+            raise ValueError(
+                f"other has windows of {other.window:g}, embedding of {embedding.window:g}: use one window for both"
+            )
         shifts = inference.disc(_checked_reach(reach))
         target = np.concatenate([arrays["embedding"] for arrays in other.sides.values()])  # (n_other, proj_dim)
         planes = list(_boundary.planes(embedding.pair).values())

@@ -84,6 +84,14 @@ def test_search_needs_an_angle(tiny_encoder, embedding, reach):
         tiny_encoder.search(embedding, embedding, reach=reach)
 
 
+def test_search_compares_like_with_like(tiny_encoder, pair, embedding):
+    other = CrossSurveyEncoder._with_config(tiny_encoder._config, seed=2, device="cpu")
+    with pytest.raises(ValueError, match="embedding was made by encoder"):
+        other.search(embedding, embedding, reach=1 * u.arcsec)
+    with pytest.raises(ValueError, match="other has windows of 19.2"):
+        tiny_encoder.search(embedding, tiny_encoder(pair, window=19.2 * u.arcsec), reach=1 * u.arcsec)
+
+
 def test_predict_both_ways(tiny_encoder, embedding, pair):
     for survey, side in (("Euclid", "space"), ("Rubin", "ground")):
         predicted = tiny_encoder.predict(embedding, survey)

@@ -10,7 +10,6 @@ from rosetta.core import fit, mixture, pieces, solve, templates
 from rosetta.core.design import Design
 from rosetta.core.psfcore import psf_core
 from rosetta.core.watershed import persistent_watershed
-from rosetta.simulate.psf import FieldPSF
 from rosetta.surveys import EUCLID
 
 
@@ -137,6 +136,9 @@ def test_undersampled_psf_moves_by_part_of_a_pixel(dx, dy):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_star_seen_by_a_diffracting_telescope(seed):
     """Anywhere in a pixel, against GalSim: Euclid's VIS with a lean and an ellipticity."""
+    pytest.importorskip("galsim", reason="the simulator needs the extra 'sim'")
+    from rosetta.simulate.psf import FieldPSF
+
     optics = FieldPSF(np.random.default_rng(seed), EUCLID, EUCLID["VIS"], False, 0.16, 50.0)
     psf, star = optics.image(), np.array([[[1.0, 0, 0, 0, 0, 0]]])
     for dx, dy in ((0.5, 0.5), (-0.3, 0.4), (0.1, -0.5)):

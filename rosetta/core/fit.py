@@ -18,7 +18,7 @@ from .design import Design, shared, touching
 from .mixture import draw, render, stamp_sizes
 from .solve import amplitudes
 
-__all__ = ["DIRECTIONS", "Image", "breadths", "broadened", "flux_slopes", "mixtures_of", "refine"]
+__all__ = ["DIRECTIONS", "Image", "breadths", "broadened", "design_of", "flux_slopes", "mixtures_of", "refine"]
 
 
 def _directions():
@@ -206,7 +206,8 @@ def breadths(mixtures, image, *, iterations=2):
     return breadth[:, 0], error
 
 
-def _design(mixtures, image):
+def design_of(mixtures, image):
+    """The unit-flux images of sources on an `Image`, a `~rosetta.core.design.Design`."""
     sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
     stamps = render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes)
     return Design(stamps, image.data.shape, len(mixtures))
@@ -229,7 +230,7 @@ class _Start:
 
 def _start(mixtures, image, rows=None):
     # None: the sources that are bright enough to tell how broad they are.
-    design = _design(mixtures, image)
+    design = design_of(mixtures, image)
     flux, snr = amplitudes(design, image.data, image.weight)
     rows = np.flatnonzero(snr > FAINTEST) if rows is None else rows
     rest = flux.copy()
@@ -240,7 +241,7 @@ def _start(mixtures, image, rows=None):
 def _seen(mixtures, breadth, flux, image, rows):
     """The light of some of the sources as an image sees it."""
     seen = broadened(mixtures[rows], breadth[rows], image.gradient, image.blur)
-    return _design(seen, image.of(rows)).image(flux[rows])
+    return design_of(seen, image.of(rows)).image(flux[rows])
 
 
 def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, models):

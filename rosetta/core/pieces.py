@@ -7,7 +7,10 @@ brighter one, and its own model does not describe what is there.
 """
 
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
+
+from .templates import overlap
 
 __all__ = ["gathered", "roots"]
 
@@ -79,11 +82,7 @@ def gathered(mixtures, place, flux, root):
 
 
 def _overlap(one, two, apart):
-    """Integrals of the products of mixtures (n, K, 6) and (n, L, 6), places ``apart`` (n, 2), both blurred: (n,)."""
-    blur = 2.0 * (BLUR / 2.3548) ** 2
-    one, two = one[:, :, None], two[:, None]
-    east, north = (one[..., k] - two[..., k] + apart[:, k - 1, None, None] for k in (1, 2))  # (n, K, L)
-    sxx, sxy, syy = (one[..., k] + two[..., k] + (0.0 if k == 4 else blur) for k in (3, 4, 5))
-    determinant = sxx * syy - sxy**2
-    square = (syy * east**2 - 2.0 * sxy * east * north + sxx * north**2) / determinant
-    return (one[..., 0] * two[..., 0] * np.exp(-0.5 * square) / np.sqrt(determinant)).sum(axis=(1, 2)) / (2.0 * np.pi)
+    """Overlap of mixtures whose places lie ``apart`` (n, 2), both blurred: (n,)."""
+    one = one.copy()
+    one[..., 1:3] += apart[:, None]
+    return overlap(torch.from_numpy(one), torch.from_numpy(two), 2.0 * (BLUR / 2.3548) ** 2).numpy()

@@ -16,9 +16,8 @@ from scipy.optimize import nnls
 from torch import nn
 
 __all__ = [
-    "N_PARAMETER", "TemplateConfig", "TemplateNet", "base_parameters", "mixture", "mixture_distance", "propose",
-    "seeded",
-    "train",
+    "N_PARAMETER", "TemplateConfig", "TemplateNet", "base_parameters", "mixture", "mixture_distance", "overlap",
+    "propose", "seeded", "train",
 ]
 
 # Widths of the Gaussians in units of the shape's scale (about a half-light radius).
@@ -110,13 +109,17 @@ def mixture_distance(predicted, true, blurs):
     total = 0.0
     for fwhm in blurs:
         blur = 2.0 * (fwhm / 2.3548) ** 2
-        cross = _overlap(predicted, true, blur)
-        norm = _overlap(true, true, blur)
-        total = total + (_overlap(predicted, predicted, blur) - 2.0 * cross + norm) / norm
+        cross = overlap(predicted, true, blur)
+        norm = overlap(true, true, blur)
+        total = total + (overlap(predicted, predicted, blur) - 2.0 * cross + norm) / norm
     return total / len(blurs)
 
 
-def _overlap(left, right, blur):
+def overlap(left, right, blur):
+    """Integrals of the products of mixtures (n, K, 6) and (n, L, 6), times 2 pi: (n,) tensor.
+
+    ``blur`` (arcsec^2) is added to the variances of each product.
+    """
     weight = left[:, :, None, 0] * right[:, None, :, 0]  # (n, K, L)
     east = left[:, :, None, 1] - right[:, None, :, 1]
     north = left[:, :, None, 2] - right[:, None, :, 2]
