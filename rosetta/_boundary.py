@@ -102,18 +102,21 @@ class Plane:
 
     def jacobian(self, coord):
         """d(x, y) / d(east, north) in pixel per arcsec at each position: (n, 2, 2) float64."""
-        coord = coord.icrs.reshape(-1)
-        step = 0.5  # arcsec, each way
-        moved = [(step, 0), (-step, 0), (0, step), (0, -step)]
-        east, west, north, south = (np.stack(self.sky_to_pixel(offset_coord(coord, *m)), -1) for m in moved)
-        return np.stack([(east - west) / (2 * step), (north - south) / (2 * step)], -1)
+        return self._around(coord)[1]
 
     def place(self, coord):
         """Pixel positions (n, 2) and `jacobian` of sources; one that the WCS cannot place is put far away."""
-        xy, jacobian = np.stack(self.sky_to_pixel(coord), -1), self.jacobian(coord)
+        xy, jacobian = self._around(coord)
         lost = ~(np.isfinite(xy).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2)) & (np.abs(xy) < FAR).all(axis=1))
         xy[lost], jacobian[lost] = -FAR, np.eye(2)
         return xy, jacobian
+
+    def _around(self, coord):
+        """Pixel positions (n, 2), and their derivatives (n, 2, 2), from one call of the WCS."""
+        step = 0.5 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])  # arcsec (east, north)
+        at = offset_coord(coord.reshape(-1, 1), *step.T)  # (n, 5)
+        middle, east, west, north, south = np.moveaxis(np.stack(self.wcs.world_to_pixel(at), -1), 1, 0)
+        return middle, np.stack([east - west, north - south], -1)
 
     @cached_property
     def center(self):

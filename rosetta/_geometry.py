@@ -1,7 +1,6 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Positions on the sky as offsets in arcsec about a stated centre, in double precision, and back."""
 
-import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 
@@ -40,14 +39,14 @@ def tangent(coord, center):
 
 def from_tangent(offsets, center):
     """The sky positions of gnomonic ``offsets`` (n, 2) [east, north, arcsec] about the scalar ``center``."""
-    center = center.icrs
-    east, north = np.asarray(offsets, float).reshape(-1, 2).T * ARCSEC
-    sin0, cos0 = np.sin(center.dec.rad), np.cos(center.dec.rad)
-    ra = center.ra.rad + np.arctan2(east, cos0 - north * sin0)
-    dec = np.arctan2(sin0 + north * cos0, np.hypot(east, cos0 - north * sin0))
-    return SkyCoord(ra, dec, unit="rad", frame="icrs")
+    return offset_coord(center, *np.asarray(offsets, float).reshape(-1, 2).T)
 
 
 def offset_coord(coord, east, north):
-    """``coord`` moved by (east, north) arcsec."""
-    return coord.icrs.spherical_offsets_by(np.asarray(east) * u.arcsec, np.asarray(north) * u.arcsec)
+    """``coord`` moved by (east, north) arcsec in the tangent plane of each position."""
+    coord = coord.icrs
+    east, north = (np.asarray(v, float) * ARCSEC for v in (east, north))
+    sin0, cos0 = np.sin(coord.dec.rad), np.cos(coord.dec.rad)
+    ra = coord.ra.rad + np.arctan2(east, cos0 - north * sin0)
+    dec = np.arctan2(sin0 + north * cos0, np.hypot(east, cos0 - north * sin0))
+    return SkyCoord(ra, dec, unit="rad", frame="icrs")

@@ -130,9 +130,8 @@ def fit_band(plane, image, mixtures, slope, root):
     """
     n = len(mixtures)
     alone, place = np.unique(root, return_inverse=True)
-    breadth, breadth_error = (v[place] for v in fit.breadths(mixtures[alone], image.of(alone)))
-    mixtures = fit.broadened(mixtures, breadth, image.gradient, image.blur)
-    design = fit.design_of(mixtures, image)
+    breadth, breadth_error, design = fit.breadths(mixtures[alone], image.of(alone))
+    breadth, breadth_error, design = breadth[place], breadth_error[place], design.of(place)
     found = solve(design, plane.data, plane.variance, image.weight)
     left = plane.data - design.image(np.nan_to_num(found.flux))
     root = np.where(plane.valid, 1.0 / np.sqrt(plane.variance), 0.0)

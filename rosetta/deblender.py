@@ -24,8 +24,6 @@ from ._tiles import Part, join, tiles
 from ._truth import held_out_pairs, split_by_pair, training_parts
 from .core import fit as shape_fit
 from .core import pieces, templates
-from .core.design import Design
-from .core.mixture import render
 from .core.points import pointlike
 from .core.solve import amplitudes
 from .flags import Flag
@@ -555,9 +553,7 @@ def _missed(sky, state, mixtures, wavelength):
 
 
 def _residual_plane(plane, image, mixtures):
-    breadth, _ = shape_fit.breadths(mixtures, image, iterations=1)
-    mixtures = shape_fit.broadened(mixtures, breadth, image.gradient, image.blur)
-    design = Design(render(mixtures, image.xy, image.jacobian, image.psf), plane.shape, len(mixtures))
+    _, _, design = shape_fit.breadths(mixtures, image, iterations=1)
     model = design.image(amplitudes(design, image.data, image.weight)[0])
     variance = plane.variance + (MODEL_ERROR * model) ** 2
     return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), variance)

@@ -50,6 +50,7 @@ class CrossSurveyEncoder:
         self._config, self._provenance = config, provenance
         self._device = _checkpoint.device_of(device)
         self._model = model.to(self._device).eval()
+        self._fingerprint = None  # not known until it is asked for
 
     @classmethod
     def _with_config(cls, config, *, seed=0, device=None):
@@ -95,7 +96,9 @@ class CrossSurveyEncoder:
     @property
     def fingerprint(self):
         """Sixteen hex digits that name these weights."""
-        return _checkpoint.fingerprint_of("encoder", self._model.packed(), asdict(self._config))
+        if self._fingerprint is None:
+            self._fingerprint = _checkpoint.fingerprint_of("encoder", self._model.packed(), asdict(self._config))
+        return self._fingerprint
 
     @property
     def provenance(self):
@@ -356,7 +359,10 @@ class CrossSurveyEncoder:
         config = config or TrainConfig(max_minutes=60)
         tiles = _boundary.training_tiles(pairs)
         held_out = _boundary.training_tiles(validation) if validation is not None else []
-        summary = inference.fit(self._model, tiles, held_out, config, checkpoint=checkpoint, callback=progress)
+        try:
+            summary = inference.fit(self._model, tiles, held_out, config, checkpoint=checkpoint, callback=progress)
+        finally:
+            self._fingerprint = None
         self._provenance = {"trained": True, "train_config": asdict(config), "n_tiles": len(tiles), **summary}
         return self
 

@@ -43,6 +43,21 @@ class Design:
     def __len__(self):
         return len(self.values)
 
+    def of(self, rows):
+        """Some of the sources, ``rows`` (k,); a `Design`."""
+        out = Design([], self.shape, 0)
+        out.bounds, out.values = self.bounds[rows], [self.values[row] for row in rows]
+        return out
+
+    def replaced(self, rows, other):
+        """This, with the sources ``rows`` (k,) as another has them; a `Design`."""
+        out = Design([], self.shape, 0)
+        out.bounds, out.values = self.bounds.copy(), list(self.values)
+        out.bounds[rows] = other.bounds
+        for row, values in zip(rows, other.values, strict=True):
+            out.values[row] = values
+        return out
+
     def _cuts(self):
         return zip(self.values, map(_slices, self.bounds), strict=True)
 

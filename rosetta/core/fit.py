@@ -139,9 +139,10 @@ def refine(proposal, images, *, iterations):
     if n == 0:
         return moved, covariance
     mixtures = mixtures_of(proposal)
-    first = [_start(mixtures, image, rows) for image in images]
-    flux = np.stack([one.flux for one in first], axis=1)  # (n, n_image)
-    models, settled = [one.model for one in first], [one.settled for one in first]
+    first = [design_of(mixtures, image) for image in images]
+    flux = np.stack([amplitudes(d, i.data, i.weight)[0] for d, i in zip(first, images, strict=True)], axis=1)
+    models = [design.image(flux[:, k]) for k, design in enumerate(first)]
+    settled = [np.zeros(image.data.shape) for image in images]
     for turn in range(PATIENCE * iterations):
         if turn:
             models = [
@@ -187,23 +188,30 @@ def breadths(mixtures, image, *, iterations=2):
         For `broadened`; 0 for sources too faint to tell.
     error : (n,) array
         Relative error of the flux from that of the breadth.
+    design : `~rosetta.core.design.Design`
+        The sources as broad as that.
     """
     n = len(mixtures)
     breadth, error = np.zeros((n, 1)), np.zeros(n)
-    first = _start(mixtures, image)
-    flux, rows, model = first.flux[:, None], first.rows, first.model
-    for turn in range(iterations if len(rows) else 0):
-        if turn:
-            model = first.settled + _seen(mixtures, breadth[:, 0], flux[:, 0], image, rows)
+    design = design_of(mixtures, image)
+    flux, snr = amplitudes(design, image.data, image.weight)
+    rows = np.flatnonzero(snr > FAINTEST)
+    if len(rows) == 0:
+        return breadth[:, 0], error, design
+    settled = design.image(np.where(snr > FAINTEST, 0.0, flux))
+    flux, here, seen = flux[rows, None], image.of(rows), design.of(rows)
+    for _ in range(iterations):
+        model = settled + seen.image(flux[:, 0])
         step, covariance, own = _joint_step(
             mixtures[rows], np.zeros((len(rows), 0, *mixtures.shape[1:])), np.zeros((len(rows), 0)), np.zeros(0),
-            flux[rows], breadth[rows], [image.of(rows)], [model],
+            flux, breadth[rows], [here], [model],
         )
-        flux[rows] += step[:, :1]
+        flux = flux + step[:, :1]
         breadth[rows] = np.clip(breadth[rows] + step[:, 1:], -BROADEST, BROADEST)
-        slope = own[:, 0, 1] / np.maximum(own[:, 0, 0] * np.abs(flux[rows, 0]), 1e-30)
+        slope = own[:, 0, 1] / np.maximum(own[:, 0, 0] * np.abs(flux[:, 0]), 1e-30)
         error[rows] = np.abs(slope) * np.sqrt(covariance[:, 1, 1])
-    return breadth[:, 0], error
+        seen = design_of(broadened(mixtures[rows], breadth[rows, 0], image.gradient, image.blur), here)
+    return breadth[:, 0], error, design.replaced(rows, seen)
 
 
 def design_of(mixtures, image):
@@ -216,26 +224,6 @@ def design_of(mixtures, image):
 def _leading_sizes(mixtures, image):
     """Stamp sizes for derivatives."""
     return stamp_sizes(mixtures, image.jacobian, image.psf, np.minimum(DERIVED * image.share, 0.03))
-
-
-@dataclass(frozen=True)
-class _Start:
-    """Fluxes of all sources as they are, the rows to be fitted, the image of all sources and of the other rows."""
-
-    flux: np.ndarray
-    rows: np.ndarray
-    model: np.ndarray
-    settled: np.ndarray
-
-
-def _start(mixtures, image, rows=None):
-    # None: the sources that are bright enough to tell how broad they are.
-    design = design_of(mixtures, image)
-    flux, snr = amplitudes(design, image.data, image.weight)
-    rows = np.flatnonzero(snr > FAINTEST) if rows is None else rows
-    rest = flux.copy()
-    rest[rows] = 0.0
-    return _Start(flux, rows, design.image(flux), design.image(rest))
 
 
 def _seen(mixtures, breadth, flux, image, rows):
@@ -327,7 +315,8 @@ def _columns(mixtures, tangents, flux, image, root):
     """
     ny, nx = image.data.shape
     bounds, columns = np.zeros((len(mixtures), 4), int), [None] * len(mixtures)
-    for stamps in draw(mixtures, tangents, image.xy, image.jacobian, image.psf, _leading_sizes(mixtures, image)):
+    sizes = _leading_sizes(mixtures, image)
+    for stamps in draw(mixtures, tangents, image.xy, image.jacobian, image.psf, sizes, folded=False):
         size = stamps.values.shape[1]
         for i, source in enumerate(stamps.index):
             x0, y0 = stamps.corner[i]

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import fft
 
 from .psfcore import psf_core
+from .remembered import remembered
 
 __all__ = [
     "REFERENCE_FWHM", "REFERENCE_SCALE", "Stamps", "draw", "evaluate", "half_light_radius", "render", "stamp_sizes",
@@ -75,7 +76,7 @@ def light_radius(mixtures, share):
     major = 0.5 * (sxx + syy) + np.sqrt(0.25 * (sxx - syy) ** 2 + sxy**2)  # (n, K)
     major, offset = np.maximum(major, 0.0), np.hypot(east, north)
     low, high = np.zeros(len(weight)), np.max(offset + 5.0 * np.sqrt(major) + 1e-6, axis=1, initial=0.0)
-    for _ in range(20):
+    for _ in range(12):
         middle = 0.5 * (low + high)
         reach = np.clip(middle[:, None] - offset, 0.0, None)
         outside = (weight * np.exp(-0.5 * reach**2 / np.maximum(major, 1e-12))).sum(axis=1)
@@ -86,22 +87,23 @@ def light_radius(mixtures, share):
 
 def psf_radius(psf, share):
     """Radius (pixels) of the circle about the central pixel that holds all but ``share`` of a PSF."""
+    radius, grown = _curve_of_growth(psf)
+    return np.interp((1.0 - share) * grown[-1], grown, radius)
+
+
+@remembered
+def _curve_of_growth(psf):
     y, x = np.indices(psf.shape)
     radius = np.hypot(x - psf.shape[1] // 2, y - psf.shape[0] // 2).ravel()
     order = np.argsort(radius)
-    grown = np.maximum.accumulate(np.cumsum(psf.ravel()[order]))
-    return np.interp((1.0 - share) * grown[-1], grown, radius[order])
+    return radius[order], np.maximum.accumulate(np.cumsum(psf.ravel()[order]))
 
 
+@remembered
 def _psf_transform(psf, size):
     """Transform of a PSF centred on pixel (0, 0); what does not fit is folded, so the sum stays."""
-    return _folded_transform(psf.shape, np.ascontiguousarray(psf, dtype=float).tobytes(), int(size))
-
-
-@lru_cache(maxsize=64)
-def _folded_transform(shape, raw, size):
-    psf, folded = np.frombuffer(raw).reshape(shape), np.zeros((size, size))
-    rows, columns = ((np.arange(k) - k // 2) % size for k in shape)
+    folded = np.zeros((size, size))
+    rows, columns = ((np.arange(k) - k // 2) % size for k in psf.shape)
     np.add.at(folded, (rows[:, None], columns[None, :]), psf)
     return fft.rfft2(folded).astype(np.complex64)
 
@@ -147,7 +149,7 @@ def render(mixtures, xy, jacobian, psf, *, sizes=None):
     ]
 
 
-def draw(mixtures, tangents, xy, jacobian, psf, sizes):
+def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
     """As `render`, a few sources at a time, with derivatives.
 
     Parameters
@@ -156,13 +158,16 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes):
         As for `render`.
     tangents : (n, D, K, 6) array or None
         Derivatives of the mixtures' numbers along D directions; each moves the centres of all components alike.
+    folded : bool, optional
+        Whether the frequencies are added that undersampled pixels fold. Derivatives that only lead the way can do
+        without.
 
     Yields
     ------
     `Stamps`
     """
     mixtures, xy, jacobian = (np.asarray(array, dtype=float) for array in (mixtures, xy, jacobian))
-    core = psf_core(psf)
+    core = psf_core(psf) if folded else None
     windows = sizes if core is None else np.where(_sharp(mixtures, jacobian), sizes, np.minimum(sizes, CORE))
     counts = mixtures.shape[1] - np.argmax(mixtures[:, ::-1, 0] != 0, axis=1)  # up to the last that has light
     n_image = 1 if tangents is None else 1 + tangents.shape[1]

@@ -7,6 +7,8 @@ Bernstein & Jarvis (2002), section 3; Hirata & Seljak (2003).
 
 import numpy as np
 
+from .remembered import remembered
+
 __all__ = ["adaptive_moments", "fourier_shift", "half_maximum_width"]
 
 # Smallest weight, pixels squared (1.7 pixels full width at half maximum). Under a narrower one the weight of
@@ -72,6 +74,7 @@ def fourier_shift(image, dx, dy):
     return np.fft.irfft2(np.fft.rfft2(image) * phase, s=image.shape)
 
 
+@remembered
 def half_maximum_width(psf, oversampling=8):
     """Full width at half maximum in pixels: of the circle with the area above half the peak.
 

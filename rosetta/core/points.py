@@ -6,10 +6,12 @@ takes an error of the PSF for a shape, never gets there. A source that a point d
 as it may really be, is a point.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from .design import Design
-from .fit import MODEL_ERROR, breadths, broadened
+from .fit import MODEL_ERROR, breadths, broadened, design_of
 from .mixture import render, stamp_sizes
 from .solve import amplitudes
 
@@ -33,21 +35,21 @@ def pointlike(mixtures, image):
     -------
     (n,) bool array
     """
-    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
-    points = mixtures.copy()
-    points[..., 3:] = 0.0
-    breadth, _ = breadths(points, image)
-    points = broadened(points, np.maximum(breadth, 0.0), image.gradient, image.blur)
-    shape, point = (
-        Design(render(light, image.xy, image.jacobian, image.psf, sizes=sizes), image.data.shape, len(mixtures))
-        for light in (mixtures, points)
-    )
+    shape, out = design_of(mixtures, image), np.zeros(len(mixtures), bool)
     flux, snr = amplitudes(shape, image.data, image.weight)
-    model = shape.image(flux)
+    bright = np.flatnonzero(snr > BRIGHT)
+    if len(bright) == 0:
+        return out
+    model, rest = shape.image(flux), shape.image(np.where(snr > BRIGHT, 0.0, flux))
+    points, here = mixtures[bright], image.of(bright)
+    points[..., 3:] = 0.0
+    breadth, _, _ = breadths(points, replace(here, data=image.data - rest))
+    points = broadened(points, np.maximum(breadth, 0.0), image.gradient, image.blur)
+    sizes = stamp_sizes(mixtures[bright], here.jacobian, here.psf, here.share)  # on the same pixels
+    point = Design(render(points, here.xy, here.jacobian, here.psf, sizes=sizes), image.data.shape, len(bright))
     weight = image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)
-    out = np.zeros(len(mixtures), bool)
-    for k in np.flatnonzero(snr > BRIGHT):
-        one, two, (y0, y1, x0, x1) = shape.values[k], point.values[k], shape.bounds[k]
+    for k, two in zip(bright, point.values, strict=True):
+        one, (y0, y1, x0, x1) = shape.values[k], shape.bounds[k]
         cut = slice(y0, y1), slice(x0, x1)
         w = weight[cut] * ((one > FAINT * one.max()) | (two > FAINT * two.max()))
         n_pixel = np.count_nonzero(w)

@@ -7,12 +7,13 @@ from the few numbers that describe the aperture's transform and the blur.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
 import numpy as np
 from scipy import fft
 from scipy.optimize import least_squares
+
+from .remembered import remembered
 
 __all__ = ["PsfCore", "psf_core"]
 
@@ -45,6 +46,7 @@ class PsfCore:
         return np.tensordot(self.weight, _terms(self.shape, fy, fx), axes=1)
 
 
+@remembered
 def psf_core(psf):
     """Fit the core of a PSF.
 
@@ -58,18 +60,11 @@ def psf_core(psf):
     `PsfCore` or None
         None where the pixels sample the PSF well enough to shift it as it is.
     """
-    psf = np.ascontiguousarray(psf, dtype=float)
-    return _fit(psf.shape, psf.tobytes())
-
-
-@lru_cache(maxsize=64)
-def _fit(shape, raw):
-    psf = np.frombuffer(raw).reshape(shape)
     nyquist = [abs((psf.sum(axis=k) * (-1.0) ** np.arange(psf.shape[1 - k])).sum()) for k in (0, 1)]
     if max(nyquist) < ALIASED * psf.sum():
         return None
-    half = min(HALF, *(k // 2 for k in shape))
-    cy, cx = shape[0] // 2, shape[1] // 2
+    half = min(HALF, *(k // 2 for k in psf.shape))
+    cy, cx = (k // 2 for k in psf.shape)
     data = psf[cy - half : cy + half + 1, cx - half : cx + half + 1].ravel()
 
     def weights(matrix):
