@@ -341,8 +341,8 @@ class _State:
 
 
 def share(snr):
-    """Share of their light that stamps of sources may leave out: bright ones reach further into the wings."""
-    return np.clip(0.1 / np.maximum(snr, 1.0), 1e-5, 1e-3)
+    """Share of their light that stamps of sources may leave out: a tenth of the noise."""
+    return np.clip(0.1 / np.maximum(snr, 1.0), 1e-5, 1e-2)
 
 
 @dataclass(frozen=True)

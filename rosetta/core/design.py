@@ -72,8 +72,10 @@ class Design:
         """Inner product of each source with an image, (n,)."""
         return np.array([(values * image[cut]).sum() for values, cut in self._cuts()], float)
 
-    def squares(self, image):
-        """Inner product of each source's square with an image, (n,)."""
+    def squares(self, image=None):
+        """Inner product of each source's square with an image, or with 1 everywhere, (n,)."""
+        if image is None:
+            return np.array([np.square(values).sum() for values in self.values], float)
         return np.array([(values * (values * image[cut])).sum() for values, cut in self._cuts()], float)
 
     def gram(self, weight):

@@ -139,20 +139,15 @@ def refine(proposal, images, *, iterations):
     if n == 0:
         return moved, covariance
     mixtures = mixtures_of(proposal)
-    first = [design_of(mixtures, image) for image in images]
-    flux = np.stack([amplitudes(d, i.data, i.weight)[0] for d, i in zip(first, images, strict=True)], axis=1)
-    models = [design.image(flux[:, k]) for k, design in enumerate(first)]
-    settled = [np.zeros(image.data.shape) for image in images]
+    designs = [design_of(mixtures, image) for image in images]
+    flux = np.stack([amplitudes(d, i.data, i.weight)[0] for d, i in zip(designs, images, strict=True)], axis=1)
     for turn in range(PATIENCE * iterations):
-        if turn:
-            models = [
-                light + _seen(mixtures, breadth[:, k], flux[:, k], image, rows)
-                for k, (image, light) in enumerate(zip(images, settled, strict=True))
-            ]
+        here = [image.of(rows) for image in images]
+        models = [design.image(flux[:, k]) for k, design in enumerate(designs)]
         parameters = proposal[rows] + moved[rows] @ DIRECTIONS
         step, shape, own = _joint_step(
             mixtures[rows], tangents_of(parameters, mixtures[rows]), moved[rows], PRIOR_SIGMA, flux[rows],
-            breadth[rows], [image.of(rows) for image in images], models,
+            breadth[rows], here, models,
         )
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
         length = np.abs(step[:, :n_shape] / LARGEST).max(axis=1)
@@ -165,11 +160,12 @@ def refine(proposal, images, *, iterations):
         covariance[rows] = shape[:, :n_shape, :n_shape]
         mixtures[rows] = mixtures_of(proposal[rows] + moved[rows] @ DIRECTIONS)
         active = (np.einsum("ni,nij,nj->n", step, own, step) > SETTLED**2) & ((turn + 1 < iterations) | (length > 1.0))
-        done, rows = rows[~active], rows[active]
+        for k, image in enumerate(here):
+            seen = broadened(mixtures[rows], breadth[rows, k], image.gradient, image.blur)
+            designs[k] = designs[k].replaced(rows, design_of(seen, image))
+        rows = rows[active]
         if len(rows) == 0:
             break
-        for k, image in enumerate(images):
-            settled[k] += _seen(mixtures, breadth[:, k], flux[:, k], image, done)
     return moved, covariance
 
 
@@ -192,26 +188,25 @@ def breadths(mixtures, image, *, iterations=2):
         The sources as broad as that.
     """
     n = len(mixtures)
-    breadth, error = np.zeros((n, 1)), np.zeros(n)
+    breadth, error = np.zeros(n), np.zeros(n)
     design = design_of(mixtures, image)
     flux, snr = amplitudes(design, image.data, image.weight)
     rows = np.flatnonzero(snr > FAINTEST)
-    if len(rows) == 0:
-        return breadth[:, 0], error, design
-    settled = design.image(np.where(snr > FAINTEST, 0.0, flux))
-    flux, here, seen = flux[rows, None], image.of(rows), design.of(rows)
     for _ in range(iterations):
-        model = settled + seen.image(flux[:, 0])
+        if len(rows) == 0:
+            break
+        some, here = mixtures[rows], image.of(rows)
         step, covariance, own = _joint_step(
-            mixtures[rows], np.zeros((len(rows), 0, *mixtures.shape[1:])), np.zeros((len(rows), 0)), np.zeros(0),
-            flux, breadth[rows], [here], [model],
+            some, np.zeros((len(rows), 0, *some.shape[1:])), np.zeros((len(rows), 0)), np.zeros(0),
+            flux[rows, None], breadth[rows, None], [here], [design.image(flux)],
         )
-        flux = flux + step[:, :1]
-        breadth[rows] = np.clip(breadth[rows] + step[:, 1:], -BROADEST, BROADEST)
-        slope = own[:, 0, 1] / np.maximum(own[:, 0, 0] * np.abs(flux[:, 0]), 1e-30)
+        flux[rows] += step[:, 0]
+        breadth[rows] = np.clip(breadth[rows] + step[:, 1], -BROADEST, BROADEST)
+        slope = own[:, 0, 1] / np.maximum(own[:, 0, 0] * np.abs(flux[rows]), 1e-30)
         error[rows] = np.abs(slope) * np.sqrt(covariance[:, 1, 1])
-        seen = design_of(broadened(mixtures[rows], breadth[rows, 0], image.gradient, image.blur), here)
-    return breadth[:, 0], error, design.replaced(rows, seen)
+        design = design.replaced(rows, design_of(broadened(some, breadth[rows], image.gradient, image.blur), here))
+        rows = rows[np.abs(step[:, 1]) > SETTLED]
+    return breadth, error, design
 
 
 def design_of(mixtures, image):
@@ -224,12 +219,6 @@ def design_of(mixtures, image):
 def _leading_sizes(mixtures, image):
     """Stamp sizes for derivatives."""
     return stamp_sizes(mixtures, image.jacobian, image.psf, np.minimum(DERIVED * image.share, 0.03))
-
-
-def _seen(mixtures, breadth, flux, image, rows):
-    """The light of some of the sources as an image sees it."""
-    seen = broadened(mixtures[rows], breadth[rows], image.gradient, image.blur)
-    return design_of(seen, image.of(rows)).image(flux[rows])
 
 
 def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, models):

@@ -132,7 +132,7 @@ def _equations(design, data, weight):
     """A'WA, A'Wd, and which sources have usable pixels."""
     normal = design.gram(weight)
     good = (weight > 0).astype(float)
-    power, power_valid = design.squares(np.ones_like(good)), design.squares(good)
+    power, power_valid = design.squares(), design.squares(good)
     # A few pixels in the far wing are no measurement of a source whose core is masked.
     measured = (normal.diagonal() > 0) & (power_valid > 1e-3 * np.where(power > 0, power, 1.0))
     return normal, design.project(weight * np.where(weight > 0, data, 0.0)), measured
