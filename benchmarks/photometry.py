@@ -186,7 +186,8 @@ def record(pair, truth, scene, catalog, formal, seconds, *, bound=False):
     }  # fmt: skip
     if bound:
         out["bound"] = bound_errors(pair, truth[true])
-        out["conserved"] = conservation(scene, rows[out["usual"] & interior(catalog["sky_centroid"][rows])][:40])
+        whole = interior(catalog["sky_centroid"][rows], 8.0 + 10.0 * out["radius"])  # wings and all
+        out["conserved"] = conservation(scene, rows[out["usual"] & whole][:40])
     return out
 
 
@@ -202,7 +203,7 @@ def hidden_share(truth, true):
     return out
 
 
-def interior(coord, margin=8.0):
+def interior(coord, margin):
     """Whether positions lie ``margin`` arcsec inside the box that holds them all, where no stamp is cut."""
     xy = np.stack([v.to_value(u.arcsec) for v in coord[0].spherical_offsets_to(coord)], -1)
     return ((xy > xy.min(axis=0) + margin) & (xy < xy.max(axis=0) - margin)).all(axis=1)
