@@ -5,7 +5,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.coordinates import Angle, SkyCoord, SkyOffsetFrame
-from astropy.nddata import VarianceUncertainty
+from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rosetta import Flag, SkyPair
 from rosetta._boundary import (
     PIXEL,
+    Plane,
     fitting_window,
     is_extrapolated,
     planes,
@@ -44,11 +45,36 @@ def test_tangent_plane_round_trip(ra, dec, east, north):
     np.testing.assert_allclose(tangent(sky, center)[0], np.ravel(expected), atol=1e-5)
 
 
-def test_offset_coord_is_east_and_north():
-    start = SkyCoord(300, 60, unit="deg")
-    moved = offset_coord(start, [1.0], [-2.0])
-    assert (moved.ra - start.ra).to_value(u.arcsec) * np.cos(moved.dec.rad) == pytest.approx(1, abs=1e-4)
-    assert (moved.dec - start.dec).to_value(u.arcsec) == pytest.approx(-2, abs=1e-4)
+@settings(deadline=None, max_examples=50)
+@given(
+    ra=st.floats(0, 359.9),
+    dec=st.floats(-89.9, 89.9),
+    east=st.floats(-5, 5),
+    north=st.floats(-5, 5),
+)
+def test_offset_coord_is_east_and_north(ra, dec, east, north):
+    start = SkyCoord([ra], [dec], unit="deg")
+    moved = offset_coord(start, east, north)
+    expected = start.spherical_offsets_by(east * u.arcsec, north * u.arcsec)
+    assert moved.shape == (1,) and moved.separation(expected)[0].arcsec < 1e-6
+    away = [v[0].to_value(u.arcsec) for v in start.spherical_offsets_to(moved)]
+    assert away == pytest.approx([east, north], abs=1e-6)
+
+
+def test_place_of_sources_and_its_derivatives():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [53.0, -28.0], [50.0, 40.0]
+    c, s = np.cos(0.3), np.sin(0.3)
+    wcs.wcs.cd = np.array([[-c, s], [s, c]]) * 0.2 / 3600
+    noise = VarianceUncertainty(np.ones((80, 100)))
+    image = NDData(np.zeros((80, 100)), uncertainty=noise, mask=np.zeros((80, 100), bool), wcs=wcs)
+    plane = Plane("i", "ground", image, np.ones((1, 1)), wcs, 754.0, Flag(0))
+    sky = wcs.pixel_to_world([10.0, 70.0, 49.0], [20.0, 60.0, 39.0])
+    sky = SkyCoord([*sky.ra.deg, 233.0], [*sky.dec.deg, 28.0], unit="deg")  # the last is on the other side of the sky
+    xy, jacobian = plane.place(sky)
+    np.testing.assert_allclose(xy[:3], [[10, 20], [70, 60], [49, 39]], atol=1e-6)
+    np.testing.assert_allclose(jacobian[2], [[-5 * c, 5 * s], [5 * s, 5 * c]], atol=1e-6)
+    assert (xy[3] < -1e4).all() and (jacobian[3] == np.eye(2)).all()
 
 
 def blob(make_image, n, scale, angle, parity, shift, source, sigma=0.5):

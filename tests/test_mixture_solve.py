@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rosetta.core import fit, mixture, pieces, solve, templates
 from rosetta.core.design import Design
 from rosetta.core.psfcore import psf_core
+from rosetta.core.remembered import remembered
 from rosetta.core.watershed import persistent_watershed
 from rosetta.surveys import EUCLID
 
@@ -255,6 +256,34 @@ def test_design_is_a_matrix_without_its_zeros():
     np.testing.assert_allclose(design.gram(image).toarray(), dense.T @ (image.ravel()[:, None] * dense), rtol=1e-6)
     foot = columns(design.footprint(0.1))
     np.testing.assert_array_equal(foot, dense > 0.1 * dense.max(axis=0))
+
+
+def test_designs_are_made_of_parts_of_others():
+    draw = np.random.default_rng(4)
+    stamps = [mixture.Stamps(np.arange(4), np.array([[-2, 3], [5, 5], [6, 1], [9, 9]]), draw.random((4, 5, 5)))]
+    design = Design(stamps, (12, 11), 4)
+    new = Design([mixture.Stamps(np.arange(2), np.array([[1, 1], [4, 7]]), draw.random((2, 3, 3)))], (12, 11), 2)
+    flux = draw.normal(size=4)
+    mixed = design.replaced(np.array([3, 1]), new)
+    expected = design.of([0, 2]).image(flux[[0, 2]]) + new.image(flux[[3, 1]])
+    np.testing.assert_allclose(mixed.image(flux), expected, atol=1e-12)
+    np.testing.assert_allclose(mixed.squares(), mixed.squares(np.ones((12, 11))), rtol=1e-12)
+    assert design.image(flux).sum() != pytest.approx(mixed.image(flux).sum())  # and the first is as it was
+
+
+def test_equal_images_are_worked_out_once():
+    calls = []
+
+    @remembered
+    def total(image, times):
+        calls.append(image.shape)
+        return image.sum() * times
+
+    image = np.arange(6.0).reshape(2, 3)
+    assert [total(image, 2), total(image.astype(np.float32), 2), total(image.copy(), 2)] == [30.0] * 3
+    assert calls == [(2, 3)]
+    assert total(image.reshape(3, 2), 2) == 30.0 and total(image, 3) == 45.0 and total(image + 1, 2) == 42.0
+    assert calls == [(2, 3), (3, 2), (2, 3), (2, 3)]
 
 
 def test_solver_matches_dense_least_squares():
