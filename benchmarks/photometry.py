@@ -204,8 +204,9 @@ def hidden_share(truth, true):
 
 
 def interior(coord, margin):
-    """Whether positions lie ``margin`` arcsec inside the box that holds them all, where no stamp is cut."""
+    """Whether positions lie ``margin`` (n,) arcsec inside the box that holds them all, where no stamp is cut."""
     xy = np.stack([v.to_value(u.arcsec) for v in coord[0].spherical_offsets_to(coord)], -1)
+    margin = np.asarray(margin)[:, None]
     return ((xy > xy.min(axis=0) + margin) & (xy < xy.max(axis=0) - margin)).all(axis=1)
 
 
