@@ -178,7 +178,6 @@ def record(pair, truth, scene, catalog, formal, seconds, *, bound=False):
         "star": np.char.strip(np.asarray(truth["type"], str)[true]) == "star",
         "irregular": np.char.strip(np.asarray(truth["family"], str)[true]) == "irregular",
         "usual": (np.asarray(catalog["flags"])[rows] & int(UNUSUAL)) == 0,
-        "blend_probability": np.asarray(table["blend_probability"])[rows],
         "radius": table["half_light_radius"].value[rows], "true_radius": truth["half_light_radius"].value[true],
         "e": np.stack([table[c][rows] for c in ("e1", "e2")], -1),
         "true_e": np.stack([truth[c][true] for c in ("e1", "e2")], -1),
@@ -398,22 +397,6 @@ def variant_tables(variants):
                 found = sum((p["mag"] < 25).sum() for p in rows.parts)
                 lines.append([f"{band}, {name}", *figures(rows, band, of), f"{found}"])
     show("The same middles of the fields, i < 25", ("n", "bias", "NMAD", "pull NMAD", "1 sigma", "matched"), lines)
-    if "ground only" in variants:
-        rows = variants["ground only"]
-        probability, several = rows["blend_probability"], rows["hidden"] > 0.2
-        of = np.isfinite(probability) & (rows["mag"] < 26)
-        one, many = probability[of & ~several], probability[of & several]
-        if len(many) < 5:
-            print(f"\nblend probability, ground only: {len(many)} unrecognised blends are too few for a ROC")
-            return
-        area = np.mean(many[:, None] > one) + 0.5 * np.mean(many[:, None] == one)
-        error = np.sqrt(area * (1 - area) / min(len(many), len(one)))
-        rates = [np.mean(many > np.quantile(one, 1 - f)) for f in (0.05, 0.1, 0.2, 0.4)]
-        print(
-            f"\nblend probability, ground only: {len(many)} unrecognised blends, {len(one)} single sources; area "
-            f"under the ROC {area:.3f}+-{error:.3f}; true rate at false rates 0.05 0.1 0.2 0.4: "
-            + " ".join(f"{r:.2f}" for r in rates)
-        )
 
 
 # ---------------------------------------------------------------------------- real pixels

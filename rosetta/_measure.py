@@ -2,15 +2,17 @@
 """From planes and templates to the fit of every band."""
 
 import numpy as np
+from scipy import ndimage
 from scipy.signal import fftconvolve
 
+from ._figures import RINGS
 from ._geometry import offset_coord, tangent
 from ._scene import BandFit, breadth_scales
 from .core import field, fit
 from .core.solve import solve
 
 __all__ = [
-    "fit_band", "ground_coord", "image_of", "misfits", "noise_factor", "noise_samples", "sky_weight", "source_tokens",
+    "fit_band", "ground_coord", "image_of", "misfits", "noise_factor", "significance", "sky_weight", "source_tokens",
 ]
 
 SKY_BLOCK = 12.8  # arcsec: the sky level's variance is taken as constant over this
@@ -126,7 +128,7 @@ def fit_band(plane, image, mixtures, slope, root):
         Its covariance is that of uncorrelated pixels, its ``noise`` is 1, and its ``plane`` None: that of the whole
         field takes its place, and the tile's pixels can be forgotten.
     scatter : (m,) float32 array
-        See `noise_samples`.
+        Significance of point sources in the residuals, on every third pixel each way.
     """
     n = len(mixtures)
     alone, place = np.unique(root, return_inverse=True)
@@ -135,7 +137,10 @@ def fit_band(plane, image, mixtures, slope, root):
     found = solve(design, plane.data, plane.variance, image.weight)
     left = plane.data - design.image(np.nan_to_num(found.flux))
     root = np.where(plane.valid, 1.0 / np.sqrt(plane.variance), 0.0)
-    scatter = noise_samples(left * root, plane.valid, plane.psf)
+    shown = significance(left * root, plane.valid, plane.psf)
+    scatter = shown[::THIN, ::THIN]
+    at = image.xy[:, :, None] + image.jacobian @ RINGS.T  # (n, 2, n_point)
+    around = [np.nan_to_num(at[:, k], nan=-1e6) for k in (1, 0)]
 
     everywhere = np.ones(plane.shape)
     light = np.maximum(np.nan_to_num(found.flux), 0.0)
@@ -162,8 +167,9 @@ def fit_band(plane, image, mixtures, slope, root):
         blendedness=np.clip(blendedness, 0.0, 1.0),
         breadth=breadth,
         breadth_error=breadth_error,
+        left=ndimage.map_coordinates(np.nan_to_num(shown), around, order=1, cval=0.0),
     )
-    return result, scatter
+    return result, scatter[np.isfinite(scatter)]
 
 
 def misfits(design, left, weight):
@@ -186,8 +192,8 @@ def misfits(design, left, weight):
     return np.divide(foot.project(weight * left**2), pixels, out=np.ones(len(design)), where=pixels > 0), pixels
 
 
-def noise_samples(residual, valid, psf):
-    """Scatter of point-source fluxes on a residual image, in units of what uncorrelated pixels give.
+def significance(residual, valid, psf):
+    """Fluxes of point sources everywhere on a residual image, in units of the error that uncorrelated pixels give.
 
     Parameters
     ----------
@@ -198,15 +204,13 @@ def noise_samples(residual, valid, psf):
 
     Returns
     -------
-    (m,) float32 array
-        Output of the matched filter over its expectation, on every third pixel each way.
+    (ny, nx) float32 array
+        Output of the matched filter over its expectation; NaN where much of the filter falls on no pixel.
     """
     kernel = _filter(psf)
     top = fftconvolve(np.where(valid, residual, 0.0).astype(np.float32), kernel, mode="same")
     bottom = fftconvolve(valid.astype(np.float32), kernel**2, mode="same")
-    top, bottom = top[::THIN, ::THIN], bottom[::THIN, ::THIN]
-    good = bottom > 0.9 * (kernel**2).sum()
-    return top[good] / np.sqrt(bottom[good])
+    return np.divide(top, np.sqrt(bottom), out=np.full_like(top, np.nan), where=bottom > 0.9 * (kernel**2).sum())
 
 
 def noise_factor(scatter, psf):
@@ -215,7 +219,7 @@ def noise_factor(scatter, psf):
     Parameters
     ----------
     scatter : (m,) array
-        From `noise_samples`.
+        Of `significance`, well apart.
     psf : (k, l) array
 
     Returns

@@ -58,6 +58,8 @@ class BandFit:
         How broad the band sees the template; see `rosetta.core.fit.broadened`.
     breadth_error : (n,) array
         Relative error of the flux from that of the breadth.
+    left : (n, n_point) array
+        Significance of a point source in the residuals at `rosetta._figures.RINGS`, in units of uncorrelated pixels.
     """
 
     plane: object
@@ -75,20 +77,22 @@ class BandFit:
     blendedness: np.ndarray
     breadth: np.ndarray
     breadth_error: np.ndarray
+    left: np.ndarray
 
     PER_SOURCE = (
         "flux", "measured", "degenerate", "coverage", "outside", "chi2", "misfit", "pixels", "slope", "blendedness",
-        "breadth", "breadth_error",
+        "breadth", "breadth_error", "left",
     )
 
     @classmethod
-    def unseen(cls, plane, n, n_shape):
+    def unseen(cls, plane, n, n_shape, n_point):
         """The fit of sources of which the band has no pixel."""
         nothing, none = np.full(n, np.nan), np.zeros(n, bool)
         return cls(
             plane=plane, flux=nothing, covariance=sparse.csc_array((n, n)), noise=1.0, measured=none, degenerate=none,
             coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n), pixels=np.zeros(n, int),
             slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n), breadth_error=np.zeros(n),
+            left=np.zeros((n, n_point)),
         )
 
 
@@ -179,8 +183,9 @@ class DeblendedScene:
             ``label``, ``sky_centroid`` (of the template, in the space image's frame), ``blendedness``
             (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
             ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
-            (that it is several sources; NaN unless the deblender was trained), ``half_light_radius``
-            (arcsec; below 0.005 for points), ``e1``, ``e2`` (distortion: (Qxx - Qyy) / (Qxx + Qyy),
+            (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
+            was trained, and where no band has a pixel of it), ``half_light_radius`` (arcsec; below 0.005 for
+            points), ``e1``, ``e2`` (distortion: (Qxx - Qyy) / (Qxx + Qyy),
             2 Qxy / (Qxx + Qyy), x east and y north), ``snr`` (of the sharpest band), ``flags``.
         """
         table = self._table.copy()

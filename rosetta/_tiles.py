@@ -9,6 +9,7 @@ from astropy.coordinates import SkyCoord
 from scipy import sparse
 
 from ._boundary import extent
+from ._figures import RINGS
 from ._geometry import from_tangent, joined, tangent
 from ._measure import noise_factor
 from ._scene import BandFit
@@ -106,13 +107,13 @@ class Part:
         Whether the source belongs to the tile, or lies in its margin.
     coord, header : `~astropy.coordinates.SkyCoord`
         True positions, and those in the ground headers' frame.
-    snr, blend : (n,) array
+    snr : (n,) array
     mixtures : (n, K, 6) array
     covariance : (n, n_shape, n_shape) array
         Of the shapes.
     fits : dict of str to `~rosetta._scene.BandFit`
     scatter : dict of str to array
-        See `rosetta._measure.noise_samples`.
+        Significance on every third pixel each way of the residuals; see `rosetta._measure.noise_factor`.
     """
 
     index: np.ndarray | None
@@ -120,7 +121,6 @@ class Part:
     coord: SkyCoord
     header: SkyCoord
     snr: np.ndarray
-    blend: np.ndarray
     mixtures: np.ndarray
     covariance: np.ndarray
     fits: dict
@@ -156,10 +156,10 @@ def join(parts, planes):
     numbers = _numbers(parts, order, coord)
     most = max(part.mixtures.shape[1] for part in parts)
     parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
-    arrays = {name: stacked(name)[order] for name in ("snr", "blend", "mixtures", "covariance")}
+    arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
     fits = {}
     for band, plane in planes.items():
-        each = [part.fits.get(band, BandFit.unseen(plane, len(part), len(DIRECTIONS))) for part in parts]
+        each = [part.fits.get(band, BandFit.unseen(plane, len(part), len(DIRECTIONS), len(RINGS))) for part in parts]
         scatter = np.concatenate([part.scatter[band] for part in parts if band in part.scatter])
         noise = noise_factor(scatter, plane.psf)
         merged = {

@@ -78,7 +78,7 @@ def _mark(table):
 
 def _open(path, owner):
     """Finished pairs of a checkpoint, [(mark, part)]; what a killed run left half written is cut off."""
-    head = f"rosetta training rows 1: {owner}\n".encode()
+    head = f"rosetta training rows 2: {owner}\n".encode()
     if not path.parent.is_dir():
         raise ValueError(f"checkpoint {str(path)!r}: its folder does not exist, create it first")
     if not path.exists() or path.stat().st_size == 0:

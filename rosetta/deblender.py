@@ -13,7 +13,7 @@ from astropy.table import QTable
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from . import _detect
+from . import _detect, _figures
 from ._boundary import planes as planes_of
 from ._geometry import joined, plain_icrs, tangent
 from ._head import Head
@@ -22,11 +22,12 @@ from ._scene import DeblendedScene, Templates, centroids, shape_columns, source_
 from ._stamps import north_up
 from ._tiles import Part, join, tiles
 from ._truth import held_out_pairs, split_by_pair, training_parts
+from .core import blend, pieces, templates
 from .core import fit as shape_fit
-from .core import pieces, templates
 from .core.points import pointlike
 from .core.solve import amplitudes
 from .flags import Flag
+from .sky import SkyPair
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
 
@@ -40,6 +41,8 @@ VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNAL
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
 CERTAIN = 2.0  # standard errors by which the network's shapes must be better on held-out pairs
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
+HIDDEN = 0.2  # of its flux: a fainter neighbour does not make a source a blend
+REACH = 1.0  # arcsec: nor does one farther away
 MODEL_ERROR = 0.1  # of a model: what its template leaves of a bright source is no source
 
 
@@ -49,9 +52,11 @@ class JEPADeblender(Head):
     A proposal is made for the shape of every source; a few Gauss-Newton steps fit it to the sharpest image and
     the deepest ground bands, with the proposal as prior; then the fluxes of all overlapping sources are solved
     together in every band. The classical proposal is an exponential disc with the detection's moments. A small
-    network, which looks at native pixels and at the encoder's frozen tokens, makes another, and says how likely a
-    source is a blend. `fit` keeps the network's proposals only if they give clearly better fluxes on held-out sky,
-    after the pixels have had their say (``start`` in the checkpoint's configuration).
+    network, which looks at native pixels and at the encoder's frozen tokens, makes another; `fit` keeps it only if it
+    gives clearly better fluxes on held-out sky, after the pixels have had their say (``start`` in the checkpoint's
+    configuration). Another small network reads the figures of the fits, and what they left around a source, and says
+    how likely it is a blend: it knows both sky seen by both sides and sky seen from the ground alone. Tokens did not
+    make it better.
 
     Parameters
     ----------
@@ -140,12 +145,12 @@ class JEPADeblender(Head):
             fits[band], scatter[band] = fit_band(plane, image, mixtures, slope, root)
         report()
         return Part(
-            index=index, own=tile.owns(coord), coord=state.coord, header=state.header, snr=state.snr, blend=state.blend,
-            mixtures=mixtures, covariance=covariance, fits=fits, scatter=scatter,
+            index=index, own=tile.owns(coord), coord=state.coord, header=state.header, snr=state.snr, mixtures=mixtures,
+            covariance=covariance, fits=fits, scatter=scatter,
         )
 
     def fit(self, pairs, truth=None, *, seed, checkpoint=None):
-        """Train the template network on sky with known truth; the encoder stays frozen.
+        """Train both networks on sky with known truth; the encoder stays frozen.
 
         Parameters
         ----------
@@ -175,6 +180,7 @@ class JEPADeblender(Head):
         self._config["token_dim"] = data["tokens"].shape[1] // 2
         self._network = templates.seeded(_sizes(self._config).to_dict(), seed).to(self._device or "cpu")
         result = templates.train(self._network, data, held_out, seed=seed)
+        result |= blend.train(self._network.blend, data, held_out, seed=seed)
         self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
         errors = self._flux_errors(pairs, truth, held_out_pairs(parts))
         self._config["start"] = "learned" if _clearly_less(*map(errors.get, ("learned", "classical"))) else "classical"
@@ -217,9 +223,8 @@ class JEPADeblender(Head):
         rows = np.flatnonzero(owner >= 0)
         if len(rows) == 0:
             return None
-        several = self._several(coord, true, flux, owner)
         base, snr = _classical(sky, coord)
-        state = _State(coord, coord, snr, base, np.full(len(coord), np.nan))
+        state = _State(coord, coord, snr, base)
         inputs = _network_inputs(embedding, sky, state, self._network.config, np.arange(len(coord)))
         mixture = np.asarray(truth["mixture"], float)[owner[rows]]
         east, north = coord[rows].spherical_offsets_to(true[owner[rows]])
@@ -227,35 +232,36 @@ class JEPADeblender(Head):
         mixture[:, :, 2] += north.to_value(u.arcsec)[:, None]
         names = ("space", "ground", "scalars", "tokens")
         data = {name: array[rows] for name, array in zip(names, inputs, strict=True)}
-        return {**data, "base": base[rows], "true": mixture, "several": several[rows]}
+        return {**data, "base": base[rows], "true": mixture, **self._blend_rows(embedding, true, truth)}
 
-    @staticmethod
-    def _several(coord, true, flux, owner):
-        """Whether an undetected true source of a fifth of the flux lies within an arcsecond, (n,) float."""
-        detected = np.isin(np.arange(len(true)), owner)
-        out = np.zeros(len(coord))
-        mine, theirs, _, _ = search_around_sky(coord, true, 1.0 * u.arcsec)
-        for i, j in zip(mine, theirs, strict=True):
-            if owner[i] >= 0 and not detected[j] and flux[j] > 0.2 * flux[owner[i]]:
-                out[i] = 1.0
-        return out
+    def _blend_rows(self, embedding, true, truth):
+        """Figures of all sources that are a true one or more, seen by both sides and by the ground alone."""
+        pair, classical = embedding.pair, type(self)(self.encoder)
+        views = [embedding]
+        if pair.ground and pair.space:
+            views.append(SkyPair(dict(pair.ground), None, surveys=pair.surveys))
+        figures, several = [], []
+        for view in views:
+            scene = classical(view)
+            flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
+            first, second = _occupants(scene.to_table()["sky_centroid"], true, flux)
+            figures.append(_figures.of_sources(scene)[first > 0])
+            several.append((second > HIDDEN * first)[first > 0])
+        return {"figures": np.concatenate(figures), "several": np.concatenate(several)}
 
     def _propose(self, embedding, sky, coord, offsets, known=None):
         """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
         coord = coord[_roots(coord)]
         header = ground_coord(coord, offsets)
         base, snr = _classical(sky, coord)
-        state = _State(coord, header, snr, base, np.full(len(coord), np.nan))
+        state = _State(coord, header, snr, base)
         n = 0
         if known is not None:
             n = len(known.coord)
-            state.proposal[:n], state.blend[:n] = known.proposal, known.blend
-        if self._provenance.get("trained") and len(coord) > n:
-            new = np.arange(n, len(coord))
-            inputs = _network_inputs(embedding, sky, state, self._network.config, new)
-            proposal, state.blend[n:] = templates.propose(self._network, base[n:], *inputs)
-            if self._config["start"] == "learned":
-                state.proposal[n:] = proposal
+            state.proposal[:n] = known.proposal
+        if self._config["start"] == "learned" and len(coord) > n:
+            inputs = _network_inputs(embedding, sky, state, self._network.config, np.arange(n, len(coord)))
+            state.proposal[n:] = templates.propose(self._network, base[n:], *inputs)
         return state
 
     def _scene(self, embedding, planes, roles, part, label, offsets):
@@ -284,7 +290,7 @@ class JEPADeblender(Head):
         table["blendedness"] = blendedness
         table["n_pixel"] = sum(fit.pixels for fit in fits.values())
         table["n_band"] = sum(fit.measured.astype(int) for fit in fits.values())
-        table["blend_probability"] = part.blend
+        table["blend_probability"] = np.full(len(label), np.nan)
         table["half_light_radius"] = radius * u.arcsec
         table["e1"], table["e2"] = e1, e2
         table["snr"] = snr
@@ -293,11 +299,15 @@ class JEPADeblender(Head):
         meta["deblender"] = "trained" if self._provenance.get("trained") else "untrained"
         meta["blendedness_band"], meta["reference_band"] = roles.blend, roles.reference
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
-        return DeblendedScene(
+        scene = DeblendedScene(
             embedding=embedding, table=table,
             templates=Templates(part.coord, part.header, mixtures, share(part.snr), roles.wavelength),
             shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
         )
+        seen = table["n_band"] > 0
+        if self._provenance.get("trained") and seen.any():
+            table["blend_probability"][seen] = blend.predict(self._network.blend, _figures.of_sources(scene)[seen])
+        return scene
 
 
 def _clearly_less(one, two):
@@ -321,6 +331,20 @@ def _owners(coord, true, flux):
     return owner
 
 
+def _occupants(coord, true, flux):
+    """Fluxes of the brightest true source that each position stands for, and of the second: (n,) and (n,), or 0.
+
+    A true source belongs to the position nearest to it, if that is within an arcsecond.
+    """
+    first, second = np.zeros(len(coord)), np.zeros(len(coord))
+    if len(coord) and len(true):
+        nearest, separation, _ = true.match_to_catalog_sky(coord)
+        for j in np.flatnonzero(separation < REACH * u.arcsec):
+            i = nearest[j]
+            first[i], second[i] = max(first[i], flux[j]), max(second[i], min(first[i], flux[j]))
+    return first, second
+
+
 @dataclass(frozen=True)
 class _State:
     """Sources before their shapes are fitted."""
@@ -329,7 +353,6 @@ class _State:
     header: SkyCoord  # in the frame of the ground headers
     snr: np.ndarray
     proposal: np.ndarray
-    blend: np.ndarray
 
     @property
     def share(self):
@@ -337,7 +360,7 @@ class _State:
 
     def of(self, rows):
         """Some of the sources."""
-        return _State(self.coord[rows], self.header[rows], self.snr[rows], self.proposal[rows], self.blend[rows])
+        return _State(self.coord[rows], self.header[rows], self.snr[rows], self.proposal[rows])
 
 
 def share(snr):

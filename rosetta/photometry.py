@@ -7,7 +7,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
-from . import _checkpoint
+from . import _checkpoint, _figures
 from ._head import Head
 from ._truth import match, split_by_pair, training_parts
 from .core import calibrate
@@ -214,7 +214,7 @@ def _training_rows(scene, truth):
         return np.stack([source[prefix + b].to_value(u.nJy)[which] for b in scene.bands], axis=1)
 
     return {
-        "features": _features(scene)[rows],
+        "features": _figures.of_bands(scene)[rows],
         "flux": table(catalog, "flux_", rows),
         "error": table(catalog, "flux_err_", rows),
         "true": table(truth, "flux_", true),
@@ -246,42 +246,10 @@ def _neighbours(fits, bands, n):
     return neighbour, correlation
 
 
-def _features(scene):
-    """What the error network sees of each source and band, (n, n_band, n_feature) float32."""
-    table, bands, n = scene.to_table(), scene.bands, len(scene)
-    share = np.sqrt(np.maximum(np.einsum("nbb->nb", scene.template_covariance), 0.0))
-    out = np.zeros((n, len(bands), calibrate.N_FEATURE), np.float32)
-    radius = np.log(table["half_light_radius"].to_value(u.arcsec) + 0.02)
-    nearest = np.full(n, 10.0)
-    if n > 1:
-        _, separation, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
-        nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
-    for k, band in enumerate(bands):
-        fit = scene._fits[band]
-        error = np.sqrt(fit.covariance.diagonal())
-        snr = np.divide(np.nan_to_num(fit.flux), error, out=np.zeros(n), where=error > 0)
-        out[:, k, 0] = np.arcsinh(snr)
-        out[:, k, 1] = np.log(np.maximum(share[:, k], 1e-4))
-        out[:, k, 2] = table["blendedness"]
-        out[:, k, 3] = np.log(np.clip(np.nan_to_num(fit.chi2, nan=1.0), 0.1, 100.0))
-        out[:, k, 4] = radius
-        out[:, k, 5] = fit.plane.side == "space"
-        out[:, k, 6] = np.log(fit.plane.fwhm)
-        out[:, k, 7] = np.arcsinh(table["snr"])
-        out[:, k, 8] = fit.coverage
-        out[:, k, 9] = fit.blendedness
-        out[:, k, 10] = fit.breadth
-        out[:, k, 11] = np.log(np.maximum(fit.breadth_error, 1e-4))
-        out[:, k, 12] = np.log(nearest + 0.1)
-        out[:, k, 13] = np.log(np.clip(np.nan_to_num(fit.misfit, nan=1.0), 0.1, 100.0))
-        out[:, k, 14] = np.hypot(table["e1"], table["e2"])
-    return out
-
-
 def _calibrate(catalog, scene, network):
     """Widen the errors by the network's factor, and by its relative error, common to all bands."""
     bands = scene.bands
-    widen, extra = calibrate.predict(network, _features(scene))  # (n, n_band)
+    widen, extra = calibrate.predict(network, _figures.of_bands(scene))  # (n, n_band)
     flux = np.stack([catalog[f"flux_{b}"].to_value(u.nJy) for b in bands], axis=1)
     shift = extra * flux
     cov = catalog["flux_cov"].to_value(u.nJy**2) * widen[:, :, None] * widen[:, None, :]

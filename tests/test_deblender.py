@@ -16,12 +16,14 @@ from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 from rosetta import Flag, JEPADeblender, SkyPair, _tiles
 from rosetta._boundary import planes
 from rosetta._detect import Reference, detect, point_variance, reference
+from rosetta._figures import RINGS, of_sources
 from rosetta._geometry import from_tangent, offset_coord
-from rosetta._measure import sky_weight
-from rosetta.core import pieces, templates
+from rosetta._measure import significance, sky_weight
+from rosetta.core import blend, pieces, templates
 from rosetta.core.design import Design
 from rosetta.core.mixture import render
 from rosetta.core.vit import EncoderConfig
+from rosetta.deblender import _occupants
 from rosetta.encoder import CrossSurveyEncoder
 
 CENTER = SkyCoord(53.1, -28.1, unit="deg")
@@ -437,6 +439,7 @@ def known_sky(n):
 
 def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp_path):
     monkeypatch.setattr(templates, "STEPS", 3)
+    monkeypatch.setattr(blend, "STEPS", 3)
     pairs, truths = known_sky(3)
     pairs[1] = make_pair(np.zeros((1, 2)), np.zeros(1), MIXTURES[:1])  # nothing there: a pair without rows
     path = tmp_path / "rows"
@@ -458,6 +461,7 @@ def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp
 
 def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(templates, "STEPS", 3)
+    monkeypatch.setattr(blend, "STEPS", 3)
     pairs, truths = known_sky(2)
     head, path = JEPADeblender(deblender().encoder), tmp_path / "rows"
     head.fit(pairs, truths, seed=3, checkpoint=path)
@@ -477,6 +481,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_pat
 
 def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
     monkeypatch.setattr(templates, "STEPS", 80)
+    monkeypatch.setattr(blend, "STEPS", 80)
     monkeypatch.setattr(templates, "BATCH", 16)
     head = JEPADeblender(deblender().encoder)
     pairs, truths = known_sky(2)
@@ -497,6 +502,7 @@ def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
 def test_the_network_shapes_only_where_it_earned_it(monkeypatch, tmp_path, better, learned):
     """Beyond doubt: the second case is a little better on average, and no more than chance would make it."""
     monkeypatch.setattr(templates, "STEPS", 3)
+    monkeypatch.setattr(blend, "STEPS", 3)
     pairs, truths = known_sky(2)
     plain = deblender()
     judged = {"classical": [0.1, 0.11, 0.1], "learned": learned}
@@ -636,3 +642,65 @@ def test_a_source_that_changes_with_wavelength_keeps_its_flux():
         assert found.model(1, band).data.sum() == pytest.approx(found.flux(band)[0].value, rel=2e-3)
     breadth = {band: found._fits[band].breadth[0] for band in found.bands}
     assert breadth["g"] > 1.0 and abs(breadth["VIS"]) < 1.0
+
+
+def test_a_true_source_belongs_to_the_nearest_position():
+    found = from_tangent(np.array([[0.0, 0.0], [1.5, 0.0], [9.0, 9.0]]), CENTER)
+    true = from_tangent(np.array([[-0.4, 0.0], [0.4, 0.0], [1.4, 0.0], [0.0, 1.2], [0.1, 0.0]]), CENTER)
+    first, second = _occupants(found, true, np.array([8.0, 10.0, 3.0, 99.0, 1.0]))
+    np.testing.assert_array_equal(first, [10, 3, 0])  # 1.2" away is nobody's, however bright
+    np.testing.assert_array_equal(second, [8, 0, 0])
+
+
+def hidden_neighbour(share, sides=("ground",)):
+    """A galaxy, and the scene of it alone, that has a neighbour of a ``share`` of its flux 0.8" to the north."""
+    flux = np.array([6000.0, 6000.0 * share])
+    pair = make_pair(np.array([[0.0, 0.0], [0.0, 0.8]]), flux, np.stack([light(0.2)] * 2), sides=sides)
+    return deblender()(pair, from_tangent(np.zeros((1, 2)), CENTER))
+
+
+def test_rings_show_where_a_neighbour_hides():
+    alone, blended = hidden_neighbour(0.0), hidden_neighbour(0.3)
+    for scene, shown in ((alone, False), (blended, True)):
+        left = sum(fit.left[0] for fit in scene._fits.values()) / np.sqrt(2)
+        at = RINGS[np.argmax(left)]
+        assert (left.max() > 8) == shown
+        assert not shown or (at[1] > 0.5 and abs(at[0]) < 0.5)
+    figures = [of_sources(scene) for scene in (alone, blended, hidden_neighbour(0.3, ("ground", "space")))]
+    assert all(f.shape == (1, blend.N_FIGURE) and np.isfinite(f).all() for f in figures)
+
+
+def test_significance_is_that_of_a_point_source():
+    rng, sigma = np.random.default_rng(0), 3.0
+    y, x = np.indices((15, 15)) - 7
+    psf = np.exp(-0.5 * (x**2 + y**2) / 1.8**2)
+    psf /= psf.sum()
+    image = rng.normal(0, sigma, (80, 80))
+    error = sigma / np.sqrt((psf**2).sum())
+    image[33:48, 23:38] += 20 * error * psf
+    shown = significance(image / sigma, np.ones(image.shape, bool), psf)
+    assert shown[40, 30] == pytest.approx(20, abs=3)
+    assert np.isnan(shown[0, 0])  # much of the filter is off the image
+    assert np.nanstd(np.delete(shown, slice(25, 55), axis=0)) == pytest.approx(1, abs=0.15)
+
+
+def test_rows_hold_both_sides_and_the_ground_alone():
+    (pair,), (truth,) = known_sky(1)
+    rows = deblender()._training_rows(pair, truth)
+    assert rows["figures"].shape == (len(rows["several"]), blend.N_FIGURE)
+    both, ground = (deblender()(make_pair(XY, FLUX, MIXTURES, sides=s)) for s in (("ground", "space"), ("ground",)))
+    expected = of_sources(both)
+    np.testing.assert_allclose(rows["figures"][: len(expected)], expected, rtol=1e-4, atol=1e-4)
+    near = from_tangent(XY, CENTER).match_to_catalog_sky(ground.to_table()["sky_centroid"])[0]
+    assert len(rows["figures"]) == len(both) + len(set(near))  # not what the ground found beside them
+    assert not rows["several"][: len(both)].any()  # the space image tells the two galaxies apart
+
+
+def test_a_source_without_a_pixel_has_no_probability(monkeypatch):
+    monkeypatch.setattr(templates, "STEPS", 3)
+    monkeypatch.setattr(blend, "STEPS", 3)
+    head = JEPADeblender(deblender().encoder).fit(*known_sky(2), seed=3)
+    places = from_tangent(np.concatenate([XY, [[60.0, 0.0]]]), CENTER)
+    probability = head(known_sky(1)[0][0], places).to_table()["blend_probability"]
+    assert np.isnan(probability[-1]) and ((probability[:-1] > 0) & (probability[:-1] < 1)).all()
+    assert len(head(known_sky(1)[0][0], places[:0]).to_table()) == 0

@@ -14,12 +14,8 @@ rosetta simulate --tiles "$tiles" --seed 1 -o "$work/tiles"
 cp "$work/encoder.safetensors" "$weights/"
 
 # Every head has a sky of its own, so that none learns its errors where another was fitted.
-rosetta simulate --tiles 28 --seed 5 -o "$work/deblender"
-[ -f "$work/deblender.safetensors" ] || rosetta train-head deblender --data "$work/deblender" \
-    --encoder "$work/encoder.safetensors" --seed 5 -o "$work/deblender.safetensors"
-cp "$work/deblender.safetensors" "$weights/"
 # In this order: photometry measures through the deblender that lies beside its encoder.
-for head in aligner photometry; do
+for head in aligner deblender photometry; do
     [ -f "$work/$head.safetensors" ] || python "$(dirname "$0")/train_$head.py" \
         "$work/$head.safetensors" "$work/encoder.safetensors"
     cp "$work/$head.safetensors" "$weights/"

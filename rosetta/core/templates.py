@@ -15,6 +15,8 @@ import torch
 from scipy.optimize import nnls
 from torch import nn
 
+from .blend import BlendNet
+
 __all__ = [
     "N_PARAMETER", "TemplateConfig", "TemplateNet", "base_parameters", "mixture", "mixture_distance", "overlap",
     "propose", "seeded", "train",
@@ -162,7 +164,7 @@ N_SCALAR = 8
 
 
 class TemplateNet(nn.Module):
-    """Shape vectors of sources, as corrections to their classical ones, and a blend logit.
+    """Shape vectors of sources, as corrections to their classical ones; beside it, the network that knows blends.
 
     Parameters
     ----------
@@ -178,7 +180,7 @@ class TemplateNet(nn.Module):
         features = self.space.dim + self.ground.dim + 64 + N_SCALAR + N_PARAMETER
         self.trunk = nn.Sequential(nn.Linear(features, 128), nn.GELU(), nn.Linear(128, 128), nn.GELU())
         self.shape = nn.Linear(128, N_PARAMETER)
-        self.blend = nn.Linear(128, 1)
+        self.blend = BlendNet()
         nn.init.zeros_(self.shape.weight)  # untrained, it gives the classical answer
         nn.init.zeros_(self.shape.bias)
         self.register_buffer("reach", torch.as_tensor(REACH, dtype=torch.float32))
@@ -199,15 +201,12 @@ class TemplateNet(nn.Module):
 
         Returns
         -------
-        parameters : (n, N_PARAMETER) tensor
-        blend : (n,) tensor
-            Logit of the probability that an apparent single source is several.
+        (n, N_PARAMETER) tensor
         """
         features = torch.cat(
             [self.space(space), self.ground(ground), self.tokens(tokens), scalars, base / self.reach], dim=1
         )
-        hidden = self.trunk(features)
-        return base + self.reach * torch.tanh(self.shape(hidden)), self.blend(hidden)[:, 0]
+        return base + self.reach * torch.tanh(self.shape(self.trunk(features)))
 
 
 class _Tower(nn.Module):
@@ -238,19 +237,12 @@ def seeded(config, seed):
 
 
 def propose(network, base, space, ground, scalars, tokens):
-    """Shapes and blend probabilities by a trained network, for arrays.
-
-    Returns
-    -------
-    parameters : (n, N_PARAMETER) float64 array
-    blend : (n,) float64 array
-    """
+    """Shapes by a trained network, (n, N_PARAMETER) float64, for arrays."""
     device = network.reach.device
     inputs = [torch.from_numpy(np.asarray(a, np.float32)).to(device) for a in (base, space, ground, scalars, tokens)]
     with torch.inference_mode():
         parts = zip(*(values.split(256) for values in inputs), strict=True)
-        shapes, logits = zip(*(network(*part) for part in parts), strict=True)
-    return torch.cat(shapes).cpu().numpy().astype(float), torch.cat(logits).sigmoid().cpu().numpy().astype(float)
+        return torch.cat([network(*part) for part in parts]).cpu().numpy().astype(float)
 
 
 BLURS = (0.2, 0.8, 2.0)  # arcsec: what the space image sees, what the ground sees, and the wings
@@ -260,16 +252,15 @@ STEPS, BATCH = 1200, 96
 
 
 def train(network, data, held_out, *, seed):
-    """Fit the network to true light.
+    """Fit the network's shapes to true light.
 
     Parameters
     ----------
     network : `TemplateNet`
         Trained in place.
     data, held_out : dict of arrays
-        ``base``, ``space``, ``ground``, ``scalars``, ``tokens`` as `TemplateNet.forward` takes them, ``true``
-        (n, L, 6) mixtures about the same positions, and ``several`` (n,), 1 where the source is a blend. Held-out
-        rows come from other sky.
+        ``base``, ``space``, ``ground``, ``scalars``, ``tokens`` as `TemplateNet.forward` takes them, and ``true``
+        (n, L, 6) mixtures about the same positions. Held-out rows come from other sky.
     seed : int
 
     Returns
@@ -281,7 +272,7 @@ def train(network, data, held_out, *, seed):
     names = ("base", "space", "ground", "scalars", "tokens")
     generator = torch.Generator().manual_seed(seed)
     device = network.reach.device
-    tensors = {k: torch.from_numpy(np.asarray(v, np.float32)).to(device) for k, v in data.items()}
+    tensors = {k: torch.from_numpy(np.asarray(data[k], np.float32)).to(device) for k in (*names, "true")}
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=STEPS)
     network.train()
@@ -297,10 +288,9 @@ def train(network, data, held_out, *, seed):
             part["tokens"][:, k * width : (k + 1) * width] *= ~gone[:, None]
             for column in (k, 2 + k, 6 + k):
                 part["scalars"][:, column] *= ~gone
-        shapes, logit = network(*(part[k] for k in names))
+        shapes = network(*(part[k] for k in names))
         # The root makes the loss an error, not its square: a few hopeless blends do not rule it.
         loss = torch.sqrt(mixture_distance(mixture(shapes), part["true"], BLURS) + 1e-4).mean()
-        loss = loss + 0.05 * nn.functional.binary_cross_entropy_with_logits(logit, part["several"])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -312,7 +302,7 @@ def train(network, data, held_out, *, seed):
         true = torch.from_numpy(np.asarray(held_out["true"]))
         for name, shapes in (
             ("distance_classical", held_out["base"]),
-            ("distance", propose(network, *(held_out[k] for k in names))[0]),
+            ("distance", propose(network, *(held_out[k] for k in names))),
         ):
             found = mixture_distance(mixture(torch.from_numpy(np.asarray(shapes, float))), true.double(), BLURS)
             result[name] = float(found.median())

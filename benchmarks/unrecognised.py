@@ -1,0 +1,112 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Unrecognised blends: what the blend probability knows, beside what S/N knows, on the ground alone and on both sides.
+
+The fields of benchmarks/photometry.py, whole, on the frame of their headers. A true source belongs to the found source
+nearest to it within an arcsecond; a found source is a blend where its second true source has a fifth of the flux (i) of
+its first. Run: python benchmarks/unrecognised.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER]
+
+FOLDER keeps the fields, which those of benchmarks/photometry.py may be, and what was measured on each (after a change
+of models or code, remove FOLDER/blends).
+"""
+
+import argparse
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from photometry import Models, field, hidden_share, show, with_interval
+
+from rosetta import SkyPair, _pipeline
+from rosetta.deblender import HIDDEN, _occupants
+
+LIMIT = 26  # i, of the brightest true source
+BINS = (0, 6, 8, 11, 15, 22, 30, 60, np.inf)  # of S/N
+TABLE = (0, 0.02, 0.05, 0.1, 0.2, 0.35, 1.0001)  # of probability
+
+
+def record(scene, truth):
+    """Per found source: probability, S/N, whether it counts and is a blend; the same where it must match a true one."""
+    table, flux = scene.to_table(), truth["flux_i"].to_value(u.nJy)
+    seen = truth["sky_centroid"].icrs
+    if scene.bands[-1] == "y":  # ground alone: found where its headers say
+        seen = seen.spherical_offsets_by(-truth["d_ra_cosdec"], -truth["d_dec"])
+    first, second = _occupants(table["sky_centroid"], seen, flux)
+    rows, true = _pipeline.match(table, truth, "i")
+    matched = np.zeros(len(table), bool)
+    hidden, faint = np.zeros(len(table)), np.full(len(table), 99.0)
+    matched[rows], hidden[rows] = True, hidden_share(truth, true)[true]
+    faint[rows] = 31.4 - 2.5 * np.log10(flux[true])
+    return {
+        "probability": np.asarray(table["blend_probability"]), "snr": np.asarray(table["snr"]),
+        "blend": second > HIDDEN * first, "of": first > 10 ** (0.4 * (31.4 - LIMIT)),
+        "blend_matched": hidden > HIDDEN, "of_matched": matched & (faint < LIMIT),
+    }  # fmt: skip
+
+
+def area(score, blend):
+    """Area under the ROC: the chance that a blend scores higher than a single source."""
+    one, many = np.sort(score[~blend]), score[blend]
+    if len(one) == 0 or len(many) == 0:
+        return np.nan
+    return np.mean(np.searchsorted(one, many) + np.searchsorted(one, many, side="right")) / (2 * len(one))
+
+
+def area_within(score, blend, snr):
+    """Mean area among sources of like S/N, by the number of blends."""
+    of = [(snr >= low) & (snr < high) for low, high in zip(BINS[:-1], BINS[1:], strict=True)]
+    areas = np.array([area(score[k], blend[k]) for k in of])
+    weight = np.array([blend[k].sum() for k in of]) * np.isfinite(areas)
+    return np.sum(np.nan_to_num(areas) * weight) / weight.sum()
+
+
+def tables(parts):
+    lines, reliability = [], []
+    for name, records in parts.items():
+        at = np.concatenate([np.full(len(r["snr"]), k) for k, r in enumerate(records)])
+        everything = {c: np.concatenate([r[c] for r in records]) for c in records[0]}
+        for which, column in (("", ""), (", matched within 0.3\"", "_matched")):
+            of = everything["of" + column] & np.isfinite(everything["probability"])
+            p, snr, blend = (everything[c][of] for c in ("probability", "snr", "blend" + column))
+            values = np.stack([p, snr, blend], -1)
+            statistics = (
+                lambda v: area(v[:, 0], v[:, 2] > 0), lambda v: area(-v[:, 1], v[:, 2] > 0),
+                lambda v: area_within(v[:, 0], v[:, 2] > 0, v[:, 1]),
+            )  # fmt: skip
+            cells = [with_interval(s, values, at[of]) for s in statistics]
+            bright = snr > 15
+            cells.append(with_interval(statistics[0], values[bright], at[of][bright]))
+            lines.append([name + which, len(p), int(blend.sum()), *cells])
+            for low, high in zip(TABLE[:-1], TABLE[1:], strict=True):
+                k = (p >= low) & (p < high)
+                if column == "" and k.any():
+                    cells = with_interval(np.mean, blend[k].astype(float), at[of][k])
+                    reliability.append([f"{name}, {low}-{min(high, 1)}", int(k.sum()), f"{p[k].mean():.3f}", cells])
+    header = ("n", "blends", "area", "area of 1/S/N", "area, like S/N", "area, S/N > 15")
+    show(f"Area under the ROC, i < {LIMIT}", header, lines)
+    show("Reliability: sources by their probability", ("n", "mean probability", "blends among them"), reliability)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fields", type=int, default=12)
+    parser.add_argument("--first-seed", type=int, default=8101)
+    parser.add_argument("--heads", type=Path)
+    options = parser.parse_args()
+    kept = options.folder / "blends"
+    kept.mkdir(parents=True, exist_ok=True)
+    test, parts = Models(options.heads), {"ground alone": [], "both sides": []}
+    for seed in range(options.first_seed, options.first_seed + options.fields):
+        for name, found in parts.items():
+            path = kept / f"{name.replace(' ', '_')}-{seed}.npz"
+            if not path.exists():
+                pair, truth = field(seed, options.folder)
+                if name == "ground alone":
+                    pair = SkyPair(dict(pair.ground), None, surveys=pair.surveys)
+                np.savez(path, **record(test.deblender(test.encoder(pair)), truth))
+            found.append(dict(np.load(path)))
+    tables(parts)
+
+
+if __name__ == "__main__":
+    main()

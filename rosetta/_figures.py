@@ -1,0 +1,68 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What the fits of a scene say about its sources, in numbers that networks can read."""
+
+import astropy.units as u
+import numpy as np
+
+from .core.calibrate import N_FEATURE
+
+__all__ = ["RINGS", "of_bands", "of_sources"]
+
+RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
+N_ANGLE = 8
+_ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
+# Where residuals are looked at, (east, north) arcsec about a source: its centre, then rings.
+RINGS = np.concatenate([np.zeros((1, 2)), *(r * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], -1) for r in RADII)])
+
+
+def of_bands(scene):
+    """Fifteen figures of each source in each band, (n, n_band, N_FEATURE) float32."""
+    table, bands, n = scene.to_table(), scene.bands, len(scene)
+    share = np.sqrt(np.maximum(np.einsum("nbb->nb", scene.template_covariance), 0.0))
+    out = np.zeros((n, len(bands), N_FEATURE), np.float32)
+    radius = np.log(table["half_light_radius"].to_value(u.arcsec) + 0.02)
+    nearest = np.full(n, 10.0)
+    if n > 1:
+        _, separation, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
+        nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
+    for k, band in enumerate(bands):
+        fit = scene._fits[band]
+        error = np.sqrt(fit.covariance.diagonal())
+        snr = np.divide(np.nan_to_num(fit.flux), error, out=np.zeros(n), where=error > 0)
+        out[:, k, 0] = np.arcsinh(snr)
+        out[:, k, 1] = np.log(np.maximum(share[:, k], 1e-4))
+        out[:, k, 2] = table["blendedness"]
+        out[:, k, 3] = np.log(np.clip(np.nan_to_num(fit.chi2, nan=1.0), 0.1, 100.0))
+        out[:, k, 4] = radius
+        out[:, k, 5] = fit.plane.side == "space"
+        out[:, k, 6] = np.log(fit.plane.fwhm)
+        out[:, k, 7] = np.arcsinh(table["snr"])
+        out[:, k, 8] = fit.coverage
+        out[:, k, 9] = fit.blendedness
+        out[:, k, 10] = fit.breadth
+        out[:, k, 11] = np.log(np.maximum(fit.breadth_error, 1e-4))
+        out[:, k, 12] = np.log(nearest + 0.1)
+        out[:, k, 13] = np.log(np.clip(np.nan_to_num(fit.misfit, nan=1.0), 0.1, 100.0))
+        out[:, k, 14] = np.hypot(table["e1"], table["e2"])
+    return out
+
+
+def of_sources(scene):
+    """Figures of each source, (n, `rosetta.core.blend.N_FIGURE`) float32, whatever bands there are.
+
+    Mean and scatter of `of_bands` over the bands that saw the source; and what they left at its centre and in rings
+    around it (greatest, least, mean): significance of a point source there, in all bands together, weighted as for one
+    of the source's colours.
+    """
+    fits = scene._fits.values()
+    figures = of_bands(scene)
+    seen = np.stack([fit.measured for fit in fits], axis=1)[..., None]  # (n, n_band, 1)
+    count = np.maximum(seen.sum(axis=1), 1)
+    mean = np.where(seen, figures, 0.0).sum(axis=1) / count
+    scatter = np.sqrt(np.where(seen, (figures - mean[:, None]) ** 2, 0.0).sum(axis=1) / count)
+    weight = np.where(seen, np.maximum(np.sinh(figures[..., :1]), 1.0), 0.0)
+    weight /= np.maximum(np.sqrt((weight**2).sum(axis=1, keepdims=True)), 1e-9)
+    left = (weight * np.stack([fit.left / fit.noise for fit in fits], axis=1)).sum(axis=1)  # (n, len(RINGS))
+    rings = left[:, 1:].reshape(-1, len(RADII), N_ANGLE)
+    around = [left[:, :1], rings.max(axis=2), rings.min(axis=2), rings.mean(axis=2)]
+    return np.concatenate([mean, scatter, np.arcsinh(np.concatenate(around, axis=1))], axis=1).astype(np.float32)
