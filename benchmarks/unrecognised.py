@@ -25,22 +25,26 @@ TABLE = (0, 0.02, 0.05, 0.1, 0.2, 0.35, 1.0001)  # of probability
 
 
 def record(scene, truth):
-    """Per found source: probability, S/N, whether it counts and is a blend; the same where it must match a true one."""
+    """Per found source: probability, S/N, whether a blend and of which magnitude; these two also if it must match."""
     table, flux = scene.to_table(), truth["flux_i"].to_value(u.nJy)
     seen = truth["sky_centroid"].icrs
     if scene.bands[-1] == "y":  # ground alone: found where its headers say
         seen = seen.spherical_offsets_by(-truth["d_ra_cosdec"], -truth["d_dec"])
     first, second = _occupants(table["sky_centroid"], seen, flux)
     rows, true = _pipeline.match(table, truth, "i")
-    matched = np.zeros(len(table), bool)
-    hidden, faint = np.zeros(len(table)), np.full(len(table), 99.0)
-    matched[rows], hidden[rows] = True, hidden_share(truth, true)[true]
-    faint[rows] = 31.4 - 2.5 * np.log10(flux[true])
+    hidden, matched = np.zeros(len(table)), np.zeros(len(table))
+    hidden[rows], matched[rows] = hidden_share(truth, true)[true], flux[true]
     return {
         "probability": np.asarray(table["blend_probability"]), "snr": np.asarray(table["snr"]),
-        "blend": second > HIDDEN * first, "of": first > 10 ** (0.4 * (31.4 - LIMIT)),
-        "blend_matched": hidden > HIDDEN, "of_matched": matched & (faint < LIMIT),
+        "blend": second > HIDDEN * first, "mag": _magnitude(first),
+        "blend_matched": hidden > HIDDEN, "mag_matched": _magnitude(matched),
     }  # fmt: skip
+
+
+def _magnitude(flux):
+    """AB, infinite where there is no source."""
+    with np.errstate(divide="ignore"):
+        return 31.4 - 2.5 * np.log10(flux)
 
 
 def area(score, blend):
@@ -65,7 +69,7 @@ def tables(parts):
         at = np.concatenate([np.full(len(r["snr"]), k) for k, r in enumerate(records)])
         everything = {c: np.concatenate([r[c] for r in records]) for c in records[0]}
         for which, column in (("", ""), (", matched within 0.3\"", "_matched")):
-            of = everything["of" + column] & np.isfinite(everything["probability"])
+            of = (everything["mag" + column] < LIMIT) & np.isfinite(everything["probability"])
             p, snr, blend = (everything[c][of] for c in ("probability", "snr", "blend" + column))
             values = np.stack([p, snr, blend], -1)
             statistics = (
@@ -76,14 +80,15 @@ def tables(parts):
             bright = snr > 15
             cells.append(with_interval(statistics[0], values[bright], at[of][bright]))
             lines.append([name + which, len(p), int(blend.sum()), *cells])
-            for low, high in zip(TABLE[:-1], TABLE[1:], strict=True):
-                k = (p >= low) & (p < high)
-                if column == "" and k.any():
-                    cells = with_interval(np.mean, blend[k].astype(float), at[of][k])
-                    reliability.append([f"{name}, {low}-{min(high, 1)}", int(k.sum()), f"{p[k].mean():.3f}", cells])
+        p, blend = everything["probability"], everything["blend"].astype(float)
+        for low, high in zip(TABLE[:-1], TABLE[1:], strict=True):
+            k = (p >= low) & (p < high) & np.isfinite(everything["mag"])
+            share = with_interval(np.mean, blend[k], at[k])
+            reliability.append([f"{name}, {low}-{min(high, 1)}", int(k.sum()), f"{p[k].mean():.3f}", share])
     header = ("n", "blends", "area", "area of 1/S/N", "area, like S/N", "area, S/N > 15")
     show(f"Area under the ROC, i < {LIMIT}", header, lines)
-    show("Reliability: sources by their probability", ("n", "mean probability", "blends among them"), reliability)
+    header = ("n", "mean probability", "blends among them")
+    show("Reliability: all sources that are true, by their probability", header, reliability)
 
 
 def main():

@@ -210,7 +210,8 @@ def significance(residual, valid, psf):
     kernel = _filter(psf)
     top = fftconvolve(np.where(valid, residual, 0.0).astype(np.float32), kernel, mode="same")
     bottom = fftconvolve(valid.astype(np.float32), kernel**2, mode="same")
-    return np.divide(top, np.sqrt(bottom), out=np.full_like(top, np.nan), where=bottom > 0.9 * (kernel**2).sum())
+    good = bottom > 0.9 * (kernel**2).sum()
+    return np.divide(top, np.sqrt(np.where(good, bottom, 1.0)), out=np.full_like(top, np.nan), where=good)
 
 
 def noise_factor(scatter, psf):
