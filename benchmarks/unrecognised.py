@@ -28,7 +28,7 @@ def record(scene, truth):
     """Per found source: probability, S/N, whether a blend and of which magnitude; these two also if it must match."""
     table, flux = scene.to_table(), truth["flux_i"].to_value(u.nJy)
     seen = truth["sky_centroid"].icrs
-    if scene.bands[-1] == "y":  # ground alone: found where its headers say
+    if scene.embedding.pair.space is None:  # found where the ground's headers say
         seen = seen.spherical_offsets_by(-truth["d_ra_cosdec"], -truth["d_dec"])
     first, second = _occupants(table["sky_centroid"], seen, flux)
     rows, true = _pipeline.match(table, truth, "i")

@@ -116,7 +116,7 @@ class Plane:
         step = 0.5 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])  # arcsec (east, north)
         at = offset_coord(coord.reshape(-1, 1), *step.T)  # (n, 5)
         middle, east, west, north, south = np.moveaxis(np.stack(self.wcs.world_to_pixel(at), -1), 1, 0)
-        return middle, np.stack([east - west, north - south], -1)
+        return middle, np.stack([east - west, north - south], -1)  # per arcsec: they are one apart
 
     @cached_property
     def center(self):

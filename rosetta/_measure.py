@@ -144,7 +144,7 @@ def fit_band(plane, image, mixtures, slope, root):
 
     everywhere = np.ones(plane.shape)
     light = np.maximum(np.nan_to_num(found.flux), 0.0)
-    overlap, alone = design.project(design.image(light)), design.squares(everywhere) * light
+    overlap, alone = design.project(design.image(light)), design.squares() * light
     blendedness = 1.0 - np.divide(alone, overlap, out=np.ones(n), where=overlap > 0)
 
     misfit, pixels = misfits(design, left, image.weight)

@@ -8,12 +8,10 @@ Usage: python tools/train_deblender.py OUTPUT.safetensors [ENCODER.safetensors];
 import sys
 from functools import lru_cache
 
-import astropy.units as u
 import numpy as np
-from training_pairs import Column, simulated
+from training_pairs import Column, nearly_aligned
 
 from rosetta import CrossSurveyEncoder, JEPADeblender
-from rosetta.simulate import AstrometricError
 
 N_PAIR = 28
 FIRST_SEED = 5300
@@ -22,9 +20,7 @@ FIRST_SEED = 5300
 @lru_cache(maxsize=1)
 def draw(index):
     """A pair and its truth: 102"; left over from an alignment, epoch, depth, seeing and density differ."""
-    rng = np.random.default_rng([53, index])
-    error = AstrometricError(rms=rng.uniform(2, 10) * u.mas, length=rng.uniform(15, 60) * u.arcsec)
-    return simulated(FIRST_SEED + index, rng, error, density=(0.5, 1.4), depth=(-0.7, 0.3))
+    return nearly_aligned(FIRST_SEED + index, np.random.default_rng([53, index]), density=(0.5, 1.4))
 
 
 def main(output, encoder=None):

@@ -8,12 +8,10 @@ Usage: python tools/train_photometry.py OUTPUT.safetensors [ENCODER.safetensors]
 import sys
 from functools import lru_cache
 
-import astropy.units as u
 import numpy as np
-from training_pairs import Column, simulated
+from training_pairs import Column, nearly_aligned
 
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry
-from rosetta.simulate import AstrometricError
 
 N_PAIR = 32
 FIRST_SEED = 5200
@@ -22,9 +20,7 @@ FIRST_SEED = 5200
 @lru_cache(maxsize=1)
 def draw(index):
     """A pair and its truth: 102"; left over from an alignment, epoch, depth, seeing and density differ."""
-    rng = np.random.default_rng([52, index])
-    error = AstrometricError(rms=rng.uniform(2, 10) * u.mas, length=rng.uniform(15, 60) * u.arcsec)
-    return simulated(FIRST_SEED + index, rng, error, density=(0.3, 1.4), depth=(-0.7, 0.3))
+    return nearly_aligned(FIRST_SEED + index, np.random.default_rng([52, index]), density=(0.3, 1.4))
 
 
 def main(output, encoder=None):

@@ -3,7 +3,9 @@
 
 from collections.abc import Sequence
 
-from rosetta.simulate import simulate_pair
+import astropy.units as u
+
+from rosetta.simulate import AstrometricError, simulate_pair
 
 YEARS, SEEING = (0, 3), (0.85, 1.2)
 
@@ -15,6 +17,12 @@ def simulated(seed, rng, error, density, depth):
         seed=seed, astrometric_error=error, proper_motion_years=years, density=density, depth_offset=depth,
         seeing=seeing,
     )  # fmt: skip
+
+
+def nearly_aligned(seed, rng, density):
+    """A pair and its truth, with what is left over from an alignment."""
+    error = AstrometricError(rms=rng.uniform(2, 10) * u.mas, length=rng.uniform(15, 60) * u.arcsec)
+    return simulated(seed, rng, error, density=density, depth=(-0.7, 0.3))
 
 
 class Column(Sequence):

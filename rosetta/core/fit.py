@@ -18,7 +18,9 @@ from .design import Design, shared, touching
 from .mixture import draw, render, stamp_sizes
 from .solve import amplitudes
 
-__all__ = ["DIRECTIONS", "Image", "breadths", "broadened", "design_of", "flux_slopes", "mixtures_of", "refine"]
+__all__ = [
+    "DIRECTIONS", "Image", "breadths", "broadened", "design_of", "flux_slopes", "mixtures_of", "refine", "shape_weight",
+]
 
 
 def _directions():
@@ -209,11 +211,17 @@ def breadths(mixtures, image, *, iterations=2):
     return breadth, error, design
 
 
-def design_of(mixtures, image):
-    """The unit-flux images of sources on an `Image`, a `~rosetta.core.design.Design`."""
-    sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
+def design_of(mixtures, image, sizes=None):
+    """The unit-flux images of sources on an `Image`, a `~rosetta.core.design.Design`; ``sizes`` as for `render`."""
+    if sizes is None:
+        sizes = stamp_sizes(mixtures, image.jacobian, image.psf, image.share)
     stamps = render(mixtures, image.xy, image.jacobian, image.psf, sizes=sizes)
     return Design(stamps, image.data.shape, len(mixtures))
+
+
+def shape_weight(image, model):
+    """Weights of the pixels (ny, nx) in the fit of shapes: bright ones are known no better than the PSF is."""
+    return image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)
 
 
 def _leading_sizes(mixtures, image):
@@ -240,8 +248,7 @@ def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, m
     blocks = {(i, i): np.diag(precision) for i in range(n)}
     for k, (image, model) in enumerate(zip(images, models, strict=True)):
         seen = broadened(mixtures, breadth[:, k], image.gradient, image.blur)
-        # Bright pixels are known no better than the PSF is.
-        root = np.sqrt(image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)).astype(np.float32)
+        root = np.sqrt(shape_weight(image, model)).astype(np.float32)
         left = root * (image.data - model)
         along = np.concatenate([tangents, _breadth_tangent(seen, image)], axis=1)
         bounds, columns = _columns(seen, along, flux[:, k], image, root)

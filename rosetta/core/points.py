@@ -10,9 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .design import Design
-from .fit import MODEL_ERROR, breadths, broadened, design_of
-from .mixture import render, stamp_sizes
+from .fit import breadths, broadened, design_of, shape_weight
+from .mixture import stamp_sizes
 from .solve import amplitudes
 
 __all__ = ["pointlike"]
@@ -46,8 +45,7 @@ def pointlike(mixtures, image):
     breadth, _, _ = breadths(points, replace(here, data=image.data - rest))
     points = broadened(points, np.maximum(breadth, 0.0), image.gradient, image.blur)
     sizes = stamp_sizes(mixtures[bright], here.jacobian, here.psf, here.share)  # on the same pixels
-    point = Design(render(points, here.xy, here.jacobian, here.psf, sizes=sizes), image.data.shape, len(bright))
-    weight = image.weight / (1.0 + image.weight * (MODEL_ERROR * model) ** 2)
+    point, weight = design_of(points, here, sizes), shape_weight(image, model)
     for k, two in zip(bright, point.values, strict=True):
         one, (y0, y1, x0, x1) = shape.values[k], shape.bounds[k]
         cut = slice(y0, y1), slice(x0, x1)
