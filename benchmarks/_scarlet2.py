@@ -1,5 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""scarlet2 as a peer of benchmarks/deblending.py: one Sersic source for every galaxy, fitted to all bands at once."""
+"""scarlet2 as a peer of benchmarks/deblending.py: one Sersic source for every galaxy, fitted to all bands at once.
+
+The setting was chosen on 8 blends of seed 11 at their true positions, where scarlet2's free images scattered by 0.15
+in i and its Sersic profiles by 0.07, 0.04 and 0.03 (100, 200 and 400 steps). Disc and bulge apart did not converge.
+"""
 
 import time
 
@@ -14,7 +18,7 @@ from numpyro.distributions import constraints
 from scarlet2.constraint import unit_disk
 from scarlet2.renderer import ConvolutionRenderer, Renderer
 
-STEPS = 200
+STEPS = 400
 RADIUS = 0.35  # arcsec, where every fit starts: a round exponential disc
 BOX = 10.0  # arcsec, side of a source's model
 scarlet2.set_validation(False)  # its checks only print
@@ -28,8 +32,10 @@ def scarlet2_of(bands):
         start = time.process_time()
         xy = detected(blend, model) if place is None else place
         frame, observations = frames(blend, bands, model)
-        scene = initial(frame, observations, to_pixel(xy, model), SCALE[model]) if len(xy) else None
-        flux, compiling = fitted(scene, observations) if len(xy) else (np.zeros((0, len(bands))), 0.0)
+        flux, compiling = np.zeros((0, len(bands))), 0.0
+        if len(xy):
+            scene = initial(frame, observations, to_pixel(xy, model), SCALE[model])
+            flux, compiling = fitted(scene, observations)
         fluxes = {b: (flux[:, k], np.full(len(xy), np.nan)) for k, b in enumerate(bands)}  # it gives no errors
         return xy, fluxes, time.process_time() - start - compiling, compiling
 
@@ -99,8 +105,8 @@ def initial(frame, observations, xy, pixel):
     with scarlet2.Parameters(scene):
         for k, source in enumerate(scene.sources):
             shape = source.morphology
-            # Positive values are fitted as their logarithms, so that these steps are relative. (The relative_step of
-            # scarlet2's tutorials would take one of 5 % of the norm of the logarithms: a factor of two for nJy.)
+            # Positive values are fitted as their logarithms, so that constant steps are relative ones. (scarlet2's
+            # relative_step, of its tutorials, would be relative to the logarithm.)
             scarlet2.Parameter(source.spectrum, f"spectrum{k}", constraints.positive, stepsize=0.05)
             scarlet2.Parameter(source.center, f"center{k}", stepsize=0.05)  # pixels
             scarlet2.Parameter(shape.size, f"size{k}", constraints.positive, stepsize=0.05)
