@@ -54,7 +54,8 @@ class EverySecond(Renderer):
     """Rubin's image of a model on VIS pixels.
 
     The grids nest (0.2" and 0.1", one centre): a convolution on the finer one, with PSFs that include Rubin's pixel,
-    gives the image that scarlet2's own ResamplingRenderer does (to 0.1 % of the peak) in far less time.
+    gives the image that scarlet2's own ResamplingRenderer does (to 0.1 % of the peak), in 0.005 CPU-seconds for the
+    value and its gradient instead of 1.8.
     """
 
     fine: ConvolutionRenderer
