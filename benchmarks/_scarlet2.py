@@ -2,7 +2,8 @@
 """scarlet2 as a peer of benchmarks/deblending.py: one Sersic source for every galaxy, fitted to all bands at once.
 
 The setting was chosen on 8 blends of seed 11 at their true positions, where scarlet2's free images scattered by 0.15
-in i and its Sersic profiles by 0.07, 0.04 and 0.03 (100, 200 and 400 steps). Disc and bulge apart did not converge.
+and 0.10 in i (200 and 400 steps), its Sersic profiles by 0.07, 0.04 and 0.03 (100, 200 and 400). Disc and bulge apart
+did not converge.
 """
 
 import time
