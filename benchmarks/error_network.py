@@ -51,12 +51,14 @@ class Measured:
             rows, true = match(table, truth, scene.meta["reference_band"])
             coord = table["sky_centroid"]
             header = ground_coord(coord, scene.offsets)
-            np.savez(
-                path, **_training_rows(scene, truth), mag=31.4 - 2.5 * np.log10(truth["flux_i"].value[true]),
-                blended=(np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
-                tokens=source_tokens(embedding, coord, header)[rows],
-                random=source_tokens(self.random(pair), coord, header)[rows],
-            )  # fmt: skip
+            of_sources = {
+                "mag": 31.4 - 2.5 * np.log10(truth["flux_i"].value[true]),
+                "blended": (np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
+                "tokens": source_tokens(embedding, coord, header)[rows],
+                "random": source_tokens(self.random(pair), coord, header)[rows],
+            }
+            of_fluxes = {name: np.repeat(values, len(scene.bands), axis=0) for name, values in of_sources.items()}
+            np.savez(path, **_training_rows(scene, truth), **of_fluxes)
         return dict(np.load(path))
 
 
@@ -72,9 +74,8 @@ def with_tokens(sets, name):
     _, _, axes = np.linalg.svd(first - first.mean(0), full_matrices=False)
     out = []
     for s in sets:
-        part = ((s[name] - first.mean(0)) @ axes[:COMPONENTS].T)[:, None]
-        n_band = s["features"].shape[1]
-        out.append(np.concatenate([s["features"], np.repeat(part, n_band, 1)], -1).astype(np.float32))
+        part = (s[name] - first.mean(0)) @ axes[:COMPONENTS].T
+        out.append(np.concatenate([s["features"], part], -1).astype(np.float32))
     return out
 
 
@@ -107,8 +108,8 @@ def main(folder):
         for kind, of in (("isolated", ~test["blended"]), ("blended", test["blended"])):
             cells = []
             for low, high in zip(MAGS[:-1], MAGS[1:], strict=True):
-                rows = of & (test["mag"] >= low) & (test["mag"] < high)
-                pull = np.stack(pulls)[:, rows][:, good[rows]]
+                rows = of & good & (test["mag"] >= low) & (test["mag"] < high)
+                pull = np.stack(pulls)[:, rows]
                 cells.append(f"{np.mean(pull < 1):.2f} ({rows.sum()})")
             print(f"   {kind:10s} i = {MAGS}: " + "  ".join(cells))
 

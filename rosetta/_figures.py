@@ -4,9 +4,9 @@
 import astropy.units as u
 import numpy as np
 
-from .core.calibrate import N_FEATURE
+__all__ = ["RINGS", "of_fluxes", "of_sources"]
 
-__all__ = ["RINGS", "of_bands", "of_sources"]
+N_OF_BAND = 15
 
 RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
 N_ANGLE = 8
@@ -15,11 +15,28 @@ _ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
 RINGS = np.concatenate([np.zeros((1, 2)), *(r * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], -1) for r in RADII)])
 
 
-def of_bands(scene):
-    """Fifteen figures of each source in each band, (n, n_band, N_FEATURE) float32."""
+def of_fluxes(scene):
+    """Figures of each flux, (n, n_band, `rosetta.core.calibrate.N_FEATURE`) float32: of its band, and of its source."""
+    of_band = _of_bands(scene)
+    of_source = _of_sources(scene, of_band)
+    return np.concatenate([of_band, np.repeat(of_source[:, None], of_band.shape[1], axis=1)], axis=2)
+
+
+def of_sources(scene):
+    """Figures of each source, (n, `rosetta.core.blend.N_FIGURE`) float32, whatever bands there are.
+
+    Mean and scatter over the bands that saw the source of fifteen figures of its fit; and what they left at its centre
+    and in rings around it (greatest, least, mean): significance of a point source there, in all bands together,
+    weighted as for one of the source's colours.
+    """
+    return _of_sources(scene, _of_bands(scene))
+
+
+def _of_bands(scene):
+    """Figures of each source in each band, (n, n_band, N_OF_BAND) float32."""
     table, bands, n = scene.to_table(), scene.bands, len(scene)
     share = np.sqrt(np.maximum(np.einsum("nbb->nb", scene.template_covariance), 0.0))
-    out = np.zeros((n, len(bands), N_FEATURE), np.float32)
+    out = np.zeros((n, len(bands), N_OF_BAND), np.float32)
     radius = np.log(table["half_light_radius"].to_value(u.arcsec) + 0.02)
     nearest = np.full(n, 10.0)
     if n > 1:
@@ -47,15 +64,8 @@ def of_bands(scene):
     return out
 
 
-def of_sources(scene):
-    """Figures of each source, (n, `rosetta.core.blend.N_FIGURE`) float32, whatever bands there are.
-
-    Mean and scatter of `of_bands` over the bands that saw the source; and what they left at its centre and in rings
-    around it (greatest, least, mean): significance of a point source there, in all bands together, weighted as for one
-    of the source's colours.
-    """
+def _of_sources(scene, figures):
     fits = scene._fits.values()
-    figures = of_bands(scene)
     seen = np.stack([fit.measured for fit in fits], axis=1)[..., None]  # (n, n_band, 1)
     count = np.maximum(seen.sum(axis=1), 1)
     mean = np.where(seen, figures, 0.0).sum(axis=1) / count

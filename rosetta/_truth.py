@@ -11,8 +11,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ._geometry import tangent
+from .sky import SkyPair
 
-__all__ = ["held_out_pairs", "match", "split_by_pair", "training_parts"]
+__all__ = ["held_out_pairs", "joined_rows", "match", "split_by_pair", "training_parts", "views"]
 
 MATCH = 0.3  # arcsec: a catalogue row and a true source are one
 HELD_OUT = 5  # every fifth pair is held out
@@ -78,7 +79,7 @@ def _mark(table):
 
 def _open(path, owner):
     """Finished pairs of a checkpoint, [(mark, part)]; what a killed run left half written is cut off."""
-    head = f"rosetta training rows 2: {owner}\n".encode()
+    head = f"rosetta training rows 3: {owner}\n".encode()
     if not path.parent.is_dir():
         raise ValueError(f"checkpoint {str(path)!r}: its folder does not exist, create it first")
     if not path.exists() or path.stat().st_size == 0:
@@ -136,11 +137,21 @@ def split_by_pair(parts):
     train = [part for i, part in enumerate(parts) if part is not None and i not in out]
     if not train or not held:
         raise ValueError("truth: too few pairs have a source with truth: check that the tables match the pairs")
-    return _join(train), _join(held)
+    return joined_rows(train), joined_rows(held)
 
 
-def _join(parts):
-    out = {}
+def views(embedding):
+    """How users may see a pair: as it is, and, where it has both sides, from the ground alone."""
+    pair = embedding.pair
+    alone = [SkyPair(dict(pair.ground), None, surveys=pair.surveys)] if pair.ground and pair.space else []
+    return [embedding, *alone]
+
+
+def joined_rows(parts):
+    """Concatenate dicts of arrays, left out where None; None where all are."""
+    parts, out = [part for part in parts if part is not None], {}
+    if not parts:
+        return None
     for name in parts[0]:
         arrays = [np.asarray(part[name]) for part in parts]
         if name == "true" and arrays[0].ndim == 3:  # mixtures: pad to the longest with weights of zero

@@ -21,13 +21,12 @@ from ._measure import fit_band, ground_coord, image_of, misfits, source_tokens
 from ._scene import DeblendedScene, Templates, centroids, shape_columns, source_flags
 from ._stamps import north_up
 from ._tiles import Part, join, tiles
-from ._truth import held_out_pairs, split_by_pair, training_parts
+from ._truth import held_out_pairs, split_by_pair, training_parts, views
 from .core import blend, pieces, templates
 from .core import fit as shape_fit
 from .core.points import pointlike
 from .core.solve import amplitudes
 from .flags import Flag
-from .sky import SkyPair
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
 
@@ -236,12 +235,9 @@ class JEPADeblender(Head):
 
     def _blend_rows(self, embedding, true, truth):
         """Figures of all sources that are a true one or more, seen by both sides and by the ground alone."""
-        pair, classical = embedding.pair, type(self)(self.encoder)
-        views = [embedding]
-        if pair.ground and pair.space:
-            views.append(SkyPair(dict(pair.ground), None, surveys=pair.surveys))
+        classical = type(self)(self.encoder)
         figures, several = [], []
-        for view in views:
+        for view in views(embedding):
             scene = classical(view)
             flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
             first, second = _occupants(scene.to_table()["sky_centroid"], true, flux)

@@ -9,7 +9,7 @@ from astropy.table import QTable
 
 from . import _checkpoint, _figures
 from ._head import Head
-from ._truth import match, split_by_pair, training_parts
+from ._truth import joined_rows, match, split_by_pair, training_parts, views
 from .core import calibrate
 from .deblender import NO_LABEL, DeblendedScene, JEPADeblender, check_offsets
 from .sky import SkyEmbedding, SkyPair
@@ -27,8 +27,8 @@ class EmbeddingPhotometry(Head):
     The solver is the deblender's, so a source's model sums to its flux. Its error adds in quadrature
     the noise with the overlap of neighbours (from the normal equations, times the image's measured
     correlated-noise factor) and the template's uncertainty carried to each band. A small network has learned from
-    the fit's own figures how many times too small that is, and which relative error it lacks. All of it
-    is scaled by the quantile of held-out pulls that makes one sigma mean 68 %
+    the fit's own figures, and from what the fits left around a source, how many times too small that is, and which
+    relative error it lacks. All of it is scaled by the quantile of held-out pulls that makes one sigma mean 68 %
     (split conformal prediction; Lei et al. 2018). Neither fluxes nor errors read the encoder's tokens: they
     did not make the errors better.
 
@@ -121,7 +121,7 @@ class EmbeddingPhotometry(Head):
         deblender = self._deblender()
 
         def prepare(pair, table):
-            return _training_rows(deblender(self._embedding(pair)), table)
+            return joined_rows([_training_rows(deblender(view), table) for view in views(self._embedding(pair))])
 
         parts = training_parts(
             pairs, truth, ("sky_centroid",), prepare,
@@ -202,7 +202,7 @@ def _formal(scene):
 
 
 def _training_rows(scene, truth):
-    """What the error network learns from in one scene: sources that are a true one."""
+    """What the error network learns from in one scene: a row for each flux of the sources that are a true one."""
     if len(scene) == 0 or len(truth) == 0:
         return None
     catalog = _formal(scene)
@@ -211,10 +211,11 @@ def _training_rows(scene, truth):
         return None
 
     def table(source, prefix, which):
-        return np.stack([source[prefix + b].to_value(u.nJy)[which] for b in scene.bands], axis=1)
+        return np.stack([source[prefix + b].to_value(u.nJy)[which] for b in scene.bands], axis=1).ravel()
 
+    features = _figures.of_fluxes(scene)[rows]
     return {
-        "features": _figures.of_bands(scene)[rows],
+        "features": features.reshape(-1, features.shape[-1]),
         "flux": table(catalog, "flux_", rows),
         "error": table(catalog, "flux_err_", rows),
         "true": table(truth, "flux_", true),
@@ -249,7 +250,7 @@ def _neighbours(fits, bands, n):
 def _calibrate(catalog, scene, network):
     """Widen the errors by the network's factor, and by its relative error, common to all bands."""
     bands = scene.bands
-    widen, extra = calibrate.predict(network, _figures.of_bands(scene))  # (n, n_band)
+    widen, extra = calibrate.predict(network, _figures.of_fluxes(scene))  # (n, n_band)
     flux = np.stack([catalog[f"flux_{b}"].to_value(u.nJy) for b in bands], axis=1)
     shift = extra * flux
     cov = catalog["flux_cov"].to_value(u.nJy**2) * widen[:, :, None] * widen[:, None, :]

@@ -13,7 +13,7 @@ from training_pairs import Column, nearly_aligned
 
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry
 
-N_PAIR = 32
+N_PAIR = 64
 FIRST_SEED = 5200
 
 
