@@ -194,9 +194,10 @@ def models(folder):
     return encoder, *heads
 
 
-def ours(folder=None, *, bands=tuple(BANDS)):
-    """A method made of this library's models."""
+def ours(folder=None, *, bands=tuple(BANDS), learned=True):
+    """A method made of this library's models; ``learned`` errors, or those of the fit alone."""
     encoder, deblender, photometry = models(folder)
+    photometry = photometry if learned else EmbeddingPhotometry(encoder)
 
     def method(blend, place):
         start = time.process_time()
@@ -534,6 +535,7 @@ def main():
     both, found, placed = ("own detection", "true positions"), ("own detection",), ("true positions",)
     methods = {
         "rosetta": (ours(options.heads), both),
+        "rosetta, errors of the fit": (ours(options.heads, learned=False), both),
         "rosetta, ground only": (ours(options.heads, bands=tuple(GROUND)), both),
         "SEP, Rubin riz": (timed(sep_rubin), found),
         "photutils, Rubin riz": (timed(photutils_rubin), found),

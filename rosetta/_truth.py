@@ -79,7 +79,7 @@ def _mark(table):
 
 def _open(path, owner):
     """Finished pairs of a checkpoint, [(mark, part)]; what a killed run left half written is cut off."""
-    head = f"rosetta training rows 3: {owner}\n".encode()
+    head = f"rosetta training rows 4: {owner}\n".encode()
     if not path.parent.is_dir():
         raise ValueError(f"checkpoint {str(path)!r}: its folder does not exist, create it first")
     if not path.exists() or path.stat().st_size == 0:
@@ -140,11 +140,13 @@ def split_by_pair(parts):
     return joined_rows(train), joined_rows(held)
 
 
-def views(embedding):
-    """How users may see a pair: as it is, and, where it has both sides, from the ground alone."""
+def views(embedding, sides):
+    """How users may see a pair: as it is, and, where it has both sides, from each of ``sides`` alone."""
     pair = embedding.pair
-    alone = [SkyPair(dict(pair.ground), None, surveys=pair.surveys)] if pair.ground and pair.space else []
-    return [embedding, *alone]
+    if pair.ground is None or pair.space is None:
+        return [embedding]
+    kept = {"ground": (dict(pair.ground), None), "space": (None, dict(pair.space))}
+    return [embedding, *(SkyPair(*kept[side], surveys=pair.surveys) for side in sides)]
 
 
 def joined_rows(parts):

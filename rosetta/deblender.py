@@ -237,7 +237,7 @@ class JEPADeblender(Head):
         """Figures of all sources that are a true one or more, seen by both sides and by the ground alone."""
         classical = type(self)(self.encoder)
         figures, several = [], []
-        for view in views(embedding):
+        for view in views(embedding, ("ground",)):
             scene = classical(view)
             flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
             first, second = _occupants(scene.to_table()["sky_centroid"], true, flux)

@@ -121,7 +121,8 @@ class EmbeddingPhotometry(Head):
         deblender = self._deblender()
 
         def prepare(pair, table):
-            return joined_rows([_training_rows(deblender(view), table) for view in views(self._embedding(pair))])
+            seen = views(self._embedding(pair), ("ground", "space"))
+            return joined_rows([_training_rows(deblender(view), table) for view in seen])
 
         parts = training_parts(
             pairs, truth, ("sky_centroid",), prepare,
