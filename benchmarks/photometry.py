@@ -4,7 +4,7 @@
 Fields of 102" with a density of 20 to 150 detectable sources per square arcminute, a fifth of the galaxies of the
 reserved, irregular family, PSFs that vary over the field while one is given, and a ground frame that is 30 mas off.
 Their middles (51") are measured again, on the frame that the aligner gave the whole field: with a wrong PSF, without
-the aligner, from the ground alone.
+the aligner, from the ground or from space alone.
 
 Run: python benchmarks/photometry.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--real DATA]
 
@@ -521,7 +521,7 @@ def main():
     test = Models(options.heads)
     variants = {
         "as given": {}, "PSF 5 % too wide": {"psf": 1.05}, "PSF 5 % too narrow": {"psf": 0.95},
-        "30 mas, no aligner": {"align": False}, "ground only": {"space": False},
+        "30 mas, no aligner": {"align": False}, "ground only": {"space": False}, "space only": {"ground": False},
     }  # fmt: skip
     found = {"fields": [], **{name: [] for name in variants}, "photutils, ground": []}
 
@@ -531,10 +531,11 @@ def main():
             np.savez(path, **work())
         found[name].append(dict(np.load(path)))
 
-    def vary(middle, offsets, *, psf=1.0, align=True, space=True):
-        middle = middle if space else SkyPair(dict(middle.ground), None, surveys=middle.surveys)
-        middle = middle if psf == 1.0 else with_psf(middle, psf)
-        return test(middle, offsets() if align and space else None)
+    def vary(middle, offsets, *, psf=1.0, align=True, ground=True, space=True):
+        sides = (dict(side) if kept else None for side, kept in ((middle.ground, ground), (middle.space, space)))
+        seen = SkyPair(*sides, surveys=middle.surveys)
+        seen = seen if psf == 1.0 else with_psf(seen, psf)
+        return test(seen, offsets() if align and ground and space else None)
 
     for seed in range(options.first_seed, options.first_seed + options.fields):
         pair, truth = field(seed, options.folder)
