@@ -631,17 +631,25 @@ def test_a_tile_without_a_band_says_so(monkeypatch):
     assert np.isnan(scene.flux("VIS")[-1]) and np.isfinite(scene.flux("VIS")[:-1]).all()
 
 
-def test_a_source_that_changes_with_wavelength_keeps_its_flux():
-    """A galaxy 25 % larger in g than elsewhere: a template of one size for all bands would miss some of its light."""
+def test_a_galaxy_with_a_red_bulge_in_a_blue_disc_keeps_its_flux_in_every_band():
+    """One template for all bands misses light of the disc in blue ones, one made narrower as a whole in red ones."""
     xy, flux = np.array([[0.3, -0.2]]), np.array([2e4])
-    large, small = (make_pair(xy, flux, np.stack([light(r)])) for r in (0.5, 0.4))
-    found = deblender()(SkyPair({"g": large.ground["g"], "i": small.ground["i"]}, small.space))
+
+    def galaxy(share):
+        bulge, disc = light(0.15), light(0.5)
+        bulge[:, 0] *= share
+        disc[:, 0] *= 1 - share
+        return make_pair(xy, flux, np.concatenate([bulge, disc])[None])
+
+    blue, middle, red = (galaxy(share) for share in (0.05, 0.2, 0.5))
+    ground = {"g": blue.ground["g"], "i": middle.ground["i"]}
+    found = deblender()(SkyPair(ground, {"VIS": middle.space["VIS"], "H_E": red.space["H_E"]}))
     assert len(found) == 1
     for band in found.bands:
         assert found.flux(band)[0].value == pytest.approx(flux[0], rel=0.02), band
         assert found.model(1, band).data.sum() == pytest.approx(found.flux(band)[0].value, rel=2e-3)
     breadth = {band: found._fits[band].breadth[0] for band in found.bands}
-    assert breadth["g"] > 1.0 and abs(breadth["VIS"]) < 1.0
+    assert breadth["g"] > 1.0 and breadth["H_E"] < -0.5 and abs(breadth["VIS"]) < 1.0
 
 
 def test_a_true_source_belongs_to_the_nearest_position():

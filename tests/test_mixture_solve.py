@@ -421,3 +421,19 @@ def test_watershed_keeps_distinct_peaks_only():
     assert (labels[image <= 1] == 0).all()
     merged = persistent_watershed(image, image > 1, prominence=90, contrast=0.02)
     assert merged.max() == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(scale=st.floats(0.05, 1.0), breadth=st.floats(-2.5, 2.5), gradient=st.floats(0.01, 0.3))
+def test_breadth_moves_light_between_gaussians_and_keeps_its_sum(scale, breadth, gradient):
+    light = disc(scale)[None]
+    image = fit.Image(*[None] * 7, gradient, 0.01)
+    at = np.array([breadth])
+    seen = fit.broadened(light, at, gradient, 0.01)
+    assert seen[0, :, 0].sum() == pytest.approx(1.0)
+    np.testing.assert_array_equal(fit.broadened(light, 0 * at, gradient, 0.01), light)
+    turned = fit.broadened(light, at, gradient, 0.0)
+    np.testing.assert_array_equal(turned[..., 1:], light[..., 1:])
+    assert (mixture.half_light_radius(turned) - mixture.half_light_radius(light))[0] * breadth >= 0
+    step = (fit.broadened(light, np.array([1e-4]), gradient, 0.01) - light) / 1e-4
+    np.testing.assert_allclose(step, fit._breadth_tangent(light, image)[:, 0], rtol=1e-3, atol=1e-6)

@@ -43,6 +43,8 @@ DERIVED = 30.0  # derivatives may leave out this many times more light than the 
 FAINTEST = 5.0  # S/N below which an image cannot tell how broad a source is
 BROADEST = 3.0  # sigma: a breadth goes no further
 PRECISION = 0.03  # sigma
+TILT = 2.5  # power of a Gaussian's width that its weight goes with, per unit of ln(size)
+NARROWEST = 0.02  # arcsec: Gaussians that are narrower count as this wide
 MOST_TURNS = 200
 SIZE = 2  # the direction of the scale
 LN_LARGEST_SCALE = np.log(5.0)  # arcsec: what would be larger is no galaxy, but a background or scattered light
@@ -100,18 +102,29 @@ def tangents_of(parameters, mixtures):
 
 
 def broadened(mixtures, breadth, gradient, blur):
-    """Mixtures as an image sees them: ``breadth`` (n,) is in units of its ``gradient`` and ``blur``; see `Image`."""
+    """Mixtures as an image sees them: ``breadth`` (n,) is in units of its ``gradient`` and ``blur``; see `Image`.
+
+    A galaxy's colours differ inside and outside, so what changes are the weights of its Gaussians, not their widths.
+    """
     out, breadth = mixtures.copy(), breadth[:, None]
-    out[..., 3:] *= np.exp(2.0 * gradient * breadth)[..., None]
+    tilt = gradient * breadth * _reach(mixtures)
+    weight = mixtures[..., 0] * np.exp(tilt - tilt.max(axis=1, keepdims=True))
+    out[..., 0] = weight * (mixtures[..., 0].sum(axis=1) / weight.sum(axis=1))[:, None]
     out[..., [3, 5]] += (blur * breadth)[..., None]
     return out
 
 
+def _reach(mixtures):
+    """TILT times the logarithm of each Gaussian's width, (n, K)."""
+    area = np.sqrt(np.maximum(mixtures[..., 3] * mixtures[..., 5] - mixtures[..., 4] ** 2, 0.0))
+    return TILT * 0.5 * np.log(area + NARROWEST**2)
+
+
 def _breadth_tangent(mixtures, image):
     """Derivative of `broadened`, (n, 1, K, 6)."""
-    tangent = np.zeros_like(mixtures)
-    tangent[..., 3:] = 2.0 * image.gradient * mixtures[..., 3:]
-    tangent[..., [3, 5]] += image.blur
+    tangent, weight, reach = np.zeros_like(mixtures), mixtures[..., 0], _reach(mixtures)
+    tangent[..., 0] = image.gradient * weight * (reach - (weight * reach).sum(axis=1, keepdims=True))
+    tangent[..., [3, 5]] = image.blur
     return tangent[:, None]
 
 
