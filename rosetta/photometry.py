@@ -31,7 +31,7 @@ class EmbeddingPhotometry(Head):
     relative error it lacks. All of it is scaled by the quantile of held-out pulls that makes one sigma mean 68 %
     (split conformal prediction; Lei et al. 2018). Neither fluxes nor errors read the encoder's tokens: they
     did not make the errors better. Untrained, as the constructor makes it, it gives the first two alone, which are
-    right where no source is hidden, galaxies are smooth and PSFs exact.
+    nearly right where no source is hidden, galaxies are smooth and PSFs exact.
 
     Parameters
     ----------

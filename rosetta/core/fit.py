@@ -43,7 +43,9 @@ DERIVED = 30.0  # derivatives may leave out this many times more light than the 
 FAINTEST = 5.0  # S/N below which an image cannot tell how broad a source is
 BROADEST = 3.0  # sigma: a breadth goes no further
 PRECISION = 0.03  # sigma
-TILT = 2.5  # power of a Gaussian's width that its weight goes with, per unit of ln(size)
+# Power of a Gaussian's width that its weight goes with, per unit of an image's gradient: an exponential disc then
+# becomes larger by half of what the gradient says.
+TILT = 2.5
 NARROWEST = 0.02  # arcsec: Gaussians that are narrower count as this wide
 MOST_TURNS = 200
 SIZE = 2  # the direction of the scale
@@ -121,7 +123,7 @@ def _reach(mixtures):
 
 
 def _breadth_tangent(mixtures, image):
-    """Derivative of `broadened`, (n, 1, K, 6)."""
+    """Derivative of `broadened`, (n, 1, K, 6); near enough for mixtures that are broadened already."""
     tangent, weight, reach = np.zeros_like(mixtures), mixtures[..., 0], _reach(mixtures)
     tangent[..., 0] = image.gradient * weight * (reach - (weight * reach).sum(axis=1, keepdims=True))
     tangent[..., [3, 5]] = image.blur
