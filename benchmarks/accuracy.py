@@ -13,6 +13,7 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import search_around_sky
 from astropy.table import QTable
 
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender, LearnedAligner, _pipeline
@@ -50,11 +51,21 @@ def rows_of(result, truth):
 
 
 def detection_of(result, truth):
-    """What is found: magnitudes (i) of the true sources and which of them have a row; which rows have a source."""
-    found, true = _pipeline.match(result.catalog, truth, result.scene.meta["reference_band"])
-    magnitude = truth["flux_i"].to_value(u.ABmag)
-    real = np.isin(np.arange(len(result.catalog)), found)
-    return magnitude, np.isin(np.arange(len(truth)), true), real
+    """What is found: i magnitude, family of the true sources and whether they have a row; hosts of rows that have none.
+
+    A row without a source of its own stands in the light of a host, or of none ("sky"): the true source that is
+    brightest for its distance within 3".
+    """
+    catalog = result.catalog
+    found, true = _pipeline.match(catalog, truth, result.scene.meta["reference_band"])
+    magnitude, family = truth["flux_i"].to_value(u.ABmag), np.char.strip(np.asarray(truth["family"], str))
+    host = np.full(len(catalog), "", "U10")
+    row, near, apart, _ = search_around_sky(catalog["sky_centroid"], truth["sky_centroid"], 3 * u.arcsec)
+    light = truth["flux_i"].value[near] / (0.3**2 + apart.arcsec**2)
+    for k in np.setdiff1d(np.arange(len(catalog)), found):
+        of = np.flatnonzero(row == k)
+        host[k] = family[near[of[np.argmax(light[of])]]] if len(of) else "sky"
+    return magnitude, family, np.isin(np.arange(len(truth)), true), host
 
 
 def offsets_of(result, truth):
@@ -100,12 +111,18 @@ def report(name, fluxes, offsets, detected, seconds):
             f"single sources: pull NMAD {nmad(pull):.2f}, 68 % covers {np.mean(np.abs(pull) < 1):.2f}"
         )
 
-    for low, high in MAG_BINS:
-        parts = [known[(magnitude >= low) & (magnitude < high)] for magnitude, known, _ in detected]
-        share = with_interval(np.mean, parts, rng)
-        print(f"i = {low}-{high}: {share[1:]} of {sum(map(len, parts))} sources have a row")
-    none = with_interval(lambda real: np.mean(~real), [real for *_, real in detected], rng)
-    print(f"{none[1:]} of {sum(len(real) for *_, real in detected)} rows have no source of their own")
+    kinds = {"all": lambda family: family != "", "irregular": lambda family: family == "irregular",
+             "other galaxies and stars": lambda family: family != "irregular"}  # fmt: skip
+    for kind, of in kinds.items():
+        for low, high in MAG_BINS:
+            parts = [has[(mag >= low) & (mag < high) & of(family)] for mag, family, has, _ in detected]
+            share = with_interval(np.mean, parts, rng)
+            print(f"i = {low}-{high}, {kind}: {share[1:]} of {sum(map(len, parts))} sources have a row")
+    hosts = [host for *_, host in detected]
+    none = with_interval(lambda host: np.mean(host != ""), hosts, rng)
+    kind, count = np.unique(np.concatenate(hosts), return_counts=True)
+    print(f"{none[1:]} of {count.sum()} rows have no source of their own; they stand in the light of:")
+    print(", ".join(f"{k} {n}" for k, n in zip(kind, count, strict=True) if k))
 
     def table(title, choose):
         parts = []

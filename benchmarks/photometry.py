@@ -399,13 +399,15 @@ def main_tables(rows):
     )
     lines = []
     for name, of in (
-        ("all", rows["usual"]), ("a hidden neighbour > 5 %", rows["usual"] & (rows["hidden"] > 0.05)),
+        ("all", rows["usual"]), ("stars", rows["usual"] & rows["star"]),
         ("irregular family", rows["usual"] & rows["irregular"]), ("other families", rows["usual"] & ~rows["irregular"]),
+        ("hidden neighbour", rows["usual"] & (rows["hidden"] > 0.05)),
     ):  # fmt: skip
         for band in ("i", "VIS", "H_E"):
             bright = of & (rows["mag"] < 25)
-            lines.append([f"{band}, i < 25, {name}", *figures(rows, band, bright)])
-    show("Kinds of sources (H_E: correlated noise)", ("n", "bias", "NMAD", "pull NMAD", "1 sigma"), lines)
+            lines.append([f"{band}, {name}", *figures(rows, band, bright)])
+    title = 'Kinds of sources, i < 25 (H_E: correlated noise; hidden: an undetected neighbour of 5 % within 1")'
+    show(title, ("n", "bias", "NMAD", "pull NMAD", "1 sigma"), lines)
     bright = alone & (rows["mag"] < 23.5) & ~rows["star"]
     size = np.log(rows["radius"][bright] / rows["true_radius"][bright])
     shape = (rows["e"] - rows["true_e"])[bright]
