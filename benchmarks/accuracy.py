@@ -4,15 +4,21 @@
 Every field is 102" wide, in ten bands, with a shift of (63, -47) mas, a smooth field of 15 mas and two years of proper
 motion between the epochs; a fifth of its galaxies are of the reserved, irregular family. The bundled models and the
 classical answer (untrained heads: no network has a say) measure the same fields. Intervals are 68 %, from resampling
-fields. Run: python benchmarks/accuracy.py [n_field] [FOLDER] [first_seed]     (FOLDER keeps the simulated fields)
+fields.
+
+Run: python benchmarks/accuracy.py FOLDER [--fields 6] [--first-seed 7401] [--tables FOLDER]
+
+FOLDER keeps the simulated fields.
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+from _tables import Tables, add_option
 from astropy.coordinates import search_around_sky
 from astropy.table import QTable
 
@@ -20,7 +26,6 @@ from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender
 from rosetta.io import pair as pair_file
 from rosetta.simulate import AstrometricError, simulate_pair
 
-FIRST_SEED = 7401
 MAG_BINS = ((18, 22), (22, 23), (23, 24), (24, 25), (25, 26))
 
 
@@ -95,82 +100,102 @@ def with_interval(statistic, parts, rng, n=200):
     again = rng.integers(len(parts), size=(n, len(parts)))
     drawn = [statistic(np.concatenate([parts[i] for i in fields])) for fields in again]
     low, high = np.nanpercentile(drawn, [16, 84])
-    return f"{value:+.3f}+-{(high - low) / 2:.3f}"
+    return f"{value:.3f} ± {(high - low) / 2:.3f}"
 
 
-def report(name, fluxes, offsets, detected, seconds):
-    rng = np.random.default_rng(0)
-    print(f"\n== {name}: {len(fluxes)} fields, median {np.median(seconds):.1f} s CPU each")
+def offset_line(name, offsets):
+    """The joint field and the single sources of all fields together."""
     done = [o for o in offsets if o is not None]
-    if done:
-        error, sigma, pull = (np.concatenate([o[k] for o in done]) for k in range(3))
-        print(
-            f"joint offset field: {len(done)} of {len(offsets)} fields aligned; "
-            f"rms error {np.sqrt(np.mean(error**2)):.1f} mas per axis, "
-            f"median quoted {np.median(sigma):.1f}; 68 % covers {np.mean(np.abs(error) < sigma):.2f}; "
-            f"single sources: pull NMAD {nmad(pull):.2f}, 68 % covers {np.mean(np.abs(pull) < 1):.2f}"
-        )
+    if not done:
+        return [name, f"0 of {len(offsets)}", *[""] * 5]
+    error, sigma, pull = (np.concatenate([o[k] for o in done]) for k in range(3))
+    return [
+        name, f"{len(done)} of {len(offsets)}", f"{np.sqrt(np.mean(error**2)):.1f}", f"{np.median(sigma):.1f}",
+        f"{np.mean(np.abs(error) < sigma):.2f}", f"{np.mean(np.abs(pull) < 1):.2f}", f"{nmad(pull):.2f}",
+    ]  # fmt: skip
 
-    kinds = {"all": lambda family: family != "", "irregular": lambda family: family == "irregular",
+
+def found_lines(detected, rng):
+    """Shares of the true sources that have a row."""
+    kinds = {"all": lambda family: family != "", "irregular galaxies": lambda family: family == "irregular",
              "other galaxies and stars": lambda family: family != "irregular"}  # fmt: skip
     for kind, of in kinds.items():
+        line = [kind]
         for low, high in MAG_BINS:
             parts = [has[(mag >= low) & (mag < high) & of(family)] for mag, family, has, _ in detected]
-            share = with_interval(np.mean, parts, rng)
-            print(f"i = {low}-{high}, {kind}: {share[1:]} of {sum(map(len, parts))} sources have a row")
-    hosts = [host for *_, host in detected]
-    none = with_interval(lambda host: np.mean(host != ""), hosts, rng)
-    kind, count = np.unique(np.concatenate(hosts), return_counts=True)
-    print(f"{none[1:]} of {count.sum()} rows have no source of their own; they stand in the light of:")
-    print(", ".join(f"{k} {n}" for k, n in zip(kind, count, strict=True) if k))
+            line.append(f"{with_interval(np.mean, parts, rng)} of {sum(map(len, parts))}")
+        yield line
 
-    def table(title, choose):
+
+def flux_lines(fluxes, cuts, rng):
+    """Fluxes against truth; ``cuts`` name choices by band, S/N, i or own magnitude, blended and family."""
+    for title, choose in cuts.items():
         parts = []
         for band, flux, sigma, known, blended, family in fluxes:
             of = choose(band, flux / sigma, 31.4 - 2.5 * np.log10(known), blended, family)
             of &= np.isfinite(flux + sigma)
             parts.append(np.stack([flux[of] / known[of] - 1, (flux[of] - known[of]) / sigma[of]], -1))
         n = sum(map(len, parts))
-        if n < 10:
-            return
-        bias = with_interval(lambda r: np.median(r[:, 0]), parts, rng)
-        scatter = with_interval(lambda r: nmad(r[:, 0]), parts, rng)
-        cover = with_interval(lambda r: np.mean(np.abs(r[:, 1]) < 1), parts, rng)
-        off = with_interval(lambda r: np.mean(np.abs(r[:, 0]) > 0.1), parts, rng)
-        print(f"{title:34s} {n:6d} {bias:>15s} {scatter:>15s} {cover:>15s} {off:>15s}")
+        if n >= 10:
+            statistics = (
+                lambda r: np.median(r[:, 0]), lambda r: nmad(r[:, 0]), lambda r: np.mean(np.abs(r[:, 1]) < 1),
+                lambda r: np.mean(np.abs(r[:, 0]) > 0.1),
+            )  # fmt: skip
+            yield [title, n, *(with_interval(s, parts, rng) for s in statistics)]
 
-    print(f"{'flux against truth':34s} {'n':>6s} {'bias':>15s} {'NMAD':>15s} {'68 % covers':>15s} {'> 10 % off':>15s}")
+
+def report(tables, name, fluxes, offsets, detected, seconds):
+    """All tables of one set of heads."""
+    rng, file = np.random.default_rng(0), f"accuracy_{name}_"
+    print(f"\n== {name} heads: {len(fluxes)} fields, median {np.median(seconds):.1f} s CPU each")
+    header = ("Heads", "fields", "rms error", "median quoted", "1 sigma", "sources: 1 sigma", "sources: pull NMAD")
+    title = "Joint offset field (mas per axis), and the offsets of single sources"
+    tables.show(file + "offsets", title, header, [offset_line(name, offsets)])
+    header = ("Kind", *(f"i = {low}-{high}" for low, high in MAG_BINS))
+    tables.show(file + "found", "Found, of the true sources", header, found_lines(detected, rng))
+    hosts = [host for *_, host in detected]
+    none = with_interval(lambda host: np.mean(host != ""), hosts, rng)
+    kind, count = np.unique(np.concatenate(hosts), return_counts=True)
+    print(f"\n{none} of {count.sum()} rows have no source of their own; they stand in the light of:")
+    print(", ".join(f"{k} {n}" for k, n in zip(kind, count, strict=True) if k))
+
+    header = ("i (AB)", "n", "bias", "NMAD", "1 sigma", "> 10 % off")
+    cuts = {}
+    for low, high in ((18, 23), *MAG_BINS):
+        cuts[f"{low}-{high}"] = lambda b, s, m, x, f, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi)
+    for low, high in ((18, 23), *MAG_BINS[2:]):
+        cuts[f"{low}-{high}, blended"] = lambda b, s, m, x, f, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi) & x
+    tables.show(file + "magnitudes", "i-band flux against truth", header, flux_lines(fluxes, cuts, rng))
+    cuts = {}
     for band in dict.fromkeys(fluxes[0][0]):
         for kind, want in (("isolated", False), ("blended", True)):
-            table(
-                f"{band} S/N > 10, {kind}",
-                lambda b, s, m, x, f, band=band, w=want: (b == band) & (s > 10) & (x == w),
-            )
-    for low, high in ((18, 23), *MAG_BINS):
-        table(f"i = {low}-{high}", lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi))
-    for low, high in ((18, 23), (23, 24), (24, 25), (25, 26)):
-        table(
-            f"i = {low}-{high}, blended",
-            lambda b, s, m, x, i, lo=low, hi=high: (b == "i") & (m >= lo) & (m < hi) & x,
-        )
-    table("i, S/N > 10, irregular family", lambda b, s, m, x, f: (b == "i") & (s > 10) & (f == "irregular"))
-    table("i, S/N > 10, other families", lambda b, s, m, x, f: (b == "i") & (s > 10) & (f != "irregular"))
+            cuts[f"{band}, {kind}"] = lambda b, s, m, x, f, band=band, want=want: (b == band) & (s > 10) & (x == want)
+    cuts["i, irregular galaxies"] = lambda b, s, m, x, f: (b == "i") & (s > 10) & (f == "irregular")
+    cuts["i, others"] = lambda b, s, m, x, f: (b == "i") & (s > 10) & (f != "irregular")
     for band in ("i", "VIS"):
-        table(f"{band} < 22, stars", lambda b, s, m, x, f, band=band: (b == band) & (m < 22) & (f == "star"))
+        cuts[f"{band} < 22, stars"] = lambda b, s, m, x, f, band=band: (b == band) & (m < 22) & (f == "star")
+    header = ("Band, kind", *header[1:])
+    tables.show(file + "bands", "Flux against truth where S/N > 10", header, flux_lines(fluxes, cuts, rng))
 
 
-def main(n_field, folder, first_seed=FIRST_SEED):
-    folder.mkdir(parents=True, exist_ok=True)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fields", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=7401)
+    add_option(parser)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
     kinds = {"aligner": LearnedAligner, "deblender": JEPADeblender, "photometry": EmbeddingPhotometry}
     sets = {
-        "bundled heads": {n: kind.from_pretrained(encoder=encoder, device="cpu") for n, kind in kinds.items()},
-        "classical (untrained heads)": {n: kind(encoder) for n, kind in kinds.items()},
+        "bundled": {n: kind.from_pretrained(encoder=encoder, device="cpu") for n, kind in kinds.items()},
+        "classical": {n: kind(encoder) for n, kind in kinds.items()},  # untrained: no network has a say
     }
     for name, heads in sets.items():
         fluxes, offsets, detected, seconds = [], [], [], []
-        for seed in range(first_seed, first_seed + n_field):
-            pair, truth = field(seed, folder)
+        for seed in range(options.first_seed, options.first_seed + options.fields):
+            pair, truth = field(seed, options.folder)
             start = time.process_time()
             result = _pipeline.measure(pair, encoder=encoder, **heads)
             seconds.append(time.process_time() - start)
@@ -178,9 +203,8 @@ def main(n_field, folder, first_seed=FIRST_SEED):
             offsets.append(offsets_of(result, truth))
             detected.append(detection_of(result, truth))
             print(f"{name}: field {seed} done", file=sys.stderr)
-        report(name, fluxes, offsets, detected, seconds)
+        report(Tables(options.tables), name, fluxes, offsets, detected, seconds)
 
 
 if __name__ == "__main__":
-    given = dict(enumerate(sys.argv[1:]))
-    main(int(given.get(0, 8)), Path(given.get(1, "accuracy-fields")), int(given.get(2, FIRST_SEED)))
+    main()

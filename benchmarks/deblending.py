@@ -6,6 +6,7 @@ of i = 21-25, a disc and often a bulge of another colour, 0.6-2.2" apart. All me
 their own detection, and at the true positions. Seed 1 gives 80 blends of 196 galaxies.
 
 Run: python benchmarks/deblending.py ROWS [--blends 80] [--seed 1] [--heads FOLDER] [--scarlet2 N]
+     [--tables FOLDER]
 
 ROWS (JSON lines) keeps what every method found on every blend; a second run goes on where the first ended and prints
 the tables. FOLDER holds encoder.safetensors, deblender.safetensors and photometry.safetensors, in place of the bundled
@@ -24,6 +25,7 @@ import astropy.units as u
 import galsim
 import numpy as np
 import sep
+from _tables import Tables, add_option
 from astropy.convolution import convolve
 from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
@@ -490,28 +492,31 @@ def scores(rows, band="i"):
     return {
         "recall": len(ratio) / n_true, "bias": np.median(ratio) if len(ratio) else np.nan, "NMAD": nmad(ratio),
         "NMAD, blended": nmad(ratio[blended]), "> 25 % off": 1 - np.sum(np.abs(ratio) <= 0.25) / n_true,
-        "g-i NMAD": nmad(colour), "1-sigma": np.mean(np.abs(pull[good]) < 1) if good.any() else np.nan,
+        "g-i NMAD": nmad(colour), "1 sigma": np.mean(np.abs(pull[good]) < 1) if good.any() else np.nan,
         "purity": len(ratio) / max(1, sum(r["n_found"] for r in rows)),
         "s/blend": np.mean([r["seconds"] for r in rows]), "s encoding": np.mean([r["encoding"] for r in rows]),
     }  # fmt: skip
 
 
-def table(title, methods):
-    """Print the scores of every method, with half the 68 % range of resampled blends."""
-    print(f"\n{title}")
-    rng = np.random.default_rng(0)
-    names = None
-    for name, rows in methods.items():
+COLUMNS = {
+    "recall": 3, "bias": 3, "NMAD": 3, "NMAD, blended": 3, "> 25 % off": 3, "g-i NMAD": 3, "1 sigma": 3, "purity": 3,
+    "s/blend": None, "s encoding": None,
+}  # digits; no interval for times
+
+
+def table(tables, name, title, methods):
+    """Show the scores of every method, with half the 68 % range of resampled blends."""
+    rng, lines = np.random.default_rng(0), []
+    for method, rows in methods.items():
         value = scores(rows)
         drawn = [scores([rows[k] for k in rng.integers(len(rows), size=len(rows))]) for _ in range(100)]
-        if names is None:
-            names = list(value)
-            print(f"{'':36s} {'blends':>6s} " + " ".join(f"{n:>14s}" for n in names))
         cells = []
-        for n in names:
-            low, high = np.nanpercentile([d[n] for d in drawn], [16, 84])
-            cells.append(f"{value[n]:.4f}" if n.startswith("s") else f"{value[n]:+.3f}+-{(high - low) / 2:.3f}")
-        print(f"{name:36s} {len(rows):6d} " + " ".join(f"{c:>14s}" for c in cells))
+        for column, digits in COLUMNS.items():
+            low, high = np.nanpercentile([d[column] for d in drawn], [16, 84])
+            interval = "" if digits is None else f" ± {(high - low) / 2:.{digits}f}"
+            cells.append(f"{value[column]:.{digits or 2}f}{interval}" if np.isfinite(value[column]) else "")
+        lines.append([method, *cells])
+    tables.show(name, title, ("Method", *COLUMNS), lines)
 
 
 def timed(peer):
@@ -530,7 +535,9 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--heads", type=Path)
     parser.add_argument("--scarlet2", type=int, default=0, metavar="N")
+    add_option(parser)
     options = parser.parse_args()
+    tables = Tables(options.tables)
 
     both, found, placed = ("own detection", "true positions"), ("own detection",), ("true positions",)
     methods = {
@@ -575,10 +582,12 @@ def main():
         for (name, where, seed, k), row in sorted(done.items(), key=lambda item: item[0][3]):
             if where == mode and seed == options.seed and k < options.blends:
                 chosen.setdefault(name, []).append(row)
-        table(f"i band, {mode}", {name: chosen[name] for name in methods if name in chosen})
+        file = "blends_" + mode.replace(" ", "_")
+        table(tables, file, f"i band, {mode}", {name: chosen[name] for name in methods if name in chosen})
         if first:
             beside = [name for name in methods if name.startswith("rosetta")]
-            table(f"i band, {mode}, first {n} blends", {name: chosen[name][:n] for name in [*first, *beside]})
+            some = {name: chosen[name][:n] for name in [*first, *beside]}
+            table(tables, f"{file}_scarlet2", f"i band, {mode}, first {n} blends", some)
 
 
 if __name__ == "__main__":

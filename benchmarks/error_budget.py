@@ -5,14 +5,17 @@ Fields of benchmarks/accuracy.py, on development seeds. i-band flux over truth l
 the same positions with the light of all sources that were not found taken out of the images; true light at true
 positions, of the sources that were found only and of all; and its noise.
 
-Run: python benchmarks/error_budget.py FOLDER [n_field] [first_seed]     (FOLDER keeps the simulated fields)
+Run: python benchmarks/error_budget.py FOLDER [--fields 3] [--first-seed 9410] [--tables FOLDER]
+
+FOLDER keeps the simulated fields.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+from _tables import Tables, add_option
 from accuracy import field, nmad
 from astropy.nddata import NDData
 
@@ -23,7 +26,6 @@ from rosetta._truth import match
 from rosetta.core.design import Design
 from rosetta.core.mixture import render, stamp_sizes
 
-FIRST_SEED = 9410
 MAGS = (18, 22, 23, 24, 25, 26)
 BAND = "i"
 LEAST = 1e-4  # share of the light that stamps of true sources may leave out
@@ -61,13 +63,19 @@ def without(pair, truth, rows):
     return SkyPair(sides["ground"], sides["space"], surveys=pair.surveys)
 
 
-def main(folder, n_field=3, first_seed=FIRST_SEED):
-    folder.mkdir(parents=True, exist_ok=True)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fields", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=9410)
+    add_option(parser)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
     aligner, deblender = LearnedAligner.from_pretrained(encoder=encoder, device="cpu"), JEPADeblender(encoder)
     found = []
-    for seed in range(first_seed, first_seed + n_field):
-        pair, truth = field(seed, folder)
+    for seed in range(options.first_seed, options.first_seed + options.fields):
+        pair, truth = field(seed, options.folder)
         embedding = encoder(pair)
         offsets = aligner(embedding)
         scene = deblender(embedding, offsets=offsets)
@@ -90,16 +98,15 @@ def main(folder, n_field=3, first_seed=FIRST_SEED):
             "blended": (np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
         }  # fmt: skip
     rows = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
-    names = list(found[0])[:4]
-    print(f"{'i band: bias, NMAD':22s} {'n':>5s} " + " ".join(f"{n:>21s}" for n in names) + "   noise")
+    names, lines = list(found[0])[:4], []
     for kind, of in (("isolated", ~rows["blended"]), ("blended", rows["blended"])):
         for low, high in zip(MAGS[:-1], MAGS[1:], strict=True):
             use = of & (rows["mag"] >= low) & (rows["mag"] < high) & np.isfinite(rows["as measured"])
-            cells = [f"{np.median(rows[n][use]):+.3f} {nmad(rows[n][use]):.3f}" for n in names]
-            print(f"{kind:12s} {low}-{high}      {use.sum():5d} " + " ".join(f"{c:>21s}" for c in cells)
-                  + f"   {np.median(rows['noise'][use]):.3f}")  # fmt: skip
+            cells = [f"{nmad(rows[n][use]):.3f} ({np.median(rows[n][use]):+.3f})" for n in names]
+            lines.append([f"{kind}, {low}-{high}", use.sum(), *cells, f"{np.median(rows['noise'][use]):.3f}"])
+    title = "Scatter (NMAD) of the i-band flux; in brackets the bias"
+    Tables(options.tables).show("error_budget", title, ("i (AB)", "n", *names, "noise"), lines)
 
 
 if __name__ == "__main__":
-    given = dict(enumerate(sys.argv[1:]))
-    main(Path(given.get(0, "budget-fields")), int(given.get(1, 3)), int(given.get(2, FIRST_SEED)))
+    main()

@@ -5,14 +5,18 @@ The training pairs of tools/train_photometry.py, and four fields of benchmarks/a
 chose nothing but the rules of this network). Beside its own figures the network is given the sixteen principal
 components of the frozen tokens, the same of an encoder that was never trained, or nothing.
 
-Run: python benchmarks/error_network.py FOLDER     (FOLDER keeps simulated fields and what was measured on them)
+Run: python benchmarks/error_network.py FOLDER [--tables FOLDER]
+
+FOLDER keeps simulated fields and what was measured on them.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from _tables import Tables, add_option
 from accuracy import field
 
 from rosetta import CrossSurveyEncoder, Flag, JEPADeblender, LearnedAligner
@@ -79,18 +83,22 @@ def with_tokens(sets, name):
     return out
 
 
-def main(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    measured = Measured(folder)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    add_option(parser)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    measured = Measured(options.folder)
     parts = [measured(f"train-{k}", lambda k=k: draw(k), False) for k in range(N_PAIR)]
     out = [k for k in range(N_PAIR) if k % HELD_OUT == HELD_OUT - 1 or k == N_PAIR - 1]
     sets = [joined([p for k, p in enumerate(parts) if (k in out) == held]) for held in (False, True)]
-    sets.append(joined([measured(f"test-{s}", lambda s=s: field(s, folder), True) for s in TEST]))
+    sets.append(joined([measured(f"test-{s}", lambda s=s: field(s, options.folder), True) for s in TEST]))
     test = sets[2]
     residual, error = test["flux"] - test["true"], test["error"]
     good = np.isfinite(residual) & (error > 0)
     formal = max(calibrate._log_score(residual[good], k * error[good]) for k in np.geomspace(0.5, 10, 60))
-    print(f"{good.sum()} test fluxes; formal errors inside one sigma {np.mean(np.abs(residual) < error):.3f}")
+    scored, inside = [], []
     for title, name in (("figures of the fit", None), ("+ tokens", "tokens"), ("+ random encoder's", "random")):
         features = with_tokens(sets, name)
         scores, pulls = [], []
@@ -102,17 +110,22 @@ def main(folder):
             sigma = np.hypot(widen * error, extra * test["flux"])
             scores.append(calibrate._log_score(residual[good], sigma[good]) - formal)
             pulls.append(np.abs(residual) / sigma)
-        inside = np.mean(np.stack(pulls)[:, good] < 1)
+        pulls = np.stack(pulls)
         each = ", ".join(f"{s:.3f}" for s in scores)
-        print(f"{title:20s} log score over the best constant {np.mean(scores):.3f} ({each}); in one sigma {inside:.3f}")
+        scored.append([title, f"{np.mean(scores):.3f} ({each})", f"{np.mean(pulls[:, good] < 1):.3f}"])
         for kind, of in (("isolated", ~test["blended"]), ("blended", test["blended"])):
-            cells = []
+            line = [f"{title}, {kind}"]
             for low, high in zip(MAGS[:-1], MAGS[1:], strict=True):
                 rows = of & good & (test["mag"] >= low) & (test["mag"] < high)
-                pull = np.stack(pulls)[:, rows]
-                cells.append(f"{np.mean(pull < 1):.2f} ({rows.sum()})")
-            print(f"   {kind:10s} i = {MAGS}: " + "  ".join(cells))
+                line.append(f"{np.mean(pulls[:, rows] < 1):.2f} ({rows.sum()})")
+            inside.append(line)
+    tables = Tables(options.tables)
+    title = f"{good.sum()} test fluxes; formal errors inside one sigma {np.mean(np.abs(residual) < error):.3f}"
+    header = ("The network is given", "log score over formal errors x the best constant (each seed)", "1 sigma")
+    tables.show("error_network", title, header, scored)
+    header = ("The network is given, sources", *(f"i = {a}-{b}" for a, b in zip(MAGS[:-1], MAGS[1:], strict=True)))
+    tables.show("error_network_magnitudes", "Inside one sigma (fluxes)", header, inside)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

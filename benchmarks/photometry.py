@@ -7,6 +7,7 @@ Their middles (51") are measured again, on the frame that the aligner gave the w
 the aligner, from the ground or from space alone.
 
 Run: python benchmarks/photometry.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--real DATA]
+     [--tables FOLDER]
 
 FOLDER keeps the simulated fields and what was measured on each, so that a second run goes on where the first ended
 (after a change of models or code, remove FOLDER/rows). --heads as in benchmarks/deblending.py. DATA holds
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+from _tables import Tables, add_option
 from astropy.convolution import convolve
 from astropy.coordinates import search_around_sky
 from astropy.nddata import NDData, VarianceUncertainty
@@ -284,7 +286,7 @@ class Rows:
 def with_interval(statistic, values, field, digits=3):
     """A statistic, and half the 68 % range of it when sources are drawn again (fields, where there are six)."""
     if len(values) < 10:
-        return "-"
+        return ""
     rng, drawn = np.random.default_rng(0), []
     fields = np.unique(field)
     for _ in range(100):
@@ -294,7 +296,7 @@ def with_interval(statistic, values, field, digits=3):
             rows = rng.integers(len(values), size=len(values))
         drawn.append(statistic(values[rows]))
     low, high = np.nanpercentile(drawn, [16, 84])
-    return f"{statistic(values):+.{digits}f}+-{(high - low) / 2:.{digits}f}"
+    return f"{statistic(values):.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
 def covered(pull):
@@ -322,14 +324,7 @@ def large_bins(rows, band):
                 yield ((flux - known) / err)[part]
 
 
-def show(title, header, lines):
-    print(f"\n{title}")
-    print(f"{'':34s} " + " ".join(f"{h:>15s}" for h in header))
-    for name, *cells in lines:
-        print(f"{name:34s} " + " ".join(f"{c!s:>15s}" for c in cells))
-
-
-def main_tables(rows):
+def main_tables(tables, rows):
     alone = (rows["blendedness"] < 0.05) & (rows["hidden"] < 0.02) & rows["usual"]
     lines = []
     for band in rows.bands:
@@ -350,11 +345,12 @@ def main_tables(rows):
                 with_interval(covered, ((flux - known) / err)[of], where, 2),
                 with_interval(np.median, ratio[stars], rows.field[stars]),
             ])  # fmt: skip
-    show(
-        "Isolated sources by S/N at the bound (goals: bias 0.005, scatter / Fisher 1.1, error / Fisher 1.3); conc.: "
+    tables.show(
+        "fluxes_isolated",
+        "Isolated sources by S/N at the bound (goals: bias 0.005, scatter / Fisher 1.1, error / Fisher 1.3); profile: "
         "the bound where concentrations are unknown",
-        ("n", "bias", "NMAD", "scatter/Fisher", "error/Fisher", "scatter/conc.", "error/conc.", "1 sigma",
-         "bias of stars"), lines,
+        ("Band, S/N", "n", "bias", "NMAD", "scatter / Fisher", "error / Fisher", "scatter / profile",
+         "error / profile", "1 sigma", "bias of stars"), lines,
     )
     lines = []
     for band in ("g", "i", "VIS", "H_E"):
@@ -366,7 +362,8 @@ def main_tables(rows):
                 if n >= LISTED:
                     ratio = np.nanmedian((rows.column("err", band) / rows.column("bound", band))[of])
                     lines.append([f"{band} i={low}-{high} blended {few}-{many}", n, *cells, f"{ratio:.2f}"])
-    show(f"Bins of {LISTED} or more", ("n", "bias", "NMAD", "pull NMAD", "1 sigma", "error/Fisher"), lines)
+    header = ("Bin", "n", "bias", "NMAD", "pull NMAD", "1 sigma", "error / Fisher")
+    tables.show("fluxes_bins", f"Bins of {LISTED} or more", header, lines)
     widths = [(nmad(pull), len(pull)) for band in rows.bands for pull in large_bins(rows, band)]
     in_goal = sum(0.95 <= width <= 1.05 for width, _ in widths)
     # The NMAD of n normal deviates scatters by 1.17 / sqrt(n).
@@ -393,9 +390,10 @@ def main_tables(rows):
         ]
         gained = f"{np.mean(score) - best[0]:+.3f}"
         lines.append([band, int(of.sum()), gained, f"{best[1]:.2f}", f"{covered(chi_formal):.2f}", *chi2])
-    show(
+    tables.show(
+        "fluxes_errors",
         "Errors against the formal ones times the best constant (log score, capped at ten sigma), and chi2 / dof",
-        ("n", "score gained", "best constant", "formal 1 sigma", "chi2, i < 24", "chi2, i > 24"), lines,
+        ("Band", "n", "score gained", "best constant", "formal 1 sigma", "chi2, i < 24", "chi2, i > 24"), lines,
     )
     lines = []
     for name, of in (
@@ -407,7 +405,7 @@ def main_tables(rows):
             bright = of & (rows["mag"] < 25)
             lines.append([f"{band}, {name}", *figures(rows, band, bright)])
     title = 'Kinds of sources, i < 25 (H_E: correlated noise; hidden: an undetected neighbour of 5 % within 1")'
-    show(title, ("n", "bias", "NMAD", "pull NMAD", "1 sigma"), lines)
+    tables.show("fluxes_kinds", title, ("Band, kind", "n", "bias", "NMAD", "pull NMAD", "1 sigma"), lines)
     bright = alone & (rows["mag"] < 23.5) & ~rows["star"]
     size = np.log(rows["radius"][bright] / rows["true_radius"][bright])
     shape = (rows["e"] - rows["true_e"])[bright]
@@ -426,7 +424,7 @@ def main_tables(rows):
     )
 
 
-def variant_tables(variants):
+def variant_tables(tables, variants):
     lines = []
     for name, rows in variants.items():
         for band in ("i", "VIS", "H_E"):
@@ -434,11 +432,12 @@ def variant_tables(variants):
                 of = rows["usual"] & (rows["mag"] < 25)
                 found = sum((p["mag"] < 25).sum() for p in rows.parts)
                 lines.append([f"{band}, {name}", *figures(rows, band, of), f"{found}"])
-    show("The same middles of the fields, i < 25", ("n", "bias", "NMAD", "pull NMAD", "1 sigma", "matched"), lines)
+    header = ("Band, input", "n", "bias", "NMAD", "pull NMAD", "1 sigma", "matched")
+    tables.show("fluxes_variants", "The same middles of the fields, i < 25", header, lines)
 
 
 # ---------------------------------------------------------------------------- real pixels
-def real_residuals(test, data):
+def real_residuals(tables, test, data):
     lines = []
     for name, load in (("Euclid Q1", euclid_q1), ("HSC + HST", hsc_hst)):
         pair = load(data)
@@ -451,10 +450,11 @@ def real_residuals(test, data):
                 f"{name} {band}", len(catalog), f"{np.mean(pull**2):.2f}", f"{nmad(pull):.2f}",
                 f"{np.nanmedian(chi2):.2f}", f"{scene.meta['noise_factor'][band]:.2f}",
             ])  # fmt: skip
-    show("Real pixels: residuals", ("sources", "chi2/pixel", "NMAD of pull", "median chi2", "noise factor"), lines)
+    header = ("Pair, band", "sources", "chi2 / pixel", "NMAD of pull", "median chi2", "noise factor")
+    tables.show("real_residuals", "Real pixels: residuals", header, lines)
 
 
-def hsc_blends(test, data):
+def hsc_blends(tables, test, data):
     """Injected galaxies and stars of known magnitude in real HSC blends, ground bands only."""
     rows = {"own detection": [], "catalogued peaks": []}
     bad = sum(1 << bit for bit in (0, 1, 4, 8))  # BAD SAT EDGE NO_DATA
@@ -505,8 +505,9 @@ def hsc_blends(test, data):
         colour = -2.5 * np.log10(found[:, 0, 0] / found[:, 2, 0] / (found[:, 0, 2] / found[:, 2, 2]))
         colour = colour[np.isfinite(colour)]
         lines.append([f"g-i (mag), {name}", f"{len(colour)}", with_interval(np.median, colour, 0 * colour),
-                      with_interval(nmad, colour, 0 * colour)])  # fmt: skip
-    show("Injected sources in real HSC blends, ground only", ("found", "bias", "NMAD", "1 sigma"), lines)
+                      with_interval(nmad, colour, 0 * colour), ""])  # fmt: skip
+    header = ("Band, sources", "found", "bias", "NMAD", "1 sigma")
+    tables.show("real_injected", "Injected sources in real HSC blends, ground only", header, lines)
 
 
 # ---------------------------------------------------------------------------- one command
@@ -517,7 +518,9 @@ def main():
     parser.add_argument("--first-seed", type=int, default=8101)
     parser.add_argument("--heads", type=Path)
     parser.add_argument("--real", type=Path)
+    add_option(parser)
     options = parser.parse_args()
+    tables = Tables(options.tables)
     rows = options.folder / "rows"
     rows.mkdir(parents=True, exist_ok=True)
     test = Models(options.heads)
@@ -550,13 +553,13 @@ def main():
         for name, how in variants.items():
             kept(name, seed, lambda h=how, m=middle, t=near, o=offsets: record(m, t, *vary(m, o, **h)))
         kept("photutils, ground", seed, lambda m=middle, t=near: photutils_ground(m, t))
-    main_tables(Rows(found["fields"]))
-    variant_tables({name: Rows(parts) for name, parts in found.items() if parts and name != "fields"})
+    main_tables(tables, Rows(found["fields"]))
+    variant_tables(tables, {name: Rows(parts) for name, parts in found.items() if parts and name != "fields"})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of this process {peak:.2f} GB (see benchmarks/main_job.py for memory against field size)")
     if options.real:
-        real_residuals(test, options.real)
-        hsc_blends(test, options.real)
+        real_residuals(tables, test, options.real)
+        hsc_blends(tables, test, options.real)
     else:
         print("real pixels: left out (name their folder with --real)")
 

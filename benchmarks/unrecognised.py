@@ -3,7 +3,9 @@
 
 The fields of benchmarks/photometry.py, whole, on the frame of their headers. A true source belongs to the found source
 nearest to it within an arcsecond; a found source is a blend where its second true source has a fifth of the flux (i) of
-its first. Run: python benchmarks/unrecognised.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER]
+its first.
+
+Run: python benchmarks/unrecognised.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--tables FOLDER]
 
 FOLDER keeps the fields, which those of benchmarks/photometry.py may be, and what was measured on each (after a change
 of models or code, remove FOLDER/blends).
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from photometry import Models, field, hidden_share, show, with_interval
+from _tables import Tables, add_option
+from photometry import Models, field, hidden_share, with_interval
 
 from rosetta import SkyPair, _pipeline
 from rosetta.deblender import HIDDEN, _occupants
@@ -63,7 +66,8 @@ def area_within(score, blend, snr):
     return np.sum(np.nan_to_num(areas) * weight) / weight.sum()
 
 
-def tables(parts):
+def show(tables, parts):
+    """Both tables."""
     lines, reliability = [], []
     for name, records in parts.items():
         at = np.concatenate([np.full(len(r["snr"]), k) for k, r in enumerate(records)])
@@ -85,10 +89,12 @@ def tables(parts):
             k = (p >= low) & (p < high) & np.isfinite(everything["mag"])
             share = with_interval(np.mean, blend[k], at[k])
             reliability.append([f"{name}, {low}-{min(high, 1)}", int(k.sum()), f"{p[k].mean():.3f}", share])
-    header = ("n", "blends", "area", "area of 1/S/N", "area, like S/N", "area, S/N > 15")
-    show(f"Area under the ROC, i < {LIMIT}", header, lines)
-    header = ("n", "mean probability", "blends among them")
-    show("Reliability: all sources that are true, by their probability", header, reliability)
+    known = "probability", "1 / (S/N)", "probability, like S/N", "probability, S/N > 15"
+    header = ("Input", "sources", "blends", *known)
+    tables.show("unrecognised_area", f"Area under the ROC, i < {LIMIT}", header, lines)
+    header = ("Input, probability", "n", "mean probability", "blends among them")
+    title = "Reliability: all sources that are true, by their probability"
+    tables.show("unrecognised_reliability", title, header, reliability)
 
 
 def main():
@@ -97,6 +103,7 @@ def main():
     parser.add_argument("--fields", type=int, default=12)
     parser.add_argument("--first-seed", type=int, default=8101)
     parser.add_argument("--heads", type=Path)
+    add_option(parser)
     options = parser.parse_args()
     kept = options.folder / "blends"
     kept.mkdir(parents=True, exist_ok=True)
@@ -110,7 +117,7 @@ def main():
                     pair = SkyPair(dict(pair.ground), None, surveys=pair.surveys)
                 np.savez(path, **record(test.deblender(test.encoder(pair)), truth))
             found.append(dict(np.load(path)))
-    tables(parts)
+    show(Tables(options.tables), parts)
 
 
 if __name__ == "__main__":
