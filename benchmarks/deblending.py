@@ -501,7 +501,7 @@ def scores(rows, band="i"):
 COLUMNS = {
     "recall": 3, "bias": 3, "NMAD": 3, "NMAD, blended": 3, "> 25 % off": 3, "g-i NMAD": 3, "1 sigma": 3, "purity": 3,
     "s/blend": None, "s encoding": None,
-}  # digits; no interval for times
+}  # fmt: skip  # digits of value and interval; times have none
 
 
 def table(tables, name, title, methods):
@@ -512,9 +512,13 @@ def table(tables, name, title, methods):
         drawn = [scores([rows[k] for k in rng.integers(len(rows), size=len(rows))]) for _ in range(100)]
         cells = []
         for column, digits in COLUMNS.items():
-            low, high = np.nanpercentile([d[column] for d in drawn], [16, 84])
-            interval = "" if digits is None else f" ± {(high - low) / 2:.{digits}f}"
-            cells.append(f"{value[column]:.{digits or 2}f}{interval}" if np.isfinite(value[column]) else "")
+            if not np.isfinite(value[column]):
+                cells.append("")
+            elif digits is None:
+                cells.append(f"{value[column]:.2f}")
+            else:
+                low, high = np.nanpercentile([d[column] for d in drawn], [16, 84])
+                cells.append(f"{value[column]:.{digits}f} ± {(high - low) / 2:.{digits}f}")
         lines.append([method, *cells])
     tables.show(name, title, ("Method", *COLUMNS), lines)
 
