@@ -179,8 +179,9 @@ class LearnedAligner(Head):
         Returns
         -------
         dict of str to `~astropy.nddata.CCDData`
-            As checked by the pair (nJy, variance, mask, PSF), with a TAN-SIP WCS. ``meta["alignment"]``: verdict, field
-            used, largest approximation error of the WCS (mas) and typical error of the field (mas).
+            As checked by the pair (nJy, variance, mask, PSF), with a TAN-SIP WCS; ``write`` keeps all of it. In
+            ``meta``: ``ALIGN`` (verdict), ``ALIGNMOD`` and ``ALIGNFRM`` (kind of field, and the band whose it is),
+            ``ALIGNRES`` (largest approximation error of the WCS, mas) and ``ALIGNSIG`` (typical error of the field, mas).
 
         Raises
         ------
@@ -197,12 +198,12 @@ class LearnedAligner(Head):
             rows = offsets["band"] == "joint"
             xy = _geometry.tangent(offsets["sky_centroid"][rows], offsets.meta["center"])
             cov = offset_field.evaluate(model, xy)[1]
-            statement = {
-                "verdict": offsets.meta["verdict"],
-                "model": model["kind"],
-                "frame": model.get("borrowed", band),
-                "wcs_residual_mas": residual,
-                "field_sigma_mas": float(np.sqrt(np.median(np.trace(cov, axis1=1, axis2=2)) / 2)),
+            statement = {  # keywords and values that a FITS header can hold
+                "ALIGN": offsets.meta["verdict"],
+                "ALIGNMOD": model["kind"],
+                "ALIGNFRM": model.get("borrowed", band),
+                "ALIGNRES": residual,
+                "ALIGNSIG": float(np.sqrt(np.median(np.trace(cov, axis1=1, axis2=2)) / 2)),
             }
             aligned[band] = CCDData(
                 image.data.copy(),
@@ -211,7 +212,7 @@ class LearnedAligner(Head):
                 mask=image.mask.copy(),
                 uncertainty=VarianceUncertainty(image.uncertainty.array.copy()),
                 psf=image.psf,
-                meta={**image.meta, "alignment": statement},
+                meta={**image.meta, **statement},
             )
         return aligned
 

@@ -2,6 +2,7 @@
 """The bits of every ``flags`` column, in one place."""
 
 from enum import IntFlag
+from operator import index
 
 __all__ = ["Flag"]
 
@@ -28,6 +29,10 @@ class Flag(IntFlag):
     GROUND_TEMPLATE = 1 << 16  #: no space image here: the template rests on the ground bands
     DUPLICATE = 1 << 17  #: coincides with another source; their fluxes are not separable
     POOR_FIT = 1 << 18  #: the model does not describe the pixels (high chi2)
+
+    @classmethod
+    def _missing_(cls, value):
+        return super()._missing_(index(value))  # an element of a column is a numpy integer
 
     def __str__(self):
         return " | ".join(flag.name for flag in Flag if flag in self) or "none"

@@ -491,26 +491,6 @@ class SkyEmbedding:
         tokens[outside] = np.nan
         return tokens
 
-    def cls_at(self, coord, survey):
-        """Summary vectors (CLS) of the windows whose centres are nearest to sky positions.
-
-        Parameters
-        ----------
-        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
-        survey : str or `~rosetta.Survey`
-            "ground", "space" or the survey.
-
-        Returns
-        -------
-        ndarray, shape (n, 384), float32
-
-        Raises
-        ------
-        ValueError
-            If the survey is not known here or has no side.
-        """
-        return self._sides[self._side(survey)]["cls"][self._locate(coord)[0]]
-
     def ood_at(self, coord):
         """Out-of-distribution flags of the windows whose centres are nearest to sky positions.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
-from astropy.nddata import NDData, StdDevUncertainty
+from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
 
@@ -388,12 +388,26 @@ def test_sip_states_how_well_it_holds_a_process():
     pair = SkyPair(*images(offset=curved, bands=("g", "r")))
     offsets, image = offsets_of("curved"), aligner().align(pair)["r"]
     assert offsets.meta["model"]["bands"]["joint"]["kind"] == "gp"
-    statement = image.meta["alignment"]
     x, y = (p.ravel() for p in np.meshgrid(*2 * [np.linspace(0, 191, 25)]))
     true = image.wcs.pixel_to_world(x, y)
     apart = np.hypot(*(np.stack(header_pixels(pair.ground["r"].wcs, true, offsets, "r")) - [x, y])) * 200.0  # mas
-    assert 0.3 * statement["wcs_residual_mas"] < apart.max() < 1.1 * statement["wcs_residual_mas"]
-    assert statement["wcs_residual_mas"] < statement["field_sigma_mas"]
+    assert 0.3 * image.meta["ALIGNRES"] < apart.max() < 1.1 * image.meta["ALIGNRES"]
+    assert image.meta["ALIGNRES"] < image.meta["ALIGNSIG"]
+
+
+def test_aligned_images_keep_everything_in_a_file(tmp_path):
+    image = aligner().align(SkyPair(*images(offset=curved)))["r"]
+    image.write(tmp_path / "r.fits")
+    back = CCDData.read(tmp_path / "r.fits")
+    np.testing.assert_array_equal(back.data, image.data)
+    np.testing.assert_array_equal(back.mask, image.mask)
+    np.testing.assert_array_equal(back.uncertainty.array, image.uncertainty.array)
+    np.testing.assert_array_equal(back.psf, image.psf)
+    assert back.unit == image.unit and back.uncertainty.uncertainty_type == "var"
+    for key in ("ALIGN", "ALIGNMOD", "ALIGNFRM", "ALIGNRES", "ALIGNSIG"):
+        assert back.meta[key] == image.meta[key]
+    x, y = np.array([3.0, 180.0]), np.array([90.0, 5.0])
+    assert back.wcs.pixel_to_world(x, y).separation(image.wcs.pixel_to_world(x, y)).mas.max() < 1e-3
 
 
 def test_tan_keeps_the_sip_terms_of_its_input():
@@ -440,7 +454,7 @@ def test_curved_field_on_top_of_a_large_shift():
 
 def test_the_wcs_is_fitted_over_the_image_at_hand():
     pair = SkyPair(*images(offset=curved))
-    expected = aligner().align(pair)["r"].meta["alignment"]["wcs_residual_mas"]
+    expected = aligner().align(pair)["r"].meta["ALIGNRES"]
     for shape in ((19200, 19440), None):  # of the mosaic it was cut from; or not known
         ground, space = images(offset=curved)
         wcs = ground["r"].wcs.deepcopy()
@@ -448,7 +462,7 @@ def test_the_wcs_is_fitted_over_the_image_at_hand():
         cut = NDData(ground["r"], wcs=wcs)
         image = aligner().align(SkyPair({"r": cut}, space))["r"]
         assert image.wcs.pixel_shape == (192, 192)
-        np.testing.assert_allclose(image.meta["alignment"]["wcs_residual_mas"], expected, rtol=1e-3)
+        np.testing.assert_allclose(image.meta["ALIGNRES"], expected, rtol=1e-3)
 
 
 def test_any_wcs_can_be_corrected():
@@ -480,7 +494,7 @@ def test_align_and_field():
     assert set(aligned) == {"g", "r"}
     image = aligned["r"]
     np.testing.assert_array_equal(image.data, pair.ground["r"].data)
-    assert image.psf is not None and image.meta["alignment"]["wcs_residual_mas"] < 0.1
+    assert image.psf is not None and image.meta["ALIGNRES"] < 0.1
     sky = image.wcs.pixel_to_world(90.0, 100.0)
     moved = tangent(sky, CENTER) - tangent(pair.ground["r"].wcs.pixel_to_world(90.0, 100.0), CENTER)
     np.testing.assert_allclose(1e3 * moved[0], SHIFT, atol=5)

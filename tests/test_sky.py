@@ -21,6 +21,11 @@ def pair(make_image):
     return SkyPair({"r": make_image(64, 0.2)}, {"VIS": make_image(128, 0.1, seed=1)})
 
 
+def test_flags_are_named_from_a_column():
+    flags = np.array([int(Flag.LOW_SNR | Flag.BLENDED), 0])
+    assert str(Flag(flags[0])) == "LOW_SNR | BLENDED" and str(Flag(flags[1])) == "none"
+
+
 def test_order_is_by_wavelength_and_aliases_become_canonical(make_image):
     images = {name: make_image(64, 0.1) for name in ("H", "VIS", "Y")}
     assert SkyPair(None, images).bands == ("VIS", "Y_E", "H_E")
