@@ -117,8 +117,8 @@ def check_output(directory, overwrite):
 def write(result, directory, *, truth=None, overwrite=False):
     """Write the five products of a run: all of them, or none.
 
-    ``catalogue.ecsv``; ``offsets.ecsv`` (with both surveys); ``models.fits``; ``sources.reg`` (DS9);
-    ``overview.png``.
+    ``catalogue.ecsv`` (fluxes, then the columns of the scene's table); ``offsets.ecsv`` (with both surveys);
+    ``models.fits``; ``sources.reg`` (DS9); ``overview.png``.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def write(result, directory, *, truth=None, overwrite=False):
     temporary = Path(tempfile.mkdtemp(dir=directory if exists else directory.parent, prefix=".rosetta-"))
     try:
         os.chmod(temporary, 0o755)
-        result.catalog.write(temporary / "catalogue.ecsv", format="ascii.ecsv")
+        _with_shapes(result).write(temporary / "catalogue.ecsv", format="ascii.ecsv")
         if result.offsets is not None:
             result.offsets.write(temporary / "offsets.ecsv", format="ascii.ecsv")
         write_models(result.scene, temporary / "models.fits")
@@ -163,6 +163,15 @@ def write(result, directory, *, truth=None, overwrite=False):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [directory / name for name in names]
+
+
+def _with_shapes(result):
+    """The catalogue, with what the scene knows beside: sizes, shapes, blendedness."""
+    catalog, table = result.catalog.copy(), result.scene.to_table()
+    for name in table.colnames:
+        if name not in catalog.colnames:
+            catalog[name] = table[name]
+    return catalog
 
 
 def _write_overview(result, path, truth):

@@ -181,7 +181,7 @@ class LearnedAligner(Head):
         dict of str to `~astropy.nddata.CCDData`
             As checked by the pair (nJy, variance, mask, PSF), with a TAN-SIP WCS; ``write`` keeps all of it. In
             ``meta``: ``ALIGN`` (verdict), ``ALIGNMOD`` and ``ALIGNFRM`` (kind of field, and the band whose it is),
-            ``ALIGNRES`` (largest approximation error of the WCS, mas) and ``ALIGNSIG`` (typical error of the field, mas).
+            ``ALIGNRES`` (largest approximation error of the WCS, mas), ``ALIGNSIG`` (typical error of the field, mas).
 
         Raises
         ------

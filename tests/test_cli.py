@@ -131,6 +131,8 @@ def test_products(result, sky, tmp_path):
     catalog = QTable.read(out / "catalogue.ecsv")
     assert catalog["flux_r"].unit == u.nJy
     assert catalog["flux_cov"].shape == (len(catalog), 2, 2)
+    np.testing.assert_array_equal(catalog["blendedness"], result.scene.to_table()["blendedness"])
+    assert catalog["half_light_radius"].unit == u.arcsec
     assert QTable.read(out / "offsets.ecsv").meta["verdict"] == "ok"
     assert len(Regions.read(out / "sources.reg")) == len(catalog)
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
