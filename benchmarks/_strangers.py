@@ -14,7 +14,7 @@ from real_input import euclid_q1, hsc_hst
 from rosetta import EUCLID, HSC, SkyPair, _boundary
 from rosetta._geometry import from_tangent
 from rosetta.core import augment
-from rosetta.core.vit import SIDES
+from rosetta.core.vit import SIDES, presence
 
 WINDOW = 12.8  # arcsec
 FALSE_ALARMS = 0.01
@@ -73,7 +73,8 @@ def novelty(model, sky, where, seed, n_stranger):
             for name, change in STRANGERS.items() if more else ():
                 seen[name] = replace(view, pixels=change(view.pixels.sinh(), random).asinh())
             for name, one in seen.items():
-                found[name].append(model.novelty[side](encode(model.encoder, side, [one], ("tokens",))[0]))
+                tokens = encode(model.encoder, side, [one], ("tokens",))[0]
+                found[name].append(model.novelty[side](tokens, presence(one)))
         parts = {name: torch.cat(part).numpy() for name, part in found.items()}
         out[side] = {name: part if name == "sky" else part[:n_stranger] for name, part in parts.items()}
     return out

@@ -27,9 +27,11 @@ from rosetta import (
     _pipeline,
 )
 from rosetta.cli import main
+from rosetta.io import pair as pair_file
 from rosetta.io import read_pair
 
 WEIGHTS = Path(_checkpoint.bundled("encoder")).parent
+SAMPLE = WEIGHTS.parent / "data" / "sample.fits"
 KINDS = ("encoder", "aligner", "deblender", "photometry")
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real_pixels = pytest.mark.skipif(not REAL.is_dir(), reason="the folder of real images is not beside this checkout")
@@ -56,11 +58,17 @@ def test_weights_are_small_known_and_of_one_set(kind):
         assert header["config"]["encoder"] == _checkpoint.read_header(WEIGHTS / "encoder.safetensors")["fingerprint"]
 
 
+@pytest.mark.parametrize("bands", ["r VIS", "g r VIS", "g r i VIS Y_E J_E H_E", "u g r i z y VIS", "i H_E"])
+def test_fewer_bands_are_no_strange_sky(models, bands):
+    pair, bands = pair_file.read(SAMPLE), bands.split()
+    ground, space = ({b: image for b, image in side.items() if b in bands} for side in (pair.ground, pair.space))
+    table = models["encoder"](SkyPair(ground, space)).to_table()
+    assert not np.any(table["flags"] & int(Flag.OUT_OF_DISTRIBUTION)), table["ood_score"]
+
+
 def test_the_encoder_knows_one_sky_from_another(models):
     """On the bundled sample, which is not training sky, the two views of one place resemble each other most."""
-    from rosetta.io import pair as pair_file
-
-    pair = pair_file.read(Path(_checkpoint.__file__).parent / "data" / "sample.fits")
+    pair = pair_file.read(SAMPLE)
     embedding = models["encoder"](pair, window=12.8 * u.arcsec)
     ground, space = (embedding.sides[side]["embedding"] for side in ("ground", "space"))
     cosine = ground @ space.T
@@ -73,9 +81,7 @@ def test_the_encoder_knows_one_sky_from_another(models):
 
 def test_a_search_finds_windows_wherever_they_lie(models):
     """The sample's ground bands, laid out 1.4" apart from the space ones, under headers that are wrong by 1.2"."""
-    from rosetta.io import pair as pair_file
-
-    pair, ground = pair_file.read(Path(_checkpoint.__file__).parent / "data" / "sample.fits"), {}
+    pair, ground = pair_file.read(SAMPLE), {}
     for band, image in pair.ground.items():
         wcs = image.wcs[7:, 7:]
         wcs.wcs.crval = wcs.wcs.crval - [0.0, 1.2 / 3600]

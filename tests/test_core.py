@@ -12,6 +12,7 @@ import torch
 from rosetta.core import augment
 from rosetta.core.augment import CONDITIONS, Tile, TileSide, Windows
 from rosetta.core.losses import Objective, cosine_gap, nt_xent, rank_me, same_sky
+from rosetta.core.novelty import Novelty
 from rosetta.core.training import TrainConfig, TrainingError, evaluate, train
 from rosetta.core.vit import Encoder, EncoderConfig, Predictor, View, conditions, spectrum, wave_vectors
 
@@ -514,3 +515,23 @@ def test_dense_loss_scale():
     batch = Windows([make_tile(0, size=25.6)]).batch(12.8, 4, 0, 0)
     _, terms, _ = objective(encoder_, predictor, batch)
     assert terms["own"] >= 1 - 1e-5 and terms["cross"] >= 1 - 1e-5
+
+
+# ---------------------------------------------------------------------------- novelty
+def test_missing_bands_are_no_strange_sky():
+    rng = torch.Generator().manual_seed(0)
+    shift, knots = 5 * torch.randn(3, 8, generator=rng), torch.tensor([1, 2, 4])
+
+    def draw(n):
+        present = (torch.rand(n, 3, generator=rng) < 0.6).float()
+        present[present.sum(1) == 0] = 1
+        both = 3 * (1 - present[:, :1]) * (1 - present[:, 1:2])  # what two missing bands do beyond each alone
+        return torch.randn(n, 8, generator=rng) + (1 - present) @ shift + both, present
+
+    novelty = Novelty(4, 3).fit(draw(4000), draw(4000))
+    summaries, present = draw(8000)
+    score = novelty.score(summaries, present)
+    for which in range(1, 8):
+        of = (present @ knots.float()).long() == which
+        assert 0.002 < (score[of] > 1).float().mean() < 0.03
+        assert (novelty.score(summaries[of] + 6, present[of]) > 1).all()

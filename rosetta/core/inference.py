@@ -10,7 +10,7 @@ from torch import nn
 from .augment import Windows
 from .novelty import Novelty, summary
 from .training import evaluate, train
-from .vit import SIDES, Encoder, Predictor
+from .vit import SIDES, Encoder, Predictor, presence
 
 __all__ = ["Model", "disc", "encode", "fit", "moved", "predict"]
 
@@ -30,7 +30,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoder = Encoder(config)
         self.predictor = Predictor(config)
-        self.novelty = nn.ModuleDict({side: Novelty(config.dim) for side in SIDES})
+        self.novelty = nn.ModuleDict({side: Novelty(config.dim, len(config.knots(side))) for side in SIDES})
 
     @classmethod
     def seeded(cls, config, seed):
@@ -86,7 +86,7 @@ def encode(model, side, view):
         cls=cls,
         embedding=embedding,
         coverage=coverage,
-        ood_score=model.novelty[side](tokens),
+        ood_score=model.novelty[side](tokens, presence(view)),
     )
 
 
@@ -204,15 +204,28 @@ def _measured_windows(config):
 def calibrate(model, tiles, held_out, config):
     """Fit the novelty score of each side on training windows and set its limit on held-out ones."""
     sets = []
-    for chosen in (tiles, held_out):
+    for chosen, more in ((tiles, 4), (held_out, 2)):  # more windows than a summary has numbers
         windows = Windows(chosen, device=next(model.parameters()).device)
-        found = {side: [] for side in SIDES}
+        found = {side: ([], []) for side in SIDES}
+        random = torch.Generator().manual_seed(config.seed)
         for window, n, batch in _measured_windows(config):
-            for step in range(-(-2 * n // batch)):  # more windows than a summary has numbers
+            for step in range(-(-more * n // batch)):
                 # Beyond any step that training can have reached with this seed: other noise, other places.
                 drawn = windows.batch(window, batch, config.seed, 2**40 + step)
                 for side in SIDES:
-                    found[side].append(summary(model.encoder(side, drawn.views[side])[0]))
-        sets.append({side: torch.cat(parts) for side, parts in found.items()})
+                    view = _fewer_bands(drawn.views[side], random)
+                    present = presence(view)
+                    seen = present.amax(1) >= 0.5
+                    found[side][0].append(summary(model.encoder(side, view)[0])[seen])
+                    found[side][1].append(present[seen])
+        sets.append({side: tuple(map(torch.cat, parts)) for side, parts in found.items()})
     for side in SIDES:
         model.novelty[side].fit(sets[0][side], sets[1][side])
+
+
+def _fewer_bands(view, random):
+    """The view with any number of bands taken away from every other window."""
+    n, n_band = view.valid.shape[:2]
+    missing = torch.randint(n_band, (n, 1), generator=random) * (torch.arange(n)[:, None] % 2)
+    kept = torch.rand(n, n_band, generator=random).argsort(1).argsort(1) >= missing
+    return replace(view, valid=view.valid & kept[..., None, None].to(view.valid.device))

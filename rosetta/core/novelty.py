@@ -1,14 +1,16 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """How unlike the training sky a window is: the Mahalanobis distance of a summary of its tokens.
 
-Lee et al. (2018), with one Gaussian per survey and a shrunk correlation matrix. CLS is no good for this: it holds where
-sources are, and that is anywhere. Mean and scatter of the tokens hold what the window is made of.
+Lee et al. (2018), with a mean for each survey and set of bands, and a shrunk correlation matrix. CLS is no good for
+this: it holds where sources are, and that is anywhere. Mean and scatter of the tokens hold what the window is made of.
 """
 
 import torch
 from torch import nn
 
 __all__ = ["Novelty", "summary"]
+
+RARE = 20  # windows of a set of bands that say as much of its mean as the linear model of missing bands does
 
 
 def summary(tokens):
@@ -19,35 +21,58 @@ def summary(tokens):
 class Novelty(nn.Module):
     """Scores of windows against a reference set.
 
-    The score is the squared Mahalanobis distance of `summary` per dimension, divided by its 99th percentile on sky that
-    was not used to measure mean and covariance: scores above 1 happen for one ordinary window in a hundred.
+    The score is the squared Mahalanobis distance of `summary` per dimension, from the mean of windows that were seen in
+    the same bands (a band that is missing moves tokens as far as a strange sky does), divided by its 99th percentile on
+    sky that was not used to measure mean and covariance: scores above 1 happen for one ordinary window in a hundred.
     """
 
-    def __init__(self, dim):
+    def __init__(self, dim, n_knot):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(2 * dim))
+        self.register_buffer("mean", torch.zeros(2**n_knot, 2 * dim))
         self.register_buffer("whiten", torch.zeros(2 * dim, 2 * dim))  # until fitted every score is 0
         self.register_buffer("limit", torch.ones(()))
 
     @torch.no_grad()
     def fit(self, reference, held_out):
-        """Measure the Gaussian on ``reference`` (n, 2 * dim) and the 99th percentile on ``held_out`` (m, 2 * dim)."""
-        reference = reference.double()
-        mean, scatter = reference.mean(0), reference.std(0)
+        """Measure means and covariance on ``reference`` and the 99th percentile on ``held_out``.
+
+        Both are pairs of summaries (n, 2 * dim) and of what was there of each knot (n, n_knot), 0 to 1.
+        """
+        summaries, present = (array.double() for array in reference)
+        bands, dim = _set_of(present), summaries.shape[1]
+        every = torch.cartesian_prod(*[torch.arange(2.0)] * present.shape[1]).reshape(-1, present.shape[1])
+        every = every.to(summaries)[_set_of(every).argsort()]
+        linear = torch.linalg.lstsq(_padded(1 - present), summaries).solution
+        own = torch.zeros(len(every), dim).to(summaries)
+        own.index_add_(0, bands, summaries - _padded(1 - present) @ linear)
+        own /= (torch.bincount(bands, minlength=len(every)) + RARE)[:, None]
+        mean = _padded(1 - every) @ linear + own
+        away = summaries - mean[bands]
+        scatter = away.square().mean(0).sqrt()
         # A number that hardly varies on sky says as much as one that varies much: each is in units of its own scatter.
-        values, vectors = torch.linalg.eigh(torch.cov(((reference - mean) / scatter).T))
+        values, vectors = torch.linalg.eigh(torch.cov((away / scatter).T))
         # Directions that hardly vary in a finite sample would otherwise dominate the distance.
         values = values.clamp(min=0) + 0.002 * values.mean()
         self.mean.copy_(mean)
         self.whiten.copy_((vectors / values.sqrt() / scatter[:, None]).bfloat16())  # as it is stored
         self.limit.fill_(1.0)
-        self.limit.copy_(torch.quantile(self.score(held_out.float()), 0.99))
+        self.limit.copy_(torch.quantile(self.score(*held_out), 0.99))
         return self
 
-    def score(self, summaries):
-        """Scores (n,) of summaries (n, 2 * dim)."""
-        return ((summaries - self.mean) @ self.whiten).square().mean(-1) / self.limit
+    def score(self, summaries, present):
+        """Scores (n,) of summaries (n, 2 * dim), for the shares (n, n_knot) of each knot that was there."""
+        away = summaries.float() - self.mean[_set_of(present)]
+        return (away @ self.whiten).square().mean(-1) / self.limit
 
-    def forward(self, tokens):
+    def forward(self, tokens, present):
         """Scores (n,) of windows, from their tokens (n, n_token, dim)."""
-        return self.score(summary(tokens))
+        return self.score(summary(tokens), present)
+
+
+def _set_of(present):
+    """Which knots were there, as the bits of a number: (n,) int."""
+    return ((present >= 0.5) * 2 ** torch.arange(present.shape[1], device=present.device)).sum(1)
+
+
+def _padded(columns):
+    return torch.cat([torch.ones_like(columns[:, :1]), columns], 1)

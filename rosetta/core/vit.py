@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["SIDES", "View", "EncoderConfig", "Encoder", "Predictor", "patches", "sincos", "wave_vectors", "spectrum"]
+__all__ = [
+    "SIDES", "View", "EncoderConfig", "Encoder", "Predictor", "patches", "presence", "sincos", "wave_vectors",
+    "spectrum",
+]
 
 SIDES = ("ground", "space")
 
@@ -348,6 +351,11 @@ def _mixed(images, mix):
 
 def _enlarged(images, factor):
     return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def presence(view):
+    """What is there of each knot, 0 to 1: (n_batch, n_knot)."""
+    return conditions(view)[..., 2]
 
 
 def conditions(view):
