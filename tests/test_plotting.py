@@ -145,3 +145,5 @@ def test_flux_truth_pulls_and_sed():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # bright is up
     given = plotting.plot_sed(found, [3], (RUBIN, EUCLID), ax=ax)
     assert given is ax
+    every = plotting.plot_sed(found, found["label"], (RUBIN, EUCLID))
+    assert len(every.get_legend().get_texts()) == len(found)

@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Fluxes: against truth, against their errors, against wavelength."""
 
+from itertools import cycle
+
 import astropy.units as u
 import numpy as np
 
@@ -30,7 +32,7 @@ def plot_flux_truth(catalog, truth, *, bands=None, ax=None):
     Parameters
     ----------
     catalog, truth : `~astropy.table.QTable`
-        Matched by position.
+        Matched by position within 0.3 arcsec.
     bands : sequence of str, optional
         Default: all of the catalogue.
     ax : `~matplotlib.axes.Axes`, optional
@@ -72,7 +74,7 @@ def plot_pulls(catalog, truth, *, ax=None):
     Parameters
     ----------
     catalog, truth : `~astropy.table.QTable`
-        Matched by position.
+        Matched by position within 0.3 arcsec; all of these sources count, however faint.
     ax : `~matplotlib.axes.Axes`, optional
 
     Returns
@@ -155,7 +157,7 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     x, dx = np.array([pivot[b] for b in bands]), np.array([width[b] / 2 for b in bands])
     found = _matched(catalog, truth) if truth is not None else None
     low, high = [], []
-    for label, colour in zip(labels, (BLUE, ORANGE, GREEN, RED), strict=False):
+    for label, colour in zip(labels, cycle((BLUE, ORANGE, GREEN, RED))):
         row = catalog[np.asarray(catalog["label"]) == label][0]
         flux, error = (np.array([row[f"{n}_{b}"].to_value(u.nJy) for b in bands]) for n in ("flux", "flux_err"))
         good = np.isfinite(flux) & (error > 0)
