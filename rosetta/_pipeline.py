@@ -171,6 +171,8 @@ def _with_shapes(result):
     for name in table.colnames:
         if name not in catalog.colnames:
             catalog[name] = table[name]
+    if len(catalog) == 0:
+        del catalog["flux_cov"]  # ECSV cannot be read back with an empty column of matrices
     return catalog
 
 

@@ -193,13 +193,13 @@ class DeblendedScene:
         return table
 
     def _row(self, label):
-        found = np.flatnonzero(np.asarray(self._table["label"]) == label)
+        found = np.flatnonzero(np.asarray(self._table["label"]) == label) if np.ndim(label) == 0 else ()
         if len(found) == 0:
             raise ValueError(f"label {label!r} is not in this scene: use one of scene.labels")
         return int(found[0])
 
     def _fit(self, band):
-        if band not in self._fits:
+        if not isinstance(band, str) or band not in self._fits:
             raise ValueError(f"band {band!r} is not in this scene: use one of {', '.join(self.bands)}")
         return self._fits[band]
 
@@ -387,6 +387,7 @@ class DeblendedScene:
         covariance = np.einsum("nbi,nij,ncj->nbc", slope, self._shape_covariance, slope)
         for k, fit in enumerate(self._fits.values()):
             covariance[:, k, k] += fit.breadth_error**2
+        covariance.setflags(write=False)
         return covariance
 
 

@@ -8,8 +8,8 @@ from itertools import count
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord, search_around_sky
-from astropy.table import QTable
+from astropy.coordinates import ConvertError, SkyCoord, search_around_sky
+from astropy.table import QTable, Table
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
@@ -121,7 +121,7 @@ class JEPADeblender(Head):
         index = None if given is None else np.flatnonzero(tile.sees(given))
         coord = sky.found["sky_centroid"] if given is None else given[index]
         state = self._propose(embedding, sky, coord, offsets)
-        if given is None and len(coord):
+        if given is None and sky.ref is not None:
             first, _, point = _shapes(planes, roles, state)
             state.proposal[point] = first[point]
             extra = _missed(sky, state, shape_fit.mixtures_of(first), roles.wavelength)
@@ -427,6 +427,8 @@ def _positions(sources):
                 "sources must be a SkyCoord or a table with a column 'sky_centroid', "
                 f"got {type(sources).__name__}"
             )
+        if not isinstance(sources, Table):
+            raise TypeError("sources is one row of a table: give a table, as table[0:1]")
         if "label" in sources.colnames:
             label = _labels(sources["label"])
         sources = sources["sky_centroid"]
@@ -434,7 +436,12 @@ def _positions(sources):
             raise TypeError(
                 f"sources has a column 'sky_centroid' of type {type(sources).__name__}: make it a SkyCoord"
             )
-    coord = plain_icrs(sources)
+    if any(np.any(getattr(angle, "mask", False)) for angle in (sources.spherical.lon, sources.spherical.lat)):
+        raise ValueError("sources has masked positions: drop those rows")
+    try:
+        coord = plain_icrs(sources)
+    except (AttributeError, ConvertError) as error:
+        raise ValueError(f"sources cannot be brought to ICRS: {error}") from error
     bad = ~(np.isfinite(coord.ra.deg) & np.isfinite(coord.dec.deg))
     if bad.any():
         raise ValueError(f"sources has {bad.sum()} positions that are not finite: drop those rows")
@@ -479,7 +486,11 @@ def _classical(sky, coord):
     a, b, theta, snr = np.full(n, DEFAULT_RADIUS), np.full(n, DEFAULT_RADIUS), np.zeros(n), np.zeros(n)
     if len(found) and n:
         index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
-        near = separation.to_value(u.arcsec) < MATCH
+        nearest, _, _ = found["sky_centroid"].match_to_catalog_sky(coord)
+        # The centre of a large galaxy is known less well: a detection belongs to the position nearest to it.
+        mutual = nearest[index] == np.arange(n)
+        reach = np.where(mutual, np.maximum(MATCH, 2.0 * np.asarray(found["a"])[index]), MATCH)
+        near = separation.to_value(u.arcsec) < reach
         snr[near] = np.asarray(found["snr"])[index[near]]
         point = _detect.point_variance(sky.ref, snr[near])
         filtered = np.maximum(point, 0.0) + _detect.filter_sigma(sky.ref) ** 2
@@ -563,8 +574,9 @@ def _missed(sky, state, mixtures, wavelength):
         if len(x) == 0:
             continue
         coord = look.plane.pixel_to_sky(x, y)
-        _, separation, _ = coord.match_to_catalog_sky(taken)
-        coord = coord[separation.to_value(u.arcsec) > max(apart * look.fwhm, MATCH)]
+        if len(taken):
+            _, separation, _ = coord.match_to_catalog_sky(taken)
+            coord = coord[separation.to_value(u.arcsec) > max(apart * look.fwhm, MATCH)]
         if len(coord):
             taken = joined([taken, coord])
             extra = coord if extra is None else joined([extra, coord])

@@ -58,7 +58,7 @@ class SkyPair:
     def __init__(self, ground, space, *, surveys=(RUBIN, EUCLID)):
         if ground is None and space is None:
             raise ValueError("ground and space are both None: give at least one side as a dict of band to NDData")
-        self._surveys = tuple(surveys)
+        self._surveys = tuple(surveys) if isinstance(surveys, (tuple, list)) else ()
         if len(self._surveys) != 2 or not all(isinstance(survey, Survey) for survey in self._surveys):
             raise TypeError(f"surveys must be two Survey objects (ground, space), got {surveys!r}")
         flags = {}
@@ -153,7 +153,7 @@ class SkyPair:
             raise TypeError("center must be one SkyCoord")
         try:
             height, width = np.broadcast_to(u.Quantity(size).to_value(u.arcsec), 2)
-        except (u.UnitConversionError, ValueError) as error:
+        except (TypeError, u.UnitConversionError, ValueError) as error:
             raise ValueError(f"size must be an angle or two (height, width), got {size!r}") from error
         if not (0 < height < np.inf and 0 < width < np.inf):
             raise ValueError(f"size must be positive and finite, got {size!r}")
@@ -206,6 +206,8 @@ def _check_image(where, image):
     if not isinstance(image, NDData):
         raise TypeError(f"{where} must be an astropy NDData (or CCDData), got {type(image).__name__}")
     data = np.asarray(image.data)
+    if data.dtype.kind not in "fiu":
+        raise TypeError(f"{where} holds {data.dtype}, not real numbers: give an image of fluxes")
     if data.ndim != 2:
         raise ValueError(f"{where} must be 2-D, got shape {data.shape}: select one image plane")
     if image.unit is None:
@@ -315,6 +317,9 @@ def _noise_variance(where, data, mask):
 
 def _check_psf(where, psf):
     """The PSF as float64 of sum 1 including the light beyond its stamp; and whether that light matters."""
+    psf = np.asarray(psf)
+    if psf.dtype.kind not in "fiu":
+        raise TypeError(f"{where}: psf holds {psf.dtype}, not real numbers: give a 2-D array")
     psf = np.array(psf, dtype=np.float64)
     if psf.ndim != 2 or not all(side % 2 for side in psf.shape):
         raise ValueError(f"{where}: psf must be 2-D with odd sides, got shape {psf.shape}")

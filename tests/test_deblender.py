@@ -10,6 +10,7 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, VarianceUncertainty
 from astropy.table import MaskedColumn, QTable
+from astropy.utils.masked import Masked
 from astropy.wcs import WCS, Sip
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
@@ -263,6 +264,32 @@ def test_an_empty_sky_and_no_sources_give_empty_scenes():
     assert len(deblender()(pair, from_tangent(np.zeros((0, 2)), CENTER))) == 0
 
 
+def test_sources_that_the_sharpest_image_does_not_show_are_found_on_the_ground():
+    def corner(band, n):
+        out = np.zeros((n, n), bool)
+        if band in ("VIS", "H_E"):  # they saw three arcsec without a source
+            out[30:], out[:, 30:] = True, True
+        return out
+
+    found = deblender()(make_pair(XY, FLUX, MIXTURES, mask=corner)).to_table()
+    match(found, XY[2:])
+    assert np.all(found["flags"] & int(Flag.GROUND_TEMPLATE))
+
+
+def test_a_large_galaxy_may_be_given_where_its_light_is_centred():
+    """A position 0.4 arcsec from the detection, farther than small sources are matched."""
+    found = deblender()(make_pair(XY[:1], [4e6], [light(1.2)]), from_tangent([[0.4, 0.0]], CENTER))
+    assert found.flux("i")[0].value == pytest.approx(4e6, rel=0.02)
+
+
+def test_shapes_of_very_bright_stars_have_a_covariance():
+    xy = np.array([[0.0, 0.0], [3.0, 2.5], [-3.0, -2.0], [-1.0, 4.0]])
+    flux = 1e5 * np.array([3000.0, 500.0, 8000.0, 100.0])
+    found = deblender()(make_pair(xy, flux, np.tile(MIXTURES[3:], (4, 1, 1))), from_tangent(xy, CENTER))
+    for covariance in found._shape_covariance:
+        assert np.linalg.eigvalsh(covariance).min() > 0
+
+
 def test_bad_arguments_are_named():
     pair = make_pair(XY, FLUX, MIXTURES)
     with pytest.raises(TypeError, match="sources must be a SkyCoord"):
@@ -280,14 +307,22 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(error, match=message):
             deblender()(pair, QTable({"label": label, "sky_centroid": place}))
+    ra, dec = (Masked(angle, mask=[True, False]) for angle in (place.ra, place.dec))
+    with pytest.raises(ValueError, match="sources has masked positions: drop those rows"):
+        deblender()(pair, SkyCoord(ra, dec))
+    with pytest.raises(TypeError, match="sources is one row of a table: give a table"):
+        deblender()(pair, QTable({"sky_centroid": place})[0])
+    with pytest.raises(ValueError, match="sources cannot be brought to ICRS"):
+        deblender()(pair, SkyCoord([1], [2], unit="deg", frame="altaz"))
     with pytest.raises(TypeError, match="sources has a column 'sky_centroid' of type Longitude: make it a SkyCoord"):
         deblender()(pair, QTable({"sky_centroid": place.ra}))
     with pytest.raises(ValueError, match="offsets must be the table"):
         deblender()(pair, offsets=QTable())
     with pytest.raises(ValueError, match="band 'q' is not in this scene"):
         scene().flux("q")
-    with pytest.raises(ValueError, match="label 99 is not in this scene"):
-        scene().model(99, "i")
+    for label in (99, [1, 2]):
+        with pytest.raises(ValueError, match="is not in this scene: use one of scene.labels"):
+            scene().model(label, "i")
     with pytest.raises(ValueError, match="truth is None"):
         JEPADeblender(deblender().encoder).fit([pair, pair], seed=0)
 

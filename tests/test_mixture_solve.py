@@ -388,15 +388,18 @@ def test_source_without_valid_pixel_is_nan():
     assert found.covariance.toarray()[3].sum() == 0
 
 
-def test_coincident_sources_share_their_flux():
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_coincident_sources_share_their_flux(weight):
     rng = np.random.default_rng(6)
     design, twins = random_scene(rng, n=5), random_scene(np.random.default_rng(6), n=5, twin=2)
     data = design.image([100.0, 50, 80, 20, 60])
-    found = solve.solve(twins, data, np.ones(design.shape))
+    weight = None if weight is None else np.full(design.shape, weight)
+    found = solve.solve(twins, data, np.ones(design.shape), weight)
     assert list(np.flatnonzero(found.degenerate)) == [2, 5]
     np.testing.assert_allclose(found.flux[[2, 5]], 40, rtol=1e-2)
-    single = solve.solve(design, data, np.ones(design.shape))
+    single = solve.solve(design, data, np.ones(design.shape), weight)
     assert found.covariance[2, 2] > 1e4 * single.covariance[2, 2]
+    assert found.covariance[2, 5] < -0.999 * found.covariance[2, 2]  # what one has the other lacks
 
 
 def test_large_group_takes_the_sparse_path(monkeypatch):

@@ -40,6 +40,7 @@ LARGEST = np.array([0.2, 0.2, 0.7, 0.7, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0])
 # Pixels of bright sources are not known better than the PSF is.
 MODEL_ERROR = 0.01
 DERIVED = 30.0  # derivatives may leave out this many times more light than the model: they only lead the way
+BRIGHTEST = 1e3  # S/N above which single precision would leave covariances that are none
 FAINTEST = 5.0  # S/N below which an image cannot tell how broad a source is
 BROADEST = 3.0  # sigma: a breadth goes no further
 PRECISION = 0.03  # sigma
@@ -275,6 +276,8 @@ def _joint_step(mixtures, tangents, moved, prior_sigma, flux, breadth, images, m
             for j in partners.tolist():
                 one, two = shared(corners[i], corners[j])
                 a, b = columns[i][:, *one].reshape(len(where), -1), columns[j][:, *two].reshape(len(where), -1)
+                if i == j and np.dot(a[0], a[0]) * flux[i, k] ** 2 > BRIGHTEST**2:
+                    a = b = a.astype(float)
                 block = blocks.setdefault((i, j), np.zeros((size, size)))
                 block[where[:, None], where] += a @ b.T
     for i in range(n):

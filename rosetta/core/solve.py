@@ -92,6 +92,7 @@ def solve(design, data, variance, weight=None):
 
     if meat is not None:
         meat = sparse.csc_array(scale @ meat[live][:, live] @ scale)
+        meat.setdiag(meat.diagonal() + RIDGE)  # what nothing tells apart has a variance of 1 / RIDGE in either form
     solution, inverse = _solve_unit_diagonal(correlation, unit * right[live], meat)
     flux[live] = unit * solution
     inverse = sparse.coo_array(inverse)

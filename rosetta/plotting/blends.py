@@ -22,8 +22,15 @@ def choose_blend(scene):
     Returns
     -------
     int
+
+    Raises
+    ------
+    ValueError
+        If the scene has no source.
     """
     table = scene.to_table()
+    if len(table) == 0:
+        raise ValueError("scene has no source: there is no blend to choose")
     snr, blend = np.asarray(table["snr"]), np.asarray(table["blendedness"])
     bad = int(Flag.EDGE | Flag.MASKED | Flag.NO_DATA | Flag.OUTSIDE | Flag.DUPLICATE)
     clean = (np.asarray(table["flags"]) & bad) == 0
@@ -56,12 +63,17 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
     -------
     ndarray of `~matplotlib.axes.Axes`, shape (n_side, 4)
         Images share one asinh scale per row; residuals are in units of the noise, from -5 to 5.
+
+    Raises
+    ------
+    ValueError
+        If the label is not in the scene, or the scene has no source.
     """
     from matplotlib.colors import AsinhNorm
 
     table = scene.to_table()
     label = choose_blend(scene) if label is None else label
-    row = int(np.flatnonzero(np.asarray(table["label"]) == label)[0])
+    row = scene._row(label)
     center = table["sky_centroid"][row].icrs
     chosen = bands_to_show(scene)
     if axes is None:
@@ -89,7 +101,7 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
         data = np.where(image.mask, np.nan, image.data)
         panels = [data, scene.model(None, band).data, own, significance]
         pictures = [grid.read(panel, image.wcs) for panel in panels]
-        peak = max(float(np.nanmax(pictures[1])), 5 * sigma)
+        peak = max(float(np.nanmax(pictures[1], initial=5 * sigma)), 5 * sigma)
         norm = AsinhNorm(linear_width=2 * sigma, vmin=-2 * sigma, vmax=peak)
         east, north = offsets_of(shown, sky)
         names = (f"{band}", "model", f"source {label}", "residual / σ")

@@ -9,7 +9,7 @@ import numpy as np
 from .._pipeline import match
 from ..flags import Flag
 from ._style import BLUE, GREEN, ORANGE, RED, axes_of, pull_histogram, unit_gaussian
-from ._tables import bands_of
+from ._tables import bands_of, chosen_bands
 
 __all__ = ["plot_errors", "plot_flux_truth", "plot_pulls", "plot_sed"]
 
@@ -41,9 +41,14 @@ def plot_flux_truth(catalog, truth, *, bands=None, ax=None):
     -------
     `~matplotlib.axes.Axes`
         Points with S/N > 5 and their errors; triangles on the border lie beyond it.
+
+    Raises
+    ------
+    ValueError
+        If the catalogue lacks one of the bands.
     """
     ax = axes_of(ax, (6, 4))
-    bands = bands_of(catalog) if bands is None else list(bands)
+    bands = chosen_bands(catalog, bands)
     found, known = _matched(catalog, truth)
     limit = 0.6
     for band, colour in zip(bands, _colours(len(bands)), strict=True):
@@ -113,9 +118,14 @@ def plot_errors(catalog, *, bands=None, ax=None):
     -------
     `~matplotlib.axes.Axes`
         Fluxes above one sigma only.
+
+    Raises
+    ------
+    ValueError
+        If the catalogue lacks one of the bands.
     """
     ax = axes_of(ax, (6, 4))
-    bands = bands_of(catalog) if bands is None else list(bands)
+    bands = chosen_bands(catalog, bands)
     for band, colour in zip(bands, _colours(len(bands)), strict=True):
         flux, error = (catalog[f"{name}_{band}"].to_value(u.nJy) for name in ("flux", "flux_err"))
         use = np.isfinite(flux) & (error > 0) & (flux > error)
@@ -149,6 +159,11 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     -------
     `~matplotlib.axes.Axes`
         AB magnitudes; fluxes below 1 sigma as 2-sigma upper limits.
+
+    Raises
+    ------
+    ValueError
+        If a label is not in the catalogue.
     """
     ax = axes_of(ax, (5, 4))
     pivot = {band.name: band.pivot.to_value(u.nm) for survey in surveys for band in survey.bands}
@@ -158,7 +173,10 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     found = _matched(catalog, truth) if truth is not None else None
     low, high = [], []
     for label, colour in zip(labels, cycle((BLUE, ORANGE, GREEN, RED))):
-        row = catalog[np.asarray(catalog["label"]) == label][0]
+        rows = catalog[np.asarray(catalog["label"]) == label]
+        if len(rows) == 0:
+            raise ValueError(f"labels: {label!r} is not in the catalogue")
+        row = rows[0]
         flux, error = (np.array([row[f"{n}_{b}"].to_value(u.nJy) for b in bands]) for n in ("flux", "flux_err"))
         good = np.isfinite(flux) & (error > 0)
         seen = good & (flux > error)
@@ -179,7 +197,7 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
                 true = 31.4 - 2.5 * np.log10(right)
                 ax.plot(x, true, "s", color=colour, ms=8, mfc="none", mew=1.0, ls=":", lw=0.7)
                 high.append(true)
-    values = np.concatenate([*low, *high])
+    values = np.concatenate([np.zeros(0), *low, *high])
     if len(values):
         ax.set_ylim(values.max() + 0.8, values.min() - 0.8)
     ax.set_xscale("log")
@@ -188,5 +206,6 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     ax.set_xticks([], minor=True)
     ax.set_xlabel("wavelength (nm)")
     ax.set_ylabel("magnitude (AB)")
-    ax.legend(fontsize=8, loc="best", title="open squares: truth" if high else None, title_fontsize=8)
+    if len(labels):
+        ax.legend(fontsize=8, loc="best", title="open squares: truth" if high else None, title_fontsize=8)
     return ax
