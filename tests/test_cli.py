@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -110,6 +111,14 @@ def test_numbers_follow_the_truth(result, sky):
     before, after = (_pipeline.compare(result, t)["flux"][0] for t in (sky[1], truth))
     assert after["bias"] == pytest.approx((1 + before["bias"]) / 2 - 1)
     assert after["coverage"] < 0.1 < before["coverage"]
+
+
+def test_an_empty_catalogue_can_be_read_back(result, models, tmp_path):
+    pytest.importorskip("matplotlib")
+    scene = models["deblender"](result.embedding, result.catalog["sky_centroid"][:0])
+    empty = replace(result, scene=scene, catalog=models["photometry"](result.embedding, scene))
+    _pipeline.write(empty, tmp_path / "out")
+    assert len(QTable.read(tmp_path / "out" / "catalogue.ecsv")) == 0
 
 
 def test_printed_table(result, sky):

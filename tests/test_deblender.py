@@ -290,6 +290,17 @@ def test_shapes_of_very_bright_stars_have_a_covariance():
         assert np.linalg.eigvalsh(covariance).min() > 0
 
 
+def test_a_source_that_one_image_does_not_hold_is_drawn_all_the_same():
+    plotting = pytest.importorskip("rosetta.plotting")
+    outside = deblender()(make_pair(XY, FLUX, MIXTURES), from_tangent([[60.0, 0.0]], CENTER))
+    assert plotting.plot_blend(outside).shape == (2, 4)
+    with pytest.raises(ValueError, match="label 7 is not in this scene"):
+        plotting.plot_blend(outside, 7)
+    nothing = deblender()(make_pair(XY, FLUX, MIXTURES), from_tangent(np.zeros((0, 2)), CENTER))
+    with pytest.raises(ValueError, match="scene has no source"):
+        plotting.plot_blend(nothing)
+
+
 def test_bad_arguments_are_named():
     pair = make_pair(XY, FLUX, MIXTURES)
     with pytest.raises(TypeError, match="sources must be a SkyCoord"):

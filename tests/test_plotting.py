@@ -145,5 +145,10 @@ def test_flux_truth_pulls_and_sed():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # bright is up
     given = plotting.plot_sed(found, [3], (RUBIN, EUCLID), ax=ax)
     assert given is ax
+    with pytest.raises(ValueError, match="labels: 99 is not in the catalogue"):
+        plotting.plot_sed(found, [99], (RUBIN, EUCLID))
+    with pytest.raises(ValueError, match="bands: 'q' is not in the catalogue, which has r, VIS"):
+        plotting.plot_errors(found, bands=["q"])
+    assert isinstance(plotting.plot_sed(found[:0], [], (RUBIN, EUCLID)), Axes)
     every = plotting.plot_sed(found, found["label"], (RUBIN, EUCLID))
     assert len(every.get_legend().get_texts()) == len(found)

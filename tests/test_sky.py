@@ -154,6 +154,8 @@ SPECTRAL.wcs.ctype = ["WAVE", "DEC--TAN"]
         (_replaced(psf=np.ones((4, 4))), ValueError, "odd sides"),
         (_replaced(psf=np.full((5, 5), np.nan)), ValueError, "psf has NaN"),
         (_replaced(psf=np.zeros((5, 5))), ValueError, "psf has no positive flux"),
+        (_replaced(psf="x"), TypeError, "psf holds <U1, not real numbers"),
+        (_replaced(data=np.zeros((64, 64), complex)), TypeError, "holds complex128, not real numbers"),
     ],
 )
 def test_bad_input_is_named(make_image, build, error, message):
@@ -163,8 +165,9 @@ def test_bad_input_is_named(make_image, build, error, message):
 
 def test_surveys_are_checked(make_image):
     images = {"g": make_image(64, 0.2)}
-    with pytest.raises(TypeError, match="two Survey objects"):
-        SkyPair(images, None, surveys=("Rubin", "Euclid"))
+    for surveys in (("Rubin", "Euclid"), None):
+        with pytest.raises(TypeError, match="two Survey objects"):
+            SkyPair(images, None, surveys=surveys)
     with pytest.raises(ValueError, match=r"\['g'\] are on both sides"):
         SkyPair(images, images, surveys=(RUBIN, HSC))
 
@@ -194,7 +197,7 @@ def test_cutout_keeps_pixels_and_sky(pair):
     for far in (SkyCoord(10, 10, unit="deg"), SkyCoord(233.1, 28.1, unit="deg")):
         with pytest.raises(ValueError, match="no image of this pair covers"):
             pair.cutout(far, 3 * u.arcsec)
-    for size in (-3 * u.arcsec, np.nan * u.arcsec, 3 * u.m):
+    for size in (-3 * u.arcsec, np.nan * u.arcsec, 3 * u.m, "large"):
         with pytest.raises(ValueError, match="size must be"):
             pair.cutout(center, size)
     with pytest.raises(TypeError, match="center must be one SkyCoord"):
