@@ -204,12 +204,13 @@ def _measured_windows(config):
 def calibrate(model, tiles, held_out, config):
     """Fit the novelty score of each side on training windows and set its limit on held-out ones."""
     sets = []
-    for chosen, more in ((tiles, 4), (held_out, 2)):  # more windows than a summary has numbers
+    for chosen, more in ((tiles, 8), (held_out, 4)):  # more windows than a summary has numbers
         windows = Windows(chosen, device=next(model.parameters()).device)
         found = {side: ([], []) for side in SIDES}
         random = torch.Generator().manual_seed(config.seed)
-        for window, n, batch in _measured_windows(config):
-            for step in range(-(-more * n // batch)):
+        for window, _, batch in _measured_windows(config):
+            n = more * _MEASURED * (12.8 / window) ** 2  # as much sky in windows of either size
+            for step in range(int(np.ceil(n / batch))):
                 # Beyond any step that training can have reached with this seed: other noise, other places.
                 drawn = windows.batch(window, batch, config.seed, 2**40 + step)
                 for side in SIDES:

@@ -22,15 +22,16 @@ class Novelty(nn.Module):
     """Scores of windows against a reference set.
 
     The score is the squared Mahalanobis distance of `summary` per dimension, from the mean of windows that were seen in
-    the same bands (a band that is missing moves tokens as far as a strange sky does), divided by its 99th percentile on
-    sky that was not used to measure mean and covariance: scores above 1 happen for one ordinary window in a hundred.
+    the same bands (a band that is missing moves tokens as far as a strange sky does), divided by its 99th percentile
+    for as many bands on sky that was not used to measure mean and covariance: scores above 1 happen for one ordinary
+    window in a hundred.
     """
 
     def __init__(self, dim, n_knot):
         super().__init__()
         self.register_buffer("mean", torch.zeros(2**n_knot, 2 * dim))
         self.register_buffer("whiten", torch.zeros(2 * dim, 2 * dim))  # until fitted every score is 0
-        self.register_buffer("limit", torch.ones(()))
+        self.register_buffer("limit", torch.ones(n_knot + 1))
 
     @torch.no_grad()
     def fit(self, reference, held_out):
@@ -56,17 +57,24 @@ class Novelty(nn.Module):
         self.mean.copy_(mean)
         self.whiten.copy_((vectors / values.sqrt() / scatter[:, None]).bfloat16())  # as it is stored
         self.limit.fill_(1.0)
-        self.limit.copy_(torch.quantile(self.score(*held_out), 0.99))
+        score, count = self.score(*held_out), _count(held_out[1])
+        for k in count.unique().tolist():
+            self.limit[k] = torch.quantile(score[count == k], 0.99)
         return self
 
     def score(self, summaries, present):
         """Scores (n,) of summaries (n, 2 * dim), for the shares (n, n_knot) of each knot that was there."""
         away = summaries.float() - self.mean[_set_of(present)]
-        return (away @ self.whiten).square().mean(-1) / self.limit
+        return (away @ self.whiten).square().mean(-1) / self.limit[_count(present)]
 
     def forward(self, tokens, present):
         """Scores (n,) of windows, from their tokens (n, n_token, dim)."""
         return self.score(summary(tokens), present)
+
+
+def _count(present):
+    """How many knots were there, (n,) int."""
+    return (present >= 0.5).sum(1)
 
 
 def _set_of(present):
