@@ -17,6 +17,7 @@ from rosetta.core import augment
 from rosetta.core.vit import SIDES, presence
 
 WINDOW = 12.8  # arcsec
+FEW = {"ground": ("g r i", "r"), "space": ("VIS H_E", "VIS")}  # bands that users may have alone
 FALSE_ALARMS = 0.01
 
 
@@ -62,10 +63,14 @@ STRANGERS = {
 
 
 def novelty(model, sky, where, seed, n_stranger):
-    """Scores of all windows as they are, and of the strangers made of the first: per side, dict of name to (n,)."""
+    """Scores of all windows as they are ("sky"), in few bands, and of strangers made of the first: dict per side."""
     out = {}
     for side in SIDES:
-        found = {name: [] for name in ("sky", *STRANGERS)}
+        found = {name: [] for name in ("sky", *FEW[side], *STRANGERS)}
+        for name in FEW[side]:
+            missing = tuple(band for band in SURVEYS[side].band_names if band not in name.split())
+            for view in views(sky, side, where, WINDOW, seed, Look(missing=missing)):
+                found[name].append(_scores(model, side, view))
         random = torch.Generator().manual_seed(seed)
         for view in views(sky, side, where, WINDOW, seed):
             seen = {"sky": view}
@@ -73,11 +78,14 @@ def novelty(model, sky, where, seed, n_stranger):
             for name, change in STRANGERS.items() if more else ():
                 seen[name] = replace(view, pixels=change(view.pixels.sinh(), random).asinh())
             for name, one in seen.items():
-                tokens = encode(model.encoder, side, [one], ("tokens",))[0]
-                found[name].append(model.novelty[side](tokens, presence(one)))
+                found[name].append(_scores(model, side, one))
         parts = {name: torch.cat(part).numpy() for name, part in found.items()}
-        out[side] = {name: part if name == "sky" else part[:n_stranger] for name, part in parts.items()}
+        out[side] = {name: part[:n_stranger] if name in STRANGERS else part for name, part in parts.items()}
     return out
+
+
+def _scores(model, side, view):
+    return model.novelty[side](encode(model.encoder, side, [view], ("tokens",))[0], presence(view))
 
 
 # ------------------------------------------------------------------------------------- real pixels

@@ -35,7 +35,7 @@ from _galleries import (
     without_each,
 )
 from _probes import choose, explained, magnitude, predicted, probe, tokens
-from _strangers import FALSE_ALARMS, novelty, real_pairs, transfer
+from _strangers import FALSE_ALARMS, FEW, STRANGERS, novelty, real_pairs, transfer
 from _windows import Look, disjoint, lattice, load, note
 
 from rosetta import CrossSurveyEncoder
@@ -268,8 +268,11 @@ def strangers(table, model, sky):
         section = f'Out of distribution, {side}, 12.8" windows; threshold {limits[side]:.2f} (1 % false alarms)'
         table.add(section, "simulated sky: flagged at the built-in limit 1", len(where),
                   resampled(scores_["sky"] > 1, where.tile), "0.01")  # fmt: skip
+        for name in FEW[side]:
+            table.add(section, f"simulated sky in {name} alone: flagged at the built-in limit 1", len(where),
+                      resampled(scores_[name] > 1, where.tile), "0.01")  # fmt: skip
         for name, values in scores_.items():
-            if name == "sky":
+            if name not in STRANGERS:
                 continue
             tile, both = where.tile[: len(values)], np.stack([values, scores_["sky"][: len(values)]], -1)
             table.add(section, f"{name}: flagged", len(values), resampled(values > limits[side], tile))
