@@ -51,8 +51,8 @@ def per_source(pair, turns=3):
         start = time.process_time()
         catalog = photometry(embedding, deblender(embedding, offsets=offsets))
         seconds.append((time.process_time() - start) / len(catalog) * 430)
-    low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
-    print(f"    deblending and photometry: {middle:.1f} ({low:.1f} to {high:.1f}) CPU-s per 430 of {len(catalog)} sources")
+    each = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+    print(f"    deblending and photometry: {each} CPU-s per 430 of {len(catalog)} sources")
 
 
 def main():

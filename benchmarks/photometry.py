@@ -336,7 +336,8 @@ def main_tables(tables, rows):
             of = alone & (known > low * bound) & (known <= high * bound) & np.isfinite(flux)
             where, stars = rows.field[of], of & rows["star"]
             lines.append([
-                f"{band}, S/N " + (f"{low}-{high}" if np.isfinite(high) else f"> {low}"), int(of.sum()), with_interval(np.median, ratio[of], where),
+                f"{band}, S/N " + (f"{low}-{high}" if np.isfinite(high) else f"> {low}"), int(of.sum()),
+                with_interval(np.median, ratio[of], where),
                 with_interval(nmad, ratio[of], where),
                 with_interval(nmad, ((flux - known) / bound)[of], where, 2),
                 with_interval(np.median, (err / bound)[of], where, 2),
