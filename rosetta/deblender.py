@@ -487,9 +487,10 @@ def _classical(sky, coord):
     if len(found) and n:
         index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
         nearest, _, _ = found["sky_centroid"].match_to_catalog_sky(coord)
-        # The centre of a large galaxy is known less well: its detection belongs to the position nearest to it.
+        # The centre of a large galaxy is known less well: its detection belongs to the position nearest to it. (A blend
+        # is long, but no wider than a galaxy.)
         mutual = nearest[index] == np.arange(n)
-        reach = np.where(mutual, np.maximum(MATCH, 0.5 * np.asarray(found["a"])[index]), MATCH)
+        reach = np.where(mutual, np.maximum(MATCH, 0.5 * np.asarray(found["b"])[index]), MATCH)
         near = separation.to_value(u.arcsec) < reach
         snr[near] = np.asarray(found["snr"])[index[near]]
         point = _detect.point_variance(sky.ref, snr[near])
