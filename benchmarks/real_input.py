@@ -88,7 +88,7 @@ def main(data, out):
         report(name, result)
         if name == "hsc_hst":
             ratio = result.catalog["flux_F814W"] / result.catalog["flux_i"]
-            bright = result.catalog["flux_i"] / result.catalog["flux_err_i"] > 20
+            bright = result.catalog["flux_i"] / result.catalog["flux_err_i"] > 5
             print(f"    F814W / HSC i flux, median of {bright.sum()} bright sources: {np.median(ratio[bright]):.3f}")
 
 
