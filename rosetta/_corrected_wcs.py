@@ -41,7 +41,7 @@ def true_position(header, field):
     `~astropy.coordinates.SkyCoord`, shape (n,)
         ICRS.
     """
-    header = header.icrs
+    header = _geometry.plain_icrs(header)
     sky = header
     for _ in range(_ITERATIONS):
         found = _geometry.offset_coord(sky, *-field(sky).T)

@@ -179,9 +179,10 @@ class LearnedAligner(Head):
         Returns
         -------
         dict of str to `~astropy.nddata.CCDData`
-            As checked by the pair (nJy, variance, mask, PSF), with a TAN-SIP WCS; ``write`` keeps all of it. In
-            ``meta``: ``ALIGN`` (verdict), ``ALIGNMOD`` and ``ALIGNFRM`` (kind of field, and the band whose it is),
-            ``ALIGNRES`` (largest approximation error of the WCS, mas), ``ALIGNSIG`` (typical error of the field, mas).
+            As checked by the pair (nJy, variance, mask, PSF), with a TAN-SIP WCS; ``write`` keeps all of it, and
+            ``meta`` as far as a FITS header can hold it. Added there: ``ALIGN`` (verdict), ``ALIGNMOD`` and
+            ``ALIGNFRM`` (kind of field, and the band whose it is), ``ALIGNRES`` (largest approximation error of the
+            WCS, mas), ``ALIGNSIG`` (typical error of the field, mas).
 
         Raises
         ------
@@ -212,7 +213,7 @@ class LearnedAligner(Head):
                 mask=image.mask.copy(),
                 uncertainty=VarianceUncertainty(image.uncertainty.array.copy()),
                 psf=image.psf,
-                meta={**image.meta, **statement},
+                meta={**_cards(image.meta), **statement},
             )
         return aligned
 
@@ -242,9 +243,14 @@ class LearnedAligner(Head):
         AlignmentError
             If the alignment abstained.
         TypeError, ValueError
-            If ``offsets`` is not the aligner's table with its ``meta``, or the band is not known.
+            If ``offsets`` is not the aligner's table with its ``meta``, the band is not known, ``wcs`` is no WCS, or
+            ``shape`` is not that of an image of 2 x 2 pixels or more.
         """
         _check_usable(offsets)
+        if not hasattr(wcs, "pixel_to_world"):
+            raise TypeError(f"wcs must be a WCS, got {type(wcs).__name__}")
+        if np.shape(shape) != (2,) or not all(n >= 2 for n in shape):
+            raise ValueError(f"shape must be (ny, nx), 2 or more each, got {shape!r}")
         ny, nx = shape
         # The field is smooth: ask it at some nodes and interpolate.
         nodes = [np.linspace(0, n - 1, int(np.clip(n // 8, 4, 65))) for n in (ny, nx)]
@@ -258,7 +264,7 @@ class LearnedAligner(Head):
         planes = np.stack([RectBivariateSpline(*nodes, p)(*fine) for p in planes]).astype(np.float32)
         return CCDData(
             planes[:2], unit=MAS, uncertainty=StdDevUncertainty(planes[2:]), wcs=wcs if isinstance(wcs, WCS) else None,
-            meta={"planes": ["d_ra_cosdec", "d_dec"], "band": band},
+            meta={"PLANE1": "d_ra_cosdec", "PLANE2": "d_dec", "band": band},
         )
 
     def fit(self, pairs, truth=None, *, seed, checkpoint=None):
@@ -408,6 +414,15 @@ def _wanted_bands(pair, planes, reference, bands):
     if not any(planes[band].side == "ground" for band in wanted):
         raise ValueError(f"bands must name at least one ground band ({', '.join(pair.ground)})")
     return wanted
+
+
+def _cards(meta):
+    """What a FITS header can hold of ``meta``."""
+    kinds = (str, bool, int, float, np.number)
+    return {
+        key: value for key, value in meta.items()
+        if isinstance(key, str) and key and len(key) <= 8 and isinstance(value, kinds) and "\n" not in str(value)
+    }
 
 
 def _measure(planes, sources, wanted):

@@ -234,6 +234,8 @@ class CrossSurveyEncoder:
         ValueError
             If the embedding is of another encoder or lacks the other side.
         """
+        if not isinstance(embedding, SkyEmbedding):
+            raise TypeError(f"embedding must be a SkyEmbedding, got {type(embedding).__name__}")
         if embedding.fingerprint != self.fingerprint:
             raise ValueError(
                 f"embedding was made by encoder {embedding.fingerprint}, this is {self.fingerprint}: embed it again"
@@ -290,6 +292,8 @@ class CrossSurveyEncoder:
             If either embedding is of another encoder, their windows differ, or ``reach`` is no positive angle.
         """
         for name, one in (("embedding", embedding), ("other", other)):
+            if not isinstance(one, SkyEmbedding):
+                raise TypeError(f"{name} must be a SkyEmbedding, got {type(one).__name__}")
             if one.fingerprint != self.fingerprint:
                 raise ValueError(
                     f"{name} was made by encoder {one.fingerprint}, this is {self.fingerprint}: embed it again"
@@ -374,8 +378,8 @@ class CrossSurveyEncoder:
 def _checked_reach(reach):
     """Radius of a disc, arcsec."""
     try:
-        radius = u.Quantity(reach).to_value(u.arcsec)
-    except (TypeError, u.UnitConversionError) as error:
+        radius = float(u.Quantity(reach).to_value(u.arcsec))
+    except (TypeError, ValueError, u.UnitConversionError) as error:
         raise ValueError(f"reach must be an angle, such as 2 * u.arcsec; got {reach!r}") from error
     if not 0 < radius < np.inf:
         raise ValueError(f"reach is {radius:g} arcsec: it must be positive")
@@ -385,9 +389,11 @@ def _checked_reach(reach):
 def _checked_window(window):
     """Window side in arcsec: a multiple of 3.2, at least 12.8."""
     try:
-        side = u.Quantity(window).to_value(u.arcsec)
-    except u.UnitConversionError as error:
+        side = float(u.Quantity(window).to_value(u.arcsec))
+    except (TypeError, ValueError, u.UnitConversionError) as error:
         raise ValueError(f"window must be an angle, such as 38.4 * u.arcsec; got {window!r}") from error
+    if not np.isfinite(side):
+        raise ValueError(f"window is {side} arcsec: it must be finite")
     steps = side / _boundary.STEP
     if side < 12.8 - 1e-6 or abs(steps - round(steps)) > 1e-6:
         raise ValueError(f"window is {side:g} arcsec: it must be a multiple of 3.2 arcsec, at least 12.8 arcsec")

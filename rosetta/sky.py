@@ -434,8 +434,9 @@ class SkyEmbedding:
     sides : mapping
         ``sides["ground"]`` and ``sides["space"]`` (where observed): a mapping of ``tokens``
         (n_window, n_token, 384), ``positions`` (n_window, n_token, 2) [east, north, arcsec from the window centre],
-        ``cls`` (n_window, 384), ``embedding`` (n_window, 256; unit length), ``coverage`` (share of valid pixels),
-        ``ood_score`` and ``flags`` (n_window,). Arrays are read-only.
+        ``seen`` (n_window, n_token; whether a token has a valid pixel; not where it is predicted), ``cls``
+        (n_window, 384), ``embedding`` (n_window, 256; unit length), ``coverage`` (share of valid pixels), ``ood_score``
+        and ``flags`` (n_window,). Arrays are read-only.
     meta : dict
         Provenance.
     """
@@ -492,7 +493,10 @@ class SkyEmbedding:
         for w in np.unique(window):
             rows = np.flatnonzero(window == w)
             d2 = ((offset[rows, None, :] - side["positions"][w][None]) ** 2).sum(-1)  # (n_row, n_token)
-            tokens[rows] = side["tokens"][w][d2.argmin(1)]
+            nearest = d2.argmin(1)
+            tokens[rows] = side["tokens"][w][nearest]
+            if "seen" in side:  # a side that was predicted has no pixels
+                tokens[rows[~side["seen"][w][nearest]]] = np.nan
         tokens[outside] = np.nan
         return tokens
 
@@ -553,9 +557,11 @@ class SkyEmbedding:
 
         Raises
         ------
-        ValueError
-            If the two were made by different encoders.
+        TypeError, ValueError
+            If ``other`` is no embedding, or was made by another encoder.
         """
+        if not isinstance(other, SkyEmbedding):
+            raise TypeError(f"other must be a SkyEmbedding, got {type(other).__name__}")
         if other.fingerprint != self._fingerprint:
             raise ValueError(
                 f"other was made by encoder {other.fingerprint}, this by {self._fingerprint}: use one encoder for both"

@@ -395,9 +395,25 @@ def test_sip_states_how_well_it_holds_a_process():
     assert image.meta["ALIGNRES"] < image.meta["ALIGNSIG"]
 
 
+def test_a_wcs_in_another_equatorial_frame_is_corrected_alike():
+    header = grid_wcs(0.2).to_header()
+    header.remove("RADESYS", ignore_missing=True)
+    header["EQUINOX"] = 2000.0
+    x, y = np.array([3.0, 100.0]), np.array([180.0, 90.0])
+    new, same = (aligner().correct_wcs(w, offsets_of("curved")) for w in (WCS(header), grid_wcs(0.2)))
+    assert new.pixel_to_world(x, y).icrs.separation(same.pixel_to_world(x, y)).mas.max() < 30  # FK5 is not ICRS
+    assert aligner().field(offsets_of("curved"), WCS(header), (192, 192)).shape == (2, 192, 192)
+
+
 def test_aligned_images_keep_everything_in_a_file(tmp_path):
-    image = aligner().align(SkyPair(*images(offset=curved)))["r"]
+    ground, space = images(offset=curved)
+    cards = fits.Header([("OBSERVER", "me"), ("COMMENT", "a"), ("COMMENT", "b"), ("HIERARCH long keyword", 3)])
+    ground["r"].meta = {**cards, "planes": {"BAD": 0}}
+    image = aligner().align(SkyPair(ground, space))["r"]
     image.write(tmp_path / "r.fits")
+    plane = aligner().field(offsets_of("curved"), grid_wcs(0.2), (192, 192))
+    plane.write(tmp_path / "field.fits")
+    assert image.meta["OBSERVER"] == "me" and CCDData.read(tmp_path / "field.fits").meta["PLANE2"] == "d_dec"
     back = CCDData.read(tmp_path / "r.fits")
     np.testing.assert_array_equal(back.data, image.data)
     np.testing.assert_array_equal(back.mask, image.mask)

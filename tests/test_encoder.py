@@ -7,6 +7,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 import torch
+from astropy.nddata import NDData
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
@@ -239,6 +240,22 @@ def test_fit_trains_measures_and_names_what_it_leaves_out(tiny_encoder, make_ima
     one, two = (e(pair, window=12.8 * u.arcsec).sides["space"]["ood_score"] for e in (tiny_encoder, loaded))
     np.testing.assert_array_equal(one, two)
     assert (one > 0).all()
+
+
+def test_there_is_no_token_where_nothing_was_seen(tiny_encoder, make_image):
+    image = make_image(64, 0.2)
+    mask = np.zeros(image.data.shape, bool)
+    mask[:, :40] = True
+    half = NDData(image.data, uncertainty=image.uncertainty, wcs=image.wcs, unit=image.unit, mask=mask)
+    where = image.wcs.pixel_to_world([10, 55], [32, 32])
+    tokens = tiny_encoder(SkyPair({"r": half}, None), window=12.8 * u.arcsec).tokens_at(where, "ground")
+    assert np.isnan(tokens[0]).all() and np.isfinite(tokens[1]).all()
+
+
+@pytest.mark.parametrize("window", [np.inf * u.arcsec, np.nan * u.arcsec, [13, 13] * u.arcsec, "large", None])
+def test_a_window_is_one_finite_angle(tiny_encoder, make_image, window):
+    with pytest.raises(ValueError, match="window"):
+        tiny_encoder(SkyPair({"r": make_image(64, 0.2)}, None), window=window)
 
 
 def test_training_refuses_noisy_images(tiny_encoder, make_image):

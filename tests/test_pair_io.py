@@ -79,6 +79,19 @@ def test_refusals(make_image, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_damaged_header_is_a_value_error(make_image, tmp_path):
+    pair_io.write(SkyPair({"r": make_image(64, 0.2)}, None), tmp_path / "p.fits")
+    for where, card, value in ((0, "RSTFMT", "x"), (1, "BAND", None)):
+        with fits.open(tmp_path / "p.fits") as hdus:
+            if value is None:
+                del hdus[where].header[card]
+            else:
+                hdus[where].header[card] = value
+            hdus.writeto(tmp_path / "q.fits", overwrite=True)
+        with pytest.raises(ValueError, match="q.fits"):
+            pair_io.read(tmp_path / "q.fits")
+
+
 def test_not_a_pair_file(make_image, tmp_path):
     fits.PrimaryHDU(np.zeros((4, 4))).writeto(tmp_path / "image.fits")
     with pytest.raises(ValueError, match="image.fits is not a rosetta pair file"):

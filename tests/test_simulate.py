@@ -292,11 +292,20 @@ def test_defects_are_masked():
         ({"families": "odd"}, "families is 'odd': use one of"),
         ({"bands": ("r", "K")}, "bands holds 'K'"),
         ({"seeing": 0}, "seeing is 0: it must be positive"),
+        ({"size": "large"}, "size is large: give an angle"),
+        ({"size": np.inf * u.arcsec}, "it must be finite"),
+        ({"proper_motion_years": np.nan}, "proper_motion_years is nan: it must be finite"),
+        ({"astrometric_error": AstrometricError(length=0 * u.arcsec)}, "astrometric_error has rms"),
     ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         simulate_pair(seed=0, **options)
+
+
+def test_a_field_may_be_empty():
+    pair, truth = simulate_pair(seed=5, size=6 * u.arcsec, density=0.05, bands=["VIS"])
+    assert len(truth) < 3 and np.isfinite(pair.space["VIS"].data[~pair.space["VIS"].mask]).all()
 
 
 def test_training_set(directory, caplog, tmp_path):

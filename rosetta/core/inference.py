@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .augment import Windows
@@ -15,6 +16,8 @@ from .vit import SIDES, Encoder, Predictor, presence
 __all__ = ["Model", "disc", "encode", "fit", "moved", "predict"]
 
 STEP = 0.7  # arcsec, between shifts; the finest waves that windows are compared by are 2.9 arcsec long
+
+N_SIZE = 5  # of windows that the novelty score is calibrated on
 
 # Windows of 12.8 arcsec on which a trained model is measured; fewer of larger ones.
 _MEASURED = 512
@@ -73,19 +76,21 @@ def encode(model, side, view):
     Returns
     -------
     dict of ndarray
-        ``tokens`` (n, n_token, dim), ``positions`` (n, n_token, 2), ``cls`` (n, dim), ``embedding`` (n, proj_dim),
-        ``coverage`` (n,) fraction of valid pixels, ``ood_score`` (n,).
+        ``tokens`` (n, n_token, dim), ``positions`` (n, n_token, 2), ``seen`` (n, n_token) whether a token has a valid
+        pixel, ``cls`` (n, dim), ``embedding`` (n, proj_dim), ``coverage`` (n,) fraction of valid pixels, ``ood_score``
+        (n,).
     """
     device = next(model.parameters()).device
     view = view.to(device)
     tokens, cls, embedding = model.encoder(side, view)
-    coverage = view.valid.any(1).float().mean((-2, -1))  # a pixel counts when any band has it
-    return _numpy(
+    valid = view.valid.any(1).float()  # a pixel counts when any band has it
+    seen = F.max_pool2d(valid, model.encoder.config.patch).flatten(1) > 0
+    return {"seen": seen.cpu().numpy()} | _numpy(
         tokens=tokens,
         positions=view.positions,
         cls=cls,
         embedding=embedding,
-        coverage=coverage,
+        coverage=valid.mean((-2, -1)),
         ood_score=model.novelty[side](tokens, presence(view)),
     )
 
@@ -202,17 +207,23 @@ def _measured_windows(config):
 
 @torch.inference_mode()
 def calibrate(model, tiles, held_out, config):
-    """Fit the novelty score of each side on training windows and set its limit on held-out ones."""
-    sets = []
-    for chosen, more in ((tiles, 8), (held_out, 4)):  # more windows than a summary has numbers
+    """Fit the novelty score of each side on windows of training tiles and set its limit on held-out ones.
+
+    Windows of all sizes between the smallest and the largest that were trained on: tokens know in how large a one they
+    are.
+    """
+    sets, (smallest, _, batch), (largest, *_) = [], *(f(_measured_windows(config)) for f in (min, max))
+    sizes = np.unique(np.round(np.geomspace(smallest, largest, N_SIZE) / 3.2)) * 3.2
+    for chosen, more in ((tiles, 4), (held_out, 2)):  # more windows than a summary has numbers
         windows = Windows(chosen, device=next(model.parameters()).device)
         found = {side: ([], []) for side in SIDES}
         random = torch.Generator().manual_seed(config.seed)
-        for window, _, batch in _measured_windows(config):
-            n = more * _MEASURED * (12.8 / window) ** 2  # as much sky in windows of either size
-            for step in range(int(np.ceil(n / batch))):
+        for window in sizes.tolist():
+            share = (smallest / window) ** 2  # as much sky in windows of every size
+            at_once = max(int(batch * share), 1)
+            for step in range(int(np.ceil(more * _MEASURED * share / at_once))):
                 # Beyond any step that training can have reached with this seed: other noise, other places.
-                drawn = windows.batch(window, batch, config.seed, 2**40 + step)
+                drawn = windows.batch(round(window, 1), at_once, config.seed, 2**40 + step)
                 for side in SIDES:
                     view = _fewer_bands(drawn.views[side], random)
                     present = presence(view)

@@ -22,6 +22,14 @@ def as_path(value, argument):
     return Path(value)
 
 
+# What astropy raises on damaged files, beside warnings; a card that is missing is a KeyError.
+DAMAGE = (OSError, EOFError, KeyError, zlib.error, fits.VerifyError)
+
+
+def _is_damage(error):
+    return isinstance(error, DAMAGE) or type(error).__name__ == "CfitsioException"  # which astropy keeps private
+
+
 @contextmanager
 def open_fits(path, argument):
     """Open a FITS file for reading; whatever is wrong with it becomes a ValueError naming it.
@@ -38,12 +46,14 @@ def open_fits(path, argument):
                 warnings.filterwarnings("error", message="Error validating header")
                 hdus = fits.open(file, memmap=True)
                 len(hdus)  # walk to the end: a file is found to be too short only on passing its data
-        except (OSError, EOFError, zlib.error, AstropyUserWarning) as error:
+        except (*DAMAGE, TypeError, AstropyUserWarning) as error:
             raise ValueError(f"{advice} ({error})") from error
         with hdus:
             try:
                 yield hdus
-            except (OSError, EOFError, zlib.error) as error:  # damage inside compressed data
+            except Exception as error:
+                if not _is_damage(error):  # inside headers that are read late, or compressed data
+                    raise
                 raise ValueError(f"{advice} ({error})") from error
 
 
@@ -90,7 +100,11 @@ def celestial_wcs(header, argument, shift=(0, 0), shape=None):
         header[f"CRPIX{axis}"] = header.get(f"CRPIX{axis}", 0.0) - offset
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)  # obsolete dates and the like
-        wcs = WCS(header)
+        try:
+            wcs = WCS(header)
+        except Exception as error:  # wcslib has a type for every kind of nonsense
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"{argument}: the header's WCS cannot be read ({reason}): repair it") from error
     if not wcs.has_celestial or wcs.naxis != 2:
         raise ValueError(
             f"{argument}: the header has no two-dimensional celestial WCS "

@@ -31,9 +31,14 @@ def read_pair(rubin_paths=(), euclid_paths=(), *, center=None, size=None):
 
     Raises
     ------
+    TypeError
+        If a list of paths is a string.
     ValueError
         If a ground band comes from both lists, if nothing was given, and whenever a reader raises.
     """
+    for name, paths in (("rubin_paths", rubin_paths), ("euclid_paths", euclid_paths)):
+        if isinstance(paths, str):
+            raise TypeError(f"{name} must be a list of paths, got the string {paths!r}: put it in brackets")
     ground = rubin.read_bands(rubin_paths)
     delivered = euclid.read_bands(euclid_paths, center=center, size=size)
     for band in [name for name in delivered if name in RUBIN.band_names]:

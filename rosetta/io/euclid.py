@@ -250,7 +250,7 @@ def _band(header, path):
 
 def _magzero(header, path):
     value = header.get("MAGZERO")
-    if not isinstance(value, int | float) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
         raise ValueError(
             f"science: MAGZERO={value!r} in {path.name}; without the AB zero point of the header there are no fluxes"
         )
@@ -265,7 +265,7 @@ def _region(wcs, shape, center, size, where):
         raise TypeError("center must be one SkyCoord")
     if not isinstance(size, u.Quantity) or not size.unit.is_equivalent(u.deg):
         raise TypeError("size must be an angle, for example 60 * u.arcsec")
-    if size.shape not in ((), (2,)) or not np.all(size > 0):
+    if size.shape not in ((), (2,)) or not np.all((size > 0) & np.isfinite(size)):
         raise ValueError(f"size must be one positive angle or two, (ny, nx), got {size}")
     x, y = wcs.world_to_pixel(center)
     scale_x, scale_y = proj_plane_pixel_scales(wcs) * u.deg

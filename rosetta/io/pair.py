@@ -26,9 +26,9 @@ def write(pair, path):
     """Write a pair to one FITS file, without loss.
 
     The primary header names the surveys. Per band there are the extensions ``SCI_<band>`` (nJy),
-    ``VAR_<band>`` (nJy^2; absent where the noise was measured on the image), ``MASK_<band>`` (1: do not
-    use) and ``PSF_<band>`` (absent where none was given). ``EXTVER`` is 1 on the ground and 2 in space,
-    because FITS readers do not tell ``y`` from ``Y``. ``meta`` of the images is not kept.
+    ``VAR_<band>`` (nJy^2; absent where the noise was measured on the image, as it is again on reading),
+    ``MASK_<band>`` (1: do not use) and ``PSF_<band>`` (absent where none was given). ``EXTVER`` is 1 on the ground and
+    2 in space, because FITS readers do not tell ``y`` from ``Y``. ``meta`` of the images is not kept.
 
     Parameters
     ----------
@@ -117,6 +117,8 @@ def read(path):
                 f"path: {path.name} is not a rosetta pair file (no RSTFMT card): read survey files with "
                 "rosetta.io.rubin and rosetta.io.euclid"
             )
+        if not isinstance(version, int):
+            raise ValueError(f"path: {path.name} has pair format {version!r}: its header is damaged")
         if version > FORMAT:
             raise ValueError(f"path: {path.name} has pair format {version}, newer than {FORMAT}: upgrade astro-rosetta")
         found = {(hdu.name, hdu.ver): hdu for hdu in hdus[1:]}

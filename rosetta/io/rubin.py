@@ -48,7 +48,7 @@ def read(path):
         Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite
         where there is no variance; boolean mask (True: do not use). ``meta`` holds ``band``,
         ``survey``, ``filter``, ``file``, ``origin`` (x, y of the first pixel in the tract) and
-        ``mask_planes`` (name to bit).
+        ``planes`` (the bit of each mask plane: "BAD=0 SAT=1 ...").
 
     Raises
     ------
@@ -108,7 +108,7 @@ def read(path):
             "filter": filter_name,
             "file": path.name,
             "origin": (-int(header.get("LTV1", 0)), -int(header.get("LTV2", 0))),
-            "mask_planes": planes,
+            "planes": " ".join(f"{name}={bit}" for name, bit in planes.items()),
         },
     )
 
@@ -161,7 +161,10 @@ def _nanojansky(header, path):
     if not text:
         raise ValueError(f"path: {path.name} has no BUNIT card; set it to the unit of IMAGE, such as nJy")
     try:
-        return u.Unit(text).to(u.nJy)
+        unit = u.Unit(text)
+        if not isinstance(unit, u.UnitBase):
+            raise u.UnitConversionError("it is logarithmic")
+        return unit.to(u.nJy)
     except (ValueError, u.UnitConversionError) as error:
         raise ValueError(
             f"path: BUNIT {text!r} of {path.name} cannot be converted to nJy; calibrate the image first"
@@ -171,6 +174,9 @@ def _nanojansky(header, path):
 def _mask_planes(header, path):
     # HIERARCH is stripped by astropy: MP_BAD and HIERARCH MP_NO_DATA both read as MP_<NAME>.
     planes = {key[3:]: int(value) for key, value in header.items() if key.startswith("MP_")}
+    for name, bit in planes.items():
+        if not 0 <= bit < 64:
+            raise ValueError(f"path: MP_{name}={bit} in {path.name} is no bit of a mask: repair the header")
     if not planes:
         raise ValueError(
             f"path: the MASK of {path.name} has no MP_<NAME> cards, so its bits have no meaning; "

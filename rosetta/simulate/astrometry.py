@@ -52,6 +52,8 @@ class AstrometricError:
         """
         turn = self.rotation.to_value(u.rad)
         length = self.length.to_value(u.arcsec)
+        if not (length > 0 and self.rms >= 0 * u.mas):
+            raise ValueError(f"astrometric_error has rms {self.rms} and length {self.length}: give none below zero")
         # mas per arcsec from the field centre
         stretch, twist = 1e3 * self.scale, 1e3 * turn
         return {

@@ -64,6 +64,8 @@ def write_training_set(directory, n_tiles, *, seed=0, processes=None, progress=T
         raise ValueError(f"families is {families!r}: use one of {', '.join(map(repr, FAMILIES))}")
     if n_tiles < 1:
         raise ValueError(f"n_tiles is {n_tiles}: it must be at least 1")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes is {processes}: it must be at least 1")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, {"format": TILE_FORMAT, "seed": seed, "families": families}, n_tiles)

@@ -95,13 +95,16 @@ def simulate_pair(
         If an argument is out of range or a band is unknown.
     """
     half_size = 0.5 * _arcsec("size", size)
-    if half_size < 3:
-        raise ValueError(f"size is {size}: it must be at least 6 arcsec")
+    if not 3 <= half_size < np.inf:
+        raise ValueError(f"size is {size}: it must be finite and at least 6 arcsec")
     if families not in FAMILIES:
         raise ValueError(f"families is {families!r}: use one of {', '.join(map(repr, FAMILIES))}")
     for name, value in (("density", density), ("seeing", seeing)):
-        if not value > 0:
-            raise ValueError(f"{name} is {value}: it must be positive")
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} is {value}: it must be positive and finite")
+    for name, value in (("proper_motion_years", proper_motion_years), ("depth_offset", depth_offset)):
+        if not np.isfinite(value):
+            raise ValueError(f"{name} is {value}: it must be finite")
     center = SkyCoord(150.1, 2.2, unit="deg") if center is None else center
     wanted = None if bands is None else _resolve(bands, surveys)
     reference = _reference(surveys)
@@ -162,8 +165,8 @@ def simulate_pair(
 
 def _arcsec(name, value):
     try:
-        return u.Quantity(value).to_value(u.arcsec)
-    except u.UnitConversionError:
+        return float(u.Quantity(value).to_value(u.arcsec))
+    except (TypeError, ValueError, u.UnitConversionError):
         raise ValueError(f"{name} is {value}: give an angle, such as 60 * u.arcsec") from None
 
 

@@ -149,6 +149,8 @@ def draw_sources(scene, place, flux, field, grid):
         0-based (x, y) of its first pixel.
     """
     order = np.argsort(scene.owner, kind="stable")
+    if len(order) == 0:
+        return
     for rows in np.split(order, np.flatnonzero(np.diff(scene.owner[order])) + 1):
         east, north = place[scene.owner[rows[0]]]
         psf = field.at(east, north)
