@@ -17,7 +17,7 @@ __all__ = ["Model", "disc", "encode", "fit", "moved", "predict"]
 
 STEP = 0.7  # arcsec, between shifts; the finest waves that windows are compared by are 2.9 arcsec long
 
-N_SIZE = 5  # of windows that the novelty score is calibrated on
+N_SIZE = 6  # of windows that the novelty score is calibrated on
 
 # Windows of 12.8 arcsec on which a trained model is measured; fewer of larger ones.
 _MEASURED = 512
@@ -209,11 +209,11 @@ def _measured_windows(config):
 def calibrate(model, tiles, held_out, config):
     """Fit the novelty score of each side on windows of training tiles and set its limit on held-out ones.
 
-    Windows of all sizes between the smallest and the largest that were trained on: tokens know in how large a one they
-    are.
+    Windows of all sizes from the smallest that was trained on to a third more than the largest: tokens know in how
+    large a one they are.
     """
     sets, (smallest, _, batch), (largest, *_) = [], *(f(_measured_windows(config)) for f in (min, max))
-    sizes = np.unique(np.round(np.geomspace(smallest, largest, N_SIZE) / 3.2)) * 3.2
+    sizes = np.unique(np.round(np.geomspace(smallest, 4 / 3 * largest, N_SIZE) / 3.2)) * 3.2
     for chosen, more in ((tiles, 4), (held_out, 2)):  # more windows than a summary has numbers
         windows = Windows(chosen, device=next(model.parameters()).device)
         found = {side: ([], []) for side in SIDES}
