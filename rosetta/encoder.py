@@ -289,7 +289,8 @@ class CrossSurveyEncoder:
         Raises
         ------
         ValueError
-            If either embedding is of another encoder, their windows differ, or ``reach`` is no positive angle.
+            If either embedding is of another encoder, their windows differ, ``embedding`` was predicted, or ``reach``
+            is no positive angle.
         """
         for name, one in (("embedding", embedding), ("other", other)):
             if not isinstance(one, SkyEmbedding):
@@ -309,6 +310,8 @@ class CrossSurveyEncoder:
         rows, cosine, place = [], [], []
         for side, arrays in embedding.sides.items():
             of_side = [plane for plane in planes if plane.side == side]
+            if "seen" not in arrays or not of_side:
+                raise ValueError(f"embedding has a {side} side that was predicted, without images to read again")
             for start in range(0, len(embedding.centers), BATCH):
                 some = slice(start, start + BATCH)
                 view = _boundary.side_view(of_side, embedding.centers[some], window, self._config.knots(side))

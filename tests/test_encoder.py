@@ -242,6 +242,16 @@ def test_fit_trains_measures_and_names_what_it_leaves_out(tiny_encoder, make_ima
     assert (one > 0).all()
 
 
+def test_what_was_predicted_cannot_be_searched_for(tiny_encoder, make_image):
+    embedding = tiny_encoder(SkyPair({"r": make_image(64, 0.2)}, None), window=12.8 * u.arcsec)
+    with pytest.raises(ValueError, match="embedding has a space side that was predicted"):
+        tiny_encoder.search(tiny_encoder.predict(embedding, "space"), embedding, reach=1 * u.arcsec)
+    with pytest.raises(TypeError, match="embedding must be a SkyEmbedding"):
+        tiny_encoder.predict(None, "space")
+    with pytest.raises(TypeError, match="other must be a SkyEmbedding"):
+        embedding.similarity(None)
+
+
 def test_there_is_no_token_where_nothing_was_seen(tiny_encoder, make_image):
     image = make_image(64, 0.2)
     mask = np.zeros(image.data.shape, bool)
