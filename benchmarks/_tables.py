@@ -1,10 +1,11 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Tables of the benchmarks, printed and, where a folder is given, written for the documentation."""
 
+import argparse
 import csv
 from pathlib import Path
 
-__all__ = ["Tables", "add_option"]
+__all__ = ["Tables", "add_option", "parser_of_fields"]
 
 FIRST, OTHERS = 34, 15  # characters of the printed columns, at least
 
@@ -39,3 +40,13 @@ class Tables:
 def add_option(parser):
     """Add ``--tables FOLDER`` to a command."""
     parser.add_argument("--tables", type=Path, metavar="FOLDER", help="write the tables there as CSV")
+
+
+def parser_of_fields(doc, fields, first_seed):
+    """The options of a command that measures simulated fields and keeps them in a folder."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fields", type=int, default=fields)
+    parser.add_argument("--first-seed", type=int, default=first_seed)
+    add_option(parser)
+    return parser

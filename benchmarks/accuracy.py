@@ -11,14 +11,12 @@ Run: python benchmarks/accuracy.py FOLDER [--fields 6] [--first-seed 7401] [--ta
 FOLDER keeps the simulated fields.
 """
 
-import argparse
 import sys
 import time
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from _tables import Tables, add_option
+from _tables import Tables, parser_of_fields
 from astropy.coordinates import search_around_sky
 from astropy.table import QTable
 
@@ -179,12 +177,7 @@ def report(tables, name, fluxes, offsets, detected, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fields", type=int, default=6)
-    parser.add_argument("--first-seed", type=int, default=7401)
-    add_option(parser)
-    options = parser.parse_args()
+    options = parser_of_fields(__doc__, 6, 7401).parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
     kinds = {"aligner": LearnedAligner, "deblender": JEPADeblender, "photometry": EmbeddingPhotometry}

@@ -10,12 +10,10 @@ Run: python benchmarks/error_budget.py FOLDER [--fields 3] [--first-seed 9410] [
 FOLDER keeps the simulated fields.
 """
 
-import argparse
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from _tables import Tables, add_option
+from _tables import Tables, parser_of_fields
 from accuracy import field, nmad
 from astropy.nddata import NDData
 
@@ -64,12 +62,7 @@ def without(pair, truth, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fields", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=9410)
-    add_option(parser)
-    options = parser.parse_args()
+    options = parser_of_fields(__doc__, 3, 9410).parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
     aligner, deblender = LearnedAligner.from_pretrained(encoder=encoder, device="cpu"), JEPADeblender(encoder)

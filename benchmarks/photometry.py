@@ -14,7 +14,6 @@ FOLDER keeps the simulated fields and what was measured on each, so that a secon
 hsc_blends/*.npz and the files that benchmarks/real_input.py names.
 """
 
-import argparse
 import resource
 import time
 from functools import cache
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from _tables import Tables, add_option
+from _tables import Tables, parser_of_fields
 from astropy.convolution import convolve
 from astropy.coordinates import search_around_sky
 from astropy.nddata import NDData, VarianceUncertainty
@@ -513,13 +512,9 @@ def hsc_blends(tables, test, data):
 
 # ---------------------------------------------------------------------------- one command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fields", type=int, default=12)
-    parser.add_argument("--first-seed", type=int, default=8101)
+    parser = parser_of_fields(__doc__, 12, 8101)
     parser.add_argument("--heads", type=Path)
     parser.add_argument("--real", type=Path)
-    add_option(parser)
     options = parser.parse_args()
     tables = Tables(options.tables)
     rows = options.folder / "rows"

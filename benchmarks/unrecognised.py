@@ -11,12 +11,11 @@ FOLDER keeps the fields, which those of benchmarks/photometry.py may be, and wha
 of models or code, remove FOLDER/blends).
 """
 
-import argparse
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from _tables import Tables, add_option
+from _tables import Tables, parser_of_fields
 from photometry import Models, field, hidden_share, with_interval
 
 from rosetta import SkyPair, _pipeline
@@ -98,12 +97,8 @@ def show(tables, parts):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fields", type=int, default=12)
-    parser.add_argument("--first-seed", type=int, default=8101)
+    parser = parser_of_fields(__doc__, 12, 8101)
     parser.add_argument("--heads", type=Path)
-    add_option(parser)
     options = parser.parse_args()
     kept = options.folder / "blends"
     kept.mkdir(parents=True, exist_ok=True)

@@ -233,7 +233,7 @@ def _source_image(scene, label, band, header):
     y, x = np.nonzero(np.abs(data) > STAMP_SHARE * np.abs(data).max())
     if len(y) == 0:
         return None
-    x0, y0 = model.meta["origin"]
+    x0, y0 = model.meta["ORIGINX"], model.meta["ORIGINY"]
     data = data[y.min() : y.max() + 1, x.min() : x.max() + 1]
     header = header.copy()
     header["CRPIX1"] -= x0 + x.min()

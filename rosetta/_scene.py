@@ -137,7 +137,7 @@ class DeblendedScene:
     model in a band is that, seen through the band's PSF, times the band's flux.
 
     Images come with the band's own WCS. `~astropy.nddata.CCDData` takes FITS ones only, so any other kind is fitted
-    by TAN, or by TAN-SIP where TAN is worse than 5 mas; ``meta["wcs_residual_mas"]`` of the image then holds the
+    by TAN, or by TAN-SIP where TAN is worse than 5 mas; ``meta["WCSRES"]`` of the image then holds the
     largest distance of the fit from it.
 
     Attributes
@@ -253,8 +253,9 @@ class DeblendedScene:
         Returns
         -------
         `~astropy.nddata.CCDData`
-            nJy per native pixel; for one source the smallest cutout that holds its model. Sums to
-            the source's flux where the image holds all of it.
+            nJy per native pixel; for one source the smallest cutout that holds its model, whose first pixel is that of
+            the image called ``ORIGINX``, ``ORIGINY`` (0-based) in ``meta``. Sums to the source's flux where the image
+            holds all of it.
 
         Raises
         ------
@@ -273,7 +274,7 @@ class DeblendedScene:
             raise ValueError(f"label {label!r} has no pixel in band {band!r}: see its flags")
         image = fit.flux[row] * stamp.values[0, ya - y0 : yb - y0, xa - x0 : xb - x0].astype(float)
         wcs, meta = self._wcs_of(band)
-        meta.update(label=int(label), origin=[int(xa), int(ya)])
+        meta.update(label=int(label), ORIGINX=int(xa), ORIGINY=int(ya))
         return CCDData(image, unit=u.nJy, wcs=wcs[ya:yb, xa:xb], meta=meta)
 
     def _painted(self, fit):
@@ -346,7 +347,7 @@ class DeblendedScene:
     def _wcs_of(self, band):
         """WCS of an image of a band, and the start of its meta."""
         wcs, residual = self._fits_wcs[band]
-        return wcs, {"band": band} if residual is None else {"band": band, "wcs_residual_mas": residual}
+        return wcs, {"band": band} if residual is None else {"band": band, "WCSRES": residual}
 
     def to_regions(self):
         """Half-light ellipses of all sources.

@@ -310,7 +310,7 @@ class CrossSurveyEncoder:
         rows, cosine, place = [], [], []
         for side, arrays in embedding.sides.items():
             of_side = [plane for plane in planes if plane.side == side]
-            if "seen" not in arrays or not of_side:
+            if "seen" not in arrays:
                 raise ValueError(f"embedding has a {side} side that was predicted, without images to read again")
             for start in range(0, len(embedding.centers), BATCH):
                 some = slice(start, start + BATCH)

@@ -8,6 +8,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.nddata import NDData, VarianceUncertainty
 from astropy.table import MaskedColumn, QTable
 from astropy.utils.masked import Masked
@@ -204,6 +205,15 @@ def test_models_sum_to_fluxes_and_residuals_are_noise():
         assert np.std(residual.data) == pytest.approx(SIGMA[band], rel=0.06)
         image = result.model(None, band).data + residual.data
         np.testing.assert_allclose(image, planes(result.embedding.pair)[band].data, atol=1e-2)
+
+
+def test_images_can_be_written_and_say_where_they_lie(tmp_path):
+    for image in (scene().model(1, "i"), scene().model(None, "i"), scene().residual("i"), scene().template(1)):
+        image.write(tmp_path / "image.fits", overwrite=True)
+        data, header = fits.getdata(tmp_path / "image.fits", header=True)
+        np.testing.assert_array_equal(data, image.data)
+        for key, value in image.meta.items():
+            assert header[key] == value
 
 
 def test_template_is_unit_sum_and_non_negative():
@@ -445,18 +455,18 @@ def test_images_of_other_kinds_of_wcs_say_how_well_theirs_fits(quadratic):
         space[band] = NDData(image.data, unit=u.nJy, wcs=wcs, psf=image.psf, uncertainty=image.uncertainty)
     result = deblender()(SkyPair(None, space))
     residual = result.residual("VIS")
-    assert 0 < residual.meta["wcs_residual_mas"] < 5
+    assert 0 < residual.meta["WCSRES"] < 5
     n = len(residual.data)
     x, y = (v.ravel() for v in np.meshgrid(np.linspace(0, n - 1, 7), np.linspace(0, n - 1, 7)))
     there = residual.wcs.pixel_to_world(x, y).separation(space["VIS"].wcs.pixel_to_world(x, y)).mas.max()
-    assert there <= residual.meta["wcs_residual_mas"] + 0.1
+    assert there <= residual.meta["WCSRES"] + 0.1
     assert (residual.wcs.sip is not None) == (quadratic > 1e-6)  # terms only where they are needed
     label = result.labels[0]
     one = result.model(label, "VIS")
-    assert one.meta["wcs_residual_mas"] == residual.meta["wcs_residual_mas"]
-    x0, y0 = one.meta["origin"]
+    assert one.meta["WCSRES"] == residual.meta["WCSRES"]
+    x0, y0 = one.meta["ORIGINX"], one.meta["ORIGINY"]
     assert one.wcs.pixel_to_world(0, 0).separation(residual.wcs.pixel_to_world(x0, y0)) < 0.01 * u.mas
-    assert "wcs_residual_mas" not in scene().residual("VIS").meta  # FITS already
+    assert "WCSRES" not in scene().residual("VIS").meta  # FITS already
 
 
 class Interrupted:

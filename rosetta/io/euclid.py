@@ -59,8 +59,8 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
     `~astropy.nddata.CCDData`
         Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite
         where there are no data, or None; boolean mask (True: do not use); WCS of the region.
-        ``meta`` holds ``band``, ``survey``, ``filter``, ``file``, ``magzero`` and ``origin`` (x, y
-        of the first pixel in the mosaic, 0-based).
+        ``meta`` holds ``band``, ``survey``, ``filter``, ``file``, ``magzero``, ``ORIGINX`` and
+        ``ORIGINY`` (of the first pixel in the mosaic, 0-based).
 
     Raises
     ------
@@ -163,7 +163,8 @@ def _read(science, rms, flag, psf, center, size):
             "filter": filter_name,
             "file": path.name,
             "magzero": magzero,
-            "origin": origin,
+            "ORIGINX": origin[0],
+            "ORIGINY": origin[1],
         },
     )
 

@@ -30,8 +30,7 @@ def read(path):
       to file. A pixel is masked where a plane of ``RUBIN.bad_planes`` is set (``NO_DATA`` pixels may
       hold plausible fluxes), where the image is not finite, or where the variance is not positive;
     - the WCS from the ``IMAGE`` header, which already refers to the pixels of this file. ``LTV1`` and
-      ``LTV2`` only say where the file lies in its tract: they go to ``meta["origin"]`` and move
-      nothing.
+      ``LTV2`` only say where the file lies in its tract: they go to ``meta`` and move nothing.
 
     DP1 keeps its PSF model in archive tables that only the Rubin pipelines can evaluate, so ``psf``
     is None unless the file has an image extension named ``PSF``: evaluate the model at your position
@@ -47,7 +46,7 @@ def read(path):
     `~astropy.nddata.CCDData`
         Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite
         where there is no variance; boolean mask (True: do not use). ``meta`` holds ``band``,
-        ``survey``, ``filter``, ``file``, ``origin`` (x, y of the first pixel in the tract) and
+        ``survey``, ``filter``, ``file``, ``ORIGINX`` and ``ORIGINY`` (of the first pixel in the tract) and
         ``planes`` (the bit of each mask plane: "BAD=0 SAT=1 ...").
 
     Raises
@@ -107,7 +106,8 @@ def read(path):
             "survey": RUBIN.name,
             "filter": filter_name,
             "file": path.name,
-            "origin": (-int(header.get("LTV1", 0)), -int(header.get("LTV2", 0))),
+            "ORIGINX": -int(header.get("LTV1", 0)),
+            "ORIGINY": -int(header.get("LTV2", 0)),
             "planes": " ".join(f"{name}={bit}" for name, bit in planes.items()),
         },
     )

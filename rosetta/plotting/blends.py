@@ -94,14 +94,14 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
         own = np.zeros(image.data.shape)
         try:
             piece = scene.model(label, band)
-            x0, y0 = piece.meta["origin"]
+            x0, y0 = piece.meta["ORIGINX"], piece.meta["ORIGINY"]
             own[y0 : y0 + piece.data.shape[0], x0 : x0 + piece.data.shape[1]] = piece.data
         except ValueError:  # not on this image: its panel stays empty
             pass
         data = np.where(image.mask, np.nan, image.data)
         panels = [data, scene.model(None, band).data, own, significance]
         pictures = [grid.read(panel, image.wcs) for panel in panels]
-        peak = max(float(np.nanmax(pictures[1], initial=5 * sigma)), 5 * sigma)
+        peak = float(np.nanmax(pictures[1], initial=5 * sigma))
         norm = AsinhNorm(linear_width=2 * sigma, vmin=-2 * sigma, vmax=peak)
         east, north = offsets_of(shown, sky)
         names = (f"{band}", "model", f"source {label}", "residual / σ")
