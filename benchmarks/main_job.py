@@ -66,7 +66,6 @@ def main():
         folder = Path(folder)
         show("rosetta demo", [run([*rosetta, "demo", "-o", str(folder / f"demo{i}")]) for i in range(3)])
         error = AstrometricError(shift=(63.4, -47.3) * u.mas)
-        pairs = {}
         for size, turns in ((102.4, 2), (204.8, 1)):
             pair, truth = simulate_pair(seed=31, size=size * u.arcsec, astrometric_error=error)
             path = folder / f"{size:.0f}.fits"
@@ -75,8 +74,7 @@ def main():
             job = [*rosetta, "run", "--pair", str(path), "-o"]
             show(name, [run([*job, str(folder / f"{size:.0f}_{i}")]) for i in range(turns)])
             print(f"    {len(truth)} true sources in the field")
-            pairs[size] = pair
-        per_source(pairs[102.4])
+        per_source(pair_file.read(folder / "102.fits"))
 
 
 if __name__ == "__main__":

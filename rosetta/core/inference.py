@@ -212,8 +212,10 @@ def calibrate(model, tiles, held_out, config):
     Windows of all sizes from the smallest that was trained on to a third more than the largest: tokens know in how
     large a one they are.
     """
-    sets, (smallest, _, batch), (largest, *_) = [], *(f(_measured_windows(config)) for f in (min, max))
-    sizes = np.unique(np.round(np.geomspace(smallest, 4 / 3 * largest, N_SIZE) / 3.2)) * 3.2
+    trained = _measured_windows(config)
+    smallest, _, batch = trained[0]
+    sizes = np.unique(np.round(np.geomspace(smallest, 4 / 3 * trained[-1][0], N_SIZE) / 3.2)) * 3.2
+    sets = []
     for chosen, more in ((tiles, 4), (held_out, 2)):  # more windows than a summary has numbers
         windows = Windows(chosen, device=next(model.parameters()).device)
         found = {side: ([], []) for side in SIDES}
