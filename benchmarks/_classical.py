@@ -26,7 +26,7 @@ def measure(side, view, xy):
     Parameters
     ----------
     side : {"ground", "space"}
-    view : `~rosetta.core.vit.View`
+    view : `~rosetta.encoding.network.View`
     xy : (float, float)
 
     Returns

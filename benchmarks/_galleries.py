@@ -6,10 +6,10 @@ import torch
 from _windows import AS_SURVEYED, Look, Where, encode, views
 from scipy import ndimage
 
-from rosetta.core import augment
-from rosetta.core.inference import disc, moved
-from rosetta.core.losses import rank_me
-from rosetta.core.vit import SIDES, conditions, spectrum
+from rosetta.encoding import observing, training_windows
+from rosetta.encoding.inference import disc, moved
+from rosetta.encoding.losses import rank_me
+from rosetta.encoding.network import SIDES, conditions, spectrum
 
 LATTICE = 8  # windows along a side of the hard gallery of one tile
 TEMPERATURE = 0.1  # of the collapse gauge
@@ -94,7 +94,7 @@ def correlations(sky, where, window, seed, look=AS_SURVEYED):
 
 def _flat(images):
     # (n, channel, height, width) -> (n, channel, pixel), mean 0 and length 1
-    flat = augment._asinh(images / 3).flatten(2)
+    flat = observing._asinh(images / 3).flatten(2)
     flat = flat - flat.mean(-1, keepdim=True)
     return torch.nn.functional.normalize(flat, dim=-1)
 
@@ -158,7 +158,7 @@ def reserved(encoder, sky, window, seed):
     rng = np.random.default_rng(seed)
     led = {True: [], False: []}  # (tile, centre, S/N)
     for index, tile in enumerate(sky.tiles):
-        low, high = augment._bounds(tile, window)
+        low, high = training_windows._bounds(tile, window)
         place, snr = sky.place[index], sky.snr(index)
         family = np.asarray(sky.truth[index]["family"])
         taken = np.empty((0, 2))

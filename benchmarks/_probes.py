@@ -10,8 +10,8 @@ from _classical import measure, told
 from _windows import BANDS, SURVEYS, Where, encode, nominal_sigma, note, views
 from scipy import stats
 
-from rosetta.core import augment
-from rosetta.core.vit import SIDES
+from rosetta.encoding import observing, training_windows
+from rosetta.encoding.network import SIDES
 
 WINDOW = 12.8  # arcsec
 STAMP = 32  # pixels
@@ -37,7 +37,7 @@ def choose(sky, seed, n=None):
     """Sources of S/N > 10 (VIS, nominal depth), away from the edges of their tile; ``n`` of them, or all."""
     tile, row = [], []
     for index, one in enumerate(sky.tiles):
-        low, high = augment._bounds(one, WINDOW)
+        low, high = training_windows._bounds(one, WINDOW)
         inside = ((sky.place[index] > low + 2) & (sky.place[index] < high - 2)).all(1)
         rows = np.flatnonzero(inside & (sky.snr(index) > 10))
         tile.append(np.full(len(rows), index))
@@ -55,13 +55,13 @@ def look_at(sky, side, sources, seed):
 
     Yields
     ------
-    view : `~rosetta.core.vit.View`
+    view : `~rosetta.encoding.network.View`
     token : int
         Index of that patch.
     phase : ndarray, shape (n, 2)
         Where in the pixel the source lies, x and y, pixels from the pixel corner at the patch centre.
     """
-    pixel = augment.CONDITIONS[side].pixel_scale
+    pixel = observing.CONDITIONS[side].pixel_scale
     count = round(WINDOW / pixel / 16)
     middle = count // 2  # patches on the far side of the middle, in row and in column
     token = middle * count + middle
@@ -153,7 +153,7 @@ def features(encoders, sky, side, sources, seed):
 
     Parameters
     ----------
-    encoders : dict of `~rosetta.core.vit.Encoder`
+    encoders : dict of `~rosetta.encoding.network.Encoder`
 
     Returns
     -------

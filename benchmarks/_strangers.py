@@ -11,10 +11,11 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
 from real_input import euclid_q1, hsc_hst
 
-from rosetta import EUCLID, HSC, SkyPair, _boundary
-from rosetta._geometry import from_tangent
-from rosetta.core import augment
-from rosetta.core.vit import SIDES, presence
+from rosetta import EUCLID, HSC, SkyPair
+from rosetta.encoding import observing, windows
+from rosetta.encoding.network import SIDES, presence
+from rosetta.images.image import band_images
+from rosetta.images.positions import from_tangent
 
 WINDOW = 12.8  # arcsec
 FEW = {"ground": ("g r i", "r"), "space": ("VIS H_E", "VIS")}  # bands that users may have alone
@@ -38,7 +39,7 @@ def _bytes_swapped(signal, random):
 
 def _texture(signal, random):
     n, n_band, size, _ = signal.shape
-    fx, fy = augment._frequencies(size, 1.0, "cpu")
+    fx, fy = observing._frequencies(size, 1.0, "cpu")
     white = torch.fft.rfft2(torch.randn(n, 1, size, size, generator=random))
     field = torch.fft.irfft2(white / (fx**2 + fy**2 + size**-2.0).sqrt(), s=(size, size))
     return (30 * field / field.std((-2, -1), keepdim=True)).expand(-1, n_band, -1, -1)
@@ -128,19 +129,19 @@ def transfer(encoder, pair, sky, where, seed, patch):
     ndarray, shape (4, 2)
         Rank of the true patch, from the ground and from space; 1 is found.
     """
-    planes = list(_boundary.planes(pair).values())
+    planes = list(band_images(pair).values())
     center = planes[-1].center
     steps = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)]) * patch / 2
     real, simulated = {}, {}
     for side in SIDES:
         knots = encoder.config.knots(side)
         of_side = [plane for plane in planes if plane.side == side]
-        view = _boundary.side_view(of_side, from_tangent(steps, center), WINDOW, knots)
+        view = windows.side_view(of_side, from_tangent(steps, center), WINDOW, knots)
         mix = view.mix.sum(0)  # of bands on each knot
         names = [band for band, share in zip(SURVEYS[side].band_names, mix, strict=True) if share < 0.25]
         real[side] = encode(encoder, side, [_only(view, patch)])[0]
-        windows = (_only(one, patch) for one in views(sky, side, where, WINDOW, seed, Look(missing=tuple(names))))
-        simulated[side] = encode(encoder, side, windows)[0]
+        alike = (_only(one, patch) for one in views(sky, side, where, WINDOW, seed, Look(missing=tuple(names))))
+        simulated[side] = encode(encoder, side, alike)[0]
     ranks = []
     for side, other in (SIDES, SIDES[::-1]):
         score = real[side] @ torch.cat([real[other], simulated[other]]).T  # (4, 4 + n)

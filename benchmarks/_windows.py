@@ -15,10 +15,12 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
 from scipy import ndimage
 
-from rosetta import SkyPair, _boundary
-from rosetta._geometry import plain_icrs, tangent
-from rosetta.core import augment
-from rosetta.core.vit import SIDES, EncoderConfig, View
+from rosetta import SkyPair
+from rosetta.encoding import observing, training_windows, windows
+from rosetta.encoding.network import SIDES, EncoderConfig, View
+from rosetta.encoding.training_tiles import training_tiles
+from rosetta.images.image import band_images
+from rosetta.images.positions import plain_icrs, tangent
 from rosetta.simulate import TrainingSet
 from rosetta.surveys import EUCLID, RUBIN
 
@@ -41,7 +43,7 @@ class Sky:
 
     Parameters
     ----------
-    tiles : list of `~rosetta.core.augment.Tile`
+    tiles : list of `~rosetta.encoding.observing.Tile`
     truth : list of `~astropy.table.QTable`
         Of each tile, as from `TrainingSet.truth`.
     place : list of ndarray
@@ -63,7 +65,7 @@ def load(directory, n=None):
     tiles, truth, place = [], [], []
     for index in range(len(found) if n is None else min(n, len(found))):
         pair = found[index]
-        tiles += _boundary.training_tiles([pair])
+        tiles += training_tiles([pair])
         truth.append(found.truth(index))
         image = pair.space["VIS"]
         ny, nx = image.data.shape
@@ -96,7 +98,7 @@ def disjoint(sky, window, seed, *, n_source=0):
     rng = np.random.default_rng(seed)
     tile, centers = [], []
     for index, one in enumerate(sky.tiles):
-        low, high = augment._bounds(one, window)
+        low, high = training_windows._bounds(one, window)
         count = np.floor((high - low) / window).astype(int) + 1
         start = low + rng.uniform(size=2) * (high - low - (count - 1) * window)
         east, north = np.meshgrid(*(start[k] + window * np.arange(count[k]) for k in (0, 1)))
@@ -113,7 +115,7 @@ def disjoint(sky, window, seed, *, n_source=0):
 
 def lattice(sky, tile, window, side):
     """``side`` x ``side`` windows that fill one tile evenly; neighbours may share a rim."""
-    low, high = augment._bounds(sky.tiles[tile], window)
+    low, high = training_windows._bounds(sky.tiles[tile], window)
     east, north = np.meshgrid(*(np.linspace(low[k], high[k], side) for k in (0, 1)))
     return Where(np.full(side**2, tile), np.stack([east.ravel(), north.ravel()], -1))
 
@@ -171,19 +173,19 @@ def views(sky, side, where, window, seed, look=AS_SURVEYED, *, slope=None):
 
     Yields
     ------
-    `~rosetta.core.vit.View`
+    `~rosetta.encoding.network.View`
     """
     if look.shared and len(where) > BATCH:
         raise ValueError(f"{len(where)} windows of one field: at most {BATCH} get noise of their own")
     for start in range(0, len(where), BATCH):
         rows = slice(start, start + BATCH)
-        random = augment.generator(seed, 2 * (0 if look.shared else start) + SIDES.index(side))
+        random = training_windows.generator(seed, 2 * (0 if look.shared else start) + SIDES.index(side))
         tilt = None if slope is None else torch.from_numpy(slope[rows].astype(np.float32))
         yield _observe(sky, side, where[rows], window, random, look, tilt)
 
 
 def _observe(sky, side, where, window, random, look, slope):
-    conditions, survey = augment.CONDITIONS[side], SURVEYS[side]
+    conditions, survey = observing.CONDITIONS[side], SURVEYS[side]
     n, n_band = len(where), len(survey.bands)
     centers = where.centers
     angle = 2 * np.pi * torch.rand(n, generator=random, dtype=torch.float64).numpy()
@@ -191,7 +193,7 @@ def _observe(sky, side, where, window, random, look, slope):
         centers = _moved(sky, where, window, look.pointing * np.stack([np.cos(angle), np.sin(angle)], -1))
     size = round(window / conditions.pixel_scale)
     chosen = [sky.tiles[i].side(side) for i in where.tile]
-    images, positions = augment.cut(chosen, centers, np.zeros((n, 3), bool), size)
+    images, positions = training_windows.cut(chosen, centers, np.zeros((n, 3), bool), size)
     scale = torch.stack([one.scale for one in chosen])
     if look.bandpass:
         images = _redder(images * scale[..., None, None], survey, look.bandpass) / scale[..., None, None]
@@ -199,31 +201,31 @@ def _observe(sky, side, where, window, random, look, slope):
         nominal = [float(band.psf_fwhm.to_value(u.arcsec)) * look.seeing for band in survey.bands]
         conditions = replace(conditions, fwhm=tuple((SEEING[0] * f, SEEING[1] * f) for f in nominal))
     draw = 1 if look.shared else n
-    fwhm, shear = augment._draw_psf(conditions, draw, random, "cpu")
+    fwhm, shear = observing._draw_psf(conditions, draw, random, "cpu")
     depth = torch.tensor(conditions.depth) + look.depth
-    depth = depth + augment._uniform(random, (draw, n_band), -DEPTH_SPREAD, DEPTH_SPREAD, "cpu")
+    depth = depth + observing._uniform(random, (draw, n_band), -DEPTH_SPREAD, DEPTH_SPREAD, "cpu")
     fwhm, shear, depth = fwhm.expand(n, -1), shear.expand(n, -1, -1), depth.expand(n, -1)
     if look.pixel_scale != 1:
         images = _sampled(images, positions, conditions.pixel_scale, look.pixel_scale)
         conditions = replace(conditions, pixel_scale=conditions.pixel_scale * look.pixel_scale)
-    signal = augment.convolve(images, fwhm, shear, conditions)
-    otf = augment.transfer(fwhm, shear, conditions)
-    sigma = augment.pixel_sigma(depth, otf)  # nJy
-    rms = augment.noise_rms(otf, conditions)[..., None, None]
+    signal = observing.convolve(images, fwhm, shear, conditions)
+    otf = observing.transfer(fwhm, shear, conditions)
+    sigma = observing.pixel_sigma(depth, otf)  # nJy
+    rms = observing.noise_rms(otf, conditions)[..., None, None]
     signal *= (scale / sigma)[..., None, None]
-    noisy = signal + rms * augment.noise(signal.shape, conditions, random, "cpu")
-    noisy += rms * augment._background(signal.shape, random, "cpu")
+    noisy = signal + rms * observing.noise(signal.shape, conditions, random, "cpu")
+    noisy += rms * observing._background(signal.shape, random, "cpu")
     if slope is not None:
         ramp = torch.linspace(-1, 1, size)
         noisy += slope[:, 0, None, None, None] * ramp + slope[:, 1, None, None, None] * ramp[:, None]
     valid = torch.ones(noisy.shape, dtype=torch.bool)
     valid[:, [survey.band_names.index(band) for band in look.missing if band in survey.band_names]] = False
     view = View(
-        pixels=augment._asinh(noisy) * valid,
+        pixels=observing._asinh(noisy) * valid,
         valid=valid,
         positions=positions,
         mix=torch.eye(n_band),
-        fwhm=augment.image_fwhm(otf, conditions),
+        fwhm=observing.image_fwhm(otf, conditions),
         depth=depth,
     )
     return view if look.pixel_scale == 1 else _resampled(view, noisy, side, window, conditions.pixel_scale)
@@ -231,7 +233,7 @@ def _observe(sky, side, where, window, random, look, slope):
 
 def _moved(sky, where, window, step):
     """Window centres moved by ``step`` (n, 2), along each axis the other way where they would leave the tile."""
-    bounds = np.stack([augment._bounds(sky.tiles[i], window) for i in where.tile])  # (n, low and high, 2)
+    bounds = np.stack([training_windows._bounds(sky.tiles[i], window) for i in where.tile])  # (n, low and high, 2)
     moved = where.centers + step
     inside = (moved > bounds[:, 0]) & (moved < bounds[:, 1])
     return np.where(inside, moved, where.centers - step)
@@ -240,8 +242,8 @@ def _moved(sky, where, window, step):
 def _sampled(images, positions, pixel, factor):
     """Padded noise-free windows sampled about their sky centres at ``factor`` times the pixel."""
     n, n_band, padded, _ = images.shape
-    count = int(np.ceil((padded - 2 * augment.PAD) / factor / 2 + 2)) * 2  # the window, and two pixels around it
-    count += 2 * augment.PAD
+    count = int(np.ceil((padded - 2 * observing.PAD) / factor / 2 + 2)) * 2  # the window, and two pixels around it
+    count += 2 * observing.PAD
     middle = positions.mean(1).numpy() / pixel * (1, -1) + (padded - 1) / 2  # (x, y) of the sky centre
     axis = (np.arange(count) - (count - 1) / 2) * factor
     out = np.empty((n, n_band, count, count), np.float32)
@@ -265,7 +267,7 @@ def _resampled(view, noisy, side, window, pixel):
     for one in noisy.numpy():
         images = {b: NDData(data, noise, wcs=wcs, unit=u.nJy) for b, data in zip(survey.band_names, one, strict=True)}
         pair = SkyPair(**{"ground": None, "space": None, side: images})
-        parts.append(_boundary.side_view(list(_boundary.planes(pair).values()), center, window, knots))
+        parts.append(windows.side_view(list(band_images(pair).values()), center, window, knots))
     return replace(
         view,
         pixels=torch.cat([part.pixels for part in parts]),
@@ -294,9 +296,9 @@ def encode(encoder, side, windows, keep=("embedding",)):
 
     Parameters
     ----------
-    encoder : `~rosetta.core.vit.Encoder`
+    encoder : `~rosetta.encoding.network.Encoder`
     side : {"ground", "space"}
-    windows : iterable of `~rosetta.core.vit.View`
+    windows : iterable of `~rosetta.encoding.network.View`
     keep : tuple of str
         Of "tokens", "cls" and "embedding".
 

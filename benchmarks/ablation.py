@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from representation import load, quick
 from torch import nn
 
-from rosetta import _boundary
-from rosetta.core.augment import CONDITIONS
-from rosetta.core.losses import Objective, information
-from rosetta.core.training import TrainConfig, train
-from rosetta.core.vit import SIDES, Encoder, EncoderConfig, Predictor, patches, sincos
+from rosetta.encoding.losses import Objective, information
+from rosetta.encoding.network import SIDES, Encoder, EncoderConfig, Predictor, patches, sincos
+from rosetta.encoding.observing import CONDITIONS
+from rosetta.encoding.pretraining import TrainConfig, train
+from rosetta.encoding.training_tiles import training_tiles
 from rosetta.simulate import TrainingSet
 
 BATCH = 96
@@ -306,7 +306,7 @@ def main():
     parser.add_argument("--plot", type=Path, help="picture of how the recipe scales")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    tiles = _boundary.training_tiles(TrainingSet(args.tiles))
+    tiles = training_tiles(TrainingSet(args.tiles))
     sky = load(args.validation)
     for name in args.rows:
         for seed in range(SEEDS if name == REFERENCE else 1):

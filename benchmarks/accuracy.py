@@ -20,8 +20,11 @@ from _tables import Tables, parser_of_fields
 from astropy.coordinates import search_around_sky
 from astropy.table import QTable
 
-from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender, LearnedAligner, _pipeline
+from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender, LearnedAligner
 from rosetta.io import pair as pair_file
+from rosetta.matching import match
+from rosetta.pipeline import run
+from rosetta.pipeline.run import measure
 from rosetta.simulate import AstrometricError, simulate_pair
 
 MAG_BINS = ((18, 22), (22, 23), (23, 24), (24, 25), (25, 26))
@@ -42,7 +45,7 @@ def field(seed, folder):
 def rows_of(result, truth):
     """One row per matched source and band: what was found, what is true."""
     catalog = result.catalog
-    found, true = _pipeline.match(catalog, truth, result.scene.meta["reference_band"])
+    found, true = match(catalog, truth, result.scene.meta["reference_band"])
     blended = (np.asarray(catalog["flags"])[found] & int(Flag.BLENDED)) != 0
     family = np.char.strip(np.asarray(truth["family"], str)[true])
     columns = []
@@ -60,7 +63,7 @@ def detection_of(result, truth):
     brightest for its distance within 3".
     """
     catalog = result.catalog
-    found, true = _pipeline.match(catalog, truth, result.scene.meta["reference_band"])
+    found, true = match(catalog, truth, result.scene.meta["reference_band"])
     magnitude, family = truth["flux_i"].to_value(u.ABmag), np.char.strip(np.asarray(truth["family"], str))
     host = np.full(len(catalog), "", "U10")
     row, near, apart, _ = search_around_sky(catalog["sky_centroid"], truth["sky_centroid"], 3 * u.arcsec)
@@ -76,7 +79,7 @@ def offsets_of(result, truth):
     offsets = result.offsets
     if offsets.meta["verdict"] == "abstain":
         return None
-    xy_true = _pipeline.joint_offset(offsets, truth["sky_centroid"])
+    xy_true = run.joint_offset(offsets, truth["sky_centroid"])
     known = np.stack([truth[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
     error = np.sqrt(xy_true[1][:, [0, 1], [0, 1]])
     joint = offsets[(offsets["band"] == "joint") & (offsets["weight"] > 0)]
@@ -190,7 +193,7 @@ def main():
         for seed in range(options.first_seed, options.first_seed + options.fields):
             pair, truth = field(seed, options.folder)
             start = time.process_time()
-            result = _pipeline.measure(pair, encoder=encoder, **heads)
+            result = measure(pair, encoder=encoder, **heads)
             seconds.append(time.process_time() - start)
             fluxes.append(rows_of(result, truth))
             offsets.append(offsets_of(result, truth))

@@ -32,12 +32,14 @@ from astropy.nddata import NDData, StdDevUncertainty
 from deblending import without_tokens
 from real_input import hsc_hst
 
-from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair, _boundary, _offsets
-from rosetta._detect import reference_band
-from rosetta._geometry import offset_coord, tangent
-from rosetta.core.coarse import correlate
-from rosetta.core.field import evaluate
-from rosetta.core.vit import EncoderConfig
+from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair
+from rosetta.astrometry import measurement
+from rosetta.astrometry.cross_correlation import correlate
+from rosetta.astrometry.field import evaluate
+from rosetta.detection.detection import reference_band
+from rosetta.encoding.network import EncoderConfig
+from rosetta.images.image import band_images
+from rosetta.images.positions import offset_coord, tangent
 
 FIRST_SEED = 7001
 OURS = "LearnedAligner, PSF not given"
@@ -357,8 +359,8 @@ def token_capture(store, options):
         middle = cpu()
         matches = {"tokens": token_match(encoder, embedding)}
         late = cpu()
-        planes = _boundary.planes(pair)
-        matches["pixels"] = _offsets.coarse_match(planes, _offsets.find_sources(planes, reference_band(planes)))
+        planes = band_images(pair)
+        matches["pixels"] = measurement.coarse_match(planes, measurement.find_sources(planes, reference_band(planes)))
         row = {"encoding": middle - start, "cpu": {"tokens": late - middle, "pixels": cpu() - late}}
         known = np.array([truth[n].to_value(u.arcsec).mean() for n in ("d_ra_cosdec", "d_dec")]) - shift
         for name, match in matches.items():
@@ -384,7 +386,7 @@ def token_match(encoder, embedding):
     seen, told = (m.data[:, :, ::-1] for m in maps)  # east increases with the column
     known = [np.isfinite(tokens[0]) for tokens in (seen, told)]
     channels = [(np.nan_to_num(a), known[0], np.nan_to_num(b), known[1]) for a, b in zip(seen, told, strict=True)]
-    return correlate(channels, pitch, _offsets.MAX_OFFSET, apart=1.5 * pitch)
+    return correlate(channels, pitch, measurement.MAX_OFFSET, apart=1.5 * pitch)
 
 
 def moved(image, east, north):
@@ -516,11 +518,11 @@ def real(store, options):
     pair = hsc_hst(options.real)
     offsets = classical()(pair)
     print(f"verdict: {offsets.meta['verdict']} {offsets.meta['reason']}")
-    planes = _boundary.planes(pair)
-    sources = _offsets.find_sources(planes, offsets.meta["reference"])
+    planes = band_images(pair)
+    sources = measurement.find_sources(planes, offsets.meta["reference"])
     means = []
     for band in pair.ground:  # as measured, whatever the verdict
-        part = _offsets.measure_band(planes[band], sources, np.zeros(2))
+        part = measurement.measure_band(planes[band], sources, np.zeros(2))
         use = part.usable
         weight = np.linalg.inv(part.cov[use])
         cov = np.linalg.inv(weight.sum(0))

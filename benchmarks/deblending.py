@@ -35,7 +35,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.signal import fftconvolve
 
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, SkyPair
-from rosetta.sky import SkyEmbedding
+from rosetta.embedding import SkyEmbedding
 
 # PSF FWHM (arcsec), wavelength (nm), sky variance per pixel (nJy^2), nJy per photo-electron. Ten years of Rubin and the
 # Euclid Wide Survey: sky brightness and exposure of the two surveys, Euclid's noise scaled to its stated depths.

@@ -14,7 +14,7 @@ import types
 
 import torch
 
-from rosetta.core.vit import Encoder, EncoderConfig, View
+from rosetta.encoding.network import Encoder, EncoderConfig, View
 
 BATCH = 4
 

@@ -18,11 +18,11 @@ from accuracy import field, nmad
 from astropy.nddata import NDData
 
 from rosetta import CrossSurveyEncoder, Flag, JEPADeblender, LearnedAligner, SkyPair
-from rosetta._boundary import planes as planes_of
-from rosetta._measure import fit_band, image_of
-from rosetta._truth import match
-from rosetta.core.design import Design
-from rosetta.core.mixture import render, stamp_sizes
+from rosetta.deblending.band_fit import fit_band, image_of
+from rosetta.deblending.engine.design import Design
+from rosetta.deblending.engine.rendering import render, stamp_sizes
+from rosetta.images.image import band_images
+from rosetta.matching import match
 
 MAGS = (18, 22, 23, 24, 25, 26)
 BAND = "i"
@@ -48,7 +48,7 @@ def solved(plane, truth, rows, wavelength):
 def without(pair, truth, rows):
     """The pair less the light of some true sources."""
     light, coord, header = true_light(truth, rows)
-    sides, planes = {"ground": {}, "space": {}}, planes_of(pair)
+    sides, planes = {"ground": {}, "space": {}}, band_images(pair)
     for side, band, image in pair.images():
         plane = planes[band]
         seen = image_of(plane, coord, header, np.full(len(light), LEAST))
@@ -72,7 +72,7 @@ def main():
         embedding = encoder(pair)
         offsets = aligner(embedding)
         scene = deblender(embedding, offsets=offsets)
-        table, planes = scene.to_table(), planes_of(pair)
+        table, planes = scene.to_table(), band_images(pair)
         rows, true = match(table, truth, scene.meta["reference_band"])
         wavelength = planes[scene.meta["reference_band"]].wavelength
         known = truth[f"flux_{BAND}"].to_value(u.nJy)[true]

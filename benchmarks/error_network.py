@@ -20,10 +20,12 @@ from _tables import Tables, add_option
 from accuracy import field
 
 from rosetta import CrossSurveyEncoder, Flag, JEPADeblender, LearnedAligner
-from rosetta._measure import ground_coord, source_tokens
-from rosetta._truth import HELD_OUT, match
-from rosetta.core import calibrate
-from rosetta.photometry import _training_rows
+from rosetta.astrometry.solution import ground_coord
+from rosetta.deblending.band_fit import source_tokens
+from rosetta.matching import match
+from rosetta.photometry import error_model
+from rosetta.photometry.catalogue import _training_rows
+from rosetta.training.rows import HELD_OUT
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from train_photometry import N_PAIR, draw  # noqa: E402
@@ -55,14 +57,14 @@ class Measured:
             rows, true = match(table, truth, scene.meta["reference_band"])
             coord = table["sky_centroid"]
             header = ground_coord(coord, scene.offsets)
-            of_sources = {
+            per_source = {
                 "mag": 31.4 - 2.5 * np.log10(truth["flux_i"].value[true]),
                 "blended": (np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
                 "tokens": source_tokens(embedding, coord, header)[rows],
                 "random": source_tokens(self.random(pair), coord, header)[rows],
             }
-            of_fluxes = {name: np.repeat(values, len(scene.bands), axis=0) for name, values in of_sources.items()}
-            np.savez(path, **_training_rows(scene, truth), **of_fluxes)
+            per_flux = {name: np.repeat(values, len(scene.bands), axis=0) for name, values in per_source.items()}
+            np.savez(path, **_training_rows(scene, truth), **per_flux)
         return dict(np.load(path))
 
 
@@ -97,18 +99,18 @@ def main():
     test = sets[2]
     residual, error = test["flux"] - test["true"], test["error"]
     good = np.isfinite(residual) & (error > 0)
-    formal = max(calibrate._log_score(residual[good], k * error[good]) for k in np.geomspace(0.5, 10, 60))
+    formal = max(error_model._log_score(residual[good], k * error[good]) for k in np.geomspace(0.5, 10, 60))
     scored, inside = [], []
     for title, name in (("figures of the fit", None), ("+ tokens", "tokens"), ("+ random encoder's", "random")):
         features = with_tokens(sets, name)
         scores, pulls = [], []
         for seed in range(SEEDS):
-            network = calibrate.seeded({"n_feature": features[0].shape[-1]}, seed)
+            network = error_model.seeded({"n_feature": features[0].shape[-1]}, seed)
             train, held = ({**s, "features": f} for s, f in zip(sets[:2], features[:2], strict=True))
-            calibrate.train(network, train, held, seed=seed)
-            widen, extra = calibrate.predict(network, features[2])
+            error_model.train(network, train, held, seed=seed)
+            widen, extra = error_model.predict(network, features[2])
             sigma = np.hypot(widen * error, extra * test["flux"])
-            scores.append(calibrate._log_score(residual[good], sigma[good]) - formal)
+            scores.append(error_model._log_score(residual[good], sigma[good]) - formal)
             pulls.append(np.abs(residual) / sigma)
         pulls = np.stack(pulls)
         each = ", ".join(f"{s:.3f}" for s in scores)

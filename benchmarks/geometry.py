@@ -15,9 +15,10 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS, Sip
 
 from rosetta import SkyPair
-from rosetta._boundary import PIXEL, _native_corner, planes, side_view
-from rosetta._geometry import tangent
-from rosetta.core.vit import EncoderConfig
+from rosetta.encoding.network import EncoderConfig
+from rosetta.encoding.windows import PIXEL, _native_corner, side_view
+from rosetta.images.image import band_images
+from rosetta.images.positions import tangent
 
 WINDOW = 12.8
 
@@ -80,7 +81,7 @@ def one_pair(rng, kind):
     }
     pair = SkyPair(**images)
     crop, position = 0.0, 0.0
-    for plane in planes(pair).values():
+    for plane in band_images(pair).values():
         view = side_view([plane], center.reshape(1), WINDOW, knots.knots(plane.side))
         truth = tangent(source, center)[0]
         position = max(position, np.abs(found_offset(view) - truth).max() / PIXEL[plane.side])

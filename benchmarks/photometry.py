@@ -33,13 +33,14 @@ from real_input import euclid_q1, hsc_hst
 from scipy import ndimage
 from scipy.special import erf
 
-from rosetta import HSC, HST_ACS, EmbeddingPhotometry, Flag, LearnedAligner, SkyPair, _pipeline
-from rosetta._boundary import planes as planes_of
-from rosetta._measure import image_of
-from rosetta.core.design import Design
-from rosetta.core.mixture import render, stamp_sizes
-from rosetta.core.solve import solve
+from rosetta import HSC, HST_ACS, EmbeddingPhotometry, Flag, LearnedAligner, SkyPair
+from rosetta.deblending.band_fit import image_of
+from rosetta.deblending.engine.design import Design
+from rosetta.deblending.engine.fluxes import solve
+from rosetta.deblending.engine.rendering import render, stamp_sizes
+from rosetta.images.image import band_images
 from rosetta.io import pair as pair_file
+from rosetta.matching import match
 from rosetta.simulate import AstrometricError, simulate_pair
 
 DENSITY = (0.15, 0.5, 1.0)  # of galaxies, relative to the published counts
@@ -117,7 +118,7 @@ def bound_errors(pair, truth):
     """
     light, coord = np.asarray(truth["mixture"], float), truth["sky_centroid"]
     header = coord.spherical_offsets_by(-truth["d_ra_cosdec"], -truth["d_dec"])
-    bent, planes, n = [_bent(light, k) for k in range(len(COMMON) + 1)], planes_of(pair), len(light)
+    bent, planes, n = [_bent(light, k) for k in range(len(COMMON) + 1)], band_images(pair), len(light)
     # A source's unknowns: `COMMON`, then concentration and ln(flux) of each band.
     prior = np.r_[COMMON, np.tile([1.0, 1e-6], len(planes))]
     information, overlapping, alone = np.tile(np.diag(prior), (n, 1, 1)), {}, {}
@@ -181,7 +182,7 @@ def record(pair, truth, scene, catalog, formal, seconds, *, bound=False):
     """All that the tables need of one measured field: arrays, a row per matched source."""
     bands = list(scene.bands)
     table = scene.to_table()
-    rows, true = _pipeline.match(catalog, truth, "VIS" if "VIS" in bands else "i")
+    rows, true = match(catalog, truth, "VIS" if "VIS" in bands else "i")
     hidden = hidden_share(truth, true)[true]
 
     def stack(source, name, which):
@@ -253,7 +254,7 @@ def photutils_ground(pair, truth):
         )  # fmt: skip
         found[f"flux_{b}"], found[f"flux_err_{b}"] = catalog.kron_flux * u.nJy, catalog.kron_flux_err * u.nJy
         found["sky_centroid"] = catalog.sky_centroid.icrs
-    rows, true = _pipeline.match(found, truth, "i")
+    rows, true = match(found, truth, "i")
     names = {"flux": "flux", "err": "flux_err"}
     columns = {c: np.stack([found[f"{n}_{b}"].value[rows] for b in images], -1) for c, n in names.items()}
     return {
@@ -541,7 +542,7 @@ def main():
     for seed in range(options.first_seed, options.first_seed + options.fields):
         pair, truth = field(seed, options.folder)
         offsets = cache(lambda p=pair: test.offsets(p))
-        center = next(iter(planes_of(pair).values())).center
+        center = next(iter(band_images(pair).values())).center
         middle = pair.cutout(center, MIDDLE)
         kept("fields", seed, lambda p=pair, t=truth, o=offsets: record(p, t, *test(p, o()), bound=True))
         east, north = center.spherical_offsets_to(truth["sky_centroid"])

@@ -39,8 +39,8 @@ from _strangers import FALSE_ALARMS, FEW, STRANGERS, novelty, real_pairs, transf
 from _windows import Look, disjoint, lattice, load, note
 
 from rosetta import CrossSurveyEncoder
-from rosetta.core.losses import rank_me
-from rosetta.core.vit import SIDES
+from rosetta.encoding.losses import rank_me
+from rosetta.encoding.network import SIDES
 
 __all__ = ["load", "quick"]
 
@@ -61,10 +61,10 @@ def quick(encoder, sky, predictor=None, *, n_window=512, n_tile=3, n_source=512)
 
     Parameters
     ----------
-    encoder : `~rosetta.core.vit.Encoder`
+    encoder : `~rosetta.encoding.network.Encoder`
     sky : Sky
         From `load`; 11 tiles hold 512 windows.
-    predictor : `~rosetta.core.vit.Predictor`, optional
+    predictor : `~rosetta.encoding.network.Predictor`, optional
         One that was trained.
     n_window, n_tile, n_source : int
         Windows of the gallery, tiles of the hard galleries, sources of the probes.

@@ -16,11 +16,12 @@ import torch
 from encoder import timm_transformer
 from torch import nn
 
-from rosetta import _boundary
-from rosetta.core.augment import CONDITIONS, Windows
-from rosetta.core.losses import Objective, nt_xent
-from rosetta.core.training import TrainConfig
-from rosetta.core.vit import SIDES, Encoder, EncoderConfig, Predictor
+from rosetta.encoding.losses import Objective, nt_xent
+from rosetta.encoding.network import SIDES, Encoder, EncoderConfig, Predictor
+from rosetta.encoding.observing import CONDITIONS
+from rosetta.encoding.pretraining import TrainConfig
+from rosetta.encoding.training_tiles import training_tiles
+from rosetta.encoding.training_windows import Windows
 from rosetta.simulate import TrainingSet
 
 WINDOW = 38.4  # arcsec
@@ -63,7 +64,7 @@ class Timm(nn.Module):
 
 def main(directory, n_turn):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tiles = _boundary.training_tiles([TrainingSet(directory)[i] for i in range(2)])
+    tiles = training_tiles([TrainingSet(directory)[i] for i in range(2)])
     windows, config = Windows(tiles, CONDITIONS, device), EncoderConfig()
     n_band = {side: len(CONDITIONS[side].depth) for side in SIDES}
     torch.manual_seed(0)

@@ -18,8 +18,9 @@ import numpy as np
 from _tables import Tables, parser_of_fields
 from photometry import Models, field, hidden_share, with_interval
 
-from rosetta import SkyPair, _pipeline
-from rosetta.deblender import HIDDEN, _occupants
+from rosetta import SkyPair
+from rosetta.deblending.deblender import HIDDEN, _occupants
+from rosetta.matching import match
 
 LIMIT = 26  # i, of the brightest true source
 BINS = (0, 6, 8, 11, 15, 22, 30, 60, np.inf)  # of S/N
@@ -33,7 +34,7 @@ def record(scene, truth):
     if scene.embedding.pair.space is None:  # found where the ground's headers say
         seen = seen.spherical_offsets_by(-truth["d_ra_cosdec"], -truth["d_dec"])
     first, second = _occupants(table["sky_centroid"], seen, flux)
-    rows, true = _pipeline.match(table, truth, "i")
+    rows, true = match(table, truth, "i")
     hidden, matched = np.zeros(len(table)), np.zeros(len(table))
     hidden[rows], matched[rows] = hidden_share(truth, true)[true], flux[true]
     return {

@@ -8,8 +8,8 @@ The public names below are imported when they are first used (PEP 562), so that
 from importlib import import_module
 
 _HOME = {
-    "SkyPair": "sky",
-    "SkyEmbedding": "sky",
+    "SkyPair": "pair",
+    "SkyEmbedding": "embedding",
     "Survey": "surveys",
     "RUBIN": "surveys",
     "RUBIN_DP1": "surveys",
@@ -17,11 +17,11 @@ _HOME = {
     "HSC": "surveys",
     "HST_ACS": "surveys",
     "Flag": "flags",
-    "CrossSurveyEncoder": "encoder",
-    "LearnedAligner": "aligner",
-    "JEPADeblender": "deblender",
-    "DeblendedScene": "deblender",
-    "EmbeddingPhotometry": "photometry",
+    "CrossSurveyEncoder": "encoding.encoder",
+    "LearnedAligner": "astrometry.aligner",
+    "JEPADeblender": "deblending.deblender",
+    "DeblendedScene": "deblending.scene",
+    "EmbeddingPhotometry": "photometry.catalogue",
 }
 
 __all__ = [

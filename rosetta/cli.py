@@ -11,9 +11,9 @@ from pathlib import Path
 __all__ = ["main"]
 
 HEADS = {
-    "aligner": ("aligner", "LearnedAligner"),
-    "deblender": ("deblender", "JEPADeblender"),
-    "photometry": ("photometry", "EmbeddingPhotometry"),
+    "aligner": ("astrometry.aligner", "LearnedAligner"),
+    "deblender": ("deblending.deblender", "JEPADeblender"),
+    "photometry": ("photometry.catalogue", "EmbeddingPhotometry"),
 }
 KINDS = ("encoder", *HEADS)
 LOG_EVERY = 10  # training steps per line
@@ -161,10 +161,11 @@ def _demo(arguments):
 
     from astropy.table import QTable
 
-    from . import _pipeline
     from .io import pair as pair_io
+    from .pipeline.comparison import compare
+    from .pipeline.products import check_output, write
 
-    _pipeline.check_output(arguments.output, arguments.overwrite)
+    check_output(arguments.output, arguments.overwrite)
     data = files("rosetta") / "data"
     with as_file(data / "sample.fits") as path:
         pair = pair_io.read(path)
@@ -172,18 +173,19 @@ def _demo(arguments):
         truth = QTable.read(path)
     start = time.perf_counter()
     result = _measure(pair, arguments.device, 38.4)
-    written = _pipeline.write(result, arguments.output, truth=truth, overwrite=arguments.overwrite)
-    for line in _against_truth(result, _pipeline.compare(result, truth)):
+    written = write(result, arguments.output, truth=truth, overwrite=arguments.overwrite)
+    for line in _against_truth(result, compare(result, truth)):
         print(line)
     _print_ending(written, start)
 
 
 def _run(arguments):
-    from . import SkyPair, _pipeline
+    from . import SkyPair
     from .io import pair as pair_io
     from .io import read_pair
+    from .pipeline.products import check_output, write
 
-    _pipeline.check_output(arguments.output, arguments.overwrite)
+    check_output(arguments.output, arguments.overwrite)
     if arguments.pair and (arguments.rubin or arguments.euclid):
         raise ValueError("--pair cannot be combined with --rubin and --euclid: give one or the other")
     if arguments.pair:
@@ -194,7 +196,7 @@ def _run(arguments):
         raise ValueError("no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --pair FILE")
     start = time.perf_counter()
     result = _measure(pair, arguments.device, arguments.window)
-    written = _pipeline.write(result, arguments.output, overwrite=arguments.overwrite)
+    written = write(result, arguments.output, overwrite=arguments.overwrite)
     for line in _summary(result):
         print(line)
     _print_ending(written, start)
@@ -203,15 +205,16 @@ def _run(arguments):
 def _measure(pair, device, window):
     import astropy.units as u
 
-    from . import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner, _pipeline
+    from . import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner
+    from .pipeline.run import STEPS, measure
 
     encoder = CrossSurveyEncoder.from_pretrained(device=device)
     heads = {
         kind: head.from_pretrained(encoder=encoder, device=device)
         for kind, head in zip(HEADS, (LearnedAligner, JEPADeblender, EmbeddingPhotometry), strict=True)
     }
-    with _Steps(_pipeline.STEPS) as progress:
-        return _pipeline.measure(pair, encoder=encoder, **heads, window=window * u.arcsec, progress=progress)
+    with _Steps(STEPS) as progress:
+        return measure(pair, encoder=encoder, **heads, window=window * u.arcsec, progress=progress)
 
 
 class _Steps:
@@ -256,7 +259,7 @@ def _summary(result):
 def _offset_text(result):
     import numpy as np
 
-    from ._pipeline import joint_offset
+    from .astrometry.solution import joint_offset
 
     offsets = result.offsets
     if offsets is None:
@@ -334,7 +337,7 @@ def _simulate(arguments):
 def _simulate_pair(arguments):
     import astropy.units as u
 
-    from ._checkpoint import versions
+    from .checkpoint import versions
     from .io import pair as pair_io
     from .simulate import AstrometricError, simulate_pair
 
@@ -392,7 +395,7 @@ def _pretrain(arguments):
     if arguments.batch < 12:
         raise ValueError(f"--batch is {arguments.batch}: use 12 or more, for two windows of 38.4 arcsec in a step")
     from . import CrossSurveyEncoder
-    from .core.training import TrainConfig, TrainingError
+    from .encoding.pretraining import TrainConfig, TrainingError
     from .simulate import TrainingSet
 
     pairs = TrainingSet(arguments.data)
@@ -499,17 +502,17 @@ class _Counted:
 
 # ---------------------------------------------------------------------------- checkpoints
 def _info(arguments):
-    from . import __version__, _checkpoint
+    from . import __version__, checkpoint
 
     if arguments.file:
-        _print_header(Path(arguments.file), _checkpoint.read_header(arguments.file))
+        _print_header(Path(arguments.file), checkpoint.read_header(arguments.file))
         return 0
     print(f"rosetta {__version__}")
     headers = {}
     for kind in KINDS:
-        path = _checkpoint.bundled(kind)
+        path = checkpoint.bundled(kind)
         if path.is_file():
-            headers[kind] = _checkpoint.read_header(path)
+            headers[kind] = checkpoint.read_header(path)
             size = path.stat().st_size / 1e6
             print(f"{kind:11} {headers[kind]['fingerprint']}  {size:6.1f} MB  {path.name}")
         else:

@@ -58,7 +58,7 @@ def make_image(make_wcs):
 def tiny_encoder():
     """An untrained encoder small enough for tests."""
     from rosetta import CrossSurveyEncoder
-    from rosetta.core.vit import EncoderConfig
+    from rosetta.encoding.network import EncoderConfig
 
     config = EncoderConfig(
         dim=384, depth=1, heads=6, proj_dim=256, predictor_dim=32, predictor_depth=1, predictor_heads=2

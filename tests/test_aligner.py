@@ -12,12 +12,14 @@ from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from rosetta import Flag, LearnedAligner, SkyPair, _boundary, _offsets
-from rosetta._geometry import from_tangent, offset_coord, tangent
-from rosetta.aligner import AlignmentError
-from rosetta.core.field import evaluate
-from rosetta.core.vit import EncoderConfig
-from rosetta.encoder import CrossSurveyEncoder
+from rosetta import Flag, LearnedAligner, SkyPair
+from rosetta.astrometry import measurement
+from rosetta.astrometry.aligner import AlignmentError
+from rosetta.astrometry.field import evaluate
+from rosetta.encoding.encoder import CrossSurveyEncoder
+from rosetta.encoding.network import EncoderConfig
+from rosetta.images.image import band_images
+from rosetta.images.positions import from_tangent, offset_coord, tangent
 
 CENTER = SkyCoord(53.1, -28.1, unit="deg")
 SIZE = 38.4  # arcsec
@@ -343,8 +345,8 @@ def test_a_wrong_psf_biases_nothing(claim):
 
 def test_point_sources_are_known():
     pair = SkyPair(*images())
-    planes = _boundary.planes(pair)
-    found = _offsets.find_sources(planes, "VIS")
+    planes = band_images(pair)
+    found = measurement.find_sources(planes, "VIS")
     xy, flux, sigma, _ = scene(1)
     nearest, distance, _ = found.sky.match_to_catalog_sky(from_tangent(xy, CENTER))
     apart = np.hypot(*(xy[:, None] - xy).transpose(2, 0, 1)) + 99 * np.eye(len(xy))

@@ -23,14 +23,15 @@ from rosetta import (
     JEPADeblender,
     LearnedAligner,
     SkyPair,
-    _checkpoint,
-    _pipeline,
+    checkpoint,
 )
 from rosetta.cli import main
 from rosetta.io import pair as pair_file
 from rosetta.io import read_pair
+from rosetta.pipeline.products import write
+from rosetta.pipeline.run import measure
 
-WEIGHTS = Path(_checkpoint.bundled("encoder")).parent
+WEIGHTS = Path(checkpoint.bundled("encoder")).parent
 SAMPLE = WEIGHTS.parent / "data" / "sample.fits"
 KINDS = ("encoder", "aligner", "deblender", "photometry")
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -52,10 +53,10 @@ def models():
 def test_weights_are_small_known_and_of_one_set(kind):
     path = WEIGHTS / f"{kind}.safetensors"
     assert path.stat().st_size < 30e6
-    header = _checkpoint.read_header(path)
+    header = checkpoint.read_header(path)
     assert header["provenance"]["trained"]
     if kind != "encoder":
-        assert header["config"]["encoder"] == _checkpoint.read_header(WEIGHTS / "encoder.safetensors")["fingerprint"]
+        assert header["config"]["encoder"] == checkpoint.read_header(WEIGHTS / "encoder.safetensors")["fingerprint"]
 
 
 @pytest.mark.parametrize("bands", ["r VIS", "g r VIS", "g r i VIS Y_E J_E H_E", "u g r i z y VIS", "i H_E"])
@@ -120,8 +121,8 @@ def test_euclid_q1(models, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pair = SkyPair(*read_pair((), [REAL / "euclid_q1_edfs_lens.fits"]))
-    result = _pipeline.measure(pair, **models)
-    _pipeline.write(result, tmp_path / "q1")
+    result = measure(pair, **models)
+    write(result, tmp_path / "q1")
     catalog = result.catalog
     image = pair.space["VIS"]
     middle = image.wcs.pixel_to_world(49.5, 49.5)
@@ -149,8 +150,8 @@ def test_hsc_and_hst(models, tmp_path):
         for b, image, psf in zip("grizy", hsc, hsc_psf, strict=True)
     }
     space = {"F814W": NDData(hst, unit=u.nJy, wcs=wcs[1], psf=hst_psf)}
-    result = _pipeline.measure(SkyPair(ground, space, surveys=(HSC, HST_ACS)), **models)
-    _pipeline.write(result, tmp_path / "cosmos")
+    result = measure(SkyPair(ground, space, surveys=(HSC, HST_ACS)), **models)
+    write(result, tmp_path / "cosmos")
     assert len(result.catalog) >= 5
     assert np.all(result.embedding.sides["space"]["flags"] & Flag.BAND_EXTRAPOLATED)
     # Six galaxies are there to be seen. On so strange a sky their errors are large, and neighbours share their light.

@@ -8,21 +8,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rosetta import _checkpoint
-from rosetta._checkpoint import CheckpointError
+from rosetta import checkpoint
+from rosetta.checkpoint import CheckpointError
 
 
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "model.safetensors"
     tensors = {"w": torch.arange(6.0).reshape(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)}
-    fingerprint = _checkpoint.save(path, tensors, kind="thing", config={"dim": 3}, provenance={"seed": 1})
+    fingerprint = checkpoint.save(path, tensors, kind="thing", config={"dim": 3}, provenance={"seed": 1})
     return path, tensors, fingerprint
 
 
 def test_round_trip(saved):
     path, tensors, fingerprint = saved
-    found = _checkpoint.load(path, kind="thing")
+    found = checkpoint.load(path, kind="thing")
     assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
     assert (found.config, found.fingerprint) == ({"dim": 3}, fingerprint)
     assert found.provenance["seed"] == 1
@@ -33,9 +33,9 @@ def test_round_trip(saved):
 def test_fingerprint_sees_weights_and_config(saved):
     _, tensors, fingerprint = saved
     other = {**tensors, "w": tensors["w"] + 1e-6}
-    assert _checkpoint.fingerprint_of("thing", other, {"dim": 3}) != fingerprint
-    assert _checkpoint.fingerprint_of("thing", tensors, {"dim": 4}) != fingerprint
-    assert _checkpoint.fingerprint_of("thing", tensors, {"dim": 3}) == fingerprint
+    assert checkpoint.fingerprint_of("thing", other, {"dim": 3}) != fingerprint
+    assert checkpoint.fingerprint_of("thing", tensors, {"dim": 4}) != fingerprint
+    assert checkpoint.fingerprint_of("thing", tensors, {"dim": 3}) == fingerprint
 
 
 def test_a_flipped_bit_is_noticed(saved):
@@ -44,7 +44,7 @@ def test_a_flipped_bit_is_noticed(saved):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="corrupted: fingerprint"):
-        _checkpoint.load(path, kind="thing")
+        checkpoint.load(path, kind="thing")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -4])
@@ -52,15 +52,15 @@ def test_truncated(saved, keep):
     path, _, _ = saved
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="corrupted or not a safetensors file"):
-        _checkpoint.load(path, kind="thing")
+        checkpoint.load(path, kind="thing")
 
 
 def test_no_checkpoint_is_mistaken_for_a_pickle(tmp_path):
     """A safetensors file begins with its header's length, and every length must be readable."""
     for n in range(0, 260, 8):
         path = tmp_path / "model.safetensors"
-        _checkpoint.save(path, {"w": torch.ones(1)}, kind="thing", config={}, provenance={"note": "x" * n})
-        assert _checkpoint.load(path, kind="thing").provenance["note"] == "x" * n
+        checkpoint.save(path, {"w": torch.ones(1)}, kind="thing", config={}, provenance={"note": "x" * n})
+        assert checkpoint.load(path, kind="thing").provenance["note"] == "x" * n
 
 
 @pytest.mark.parametrize("document", ["not json", "{}", '{"format": "2"}', '{"format": 1, "kind": 3}', "[]"])
@@ -68,7 +68,7 @@ def test_foreign_headers(tmp_path, document):
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.ones(1)}, path, metadata={"rosetta": document})
     with pytest.raises(CheckpointError, match="its header is not that of a checkpoint"):
-        _checkpoint.load(path, kind="thing")
+        checkpoint.load(path, kind="thing")
 
 
 class Bomb:
@@ -83,7 +83,7 @@ def test_pickles_are_refused_unread(tmp_path, write):
     path = tmp_path / "model.pt"
     write(path)
     with pytest.raises(CheckpointError, match="is a pickle"):
-        _checkpoint.load(path, kind="thing")
+        checkpoint.load(path, kind="thing")
 
 
 def test_newer_format_and_strangers(saved, tmp_path):
@@ -92,29 +92,29 @@ def test_newer_format_and_strangers(saved, tmp_path):
     newer = tmp_path / "newer.safetensors"
     save_file(tensors, newer, metadata={"rosetta": json.dumps(header)})
     with pytest.raises(CheckpointError, match="newer than 1: upgrade"):
-        _checkpoint.load(newer, kind="thing")
+        checkpoint.load(newer, kind="thing")
     stranger = tmp_path / "stranger.safetensors"
     save_file(tensors, stranger)
     with pytest.raises(CheckpointError, match="not a rosetta checkpoint"):
-        _checkpoint.load(stranger, kind="thing")
+        checkpoint.load(stranger, kind="thing")
     with pytest.raises(CheckpointError, match="is of kind 'thing', not 'encoder'"):
-        _checkpoint.load(path, kind="encoder")
+        checkpoint.load(path, kind="encoder")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        _checkpoint.load(tmp_path / "none.safetensors", kind="thing")
+        checkpoint.load(tmp_path / "none.safetensors", kind="thing")
 
 
 def test_save_refuses_bad_paths(tmp_path):
     for path, message in ((tmp_path / "x.pt", "must end in"), (tmp_path / "no" / "x.safetensors", "does not exist")):
         with pytest.raises(ValueError, match=message):
-            _checkpoint.save(path, {}, kind="thing", config={}, provenance={})
+            checkpoint.save(path, {}, kind="thing", config={}, provenance={})
     assert not list(tmp_path.iterdir())
 
 
 def test_devices():
-    assert _checkpoint.device_of("cpu").type == "cpu"
+    assert checkpoint.device_of("cpu").type == "cpu"
     for name in ("gpu", "tpu:0"):
         with pytest.raises(ValueError, match=f"device '{name}' is not known"):
-            _checkpoint.device_of(name)
+            checkpoint.device_of(name)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device is available"):
-            _checkpoint.device_of("cuda")
+            checkpoint.device_of("cuda")

@@ -14,9 +14,12 @@ from astropy.nddata import NDData, StdDevUncertainty
 from astropy.table import QTable
 from regions import Regions
 
-from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair, _pipeline
+from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair
 from rosetta.cli import HEADS, _against_truth, main
 from rosetta.io import pair as pair_io
+from rosetta.pipeline.comparison import compare
+from rosetta.pipeline.products import write
+from rosetta.pipeline.run import STEPS, measure
 
 SHIFT = np.array([60.0, -40.0])  # mas
 
@@ -67,7 +70,7 @@ def sky():
 @pytest.fixture(scope="module")
 def models():
     from rosetta import CrossSurveyEncoder
-    from rosetta.core.vit import EncoderConfig
+    from rosetta.encoding.network import EncoderConfig
 
     config = EncoderConfig(
         dim=384, depth=1, heads=6, proj_dim=256, predictor_dim=32, predictor_depth=1, predictor_heads=2
@@ -82,8 +85,8 @@ def models():
 @pytest.fixture(scope="module")
 def result(sky, models):
     seen = []
-    found = _pipeline.measure(sky[0], **models, window=12.8 * u.arcsec, progress=lambda *at: seen.append(at))
-    assert tuple(step for step, done, _ in seen if done == 0) == _pipeline.STEPS == tuple(found.seconds)
+    found = measure(sky[0], **models, window=12.8 * u.arcsec, progress=lambda *at: seen.append(at))
+    assert tuple(step for step, done, _ in seen if done == 0) == STEPS == tuple(found.seconds)
     for step in ("encode", "deblend"):  # these move on within
         done = [d / total for name, d, total in seen if name == step]
         assert done == sorted(done) and len(set(done)) > 2 and done[-1] == 1
@@ -92,7 +95,7 @@ def result(sky, models):
 
 # ---------------------------------------------------------------------------- the main job
 def test_numbers_against_truth(result, sky):
-    numbers = _pipeline.compare(result, sky[1])
+    numbers = compare(result, sky[1])
     assert numbers["n_matched"] == 12
     assert sum(found for *_, found in numbers["completeness"]) == 12
     offset = numbers["offset"]
@@ -108,7 +111,7 @@ def test_numbers_follow_the_truth(result, sky):
     """A truth of twice the flux halves the ratio: the numbers are not written down anywhere."""
     truth = sky[1].copy()
     truth["flux_r"] = 2 * truth["flux_r"]
-    before, after = (_pipeline.compare(result, t)["flux"][0] for t in (sky[1], truth))
+    before, after = (compare(result, t)["flux"][0] for t in (sky[1], truth))
     assert after["bias"] == pytest.approx((1 + before["bias"]) / 2 - 1)
     assert after["coverage"] < 0.1 < before["coverage"]
 
@@ -117,12 +120,12 @@ def test_an_empty_catalogue_can_be_read_back(result, models, tmp_path):
     pytest.importorskip("matplotlib")
     scene = models["deblender"](result.embedding, result.catalog["sky_centroid"][:0])
     empty = replace(result, scene=scene, catalog=models["photometry"](result.embedding, scene))
-    _pipeline.write(empty, tmp_path / "out")
+    write(empty, tmp_path / "out")
     assert len(QTable.read(tmp_path / "out" / "catalogue.ecsv")) == 0
 
 
 def test_printed_table(result, sky):
-    lines = list(_against_truth(result, _pipeline.compare(result, sky[1])))
+    lines = list(_against_truth(result, compare(result, sky[1])))
     text = "\n".join(lines)
     assert lines[0].startswith("Sources    ")
     assert "mas east" in lines[1]
@@ -134,7 +137,7 @@ def test_printed_table(result, sky):
 def test_products(result, sky, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
-    written = _pipeline.write(result, out, truth=sky[1])
+    written = write(result, out, truth=sky[1])
     names = {"catalogue.ecsv", "models.fits", "offsets.ecsv", "overview.png", "sources.reg"}
     assert {path.name for path in written} == {path.name for path in out.iterdir()} == names
     catalog = QTable.read(out / "catalogue.ecsv")
@@ -167,14 +170,14 @@ def test_no_partial_output(result, tmp_path, monkeypatch):
     monkeypatch.setattr("rosetta.plotting.overview", lambda *a, **k: 1 / 0)
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError):
-        _pipeline.write(result, out)
+        write(result, out)
     assert not list(tmp_path.iterdir())
     out.mkdir()
     (out / "catalogue.ecsv").write_text("mine")
     with pytest.raises(ValueError, match="is not empty: choose another directory"):
-        _pipeline.write(result, out)
+        write(result, out)
     with pytest.raises(ZeroDivisionError):
-        _pipeline.write(result, out, overwrite=True)
+        write(result, out, overwrite=True)
     assert (out / "catalogue.ecsv").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -189,7 +192,7 @@ def test_goes_on_unaligned(sky, models):
         np.random.default_rng(9).normal(0, 3, ground.data.shape), wcs=ground.wcs, unit=u.nJy, psf=ground.psf,
         uncertainty=StdDevUncertainty(np.full(ground.data.shape, 3.0)),
     )
-    found = _pipeline.measure(SkyPair({"r": other}, dict(pair.space)), **models, window=12.8 * u.arcsec)
+    found = measure(SkyPair({"r": other}, dict(pair.space)), **models, window=12.8 * u.arcsec)
     assert found.offsets.meta["verdict"] == "abstain"
     assert len(found.catalog) >= 10
     assert np.all(np.asarray(found.catalog["flags"]) & int(Flag.UNALIGNED))
@@ -197,9 +200,9 @@ def test_goes_on_unaligned(sky, models):
 
 def test_one_survey_only(sky, models, tmp_path):
     pytest.importorskip("matplotlib")
-    found = _pipeline.measure(SkyPair(None, dict(sky[0].space)), **models, window=12.8 * u.arcsec)
+    found = measure(SkyPair(None, dict(sky[0].space)), **models, window=12.8 * u.arcsec)
     assert found.offsets is None
-    _pipeline.write(found, tmp_path / "out")
+    write(found, tmp_path / "out")
     assert not (tmp_path / "out" / "offsets.ecsv").exists()
 
 

@@ -15,18 +15,19 @@ from astropy.utils.masked import Masked
 from astropy.wcs import WCS, Sip
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
-from rosetta import Flag, JEPADeblender, SkyPair, _tiles
-from rosetta._boundary import planes
-from rosetta._detect import Reference, detect, point_variance, reference
-from rosetta._figures import RINGS, of_sources
-from rosetta._geometry import from_tangent, offset_coord
-from rosetta._measure import significance, sky_weight
-from rosetta.core import blend, pieces, templates
-from rosetta.core.design import Design
-from rosetta.core.mixture import render
-from rosetta.core.vit import EncoderConfig
-from rosetta.deblender import _occupants
-from rosetta.encoder import CrossSurveyEncoder
+from rosetta import Flag, JEPADeblender, SkyPair
+from rosetta.deblending import blend_probability, merging, shapes, tiles
+from rosetta.deblending.deblender import _occupants
+from rosetta.deblending.engine.design import Design
+from rosetta.deblending.engine.rendering import render
+from rosetta.deblending.features import RINGS, source_features
+from rosetta.detection.detection import Reference, detect, point_variance, reference
+from rosetta.encoding.encoder import CrossSurveyEncoder
+from rosetta.encoding.network import EncoderConfig
+from rosetta.images.image import band_images
+from rosetta.images.noise import significance
+from rosetta.images.positions import from_tangent, offset_coord
+from rosetta.images.sky import sky_weight
 
 CENTER = SkyCoord(53.1, -28.1, unit="deg")
 FWHM = {"g": 0.8, "i": 0.7, "VIS": 0.2, "H_E": 0.5}
@@ -100,7 +101,7 @@ def match(found, xy):
 
 
 def test_detection_finds_the_blend():
-    found = detect(planes(make_pair(XY, FLUX, MIXTURES)))
+    found = detect(band_images(make_pair(XY, FLUX, MIXTURES)))
     match(found, XY)
     assert len(found) == 4
     assert found.meta["band"] == "VIS"
@@ -117,14 +118,14 @@ def test_noise_of_shallow_coverage_is_no_source():
         variance[:, :20] *= 25.0
         data[:, :20] += rng.normal(0, np.sqrt(24.0) * SIGMA[band], (ny, 20))
         images[band] = NDData(data, unit=u.nJy, wcs=image.wcs, psf=image.psf, uncertainty=VarianceUncertainty(variance))
-    found = detect(planes(SkyPair(images, None)))
+    found = detect(band_images(SkyPair(images, None)))
     match(found, far)
     assert len(found) == 2
 
 
 def test_the_border_row_of_an_equal_grid_is_stacked():
     pair = make_pair(XY, FLUX, MIXTURES, sides=("ground",))
-    both = reference(planes(pair))
+    both = reference(band_images(pair))
     assert np.isclose(both.variance, 1.0 / (1.0 / SIGMA["g"] ** 2 + 1.0 / SIGMA["i"] ** 2), rtol=1e-3).all()
 
 
@@ -163,7 +164,7 @@ def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
     for band in result.bands:
         model = result.model(table["label"][whole], band)
         assert model.data.sum() == pytest.approx(result.flux(band)[whole].value, rel=2e-3)
-    monkeypatch.setattr(pieces, "MISFIT", np.inf)
+    monkeypatch.setattr(merging, "MISFIT", np.inf)
     shredded = deblender()(pair)
     assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
 
@@ -185,7 +186,7 @@ def test_table_columns_and_blendedness():
 
 
 def test_weights_do_not_know_the_sources_photons():
-    flat = planes(make_pair(XY, FLUX, MIXTURES))["VIS"]
+    flat = band_images(make_pair(XY, FLUX, MIXTURES))["VIS"]
     light = np.maximum(flat.data, 0)
     plane = flat.with_pixels(flat.data, (flat.variance + 2 * light).astype("f4"))
     np.testing.assert_allclose(sky_weight(plane), 1 / SIGMA["VIS"] ** 2, rtol=0.1)
@@ -204,7 +205,7 @@ def test_models_sum_to_fluxes_and_residuals_are_noise():
         assert residual.unit == u.nJy
         assert np.std(residual.data) == pytest.approx(SIGMA[band], rel=0.06)
         image = result.model(None, band).data + residual.data
-        np.testing.assert_allclose(image, planes(result.embedding.pair)[band].data, atol=1e-2)
+        np.testing.assert_allclose(image, band_images(result.embedding.pair)[band].data, atol=1e-2)
 
 
 def test_images_can_be_written_and_say_where_they_lie(tmp_path):
@@ -494,8 +495,8 @@ def known_sky(n):
 
 
 def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp_path):
-    monkeypatch.setattr(templates, "STEPS", 3)
-    monkeypatch.setattr(blend, "STEPS", 3)
+    monkeypatch.setattr(shapes, "STEPS", 3)
+    monkeypatch.setattr(blend_probability, "STEPS", 3)
     pairs, truths = known_sky(3)
     pairs[1] = make_pair(np.zeros((1, 2)), np.zeros(1), MIXTURES[:1])  # nothing there: a pair without rows
     path = tmp_path / "rows"
@@ -516,8 +517,8 @@ def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp
 
 
 def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(templates, "STEPS", 3)
-    monkeypatch.setattr(blend, "STEPS", 3)
+    monkeypatch.setattr(shapes, "STEPS", 3)
+    monkeypatch.setattr(blend_probability, "STEPS", 3)
     pairs, truths = known_sky(2)
     head, path = JEPADeblender(deblender().encoder), tmp_path / "rows"
     head.fit(pairs, truths, seed=3, checkpoint=path)
@@ -536,9 +537,9 @@ def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_pat
 
 
 def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
-    monkeypatch.setattr(templates, "STEPS", 80)
-    monkeypatch.setattr(blend, "STEPS", 80)
-    monkeypatch.setattr(templates, "BATCH", 16)
+    monkeypatch.setattr(shapes, "STEPS", 80)
+    monkeypatch.setattr(blend_probability, "STEPS", 80)
+    monkeypatch.setattr(shapes, "BATCH", 16)
     head = JEPADeblender(deblender().encoder)
     pairs, truths = known_sky(2)
     path = tmp_path / "deblender.safetensors"
@@ -557,8 +558,8 @@ def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
 )
 def test_the_network_shapes_only_where_it_earned_it(monkeypatch, tmp_path, better, learned):
     """Beyond doubt: the second case is a little better on average, and no more than chance would make it."""
-    monkeypatch.setattr(templates, "STEPS", 3)
-    monkeypatch.setattr(blend, "STEPS", 3)
+    monkeypatch.setattr(shapes, "STEPS", 3)
+    monkeypatch.setattr(blend_probability, "STEPS", 3)
     pairs, truths = known_sky(2)
     plain = deblender()
     judged = {"classical": [0.1, 0.11, 0.1], "learned": learned}
@@ -573,7 +574,7 @@ def test_the_network_shapes_only_where_it_earned_it(monkeypatch, tmp_path, bette
 def test_stars_are_no_wider_than_the_psf_measures():
     """A PSF with wings: under its core's width alone, every bright star would count as a small galaxy."""
     pair = make_pair(XY, FLUX, np.stack([MIXTURES[3]] * 4))
-    plane = planes(pair)["VIS"]
+    plane = band_images(pair)["VIS"]
     narrow, wide = gaussian_psf(0.2, 0.1), gaussian_psf(0.7, 0.1)
     half = wide.shape[0] // 2
     psf = 0.25 * wide
@@ -633,12 +634,12 @@ def test_a_saturated_star_is_a_point():
 
 # --------------------------------------------------------------------------------------------------- large fields
 def test_tiles_share_the_sky_and_see_their_neighbours_margins(monkeypatch):
-    field = planes(make_pair(XY, FLUX, MIXTURES))
-    (whole,) = _tiles.tiles(field)
+    field = band_images(make_pair(XY, FLUX, MIXTURES))
+    (whole,) = tiles.tiles(field)
     assert {band: piece.shape for band, piece in whole.cut(field).items()} == {b: p.shape for b, p in field.items()}
-    monkeypatch.setattr(_tiles, "CORE", 8.0)
-    monkeypatch.setattr(_tiles, "MARGIN", 3.0)
-    several = _tiles.tiles(field)
+    monkeypatch.setattr(tiles, "CORE", 8.0)
+    monkeypatch.setattr(tiles, "MARGIN", 3.0)
+    several = tiles.tiles(field)
     far = from_tangent(np.random.default_rng(3).uniform(-60, 60, (200, 2)), CENTER)  # beyond the images too
     assert len(several) > 3 and np.all(sum(tile.owns(far).astype(int) for tile in several) == 1)
     for tile in several:
@@ -653,11 +654,11 @@ def test_tiles_share_the_sky_and_see_their_neighbours_margins(monkeypatch):
 def test_several_tiles_give_the_scene_of_one(monkeypatch):
     pair = make_pair(XY, FLUX, MIXTURES)
     one = deblender()(pair)
-    monkeypatch.setattr(_tiles, "CORE", 8.0)
-    monkeypatch.setattr(_tiles, "MARGIN", 4.0)
+    monkeypatch.setattr(tiles, "CORE", 8.0)
+    monkeypatch.setattr(tiles, "MARGIN", 4.0)
     seen = []
     many = deblender()(pair, progress=lambda *at: seen.append(at))
-    assert len(_tiles.tiles(planes(pair))) > 3 and seen[-1][0] == seen[-1][1] == len(seen)
+    assert len(tiles.tiles(band_images(pair))) > 3 and seen[-1][0] == seen[-1][1] == len(seen)
     a, b = one.to_table(), many.to_table()
     assert len(a) == len(b)
     index, separation, _ = a["sky_centroid"].match_to_catalog_sky(b["sky_centroid"])
@@ -678,7 +679,7 @@ def test_several_tiles_give_the_scene_of_one(monkeypatch):
 
 def test_a_tile_without_a_band_says_so(monkeypatch):
     """Given positions, one of them off the space image: rows in the order given, and no space flux there."""
-    monkeypatch.setattr(_tiles, "CORE", 8.0)
+    monkeypatch.setattr(tiles, "CORE", 8.0)
     pair = make_pair(XY, FLUX, MIXTURES)
     places = np.concatenate([XY[::-1], [[200.0, 0.0]]])
     scene = deblender()(pair, from_tangent(places, CENTER))
@@ -726,12 +727,12 @@ def hidden_neighbour(share, sides=("ground",)):
 def test_rings_show_where_a_neighbour_hides():
     alone, blended = hidden_neighbour(0.0), hidden_neighbour(0.3)
     for scene, shown in ((alone, False), (blended, True)):
-        left = sum(fit.left[0] for fit in scene._fits.values()) / np.sqrt(2)
+        left = sum(fit.residual_snr[0] for fit in scene._fits.values()) / np.sqrt(2)
         at = RINGS[np.argmax(left)]
         assert (left.max() > 8) == shown
         assert not shown or (at[1] > 0.5 and abs(at[0]) < 0.5)
-    figures = [of_sources(scene) for scene in (alone, blended, hidden_neighbour(0.3, ("ground", "space")))]
-    assert all(f.shape == (1, blend.N_FIGURE) and np.isfinite(f).all() for f in figures)
+    found = [source_features(scene) for scene in (alone, blended, hidden_neighbour(0.3, ("ground", "space")))]
+    assert all(f.shape == (1, blend_probability.N_FEATURE) and np.isfinite(f).all() for f in found)
 
 
 def test_significance_is_that_of_a_point_source():
@@ -751,18 +752,18 @@ def test_significance_is_that_of_a_point_source():
 def test_rows_hold_both_sides_and_the_ground_alone():
     (pair,), (truth,) = known_sky(1)
     rows = deblender()._training_rows(pair, truth)
-    assert rows["figures"].shape == (len(rows["several"]), blend.N_FIGURE)
+    assert rows["features"].shape == (len(rows["is_blend"]), blend_probability.N_FEATURE)
     both, ground = (deblender()(make_pair(XY, FLUX, MIXTURES, sides=s)) for s in (("ground", "space"), ("ground",)))
-    expected = of_sources(both)
-    np.testing.assert_allclose(rows["figures"][: len(expected)], expected, rtol=1e-4, atol=1e-4)
+    expected = source_features(both)
+    np.testing.assert_allclose(rows["features"][: len(expected)], expected, rtol=1e-4, atol=1e-4)
     near = from_tangent(XY, CENTER).match_to_catalog_sky(ground.to_table()["sky_centroid"])[0]
-    assert len(rows["figures"]) == len(both) + len(set(near))  # not what the ground found beside them
-    assert not rows["several"][: len(both)].any()  # the space image tells the two galaxies apart
+    assert len(rows["features"]) == len(both) + len(set(near))  # not what the ground found beside them
+    assert not rows["is_blend"][: len(both)].any()  # the space image tells the two galaxies apart
 
 
 def test_a_source_without_a_pixel_has_no_probability(monkeypatch):
-    monkeypatch.setattr(templates, "STEPS", 3)
-    monkeypatch.setattr(blend, "STEPS", 3)
+    monkeypatch.setattr(shapes, "STEPS", 3)
+    monkeypatch.setattr(blend_probability, "STEPS", 3)
     head = JEPADeblender(deblender().encoder).fit(*known_sky(2), seed=3)
     places = from_tangent(np.concatenate([XY, [[60.0, 0.0]]]), CENTER)
     probability = head(known_sky(1)[0][0], places).to_table()["blend_probability"]

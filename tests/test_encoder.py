@@ -11,10 +11,10 @@ from astropy.nddata import NDData
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
-from rosetta import HSC, HST_ACS, CrossSurveyEncoder, Flag, SkyPair, _checkpoint
-from rosetta._checkpoint import CheckpointError
-from rosetta._geometry import from_tangent, tangent
-from rosetta.core.training import TrainConfig
+from rosetta import HSC, HST_ACS, CrossSurveyEncoder, Flag, SkyPair, checkpoint
+from rosetta.checkpoint import CheckpointError
+from rosetta.encoding.pretraining import TrainConfig
+from rosetta.images.positions import from_tangent, tangent
 
 
 @pytest.fixture
@@ -171,11 +171,11 @@ def test_save_and_load(tiny_encoder, embedding, pair, tmp_path):
 def test_another_architecture_is_refused(tiny_encoder, tmp_path):
     path = tmp_path / "encoder.safetensors"
     tensors = tiny_encoder._model.packed()
-    _checkpoint.save(path, tensors, kind="encoder", config={"layers": 3}, provenance={})
+    checkpoint.save(path, tensors, kind="encoder", config={"layers": 3}, provenance={})
     with pytest.raises(CheckpointError, match="another architecture"):
         CrossSurveyEncoder.from_pretrained(path)
     tensors.pop(next(iter(tensors)))
-    _checkpoint.save(path, tensors, kind="encoder", config=asdict(tiny_encoder._config), provenance={})
+    checkpoint.save(path, tensors, kind="encoder", config=asdict(tiny_encoder._config), provenance={})
     with pytest.raises(CheckpointError, match="another architecture"):
         CrossSurveyEncoder.from_pretrained(path)
 
@@ -216,7 +216,7 @@ TINY_TRAINING = TrainConfig(steps=2, phases=((1.0, 12.8, 4),), log_every=1, save
 
 
 def test_fit_trains_measures_and_names_what_it_leaves_out(tiny_encoder, make_image, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("rosetta.core.inference._MEASURED", 16)
+    monkeypatch.setattr("rosetta.encoding.inference._MEASURED", 16)
     before = tiny_encoder.fingerprint
     steps = []
     result = tiny_encoder.fit(

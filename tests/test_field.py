@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from rosetta._band_fields import band_fields
-from rosetta._offsets import BandOffsets
-from rosetta.core.field import evaluate, fit_field, on_top_of, predict_held_out
+from rosetta.astrometry.band_fields import band_fields
+from rosetta.astrometry.field import evaluate, fit_field, on_top_of, predict_held_out
+from rosetta.astrometry.measurement import BandOffsets
 
 
 def sources(seed, n=80, sigma=(0.3, 5.0)):

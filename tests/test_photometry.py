@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from rosetta import EmbeddingPhotometry, Flag, JEPADeblender, _checkpoint
-from rosetta._geometry import from_tangent
-from rosetta.core import calibrate
-from rosetta.core.vit import EncoderConfig
-from rosetta.encoder import CrossSurveyEncoder
+from rosetta import EmbeddingPhotometry, Flag, JEPADeblender, checkpoint
+from rosetta.encoding.encoder import CrossSurveyEncoder
+from rosetta.encoding.network import EncoderConfig
+from rosetta.images.positions import from_tangent
+from rosetta.photometry import error_model
 
 # Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
 _spec = importlib.util.spec_from_file_location("deblender_scenes", Path(__file__).with_name("test_deblender.py"))
@@ -85,7 +85,7 @@ def test_an_empty_scene_gives_an_empty_catalogue():
 
 
 def test_training_calibrates_the_errors(monkeypatch, tmp_path):
-    monkeypatch.setattr(calibrate, "STEPS", 150)
+    monkeypatch.setattr(error_model, "STEPS", 150)
     rng = np.random.default_rng(5)
     pairs, truths = [], []
     for seed in range(3):
@@ -129,7 +129,7 @@ def test_a_bundled_deblender_is_used_where_it_belongs_and_never_swallowed(monkey
     """Which one is decided by fingerprints; a damaged file stops the program."""
     pair, places = make_pair(XY, FLUX, MIXTURES), from_tangent(XY, CENTER)
     path = tmp_path / "deblender.safetensors"
-    monkeypatch.setattr(_checkpoint, "bundled", lambda kind: tmp_path / f"{kind}.safetensors")
+    monkeypatch.setattr(checkpoint, "bundled", lambda kind: tmp_path / f"{kind}.safetensors")
     used = EmbeddingPhotometry(deblender().encoder)(pair, places)  # none is bundled
     assert used.meta["rosetta"]["options"]["deblender"] == "untrained" and "no bundled deblender" in caplog.text
     trained = JEPADeblender(deblender().encoder)
@@ -146,7 +146,7 @@ def test_a_bundled_deblender_is_used_where_it_belongs_and_never_swallowed(monkey
     assert str(head._deblender()._device) == "cpu"
 
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(_checkpoint.CheckpointError, match="corrupted"):
+    with pytest.raises(checkpoint.CheckpointError, match="corrupted"):
         EmbeddingPhotometry(deblender().encoder)(pair, places)
     monkeypatch.setattr(JEPADeblender, "from_pretrained", lambda **_: int("no number"))
     trained.save(path)
@@ -189,15 +189,15 @@ def test_unmeasured_fluxes_do_not_poison_the_error_network():
     rng = np.random.default_rng(0)
     true = rng.uniform(10, 1000, 1200)
     data = {
-        "features": rng.normal(size=(len(true), calibrate.N_FEATURE)).astype(np.float32),
+        "features": rng.normal(size=(len(true), error_model.N_FEATURE)).astype(np.float32),
         "true": true,
         "error": np.full(len(true), 5.0),
         "flux": true * (1 + 0.2 * rng.normal(size=true.shape)),
     }
     data["flux"][::7] = np.nan
     data["error"][::5] = np.nan
-    network = calibrate.seeded({"width": 8}, 0)
-    calibrate.train(network, data, data, seed=0)
-    widen, extra = calibrate.predict(network, data["features"])
+    network = error_model.seeded({"width": 8}, 0)
+    error_model.train(network, data, data, seed=0)
+    widen, extra = error_model.predict(network, data["features"])
     relative = np.hypot(widen * 5.0, extra * true) / true
     assert np.median(relative) == pytest.approx(0.2, rel=0.25)

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.patches import Ellipse  # noqa: E402
 
-from rosetta import plotting  # noqa: E402
+from rosetta import plotting
 
 CENTER = SkyCoord(53.1, -28.1, unit="deg")
 

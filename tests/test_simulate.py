@@ -12,7 +12,7 @@ from scipy.signal import fftconvolve
 galsim = pytest.importorskip("galsim", reason="the simulator needs the extra 'sim'")
 pytest.importorskip("speclite", reason="the simulator needs the extra 'sim'")
 
-from rosetta.core.moments import adaptive_moments  # noqa: E402
+from rosetta.images.moments import adaptive_moments  # noqa: E402
 from rosetta.simulate import AstrometricError, TrainingSet, read_tile, simulate_pair, write_training_set  # noqa: E402
 from rosetta.simulate.dataset import render_base, truth_table  # noqa: E402
 from rosetta.simulate.mixtures import half_light_radii, scene_mixtures  # noqa: E402

@@ -12,7 +12,7 @@ pytest.importorskip("galsim", reason="the simulator needs the extra 'sim'")
 pytest.importorskip("speclite", reason="the simulator needs the extra 'sim'")
 
 from rosetta import EUCLID, RUBIN, SkyPair  # noqa: E402
-from rosetta.core.moments import adaptive_moments, half_maximum_width  # noqa: E402
+from rosetta.images.moments import adaptive_moments, half_maximum_width  # noqa: E402
 from rosetta.simulate import ObservedSet, dataset, observe, observed, write_training_set  # noqa: E402
 from rosetta.simulate.dataset import render_base  # noqa: E402
 from rosetta.simulate.pair import _tan  # noqa: E402

@@ -13,7 +13,7 @@ from astropy.wcs import WCS
 
 from .. import surveys as _surveys
 from ..flags import Flag
-from ..sky import SIDES, SkyPair
+from ..pair import SIDES, SkyPair
 from ._fits import as_path, celestial_wcs, native, open_fits
 
 __all__ = ["read", "write"]

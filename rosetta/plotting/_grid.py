@@ -5,7 +5,7 @@ import astropy.units as u
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from .._geometry import tangent
+from ..images.positions import tangent
 
 _MAX_GRID = 600  # pixels a side of a picture
 

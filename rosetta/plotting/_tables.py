@@ -3,7 +3,7 @@
 
 import astropy.units as u
 
-from .._pipeline import joint_offset
+from ..astrometry.solution import joint_offset
 
 
 def uncorrected(coord, offsets):

@@ -6,7 +6,7 @@ from textwrap import fill
 import astropy.units as u
 import numpy as np
 
-from .._pipeline import joint_offset
+from ..astrometry.solution import joint_offset
 from ._grid import offsets_of, sky_axes
 from ._style import BLUE, GREY, ORANGE, axes_of, pull_histogram, unit_gaussian
 

@@ -6,8 +6,8 @@ from itertools import cycle
 import astropy.units as u
 import numpy as np
 
-from .._pipeline import match
 from ..flags import Flag
+from ..matching import match
 from ._style import BLUE, GREEN, ORANGE, RED, axes_of, pull_histogram, unit_gaussian
 from ._tables import bands_of, chosen_bands
 

@@ -17,7 +17,7 @@ from astropy.table import QTable
 from astropy.utils.console import ProgressBar
 from safetensors.numpy import save
 
-from .._geometry import from_tangent
+from ..images.positions import from_tangent
 from ..surveys import EUCLID, RUBIN
 from .mixtures import half_light_radii, moments, scene_mixtures
 from .population import FAMILIES, draw_scene

@@ -8,7 +8,7 @@ import numpy as np
 from astropy.nddata import NDData, VarianceUncertainty
 from scipy import fft
 
-from ..sky import SkyPair
+from ..pair import SkyPair
 from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
 from .psf import NATIVE_PIXEL, FieldPSF
 from .reader import TrainingSet

@@ -7,7 +7,7 @@ from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
 
-from ..sky import SkyPair
+from ..pair import SkyPair
 from ..surveys import EUCLID, RUBIN
 from .astrometry import AstrometricError
 from .dataset import truth_table

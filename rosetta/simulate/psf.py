@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.optimize import brentq
 
-from ..core.moments import adaptive_moments
+from ..images.moments import adaptive_moments
 
 __all__ = ["FieldPSF", "draw_psf"]
 

@@ -13,7 +13,7 @@ from astropy.table import QTable
 from astropy.wcs import WCS
 from safetensors import SafetensorError, safe_open
 
-from ..sky import SkyPair
+from ..pair import SkyPair
 from .dataset import TILE_FORMAT
 
 __all__ = ["TrainingSet", "read_tile"]

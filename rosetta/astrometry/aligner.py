@@ -1,0 +1,647 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""`LearnedAligner`: the two surveys on one astrometric frame, with an honest error or a clear refusal."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
+from astropy.table import QTable, Table, vstack
+from astropy.wcs import WCS
+from scipy.interpolate import RectBivariateSpline
+
+from ..flags import Flag
+from ..head import Head
+from ..images.image import band_images
+from ..images.positions import offset_coord, tangent
+from ..pair import SkyPair
+from . import band_fields, corrected_wcs, excess_noise, measurement
+from . import field as offset_field
+
+__all__ = ["AlignmentError", "LearnedAligner"]
+
+log = logging.getLogger("rosetta")
+
+MAS = u.mas
+COARSE_SIGNIFICANCE = 8.0  # of the correlation peak, to start from it
+COARSE_RIVAL = 1.3  # how much higher it must be than any other peak
+COARSE_ERROR = 100.0  # mas, of an offset that only the correlation supports
+COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources,
+COARSE_ALONE_RIVAL = 6.0  # and how far above any other peak: few bright sources make high chance peaks
+
+
+class AlignmentError(ValueError):
+    """The data do not support an alignment; the message says why."""
+
+
+class LearnedAligner(Head):
+    """Offsets between ground and space frames, per source and as a smooth field.
+
+    Each source of the reference image (VIS, else the sharpest space band), brought to a band's PSF, is fitted to that
+    band's native pixels by weighted least squares for position, flux and background; the noise of both images is
+    propagated. A large initial error is first found by cross-correlation. The PSF need not be right, nor given: it is
+    corrected on what the brightest sources show. A field (shift, affine, polynomial or Gaussian process, whichever
+    predicts left-out sources best) goes through all sources.
+
+    Sources stray from their frame beyond pixel noise. How far is fitted on the data at hand, apart for point sources
+    (stars move) and for all others (colour gradients). A small network reads the frozen tokens at each source and adds
+    its own opinion of which ones stray; how much that counts is fitted as well, and it cannot move a source. It
+    knows what its training pairs hold and no more: colour gradients and blends, but proper motion only where sources
+    moved between the two images of a pair (tiles observed twice through `rosetta.simulate` are one sky, without
+    motion).
+
+    Sign: corrected position = ground position + offset. Offsets are (east, north), east being
+    d(RA) cos(Dec).
+
+    Parameters
+    ----------
+    encoder : `~rosetta.CrossSurveyEncoder`, optional
+        None: the bundled one, loaded when needed. An aligner that was neither fitted nor loaded works
+        without the network.
+
+    Examples
+    --------
+    >>> from rosetta import LearnedAligner
+    >>> offsets = LearnedAligner.from_pretrained()(embedding)  # doctest: +SKIP
+    >>> offsets.meta["verdict"]  # doctest: +SKIP
+    'ok'
+    """
+
+    _kind = "aligner"
+    _default_config = {"token_dim": 384, "width": 32}
+
+    @staticmethod
+    def _build(config):
+        return excess_noise.ExcessNoise(**config)
+
+    def __init__(self, encoder=None):
+        super().__init__(encoder)
+
+    def __call__(self, x, *, bands=None, model="auto"):
+        """Measure the offsets.
+
+        Parameters
+        ----------
+        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+            With both sides.
+        bands : sequence of str, optional
+            Bands to measure (default: all but the reference), by any of their names.
+        model : str
+            "auto" (chosen by leave-one-out likelihood), "shift", "affine", "polynomial2", "polynomial3", "gp" or
+            "affine+gp".
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            A row per source and band: ``label``, ``sky_centroid`` (reference frame), ``band`` (a band, or "joint": all
+            ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr`` (correlation of the
+            two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``: ``verdict`` ("ok",
+            "coarse": only the cross-correlation worked; all ground rows hold its offset and are flagged
+            COARSE_ALIGNMENT, space bands have none; or "abstain": offsets are NaN and rows are flagged
+            UNALIGNED), ``reason``, ``center``, ``model`` (one field per band, for
+            `rosetta.astrometry.field.evaluate`), ``reference``, ``coarse`` and provenance. Errors include the fitted
+            scatter.
+
+        Raises
+        ------
+        TypeError
+            If ``x`` is neither a pair nor an embedding.
+        ValueError
+            If a side is missing, or a band or the model is not known.
+        """
+        if isinstance(x, SkyPair):
+            _check_sides(x)
+        embedding = self._embedding(x)
+        pair = embedding.pair
+        _check_sides(pair)
+        if model != "auto" and model not in offset_field.MODELS:
+            raise ValueError(f"model must be 'auto' or one of {', '.join(offset_field.MODELS)}; got {model!r}")
+        planes = band_images(pair)
+        reference = _reference_band(planes)
+        wanted = _wanted_bands(pair, planes, reference, bands)
+        sources = measurement.find_sources(planes, reference)
+        found = _measure(planes, sources, wanted)
+        extras = {}
+        if self._provenance.get("trained"):
+            tokens = _tokens(embedding, sources)
+            for part in found.parts:
+                extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
+        meta = self._provenance_of(embedding, bands=wanted, model=model)
+        meta["reference"] = reference
+        return _table(planes, sources, found, extras, model, meta)
+
+    def correct_wcs(self, wcs, offsets, *, band="joint", form="sip"):
+        """A new WCS that carries the offset field.
+
+        Parameters
+        ----------
+        wcs : APE-14 WCS
+            Of a ground image (or of the band the field was measured in). It is not modified.
+        offsets : `~astropy.table.QTable`
+            From this aligner.
+        band : str
+            Whose field: a band of ``offsets`` or "joint".
+        form : {"sip", "lookup", "tan"}
+            TAN-SIP up to order 5; TAN with a FITS lookup table (holds any smooth field; write it with
+            ``WCS.to_fits``, since ``CCDData.write`` drops it); or the linear part only, in CRVAL and CD, which
+            leaves the SIP terms of a TAN-SIP input as they are.
+
+        Returns
+        -------
+        `~astropy.wcs.WCS`
+            ICRS. The largest approximation error is logged; `align` states it in its ``meta``. It holds for the
+            region that was fitted: the image, where ``wcs.pixel_shape`` (else ``wcs.pixel_bounds``) tells its size,
+            or the box around the sources in ``offsets`` with a margin of 5 % and 5 pixels. Set ``pixel_shape``
+            where the image is not that large; outside of the region a polynomial is good for nothing.
+
+        Raises
+        ------
+        AlignmentError
+            If the alignment abstained.
+        TypeError, ValueError
+            If ``offsets`` is not the aligner's table with its ``meta``, ``wcs`` is no WCS, or the form or the band is
+            not known.
+        """
+        return _correct(wcs, offsets, band, form)[0]
+
+    def align(self, pair):
+        """All ground images with corrected WCS; their pixels are untouched.
+
+        Parameters
+        ----------
+        pair : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+
+        Returns
+        -------
+        dict of str to `~astropy.nddata.CCDData`
+            As checked by the pair (nJy, variance, mask, PSF), with a TAN-SIP WCS; ``write`` keeps all of it, and
+            ``meta`` as far as a FITS header can hold it. Added there: ``ALIGN`` (verdict), ``ALIGNMOD`` and
+            ``ALIGNFRM`` (kind of field, and the band whose it is), ``ALIGNRES`` (largest approximation error of the
+            WCS, mas), ``ALIGNSIG`` (typical error of the field, mas).
+
+        Raises
+        ------
+        AlignmentError
+            If the data do not support an alignment.
+        """
+        offsets = self(pair)
+        _check_usable(offsets)
+        pair = pair if isinstance(pair, SkyPair) else pair.pair
+        aligned = {}
+        for band, image in pair.ground.items():
+            wcs, residual = _correct(image.wcs, offsets, band, "sip", image.data.shape)
+            model = offsets.meta["model"]["bands"][band]
+            rows = offsets["band"] == "joint"
+            xy = tangent(offsets["sky_centroid"][rows], offsets.meta["center"])
+            cov = offset_field.evaluate(model, xy)[1]
+            statement = {  # keywords and values that a FITS header can hold
+                "ALIGN": offsets.meta["verdict"],
+                "ALIGNMOD": model["kind"],
+                "ALIGNFRM": model.get("borrowed", band),
+                "ALIGNRES": residual,
+                "ALIGNSIG": float(np.sqrt(np.median(np.trace(cov, axis1=1, axis2=2)) / 2)),
+            }
+            aligned[band] = CCDData(
+                image.data.copy(),
+                unit=image.unit,
+                wcs=wcs,
+                mask=image.mask.copy(),
+                uncertainty=VarianceUncertainty(image.uncertainty.array.copy()),
+                psf=image.psf,
+                meta={**_cards(image.meta), **statement},
+            )
+        return aligned
+
+    def field(self, offsets, wcs, shape, *, band="joint"):
+        """The offset field on a pixel grid.
+
+        Parameters
+        ----------
+        offsets : `~astropy.table.QTable`
+            From this aligner.
+        wcs : APE-14 WCS
+            Of the grid, in the uncorrected frame of the band: a pixel's true position is its position there plus the
+            offset.
+        shape : tuple of int
+            (ny, nx).
+        band : str
+            Whose field.
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`, data of shape (2, ny, nx), mas
+            Planes: offset to the east and to the north; ``uncertainty`` is their standard deviation. The WCS is that
+            of the last two axes (None where ``wcs`` is not a `astropy.wcs.WCS`).
+
+        Raises
+        ------
+        AlignmentError
+            If the alignment abstained.
+        TypeError, ValueError
+            If ``offsets`` is not the aligner's table with its ``meta``, the band is not known, ``wcs`` is no WCS, or
+            ``shape`` is not that of an image of 2 x 2 pixels or more.
+        """
+        _check_usable(offsets)
+        if not hasattr(wcs, "pixel_to_world"):
+            raise TypeError(f"wcs must be a WCS, got {type(wcs).__name__}")
+        if np.shape(shape) != (2,) or not all(n >= 2 for n in shape):
+            raise ValueError(f"shape must be (ny, nx), 2 or more each, got {shape!r}")
+        ny, nx = shape
+        # The field is smooth: ask it at some nodes and interpolate.
+        nodes = [np.linspace(0, n - 1, int(np.clip(n // 8, 4, 65))) for n in (ny, nx)]
+        y, x = np.meshgrid(*nodes, indexing="ij")
+        header = wcs.pixel_to_world(x.ravel(), y.ravel())
+        true = corrected_wcs.true_position(header, _field_of(offsets, band))
+        xy = tangent(true, offsets.meta["center"])
+        mean, cov = offset_field.evaluate(offsets.meta["model"], xy, band=band)
+        planes = np.concatenate([mean, np.sqrt(cov[:, [0, 1], [0, 1]])], 1).T.reshape(4, *x.shape)
+        fine = np.arange(ny), np.arange(nx)
+        planes = np.stack([RectBivariateSpline(*nodes, p)(*fine) for p in planes]).astype(np.float32)
+        return CCDData(
+            planes[:2], unit=MAS, uncertainty=StdDevUncertainty(planes[2:]), wcs=wcs if isinstance(wcs, WCS) else None,
+            meta={"PLANE1": "d_ra_cosdec", "PLANE2": "d_dec", "band": band},
+        )
+
+    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
+        """Learn how far sources stray from their frame. The encoder stays frozen.
+
+        Only what strays in ``pairs`` is learnt: without proper motion between the two images there, none is
+        allowed for on other sky.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            Read one at a time.
+        truth : sequence of `~astropy.table.QTable`, optional
+            Parallel to ``pairs``: ``sky_centroid``, ``d_ra_cosdec``, ``d_dec`` (as from `rosetta.simulate`).
+            None: a known shift is injected into each ground WCS, and sources are compared with that shift plus the
+            field that all other sources define.
+        seed : int
+        checkpoint : path-like, optional
+            ``.npz`` file with the measurements so far: an interrupted run on the same pairs resumes from it.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If ``truth`` is not as long as ``pairs``, the pairs give too few sources, or ``checkpoint`` is of
+            another encoder, seed, kind of truth or of other pairs.
+        """
+        if truth is not None and len(truth) != len(pairs):
+            raise ValueError(f"truth has {len(truth)} entries, pairs has {len(pairs)}: they must be parallel")
+        owner = "" if checkpoint is None else _owner(self.encoder, pairs, truth, seed)
+        rows = _load_rows(checkpoint, owner)
+        done = int(rows["done"]) if rows else 0
+        for index in range(done, len(pairs)):
+            new = self._training_rows(pairs[index], None if truth is None else truth[index], index, seed)
+            rows = _append(rows, new, index)
+            if checkpoint is not None:
+                _save_rows(checkpoint, rows, owner)
+        if not rows or len(rows["group"]) < 20:
+            raise ValueError(f"pairs gave {len(rows['group']) if rows else 0} usable sources, 20 are needed: add pairs")
+        dim = rows["ground"].shape[1]
+        self._config = {**self._config, "token_dim": int(dim)}
+        self._network = excess_noise.seeded(self._config, seed)
+        names = ("ground", "space", "scalars", "residual", "cov", "group")
+        report = excess_noise.train(self._network, *(rows[name] for name in names), seed=seed)
+        self._provenance = {"trained": True, "seed": seed, "truth": truth is not None, **report}
+        self._fingerprint = None
+        return self
+
+    def _training_rows(self, pair, truth, index, seed):
+        """Tokens, scalars, residuals and covariances of the usable sources of one pair; None if it has none."""
+        _check_sides(pair)
+        embedding = self.encoder(pair)
+        planes = band_images(pair)
+        reference = _reference_band(planes)
+        sources = measurement.find_sources(planes, reference)
+        wanted = [band for band in planes if planes[band].side == "ground"]
+        injected = np.zeros(2)
+        if truth is None:
+            injected = np.random.default_rng([seed, index]).normal(0.0, 50.0, 2)  # mas
+            planes = {
+                band: replace(p, wcs=_Shifted(p.wcs, 1e-3 * injected)) if p.side == "ground" else p
+                for band, p in planes.items()
+            }
+        found = _measure(planes, sources, wanted)
+        if found.verdict != "ok":
+            log.warning("pairs[%d] left out of training: %s", index, found.reason)
+            return None
+        tokens = _tokens(embedding, sources)
+        if truth is not None and len(truth):
+            match, apart, _ = sources.sky.match_to_catalog_sky(truth["sky_centroid"])
+            known = np.stack([truth[c].to_value(MAS)[match] for c in ("d_ra_cosdec", "d_dec")], -1)
+            matched = apart.arcsec < 0.3
+        parts = []
+        for part in found.parts:
+            use = part.usable.copy()
+            if truth is not None:
+                use &= matched
+                residual = (part.offset - known)[use]
+                cov = part.cov[use]
+            elif use.sum() >= 10:
+                # What is known of the header error is the injected shift; the rest is the field of the others.
+                rest = part.offset[use] + injected
+                mean, spare = offset_field.predict_held_out(sources.xy[use], rest, part.cov[use])
+                residual, cov = rest - mean, part.cov[use] + spare
+            else:
+                continue
+            parts.append({
+                "ground": tokens[0][use], "space": tokens[1][use], "scalars": _scalars(part, sources)[use],
+                "residual": residual, "cov": cov, "group": np.full(use.sum(), index),
+            })
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else None
+
+
+class _Shifted:
+    """A WCS whose sky positions are moved by a constant (east, north) in arcsec."""
+
+    def __init__(self, wcs, shift):
+        self._wcs, self._shift = wcs, shift
+
+    def pixel_to_world(self, x, y):
+        return offset_coord(self._wcs.pixel_to_world(x, y), *self._shift)
+
+    def world_to_pixel(self, sky):
+        return self._wcs.world_to_pixel(offset_coord(sky, *-self._shift))
+
+
+class _Found:
+    """Measurements of a pair, with the verdict on them."""
+
+    def __init__(self, parts, joint, verdict, reason, match):
+        self.parts, self.joint, self.verdict, self.reason, self.match = parts, joint, verdict, reason, match
+
+
+def _check_sides(pair):
+    for side in ("ground", "space"):
+        if getattr(pair, side) is None:
+            raise ValueError(f"x has no {side} side: the aligner needs both surveys")
+
+
+def _reference_band(planes):
+    """VIS where it has data, else the sharpest space band."""
+    if "VIS" in planes:
+        return "VIS"
+    return min((p for p in planes.values() if p.side == "space"), key=lambda p: p.fwhm).band
+
+
+def _wanted_bands(pair, planes, reference, bands):
+    if bands is None:
+        return [band for band in planes if band != reference]
+    if isinstance(bands, str):
+        raise TypeError(f"bands must be a sequence of band names, got the string {bands!r}")
+    wanted = []
+    names = {}
+    for band, plane in planes.items():
+        names.update(dict.fromkeys(pair.survey(plane.side)[band].aliases, band))
+    names.update({band: band for band in planes})  # a name proper is stronger than an alias
+    for name in bands:
+        band = names.get(name)
+        if band is None or band == reference:
+            known = ", ".join(band for band in planes if band != reference)
+            raise ValueError(f"bands: {name!r} cannot be measured against {reference}; this pair has: {known}")
+        if band not in wanted:
+            wanted.append(band)
+    if not any(planes[band].side == "ground" for band in wanted):
+        raise ValueError(f"bands must name at least one ground band ({', '.join(pair.ground)})")
+    return wanted
+
+
+def _cards(meta):
+    """What a FITS header can hold of ``meta``."""
+    kinds = (str, bool, int, float, np.number)
+    return {
+        key: value for key, value in meta.items()
+        if isinstance(key, str) and key and len(key) <= 8 and isinstance(value, kinds) and "\n" not in str(value)
+    }
+
+
+def _measure(planes, sources, wanted):
+    """Coarse step, then every band; `_Found`."""
+    if len(sources.xy) < measurement.MIN_SOURCES:
+        return _Found([], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
+    match = measurement.coarse_match(planes, sources)
+    believed = (
+        match is not None
+        and match.significance > COARSE_SIGNIFICANCE
+        and match.significance > COARSE_RIVAL * match.rival
+    )
+    start = match.offset if believed else np.zeros(2)
+    parts = []
+    for band in wanted:
+        plane = planes[band]
+        parts.append(measurement.measure_band(plane, sources, start if plane.side == "ground" else np.zeros(2)))
+    ground = [p for p in parts if planes[p.band].side == "ground"]
+    agreeing = [p for p in ground if p.agrees]
+    if agreeing:
+        return _Found(parts, measurement.combine(agreeing), "ok", "", match)
+    most = max((int(p.usable.sum()) for p in ground), default=0)
+    alone = believed and match.significance > max(COARSE_ALONE, COARSE_ALONE_RIVAL * match.rival)
+    if alone and most >= measurement.MIN_SOURCES:  # two or three sources correlate well with anything
+        reason = "single sources do not agree on an offset; the cross-correlation of the images does"
+        return _Found(parts, None, "coarse", reason, match)
+    strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
+    reason = (
+        f"no common offset: at best {most} usable sources in a ground band, and they do not agree; "
+        f"correlation peak {strength}"
+    )
+    return _Found(parts, None, "abstain", reason, match)
+
+
+def _tokens(embedding, sources):
+    """Frozen tokens at each source: ground, space; zeros where there is no data."""
+    return [np.nan_to_num(embedding.tokens_at(sources.sky, side)) for side in ("ground", "space")]
+
+
+def _scalars(part, sources):
+    """Classical numbers for the network: (n, N_SCALAR), finite, of order one."""
+    sigma = np.sqrt(np.trace(part.cov, axis1=1, axis2=2) / 2)
+    a, b = (np.asarray(sources.table[c], float) for c in ("a", "b"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = [
+            np.log(part.snr) / 3 - 1, np.log(sigma) / 3 - 1, np.log(a) + 1.5, np.log(b / a),
+            np.log(part.chi2), np.log(part.amplitude),
+        ]
+    return np.clip(np.nan_to_num(np.stack(columns, -1), posinf=0, neginf=0), -4, 4).astype(np.float32)
+
+
+def _table(planes, sources, found, extras, model, meta):
+    """The result: rows per band, fields, verdict."""
+    n = len(sources.xy)
+    eye = np.eye(2)
+    parts = list(found.parts)
+    if found.joint is not None:
+        parts.append(found.joint)
+        agreeing = [p for p in found.parts if p.agrees and planes[p.band].side == "ground"]
+        if extras:  # what makes a source stray does so in all bands alike: it does not average down either
+            extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
+    scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
+    covs = {part.band: part.cov for part in parts}
+    models, fits = {}, {}
+    if found.verdict == "ok":
+        fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
+        sides = {band: planes[band].side for band in fields if band != "joint"}
+        fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model)
+        models = {band: fit.model for band, fit in fits.items()}
+        for band, fit in fits.items():
+            covs[band] = covs[band] + (scatter[band] ** 2 @ np.square(fit.model["floor"]))[:, None, None] * eye
+    elif found.verdict == "coarse":
+        shift = (1e3 * found.match.offset).tolist()
+        models["joint"] = {
+            "version": 1, "kind": "coarse", "order": 0, "scale": 1.0, "coefficients": [shift],
+            "coefficient_covariance": (COARSE_ERROR**2 * eye).tolist(), "floor": [], "score": None, "n_source": n,
+        }
+    if "joint" in models:
+        for part in found.parts:
+            if part.band not in models and planes[part.band].side == "ground":
+                models[part.band] = {**models["joint"], "borrowed": "joint"}
+    tables = []
+    for part in parts:
+        tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
+        if found.verdict == "coarse" and planes[part.band].side == "ground":
+            _set_coarse(tables[-1], found.match)
+    if found.joint is None:
+        tables.append(_rows(sources, None, None, None, found.verdict))
+        if found.verdict == "coarse":
+            _set_coarse(tables[-1], found.match)
+    result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
+    result.meta.update(meta)
+    result.meta.update(
+        verdict=found.verdict,
+        reason=found.reason,
+        center=sources.center,
+        model={"version": 1, "bands": models},
+        score={band: m["score"] for band, m in models.items() if m["score"] is not None},
+        coarse=None if found.match is None else {
+            "d_ra_cosdec": float(1e3 * found.match.offset[0]), "d_dec": float(1e3 * found.match.offset[1]),
+            "significance": found.match.significance, "rival": found.match.rival,
+        },
+    )
+    if found.verdict != "ok":
+        log.warning("alignment %s: %s", found.verdict, found.reason)
+    return result
+
+
+def _rows(sources, part, cov, fit, verdict):
+    """The rows of one band; ``part`` None: nothing was measured."""
+    n = len(sources.xy)
+    table = QTable()
+    table["label"] = sources.label
+    table["sky_centroid"] = sources.sky if n else SkyCoord(np.zeros(0), np.zeros(0), unit="deg")
+    table["band"] = np.full(n, "joint" if part is None else part.band, dtype="U16")
+    offset, error, corr = np.full((n, 2), np.nan), np.full((n, 2), np.nan), np.full(n, np.nan)
+    snr, weight, flags = np.full(n, np.nan), np.zeros(n), np.zeros(n, int)
+    if part is not None:
+        snr, flags = part.snr, part.flags.copy()
+        if verdict == "ok":
+            good = np.isfinite(part.offset).all(1) & (flags & int(Flag.LOW_SNR) == 0)
+            offset[good] = part.offset[good]
+            error[good] = np.sqrt(cov[good][:, [0, 1], [0, 1]])
+            corr[good] = cov[good, 0, 1] / error[good].prod(1)
+        if fit is not None:
+            weight[part.usable] = fit.weight
+            flags[np.flatnonzero(part.usable)[fit.outlier]] |= int(Flag.OUTLIER)
+    if fit is None:
+        flags |= int(Flag.UNALIGNED)
+    for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
+        table[column] = offset[:, axis] * MAS
+    for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
+        table[f"{column}_err"] = error[:, axis] * MAS
+    table["corr"] = corr
+    table["snr"] = snr
+    table["weight"] = weight
+    table["flags"] = flags
+    return table
+
+
+def _set_coarse(table, match):
+    """Give all rows of a ground band the offset of the cross-correlation."""
+    for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
+        table[column] = 1e3 * match.offset[axis] * MAS
+        table[f"{column}_err"] = COARSE_ERROR * MAS
+    table["corr"] = 0.0
+    table["flags"] = table["flags"] & ~int(Flag.UNALIGNED) | int(Flag.COARSE_ALIGNMENT)
+
+
+def _check_usable(offsets):
+    advice = "offsets must be the table that LearnedAligner returns, with its meta: pass it unchanged"
+    if not isinstance(offsets, Table):
+        raise TypeError(f"{advice}; got {type(offsets).__name__}")
+    if not {"verdict", "reason", "center", "model"} <= set(offsets.meta) or "sky_centroid" not in offsets.colnames:
+        raise ValueError(f"{advice}; this one has lost it")
+    if offsets.meta["verdict"] == "abstain":
+        raise AlignmentError(f"offsets hold no alignment ({offsets.meta['reason']}): keep the header WCS")
+
+
+def _field_of(offsets, band):
+    """The offset field of a band as a function: true position (n,) -> (n, 2), (east, north) arcsec."""
+    center, model = offsets.meta["center"], offsets.meta["model"]
+    return lambda sky: 1e-3 * offset_field.evaluate(
+        model, tangent(sky, center), band=band, covariance=False
+    )[0]
+
+
+def _correct(wcs, offsets, band, form, shape=None):
+    """Corrected WCS and its largest approximation error in mas; ``shape`` (ny, nx) where the image is known."""
+    if form not in corrected_wcs.FORMS:
+        raise ValueError(f"form must be one of {', '.join(map(repr, corrected_wcs.FORMS))}; got {form!r}")
+    _check_usable(offsets)
+    field = _field_of(offsets, band)
+    new, residual = corrected_wcs.corrected(wcs, field, form, offsets["sky_centroid"], shape)
+    log.info("corrected WCS (%s, %s): largest approximation error %.3f mas", band, form, residual)
+    return new, residual
+
+
+def _append(rows, new, index):
+    if rows and new:
+        rows = {name: np.concatenate([rows[name], new[name]]) for name in new}
+    elif new:
+        rows = new
+    if rows:
+        rows["done"] = index + 1
+    return rows
+
+
+def _owner(encoder, pairs, truth, seed):
+    """What a state of `fit` belongs to; pairs are told apart by their number and by the first one's pixel grids."""
+    grids = []
+    for side, band, image in pairs[0].images() if len(pairs) else ():
+        ny, nx = image.data.shape
+        middle = image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2).icrs
+        grids.append(f"{side} {band} {ny} {nx} {middle.ra.deg:.6f} {middle.dec.deg:.6f}")
+    data = hashlib.sha256("\n".join([str(len(pairs)), *grids]).encode()).hexdigest()[:16]
+    return f"{encoder.fingerprint} {seed} {truth is not None} {data}"
+
+
+def _load_rows(path, owner):
+    if path is None or not Path(path).exists():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        found = {name: stored[name] for name in stored.files}
+    if str(found.pop("owner", "")) != owner:
+        raise ValueError(
+            f"checkpoint {Path(path).name!r} is of other pairs, or of another encoder, seed or kind of truth: "
+            "use a new file"
+        )
+    return found
+
+
+def _save_rows(path, rows, owner):
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
+    os.close(handle)
+    try:
+        np.savez(temporary, owner=owner, **rows)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

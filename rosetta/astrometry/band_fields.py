@@ -1,0 +1,62 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""One offset field per band: the joint ground field moved by little, since a single band cannot tell a curved
+field from its own noise."""
+
+from . import field
+
+__all__ = ["band_fields"]
+
+_MARGIN = 3.0  # nats of held-out likelihood by which an affine field must beat a shift
+_MIN_AFFINE = 12  # sources
+
+
+def band_fields(xy, measured, side, scatter, model):
+    """Fit the fields of all bands.
+
+    Parameters
+    ----------
+    xy : numpy.ndarray, shape (n, 2)
+        (east, north) of the sources, arcsec.
+    measured : dict
+        Band (or "joint") -> (`~rosetta.astrometry.measurement.BandOffsets`, covariance (n, 2, 2) in mas^2).
+    side : dict
+        Band -> "ground" or "space".
+    scatter : dict
+        Band (or "joint") -> (n, n_component) shapes of what the sources may stray by; their sizes are fitted.
+    model : str
+        As for `~rosetta.astrometry.field.fit_field`; rules the joint field. A ground band has that field plus a
+        shift (or an affine one), and a space band a shift (or an affine one), as its frame is the reference's own.
+
+    Returns
+    -------
+    dict
+        Band -> `~rosetta.astrometry.field.FieldFit`.
+    """
+    fits = {}
+    ground = [band for band in measured if side.get(band) == "ground"]
+    if "joint" in measured:
+        part, cov = measured["joint"]
+        use = part.usable
+        fits["joint"] = field.fit_field(xy[use], part.offset[use], cov[use], scatter=scatter["joint"][use], model=model)
+    for band, (part, cov) in measured.items():
+        use = part.usable
+        if band == "joint":
+            continue
+        if side[band] == "ground" and len(ground) == 1:
+            fits[band] = fits["joint"]
+        elif side[band] == "ground":
+            base = fits["joint"].model
+            rest = part.offset[use] - field.evaluate(base, xy[use], covariance=False)[0]
+            fits[band] = field.on_top_of(base, _low_order(xy[use], rest, cov[use], scatter[band][use], model))
+        else:
+            fits[band] = _low_order(xy[use], part.offset[use], cov[use], scatter[band][use], model)
+    return fits
+
+
+def _low_order(xy, offset, cov, scatter, model):
+    """A shift, or an affine field where left-out sources clearly ask for it."""
+    shift = field.fit_field(xy, offset, cov, scatter=scatter, model="shift")
+    if model == "shift" or len(xy) < _MIN_AFFINE:
+        return shift
+    affine = field.fit_field(xy, offset, cov, scatter=scatter, model="affine")
+    return affine if (affine.score - shift.score) * len(xy) > _MARGIN else shift

@@ -1,0 +1,306 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Offsets of every source in every band, from planes: the geometry around `rosetta.astrometry.registration`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from ..detection import detection
+from ..flags import Flag
+from ..images.positions import from_tangent, offset_coord, tangent
+from . import cross_correlation, field, psf_correction, registration
+
+__all__ = ["BandOffsets", "Sources", "coarse_match", "combine", "find_sources", "measure_band"]
+
+MIN_SNR = 5.0  # of the amplitude, for a source to count
+MIN_SOURCES = 4  # for any verdict
+# A band is on the right sky when this share of the sources that should be seen are seen, in one place.
+AGREE_SHARE = 0.3
+EXPECTED_SNR = 8.0
+NEAR = 0.15  # arcsec from its true place a source can be used to correct the PSF
+POINT = 0.85  # least concentration of a point source, relative to the PSF's
+PITCH = 0.2  # arcsec, grid of the coarse correlation
+MAX_OFFSET = 20.0  # arcsec
+COARSE_BANDS = 3  # the deepest ground bands carry the coarse step
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What is detected on the reference image.
+
+    ``sky`` holds the positions in the reference frame, ``xy`` the same as (east, north) arcsec about ``center``;
+    ``owner`` gives each reference pixel to the nearest source; ``point`` tells which ones look like the PSF (stars
+    move between epochs, and galaxies do not).
+    """
+
+    reference: object
+    table: object
+    sky: object
+    center: object
+    xy: np.ndarray
+    label: np.ndarray
+    owner: np.ndarray
+    point: np.ndarray
+
+    def scatter(self, *more):
+        """Shapes of what sources stray by beyond pixel noise, (n, n_component): point sources', all others', more."""
+        return np.stack([self.point, ~self.point, *more], -1).astype(float)
+
+
+@dataclass(frozen=True, eq=False)
+class BandOffsets:
+    """Measured offsets of n sources in one band; mas and mas^2, NaN where there is none.
+
+    ``cov_target`` is the noise of the band itself, ``cov_reference`` the noise of the reference image, which is the
+    same one for all bands. ``agrees`` tells whether enough sources are where the band says they are.
+    """
+
+    band: str
+    offset: np.ndarray
+    cov_target: np.ndarray
+    cov_reference: np.ndarray
+    amplitude: np.ndarray
+    snr: np.ndarray
+    chi2: np.ndarray
+    usable: np.ndarray
+    flags: np.ndarray
+    agrees: bool
+
+    @property
+    def cov(self):
+        """Total covariance (n, 2, 2), mas^2."""
+        return self.cov_target + self.cov_reference
+
+
+def find_sources(planes, band):
+    """`Sources` on the reference band."""
+    reference = planes[band]
+    table, labels = detection.segments(detection.reference(planes, band))
+    if len(table):
+        nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+        labels = labels[tuple(nearest)]
+    sky = table["sky_centroid"]
+    xy = tangent(sky, reference.center) if len(table) else np.zeros((0, 2))
+    width = 0.5 * reference.fwhm / reference.pixel_scale
+    middle = np.array([[n // 2] for n in reference.psf.shape[::-1]], float)
+    own = _concentration(reference.psf, width, *middle)
+    point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"])) > POINT * own
+    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), labels, point)
+
+
+def _concentration(image, width, x, y):
+    """Light under a Gaussian of ``width`` pixels over that under one twice as wide, at each position."""
+    half = int(np.ceil(5 * width))
+    step = np.arange(-half, half + 1)
+    ny, nx = image.shape
+    columns, rows = (np.rint(v).astype(int)[:, None] + step for v in (x, y))  # (n, side)
+    light = image[np.clip(rows, 0, ny - 1)[:, :, None], np.clip(columns, 0, nx - 1)[:, None, :]]
+    distance2 = ((columns - x[:, None]) ** 2)[:, None, :] + ((rows - y[:, None]) ** 2)[:, :, None]
+    narrow, wide = ((light * np.exp(-0.5 * distance2 / (k * width) ** 2)).sum((1, 2)) for k in (1, 2))
+    return np.divide(narrow, wide, out=np.zeros_like(narrow, float), where=wide > 0)
+
+
+def _geometry(plane, sources, offset):
+    """Stamps of all sources in a plane, at header positions that the offset (arcsec) corrects."""
+    reference = sources.reference
+    x, y = plane.sky_to_pixel(offset_coord(sources.sky, -offset[:, 0], -offset[:, 1]))
+    big = 10 * max(plane.data.shape)
+    center = np.rint(np.clip(np.nan_to_num(np.stack([x, y], -1), nan=-big), -big, big)).astype(int)
+    step = 4
+    moves = [(0, 0), (step, 0), (-step, 0), (0, step), (0, -step)]
+    where = [reference.sky_to_pixel(plane.pixel_to_sky(center[:, 0] + dx, center[:, 1] + dy)) for dx, dy in moves]
+    middle, right, left, up, down = (np.nan_to_num(np.stack(w, -1), nan=-1e6) for w in where)
+    matrix = np.stack([(right - left) / (2 * step), (up - down) / (2 * step)], -1)
+    return registration.Geometry(sources.label, center, middle, matrix, reference.jacobian(sources.sky))
+
+
+def _crowded(xy, rank, radius):
+    """True for a source with a stronger one within ``radius``: the two would count the same pixels twice."""
+    out = np.zeros(len(xy), bool)
+    for i, j in cKDTree(xy).query_pairs(radius):
+        out[i if rank[i] < rank[j] else j] = True
+    return out
+
+
+def measure_band(plane, sources, start):
+    """Offsets of all sources in one plane.
+
+    Parameters
+    ----------
+    plane : `~rosetta.images.image.BandImage`
+    sources : Sources
+    start : (2,) array
+        Assumed offset (east, north), arcsec, good to about 0.3".
+
+    Returns
+    -------
+    BandOffsets
+    """
+    n = len(sources.xy)
+    reference = sources.reference
+    base = np.tile(np.asarray(start, float), (n, 1))
+    radius = registration.stamp_radius(plane.fwhm / plane.pixel_scale)
+    fit, template, psf, refined = None, None, plane.psf, False
+    for step in range(5):
+        geometry = _geometry(plane, sources, base)
+        if template is None:
+            middle = int(np.argmin((sources.xy**2).sum(1)))
+            template = registration.transfer(
+                reference.data, reference.variance, reference.valid, sources.owner, reference.psf, psf,
+                geometry.matrix[middle],
+            )
+        amplitude = None if fit is None else fit.amplitude
+        fit = registration.fit_offsets(
+            template, plane.data, plane.variance, plane.valid, geometry, base, radius, amplitude=amplitude
+        )
+        offset = 1e3 * fit.offset
+        scale = np.maximum(fit.chi2, 1.0)[:, None, None]  # what the template cannot describe adds to the noise
+        cov_target, cov_reference = 1e6 * scale * fit.cov_target, 1e6 * fit.cov_reference
+        cov = cov_target + cov_reference
+        good = np.isfinite(offset).all(1) & (fit.amplitude > 0) & (fit.snr > MIN_SNR)
+        good &= np.isfinite(fit.chi2) & (np.nan_to_num(np.trace(cov, axis1=1, axis2=2), nan=np.inf) < 2 * 300.0**2)
+        rank = np.where(good, np.nan_to_num(fit.snr), -1.0)
+        crowded = _crowded(sources.xy, rank, plane.fwhm)
+        usable = good & ~crowded
+        if usable.sum() < MIN_SOURCES:
+            model = None
+            break
+        kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
+        found = field.fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind)
+        model = found.model
+        new = 1e-3 * field.evaluate(model, sources.xy, covariance=False)[0]
+        # Well-measured sources are linearised about their own place; faint ones would only chase noise.
+        own = usable & (np.sqrt(np.trace(np.nan_to_num(cov), axis1=1, axis2=2) / 2) < 10.0)
+        own &= np.hypot(*(fit.offset - new).T) < 0.1
+        new[own] = fit.offset[own]
+        moved = np.abs(new - base)[usable].max()
+        base = new
+        if step >= 1 and moved < 2e-3:
+            break
+        if not refined and moved < NEAR:  # the given PSF may be wrong, or none was given
+            refined = True
+            better = psf_correction.corrected_psf(
+                psf, template, plane.data, plane.variance, plane.valid, _geometry(plane, sources, base), base, radius,
+                np.where(usable, fit.snr, np.nan), fit.amplitude,
+            )
+            if better is not psf:
+                psf, template = better, None
+    agrees = model is not None and _agree(sources, fit, offset, cov, model)
+    flags = np.full(n, int(plane.flags))
+    x, y = (geometry.center[:, k] for k in (0, 1))
+    ny, nx = plane.data.shape
+    outside = (x < 0) | (y < 0) | (x >= nx) | (y >= ny)
+    near_edge = (x < radius) | (y < radius) | (x >= nx - radius) | (y >= ny - radius)
+    for condition, flag in (
+        (outside, Flag.OUTSIDE),
+        (near_edge & ~outside, Flag.EDGE),
+        (np.isfinite(fit.missing) & (fit.missing > 0) & ~near_edge, Flag.MASKED),
+        (~np.isfinite(fit.chi2) & ~(fit.missing < 0.5), Flag.NO_DATA),
+        (~good & (fit.missing < 0.5), Flag.LOW_SNR),  # also those lost in the noise of the template
+        (crowded, Flag.BLENDED),
+        (np.nan_to_num(fit.chi2) > 3.0, Flag.POOR_FIT),
+    ):
+        flags[condition] |= int(flag)
+    return BandOffsets(
+        plane.band, offset, cov_target, cov_reference, fit.amplitude, fit.snr, fit.chi2, usable, flags, agrees
+    )
+
+
+def _agree(sources, fit, offset, cov, model):
+    """Are the sources that this band should show really there, and all displaced alike?"""
+    seen = np.isfinite(fit.amplitude) & np.isfinite(fit.amplitude_err)
+    strong = seen & (fit.snr > MIN_SNR)
+    if strong.sum() < MIN_SOURCES:
+        return False
+    typical = max(np.median(fit.amplitude[strong]), 1e-6)
+    expected = seen & (typical / np.where(seen, fit.amplitude_err, np.inf) > EXPECTED_SNR)
+    expected &= (sources.table["snr"] > 10.0)
+    away = np.hypot(*(offset - field.evaluate(model, sources.xy, covariance=False)[0]).T)
+    sigma = np.sqrt(np.trace(cov, axis1=1, axis2=2))
+    with np.errstate(invalid="ignore"):
+        close = strong & (away < np.minimum(100.0 + 3 * sigma, 200.0)) & (fit.amplitude > 0.1 * typical)
+    both = close & expected
+    return both.sum() >= MIN_SOURCES and both.sum() >= AGREE_SHARE * expected.sum()
+
+
+def combine(parts):
+    """One frame from several bands: per source, the mean weighted by each band's own noise.
+
+    The noise of the reference image is common to all bands and does not average down.
+    """
+    if len(parts) == 1:
+        part = parts[0]
+        return BandOffsets("joint", *(getattr(part, name) for name in list(BandOffsets.__dataclass_fields__)[1:]))
+    good = np.stack([p.usable for p in parts])  # (n_band, n)
+    eye = np.eye(2)
+    inverse = np.stack([
+        np.where(p.usable[:, None, None], np.linalg.inv(np.where(p.usable[:, None, None], p.cov_target, eye)), 0.0)
+        for p in parts
+    ])  # (n_band, n, 2, 2)
+    any_good = good.any(0)
+    total = np.where(any_good[:, None, None], inverse.sum(0), eye)
+    weight = np.linalg.inv(total) @ inverse  # (n_band, n, 2, 2)
+    value = np.stack([np.where(p.usable[:, None], p.offset, 0.0) for p in parts])
+    offset = np.einsum("bnij,bnj->ni", weight, value)
+    root = np.stack([_root(np.where(p.usable[:, None, None], p.cov_reference, 0.0)) for p in parts])
+    common = (weight @ root).sum(0)
+    cov_target = np.linalg.inv(total)
+    blank = ~any_good
+    offset[blank], cov_target[blank] = np.nan, np.nan
+    cov_reference = common @ common.swapaxes(1, 2)
+    cov_reference[blank] = np.nan
+    snr2 = np.stack([np.where(p.usable, p.snr, 0.0) for p in parts]) ** 2
+    share = snr2 / np.maximum(snr2.sum(0), 1e-30)
+
+    def mean(name):
+        values = np.nan_to_num(np.stack([getattr(p, name) for p in parts]))
+        return np.where(blank, np.nan, (share * values).sum(0))
+
+    flags = np.bitwise_or.reduce([np.where(p.usable, p.flags, 0) for p in parts])
+    flags[blank] = np.bitwise_and.reduce([p.flags for p in parts])[blank] | int(Flag.NO_DATA)
+    return BandOffsets(
+        "joint", offset, cov_target, cov_reference, mean("amplitude"), np.where(blank, np.nan, np.sqrt(snr2.sum(0))),
+        mean("chi2"), any_good, flags, any(p.agrees for p in parts),
+    )
+
+
+def _root(cov):
+    """Symmetric square root of (n, 2, 2) covariances."""
+    value, vector = np.linalg.eigh(cov)
+    return np.einsum("nij,nj,nkj->nik", vector, np.sqrt(np.maximum(value, 0.0)), vector)
+
+
+def coarse_match(planes, sources):
+    """Large offset between the ground bands and the reference, from images alone: a `core.coarse.Match` or None."""
+    reference = sources.reference
+    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[:COARSE_BANDS]
+    ny, nx = reference.data.shape
+    corners = tangent(
+        reference.pixel_to_sky(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])), sources.center
+    )
+    low, high = corners.min(0), corners.max(0)
+    limit = min(MAX_OFFSET, 0.4 * (high - low).min())
+    low, high = low - limit, high + limit
+    east, north = (np.arange(a, b, PITCH) for a, b in zip(low, high, strict=True))
+    space = _on_sky(reference, sources.center, east, north, max(p.fwhm for p in ground))
+    return cross_correlation.correlate(
+        [(*_on_sky(plane, sources.center, east, north, 0.0), *space) for plane in ground], PITCH, limit
+    )
+
+
+def _on_sky(plane, center, east, north, blur):
+    """Compressed significance of a plane on a north-up grid, and where it is valid: two arrays (n_north, n_east)."""
+    seen = detection.Reference(plane.band, plane.side, plane.data, plane.variance, max(plane.fwhm, blur), plane)
+    _, significance = detection.filtered(seen)
+    image = cross_correlation.compress(significance / max(1.4826 * np.median(np.abs(significance)), 0.3))
+    nodes_e, nodes_n = (np.linspace(axis[0], axis[-1], 17) for axis in (east, north))
+    grid = np.stack(np.meshgrid(nodes_e, nodes_n), -1).reshape(-1, 2)
+    x, y = plane.sky_to_pixel(from_tangent(grid, center))
+    where = np.meshgrid(np.linspace(0, 16, len(north)), np.linspace(0, 16, len(east)), indexing="ij")
+    x, y = (ndimage.map_coordinates(v.reshape(17, 17), where, order=1) for v in (x, y))
+    ny, nx = plane.data.shape
+    inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
+    valid = inside & plane.valid[np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)]
+    return ndimage.map_coordinates(image, [y, x], order=1, cval=0.0), valid

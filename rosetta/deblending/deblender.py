@@ -1,0 +1,556 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Deblending: one template per source from the sharp image, carried to every band."""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord, search_around_sky
+from astropy.table import QTable
+
+from ..astrometry.solution import VERDICTS, check_offsets, ground_coord
+from ..detection import detection
+from ..flags import Flag
+from ..head import Head
+from ..images.image import band_images
+from ..images.positions import joined, tangent
+from ..training.rows import held_out_pairs, split_by_pair, training_parts, views
+from . import blend_probability, merging, shapes
+from .band_fit import fit_band, image_of, misfits, source_tokens
+from .engine import shape_fit
+from .engine.fluxes import amplitudes
+from .features import source_features
+from .north_up import north_up
+from .point_sources import point_sources
+from .scene import DeblendedScene, Templates, centroids, shape_columns, source_flags
+from .source_list import coincident, user_sources
+from .tiles import Part, join, tiles
+
+__all__ = ["DeblendedScene", "JEPADeblender"]
+
+log = logging.getLogger("rosetta")
+
+MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
+ITERATIONS = 6  # of the shape fits before and after the residuals are searched, at most
+N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
+CERTAIN = 2.0  # standard errors by which the network's shapes must be better on held-out pairs
+DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
+HIDDEN = 0.2  # of its flux: a fainter neighbour does not make a source a blend
+REACH = 1.0  # arcsec: nor does one farther away
+MODEL_ERROR = 0.1  # of a model: what its template leaves of a bright source is no source
+
+
+class JEPADeblender(Head):
+    """Separates overlapping sources: a template for each, and their models in every band.
+
+    A proposal is made for the shape of every source; a few Gauss-Newton steps fit it to the sharpest image and
+    the deepest ground bands, with the proposal as prior; then the fluxes of all overlapping sources are solved
+    together in every band. The classical proposal is an exponential disc with the detection's moments. A small
+    network, which looks at native pixels and at the encoder's frozen tokens, makes another; `fit` keeps it only if it
+    gives clearly better fluxes on held-out sky, after the pixels have had their say (``start`` in the checkpoint's
+    configuration). Another small network reads the features of the fits, and what they left around a source, and says
+    how likely it is a blend: it knows both sky seen by both sides and sky seen from the ground alone. Tokens did not
+    make it better.
+
+    Parameters
+    ----------
+    encoder : `~rosetta.CrossSurveyEncoder`, optional
+        None: the bundled one, loaded when needed.
+    """
+
+    _kind = "deblender"
+    _default_config = {**shapes.TemplateConfig().to_dict(), "start": "classical"}
+
+    @staticmethod
+    def _build(config):
+        return shapes.TemplateNet(_sizes(config))
+
+    def __call__(self, x, sources=None, *, offsets=None, progress=None):
+        """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
+
+        Parameters
+        ----------
+        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+        sources : `~astropy.coordinates.SkyCoord` or table, optional
+            Positions in the space image's frame, or a table with a column ``sky_centroid`` (and, if it
+            has one, ``label``: different integers, none of them -1). Light of sources that are not listed is
+            not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
+            equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
+            is none), then once more on the residuals; what is found in pieces is one source.
+        offsets : `~astropy.table.QTable`, optional
+            From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
+            where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
+            ``UNALIGNED`` where it abstained).
+        progress : callable, optional
+            Called as ``progress(done, total)`` after every step, of which each tile of the field has three.
+
+        Returns
+        -------
+        `DeblendedScene`
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``x``, ``sources`` or ``offsets`` cannot be used; the message says what to do.
+        """
+        embedding = self._embedding(x)
+        check_offsets(offsets)
+        planes = band_images(embedding.pair)
+        roles = _Roles.of(planes)
+        coord, label = (None, None) if sources is None else user_sources(sources)
+        field = tiles(planes)
+        steps = count(1)
+
+        def report():
+            if progress is not None:
+                progress(next(steps), 3 * len(field))
+
+        parts = [self._part(embedding, tile, tile.cut(planes), roles, coord, offsets, report) for tile in field]
+        part = join(parts, planes)
+        label = np.arange(1, len(part) + 1) if label is None else label
+        return self._scene(embedding, planes, roles, part, label, offsets)
+
+    def _part(self, embedding, tile, planes, roles, given, offsets, report):
+        """What one tile gives: its sources, and those in the margin, with shapes and fluxes."""
+        sky = _Sky.of(planes)
+        index = None if given is None else np.flatnonzero(tile.sees(given))
+        coord = sky.found["sky_centroid"] if given is None else given[index]
+        state = self._propose(embedding, sky, coord, offsets)
+        if given is None and sky.ref is not None:
+            first, _, point = _shapes(planes, roles, state)
+            state.proposal[point] = first[point]
+            extra = _missed(sky, state, shape_fit.mixtures_of(first), roles.wavelength)
+            if len(extra):
+                coord = joined([coord, extra])
+                state = self._propose(embedding, sky, coord, offsets, state)
+        report()
+        # From the proposals again: shapes that had swallowed a neighbour would not let go of it.
+        parameters, covariance, _ = _shapes(planes, roles, state)
+        report()
+        root, mixtures = coincident(state.coord), shape_fit.mixtures_of(parameters)
+        if given is None and len(coord):
+            whole, mixtures = _whole(planes, state, mixtures)
+            state, coord, parameters, covariance = state.of(whole), coord[whole], parameters[whole], covariance[whole]
+            root = np.arange(len(whole))
+        fits, scatter, slopes = {}, {}, []
+        for band, plane in planes.items():
+            image = image_of(plane, state.coord, state.header, state.truncation, roles.wavelength)
+            slope = _slope(slopes, plane, image, parameters)
+            fits[band], scatter[band] = fit_band(plane, image, mixtures, slope, root)
+        report()
+        return Part(
+            index=index, own=tile.owns(coord), coord=state.coord, header=state.header, snr=state.snr, mixtures=mixtures,
+            covariance=covariance, fits=fits, scatter=scatter,
+        )
+
+    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
+        """Train both networks on sky with known truth; the encoder stays frozen.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            Read one at a time.
+        truth : sequence of `~astropy.table.QTable`
+            One per pair: ``sky_centroid``, ``mixture`` (K, 6), ``flux_<band>``, as `rosetta.simulate` gives them.
+        seed : int
+        checkpoint : path-like, optional
+            File of the training rows of finished pairs: an interrupted run resumes from it.
+
+        Returns
+        -------
+        JEPADeblender
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If there is no truth, or it does not match the pairs, or the checkpoint is of something else.
+        """
+        parts = training_parts(
+            pairs, truth, ("sky_centroid", "mixture"), self._training_rows,
+            owner=f"{self._kind} {self.encoder.fingerprint} {seed}", checkpoint=checkpoint,
+        )
+        data, held_out = split_by_pair(parts)
+        self._config["token_dim"] = data["tokens"].shape[1] // 2
+        self._network = shapes.seeded(_sizes(self._config).to_dict(), seed).to(self._device or "cpu")
+        result = shapes.train(self._network, data, held_out, seed=seed)
+        result |= blend_probability.train(self._network.blend, data, held_out, seed=seed)
+        self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
+        errors = self._flux_errors(pairs, truth, held_out_pairs(parts))
+        self._config["start"] = "learned" if _clearly_less(*map(errors.get, ("learned", "classical"))) else "classical"
+        self._provenance["flux_error"] = errors
+        log.info("deblender trained: %s; shapes start from the %s proposal", self._provenance, self._config["start"])
+        self._fingerprint = None
+        return self
+
+    def _flux_errors(self, pairs, truth, held_out):
+        """Mean error of well-measured fluxes on each held-out pair from either start; above a half counts as a half."""
+        errors = {"classical": [], "learned": []}
+        for i in held_out:
+            embedding, true = self._embedding(pairs[i]), truth[i]
+            for start, means in errors.items():
+                self._config["start"], found = start, []
+                scene = self(embedding)
+                table = scene.to_table()
+                known = np.asarray(true[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy))
+                owner = _owners(table["sky_centroid"], true["sky_centroid"].icrs, known)
+                for band in scene.bands:
+                    flux = u.Quantity(scene.flux(band), u.nJy).value
+                    sigma = np.sqrt(scene.covariance(band).diagonal())
+                    rows = np.flatnonzero((owner >= 0) & (flux > 10 * sigma))
+                    ratio = flux[rows] / true[f"flux_{band}"].to_value(u.nJy)[owner[rows]]
+                    found.append(np.minimum(np.abs(ratio - 1), 0.5))
+                means.append(float(np.mean(np.concatenate(found))))
+        return errors
+
+    def _training_rows(self, pair, truth):
+        """Network inputs and true light of all detections that have a true source."""
+        embedding = self._embedding(pair)
+        sky = _Sky.of(band_images(pair))
+        true = truth["sky_centroid"].icrs
+        coord = sky.found["sky_centroid"]
+        if len(coord) == 0 or len(true) == 0:
+            return None
+        band = f"flux_{sky.ref.band}"
+        flux = np.asarray(truth[band].to_value(u.nJy))
+        owner = _owners(coord, true, flux)
+        rows = np.flatnonzero(owner >= 0)
+        if len(rows) == 0:
+            return None
+        base, snr = _classical(sky, coord)
+        state = _State(coord, coord, snr, base)
+        inputs = _network_inputs(embedding, sky, state, self._network.config, np.arange(len(coord)))
+        mixture = np.asarray(truth["mixture"], float)[owner[rows]]
+        east, north = coord[rows].spherical_offsets_to(true[owner[rows]])
+        mixture[:, :, 1] += east.to_value(u.arcsec)[:, None]
+        mixture[:, :, 2] += north.to_value(u.arcsec)[:, None]
+        names = ("space", "ground", "scalars", "tokens")
+        data = {name: array[rows] for name, array in zip(names, inputs, strict=True)}
+        return {**data, "base": base[rows], "true": mixture, **self._blend_rows(embedding, true, truth)}
+
+    def _blend_rows(self, embedding, true, truth):
+        """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
+        classical = type(self)(self.encoder)
+        features, is_blend = [], []
+        for view in views(embedding, ("ground",)):
+            scene = classical(view)
+            flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
+            first, second = _occupants(scene.to_table()["sky_centroid"], true, flux)
+            features.append(source_features(scene)[first > 0])
+            is_blend.append((second > HIDDEN * first)[first > 0])
+        return {"features": np.concatenate(features), "is_blend": np.concatenate(is_blend)}
+
+    def _propose(self, embedding, sky, coord, offsets, known=None):
+        """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
+        coord = coord[coincident(coord)]
+        header = ground_coord(coord, offsets)
+        base, snr = _classical(sky, coord)
+        state = _State(coord, header, snr, base)
+        n = 0
+        if known is not None:
+            n = len(known.coord)
+            state.proposal[:n] = known.proposal
+        if self._config["start"] == "learned" and len(coord) > n:
+            inputs = _network_inputs(embedding, sky, state, self._network.config, np.arange(n, len(coord)))
+            state.proposal[n:] = shapes.propose(self._network, base[n:], *inputs)
+        return state
+
+    def _scene(self, embedding, planes, roles, part, label, offsets):
+        mixtures, fits, root = part.mixtures, part.fits, coincident(part.coord)
+        side_of = {band: plane.side for band, plane in planes.items()}
+        flags = source_flags(fits, side_of, len(label))
+        flags[np.bincount(root, minlength=len(root))[root] > 1] |= int(Flag.DUPLICATE)
+        flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
+        flags |= embedding.ood_at(part.coord) if len(label) else flags
+        blendedness = fits[roles.blend].blendedness
+        flags[blendedness > 0.05] |= int(Flag.BLENDED)
+        sharp = fits[roles.reference]
+        error = np.sqrt(sharp.covariance.diagonal())
+        snr = np.divide(np.nan_to_num(sharp.flux), error, out=np.zeros(len(label)), where=error > 0)
+        flags[sharp.measured & (snr < 3.0)] |= int(Flag.LOW_SNR)
+        flags[sharp.measured & (sharp.chi2 > 3.0)] |= int(Flag.POOR_FIT)
+        radius, e1, e2 = shape_columns(mixtures)
+        # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
+        # hold this source show in the residual.
+        covariance = part.covariance * np.maximum(sharp.misfit, 1.0)[:, None, None]
+
+        table = QTable()
+        table["label"] = label
+        shift = centroids(mixtures) * u.arcsec
+        table["sky_centroid"] = part.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
+        table["blendedness"] = blendedness
+        table["n_pixel"] = sum(fit.pixels for fit in fits.values())
+        table["n_band"] = sum(fit.measured.astype(int) for fit in fits.values())
+        table["blend_probability"] = np.full(len(label), np.nan)
+        table["half_light_radius"] = radius * u.arcsec
+        table["e1"], table["e2"] = e1, e2
+        table["snr"] = snr
+        table["flags"] = flags
+        meta = self._provenance_of(embedding, n_source=len(label))
+        meta["deblender"] = "trained" if self._provenance.get("trained") else "untrained"
+        meta["blendedness_band"], meta["reference_band"] = roles.blend, roles.reference
+        meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
+        scene = DeblendedScene(
+            embedding=embedding, table=table,
+            templates=Templates(part.coord, part.header, mixtures, truncation(part.snr), roles.wavelength),
+            shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
+        )
+        seen = table["n_band"] > 0
+        if self._provenance.get("trained") and seen.any():
+            features = source_features(scene)[seen]
+            table["blend_probability"][seen] = blend_probability.predict(self._network.blend, features)
+        return scene
+
+
+def _clearly_less(one, two):
+    """Whether the first of two errors on the same pairs is smaller by `CERTAIN` standard errors."""
+    gain = np.subtract(two, one)
+    return len(gain) > 2 and gain.mean() > CERTAIN * gain.std(ddof=1) / np.sqrt(len(gain))
+
+
+def _sizes(config):
+    """The part of a checkpoint's configuration that builds the network."""
+    return shapes.TemplateConfig(**{name: value for name, value in config.items() if name != "start"})
+
+
+def _owners(coord, true, flux):
+    """Row of the brightest true source in reach of each position, or -1: (n,) int."""
+    owner = np.full(len(coord), -1)
+    if len(coord) and len(true):
+        for i, j, *_ in zip(*search_around_sky(coord, true, MATCH * u.arcsec), strict=True):
+            if owner[i] < 0 or flux[j] > flux[owner[i]]:
+                owner[i] = j
+    return owner
+
+
+def _occupants(coord, true, flux):
+    """Fluxes of the brightest true source that each position stands for, and of the second: (n,) and (n,), or 0.
+
+    A true source belongs to the position nearest to it, if that is within an arcsecond.
+    """
+    first, second = np.zeros(len(coord)), np.zeros(len(coord))
+    if len(coord) and len(true):
+        nearest, separation, _ = true.match_to_catalog_sky(coord)
+        for j in np.flatnonzero(separation < REACH * u.arcsec):
+            i = nearest[j]
+            first[i], second[i] = max(first[i], flux[j]), max(second[i], min(first[i], flux[j]))
+    return first, second
+
+
+@dataclass(frozen=True)
+class _State:
+    """Sources before their shapes are fitted."""
+
+    coord: SkyCoord
+    header: SkyCoord  # in the frame of the ground headers
+    snr: np.ndarray
+    proposal: np.ndarray
+
+    @property
+    def truncation(self):
+        return truncation(self.snr)
+
+    def of(self, rows):
+        """Some of the sources."""
+        return _State(self.coord[rows], self.header[rows], self.snr[rows], self.proposal[rows])
+
+
+def truncation(snr):
+    """Share of their light that stamps of sources may leave out: a tenth of the noise."""
+    return np.clip(0.1 / np.maximum(snr, 1.0), 1e-5, 1e-2)
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Which bands do what, the same all over a field."""
+
+    reference: str  # the sharpest band
+    wavelength: float  # its pivot, nm
+    shape: tuple  # that shapes are fitted to
+    blend: str  # that blendedness is measured in
+
+    @classmethod
+    def of(cls, planes):
+        ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)
+        ground, reference = [p.band for p in ground], detection.reference_band(planes)
+        space = [reference] if planes[reference].side == "space" else []
+        shape = (*space, *ground[:N_GROUND_SHAPE])
+        return cls(reference, planes[reference].wavelength, shape, (ground or [reference])[0])
+
+
+@dataclass(frozen=True)
+class _Sky:
+    """The pixels of a tile, and what is found on them."""
+
+    planes: dict
+    ref: object  # `detection.Reference`, or None where there is no pixel
+    found: QTable
+
+    @classmethod
+    def of(cls, planes):
+        if not planes:
+            return cls(planes, None, QTable({"sky_centroid": SkyCoord([], [], unit="deg")}))
+        ref = detection.reference(planes)
+        return cls(planes, ref, detection.segments(ref)[0])
+
+    def look(self, side):
+        """The image of one side that sources are looked for on, or None."""
+        if self.ref is not None and self.ref.side == side:
+            return self.ref
+        return self._ground if side == "ground" else None
+
+    @cached_property
+    def _ground(self):
+        ground = {band: p for band, p in self.planes.items() if p.side == "ground"}
+        return detection.reference(ground) if ground else None
+
+
+
+
+
+
+
+
+
+
+def _classical(sky, coord):
+    """Exponential discs with the moments of the nearest detection, the PSF's width removed."""
+    found = sky.found
+    n = len(coord)
+    a, b, theta, snr = np.full(n, DEFAULT_RADIUS), np.full(n, DEFAULT_RADIUS), np.zeros(n), np.zeros(n)
+    if len(found) and n:
+        index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
+        nearest, _, _ = found["sky_centroid"].match_to_catalog_sky(coord)
+        # The centre of a large galaxy is known less well: its detection belongs to the position nearest to it. (A blend
+        # is long, but no wider than a galaxy.)
+        mutual = nearest[index] == np.arange(n)
+        reach = np.where(mutual, np.maximum(MATCH, 0.5 * np.asarray(found["b"])[index]), MATCH)
+        near = separation.to_value(u.arcsec) < reach
+        snr[near] = np.asarray(found["snr"])[index[near]]
+        point = detection.point_variance(sky.ref, snr[near])
+        filtered = np.maximum(point, 0.0) + detection.filter_sigma(sky.ref) ** 2
+        for out, name in ((a, "a"), (b, "b")):
+            width2 = np.asarray(found[name])[index[near]] ** 2 - point
+            # Nothing is smaller than a part of the error of its size: the fit could not make it grow.
+            error = 2.0 * (filtered + np.maximum(width2, 0.0)) / np.maximum(snr[near], 1.0)
+            out[near] = np.sqrt(np.maximum(width2, 0.25 * error))
+        theta[near] = np.asarray(found["theta"])[index[near]]
+    radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
+    return shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr
+
+
+def _shape_images(planes, roles, state):
+    """The bands of a tile that shapes are fitted to, as the fit sees them."""
+    reach = np.maximum(3.0 * state.truncation, 1e-4)
+    return [
+        image_of(planes[band], state.coord, state.header, reach, roles.wavelength)
+        for band in roles.shape if band in planes
+    ]
+
+
+def _slope(known, plane, image, parameters):
+    """`flux_slopes` of a band; bands of one side with nearly the same PSF width share them."""
+    for other, slope in known:
+        if other.side == plane.side and abs(np.log(other.fwhm / plane.fwhm)) < 0.12:
+            return slope
+    image = replace(image, truncation=np.full(len(parameters), 3e-3))  # a slope needs no faint wings
+    slope = shape_fit.flux_slopes(parameters, image)
+    known.append((plane, slope))
+    return slope
+
+
+def _shapes(planes, roles, state):
+    """Shape vectors fitted to the pixels, their covariance, and which are points; sources of one place have one shape.
+
+    Returns
+    -------
+    parameters : (n, N_PARAMETER) array
+    covariance : (n, n_shape, n_shape) array
+    point : (n,) bool array
+    """
+    images, root = _shape_images(planes, roles, state), coincident(state.coord)
+    alone = np.flatnonzero(root == np.arange(len(root)))
+    moved, covariance = shape_fit.refine(
+        state.proposal[alone], [image.of(alone) for image in images], iterations=ITERATIONS
+    )
+    parameters, point = state.proposal[alone] + moved @ shape_fit.DIRECTIONS, np.zeros(len(alone), bool)
+    if images:
+        point = point_sources(shape_fit.mixtures_of(parameters), images[0].of(alone))
+        parameters[point, shapes.LN_SCALE] = shapes.POINT
+        parameters[point, shapes.SHEAR_1 : shapes.SHEAR_2 + 1] = 0.0
+    first = np.searchsorted(alone, root)
+    return parameters[first], covariance[first], point[first]
+
+
+def _whole(planes, state, mixtures):
+    """Rows of the sources that are no pieces of others, and their templates with all their pieces."""
+    plane = planes[detection.reference_band(planes)]
+    image = image_of(plane, state.coord, state.header, state.truncation)
+    design = shape_fit.design_of(mixtures, image)
+    flux, _ = amplitudes(design, image.data, image.weight)
+    place = tangent(state.coord, state.coord[0])
+    misfit, _ = misfits(design, image.data - design.image(flux), image.weight)
+    root = merging.fragment_owners(mixtures, place, flux, misfit)
+    return np.flatnonzero(root == np.arange(len(root))), merging.merged(mixtures, place, flux, root)
+
+
+def _missed(sky, state, mixtures, wavelength):
+    """Positions of sources that the residuals show, on the reference image and on the ground stack."""
+    ref, left = sky.ref, {}
+    for band, plane in sky.planes.items():
+        if plane.side == "ground" or band == ref.band:
+            image = image_of(plane, state.coord, state.header, 3.0 * state.truncation, wavelength)
+            left[band] = _residual_plane(plane, image, mixtures)
+    taken, extra = state.coord, None
+    ground = {band: p for band, p in left.items() if p.side == "ground"}
+    searches = [(detection.reference(left, ref.band), 0.5)] if ref.side == "space" else []
+    searches += [(detection.reference(ground), 0.7)] if ground else []
+    for look, apart in searches:
+        x, y, _ = detection.missed(look, look.data)
+        if len(x) == 0:
+            continue
+        coord = look.plane.pixel_to_sky(x, y)
+        if len(taken):
+            _, separation, _ = coord.match_to_catalog_sky(taken)
+            coord = coord[separation.to_value(u.arcsec) > max(apart * look.fwhm, MATCH)]
+        if len(coord):
+            taken = joined([taken, coord])
+            extra = coord if extra is None else joined([extra, coord])
+    return state.coord[:0] if extra is None else extra
+
+
+def _residual_plane(plane, image, mixtures):
+    _, _, design = shape_fit.breadths(mixtures, image, iterations=1)
+    model = design.image(amplitudes(design, image.data, image.weight)[0])
+    variance = plane.variance + (MODEL_ERROR * model) ** 2
+    return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), variance)
+
+
+def _network_inputs(embedding, sky, state, config, rows):
+    """Stamps, scalars and tokens of some of the sources."""
+    coord, header, n = state.coord, state.header, len(rows)
+    others = tangent(coord, coord[0])
+    stamps, scalars = [], np.zeros((n, shapes.N_SCALAR), np.float32)
+    for k, (side, size, scale) in enumerate((("space", config.space_size, 0.1), ("ground", config.ground_size, 0.2))):
+        look = sky.look(side)
+        if look is None:
+            stamps.append(np.zeros((n, 3, size, size), np.float32))
+            continue
+        xy, jacobian = look.plane.place((header if side == "ground" else coord)[rows])
+        stamps.append(
+            north_up(
+                look.data, look.variance, xy, jacobian, size=size, scale=scale, others=others, rows=rows, radius=scale
+            )
+        )
+        scalars[:, k], scalars[:, 2 + k] = np.log(look.fwhm), 1.0
+        scalars[:, 6 + k] = look.plane.depth - 26.0
+    scalars[:, 4] = np.arcsinh(state.snr[rows]) - 3.0
+    nearest = np.full(n, 10.0)
+    if len(coord) > 1:
+        _, separation, _ = coord[rows].match_to_catalog_sky(coord, nthneighbor=2)
+        nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
+    scalars[:, 5] = np.log(nearest + 0.1)
+    return stamps[0], stamps[1], scalars, source_tokens(embedding, coord[rows], header[rows])

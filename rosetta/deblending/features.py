@@ -1,0 +1,78 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What the fits of a scene say about its sources, in numbers that networks can read."""
+
+import astropy.units as u
+import numpy as np
+
+__all__ = ["RINGS", "flux_features", "source_features"]
+
+N_OF_BAND = 15
+
+RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
+N_ANGLE = 8
+_ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
+# Where residuals are looked at, (east, north) arcsec about a source: its centre, then rings.
+RINGS = np.concatenate([np.zeros((1, 2)), *(r * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], -1) for r in RADII)])
+
+
+def flux_features(scene):
+    """Features of each flux, (n, n_band, n_feature) float32: of its band, and of its source."""
+    of_band = _of_bands(scene)
+    of_source = _of_sources(scene, of_band)
+    return np.concatenate([of_band, np.repeat(of_source[:, None], of_band.shape[1], axis=1)], axis=2)
+
+
+def source_features(scene):
+    """Features of each source, (n, `rosetta.deblending.blend_probability.N_FEATURE`) float32, whatever bands there are.
+
+    Mean and scatter over the bands that saw the source of fifteen features of its fit; and what they left at its centre
+    and in rings around it (greatest, least, mean): significance of a point source there, in all bands together,
+    weighted as for one of the source's colours.
+    """
+    return _of_sources(scene, _of_bands(scene))
+
+
+def _of_bands(scene):
+    """Features of each source in each band, (n, n_band, N_OF_BAND) float32."""
+    table, bands, n = scene.to_table(), scene.bands, len(scene)
+    share = np.sqrt(np.maximum(np.einsum("nbb->nb", scene.template_covariance), 0.0))
+    out = np.zeros((n, len(bands), N_OF_BAND), np.float32)
+    radius = np.log(table["half_light_radius"].to_value(u.arcsec) + 0.02)
+    nearest = np.full(n, 10.0)
+    if n > 1:
+        _, separation, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
+        nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
+    for k, band in enumerate(bands):
+        fit = scene._fits[band]
+        error = np.sqrt(fit.covariance.diagonal())
+        snr = np.divide(np.nan_to_num(fit.flux), error, out=np.zeros(n), where=error > 0)
+        out[:, k, 0] = np.arcsinh(snr)
+        out[:, k, 1] = np.log(np.maximum(share[:, k], 1e-4))
+        out[:, k, 2] = table["blendedness"]
+        out[:, k, 3] = np.log(np.clip(np.nan_to_num(fit.chi2, nan=1.0), 0.1, 100.0))
+        out[:, k, 4] = radius
+        out[:, k, 5] = fit.plane.side == "space"
+        out[:, k, 6] = np.log(fit.plane.fwhm)
+        out[:, k, 7] = np.arcsinh(table["snr"])
+        out[:, k, 8] = fit.coverage
+        out[:, k, 9] = fit.blendedness
+        out[:, k, 10] = fit.breadth
+        out[:, k, 11] = np.log(np.maximum(fit.breadth_error, 1e-4))
+        out[:, k, 12] = np.log(nearest + 0.1)
+        out[:, k, 13] = np.log(np.clip(np.nan_to_num(fit.misfit, nan=1.0), 0.1, 100.0))
+        out[:, k, 14] = np.hypot(table["e1"], table["e2"])
+    return out
+
+
+def _of_sources(scene, features):
+    fits = scene._fits.values()
+    seen = np.stack([fit.measured for fit in fits], axis=1)[..., None]  # (n, n_band, 1)
+    count = np.maximum(seen.sum(axis=1), 1)
+    mean = np.where(seen, features, 0.0).sum(axis=1) / count
+    scatter = np.sqrt(np.where(seen, (features - mean[:, None]) ** 2, 0.0).sum(axis=1) / count)
+    weight = np.where(seen, np.maximum(np.sinh(features[..., :1]), 1.0), 0.0)
+    weight /= np.maximum(np.sqrt((weight**2).sum(axis=1, keepdims=True)), 1e-9)
+    left = (weight * np.stack([fit.residual_snr / fit.noise for fit in fits], axis=1)).sum(axis=1)  # (n, len(RINGS))
+    rings = left[:, 1:].reshape(-1, len(RADII), N_ANGLE)
+    around = [left[:, :1], rings.max(axis=2), rings.min(axis=2), rings.mean(axis=2)]
+    return np.concatenate([mean, scatter, np.arcsinh(np.concatenate(around, axis=1))], axis=1).astype(np.float32)

@@ -1,0 +1,89 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Galaxies that were detected in fragments: which of the fitted sources are one, and the template they have together.
+
+A smooth shape leaves spiral arms and knots over, and detection takes these for sources. Two galaxies that happen to lie
+in one line of sight are both smooth: the fit describes them. So a source is a fragment if it lies in the light of a
+brighter one, and its own model does not describe what is there.
+"""
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from .shapes import overlap
+
+__all__ = ["merged", "fragment_owners"]
+
+REACH = 2.0  # arcsec: beyond it most sources in the light of a bright one are others
+INSIDE = 0.15  # of its own light that a brighter source gives at the place of a fragment
+MISFIT = 1.6  # mean square residual, in units of the sky's noise, where models do not describe a fragment's light
+BLUR = 0.2  # arcsec (FWHM): how sharply light is compared
+
+
+def fragment_owners(mixtures, place, flux, misfit):
+    """The source that each source is a fragment of.
+
+    Parameters
+    ----------
+    mixtures : (n, K, 6) array
+    place : (n, 2) array
+        What the mixtures are about: east and north, arcsec.
+    flux, misfit : (n,) array
+        In the sharpest band: what the solver gives, and how badly the models fit there
+        (``misfit`` of a `BandFit`).
+
+    Returns
+    -------
+    (n,) int array
+        Its own row for a source that is no fragment. A fragment of a fragment is one of the whole.
+    """
+    owners, flux = np.arange(len(flux)), np.nan_to_num(flux)
+    if len(flux) < 2:
+        return owners
+    one, two = cKDTree(place).query_pairs(REACH, output_type="ndarray").T
+    fragment, owner = np.where(flux[one] < flux[two], (one, two), (two, one))
+    keep = (flux[fragment] > 0) & (misfit[fragment] > MISFIT)
+    fragment, owner = fragment[keep], owner[keep]
+    own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)))
+    inside = flux[owner] * _overlap(mixtures[owner], mixtures[fragment], place[owner] - place[fragment]) / own[fragment]
+    order = np.argsort(inside)  # the last assignment counts: the source that gives most light there
+    order = order[inside[order] > INSIDE]
+    owners[fragment[order]] = owner[order]
+    for row in np.argsort(-flux, kind="stable"):  # brighter ones first: an owner's own owners is known by now
+        owners[row] = owners[owners[row]]
+    return owners
+
+
+def merged(mixtures, place, flux, owners):
+    """Templates of sources with all their fragments.
+
+    Parameters
+    ----------
+    mixtures, place, flux
+        As for `fragment_owners`.
+    owners : (n,) int array
+        From `fragment_owners`.
+
+    Returns
+    -------
+    (m, L, 6) array
+        For the m sources that are their own owners, in their order; components of weight 0 fill it up.
+    """
+    whole = np.flatnonzero(owners == np.arange(len(owners)))
+    members = [np.flatnonzero(owners == row) for row in whole]
+    n_component = mixtures.shape[1]
+    out = np.zeros((len(whole), n_component * max(map(len, members), default=1), 6))
+    for k, (row, rows) in enumerate(zip(whole, members, strict=True)):
+        parts = mixtures[rows].copy()
+        if len(rows) > 1:
+            parts[:, :, 0] *= (flux[rows] / flux[rows].sum())[:, None]
+            parts[:, :, 1:3] += (place[rows] - place[row])[:, None]
+        out[k, : parts[..., 0].size] = parts.reshape(-1, 6)
+    return out
+
+
+def _overlap(one, two, apart):
+    """Overlap of mixtures whose places lie ``apart`` (n, 2), both blurred: (n,)."""
+    one = one.copy()
+    one[..., 1:3] += apart[:, None]
+    return overlap(torch.from_numpy(one), torch.from_numpy(two), 2.0 * (BLUR / 2.3548) ** 2).numpy()

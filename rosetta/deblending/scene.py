@@ -1,0 +1,446 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The deblender's result: every source's template, and what each band makes of it."""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.wcs import WCS
+from scipy import sparse
+
+from ..astrometry import corrected_wcs
+from ..flags import Flag
+from .engine.design import Design
+from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
+from .engine.shape_fit import broadened
+
+__all__ = ["BandFit", "DeblendedScene", "Templates"]
+
+PAINTED = 256  # sources drawn at a time
+GRADIENT = 0.3  # scatter of d ln(half-light radius) / d ln(wavelength) of the galaxies that the heads are trained on
+PSF_ERROR = 0.02  # of a PSF's width, relative
+TAN_GOAL = 5.0  # mas: a WCS that TAN holds worse than this is given SIP terms
+
+
+@dataclass(frozen=True, eq=False)
+class BandFit:
+    """One band of a scene.
+
+    Attributes
+    ----------
+    plane : `~rosetta.images.image.BandImage`
+    flux : (n,) array
+        nJy.
+    covariance : (n, n) sparse array
+        nJy^2, from noise and neighbours, scaled by the square of ``noise``.
+    noise : float
+        How much larger the scatter of point-source fluxes is than uncorrelated pixels would give.
+    measured, degenerate : (n,) bool array
+    coverage : (n,) array
+        Share of a source's light on valid pixels.
+    outside : (n,) array
+        Share of a source's light off the image.
+    chi2 : (n,) array
+        Reduced, over the source's footprint.
+    misfit : (n,) array
+        The same in units of the sky's variance, without the sources' own photon noise.
+    pixels : (n,) int array
+        Valid pixels of the footprint.
+    slope : (n, n_shape) array
+        Relative change of the flux along the template's directions.
+    blendedness : (n,) array
+        1 - sum f^2 / sum f F over the pixels, f the source's model and F the sum of all.
+    breadth : (n,) array
+        How broad the band sees the template; see `rosetta.deblending.engine.shape_fit.broadened`.
+    breadth_error : (n,) array
+        Relative error of the flux from that of the breadth.
+    residual_snr : (n, n_point) array
+        Significance of a point source in the residuals at `RINGS`, in units of uncorrelated pixels.
+    """
+
+    plane: object
+    flux: np.ndarray
+    covariance: object
+    noise: float
+    measured: np.ndarray
+    degenerate: np.ndarray
+    coverage: np.ndarray
+    outside: np.ndarray
+    chi2: np.ndarray
+    misfit: np.ndarray
+    pixels: np.ndarray
+    slope: np.ndarray
+    blendedness: np.ndarray
+    breadth: np.ndarray
+    breadth_error: np.ndarray
+    residual_snr: np.ndarray
+
+    PER_SOURCE = (
+        "flux", "measured", "degenerate", "coverage", "outside", "chi2", "misfit", "pixels", "slope", "blendedness",
+        "breadth", "breadth_error", "residual_snr",
+    )
+
+    @classmethod
+    def unseen(cls, plane, n, n_shape, n_point):
+        """The fit of sources of which the band has no pixel."""
+        nothing, none = np.full(n, np.nan), np.zeros(n, bool)
+        return cls(
+            plane=plane, flux=nothing, covariance=sparse.csc_array((n, n)), noise=1.0, measured=none, degenerate=none,
+            coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n), pixels=np.zeros(n, int),
+            slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n), breadth_error=np.zeros(n),
+            residual_snr=np.zeros((n, n_point)),
+        )
+
+
+def breadth_scales(plane, wavelength):
+    """One sigma of ln(size) relative to another wavelength (nm), and of the PSF's variance (arcsec^2), in a band."""
+    return GRADIENT * abs(np.log(plane.wavelength / wavelength)), 2.0 * PSF_ERROR * (plane.fwhm / 2.3548) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Templates:
+    """What draws the sources of a scene.
+
+    Attributes
+    ----------
+    coord, header : `~astropy.coordinates.SkyCoord`
+        Positions that the templates are about: the space image's frame, and that of the ground headers.
+    mixtures : (n, K, 6) array
+    truncation : (n,) array
+        Share of the light that stamps may leave out.
+    wavelength : float
+        Of the band that they are the templates of, nm.
+    """
+
+    coord: SkyCoord
+    header: SkyCoord
+    mixtures: np.ndarray
+    truncation: np.ndarray
+    wavelength: float
+
+    def stamps(self, fit, rows):
+        """Unit-flux `~rosetta.deblending.engine.rendering.Stamps` of some of the sources in a band."""
+        xy, jacobian = fit.plane.place((self.header if fit.plane.side == "ground" else self.coord)[rows])
+        seen = broadened(self.mixtures[rows], fit.breadth[rows], *breadth_scales(fit.plane, self.wavelength))
+        sizes = stamp_sizes(seen, jacobian, fit.plane.psf, self.truncation[rows])
+        return render(seen, xy, jacobian, fit.plane.psf, sizes=sizes)
+
+
+class DeblendedScene:
+    """Sources, their templates, and their models in every band; made by `~rosetta.JEPADeblender`.
+
+    Immutable. Flux unit: nJy. A source's template is one distribution of light on the sky, and its
+    model in a band is that, seen through the band's PSF, times the band's flux.
+
+    Images come with the band's own WCS. `~astropy.nddata.CCDData` takes FITS ones only, so any other kind is fitted
+    by TAN, or by TAN-SIP where TAN is worse than 5 mas; ``meta["WCSRES"]`` of the image then holds the
+    largest distance of the fit from it.
+
+    Attributes
+    ----------
+    labels : ndarray of int, shape (n,)
+    bands : tuple of str
+    offsets : `~astropy.table.QTable` or None
+        The astrometric solution that was used (a copy).
+    meta : dict
+        Provenance.
+    """
+
+    def __init__(self, *, embedding, table, templates, shape_covariance, fits, offsets, meta):
+        self._embedding = embedding
+        self._table = table
+        self._templates = templates
+        self._shape_covariance = shape_covariance
+        self._fits = fits
+        self._offsets = None if offsets is None else offsets.copy()
+        self._meta = meta
+
+    labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
+    bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
+    embedding = property(lambda self: self._embedding, doc="What it was made from.")
+    offsets = property(
+        lambda self: None if self._offsets is None else self._offsets.copy(),
+        doc="The astrometric solution that was used (a copy), or None.",
+    )
+    meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
+
+    def __len__(self):
+        return len(self._table)
+
+    def __repr__(self):
+        return f"<DeblendedScene {len(self)} sources in {' '.join(self.bands)}>"
+
+    def to_table(self):
+        """One row per source.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``label``, ``sky_centroid`` (of the template, in the space image's frame), ``blendedness``
+            (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
+            ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
+            (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
+            was trained, and where no band has a pixel of it), ``half_light_radius`` (arcsec; below 0.005 for
+            points), ``e1``, ``e2`` (distortion: (Qxx - Qyy) / (Qxx + Qyy),
+            2 Qxy / (Qxx + Qyy), x east and y north), ``snr`` (of the sharpest band), ``flags``.
+        """
+        table = self._table.copy()
+        table.meta.update(self.meta)
+        return table
+
+    def _row(self, label):
+        found = np.flatnonzero(np.asarray(self._table["label"]) == label) if np.ndim(label) == 0 else ()
+        if len(found) == 0:
+            raise ValueError(f"label {label!r} is not in this scene: use one of scene.labels")
+        return int(found[0])
+
+    def _fit(self, band):
+        if not isinstance(band, str) or band not in self._fits:
+            raise ValueError(f"band {band!r} is not in this scene: use one of {', '.join(self.bands)}")
+        return self._fits[band]
+
+    def flux(self, band):
+        """Fluxes of all sources in a band.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        `~astropy.units.Quantity`, shape (n,)
+            nJy, in the order of ``labels``; NaN where unmeasured.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        return self._fit(band).flux.copy() * u.nJy
+
+    def covariance(self, band):
+        """Covariance of the fluxes of all sources in a band, from noise and overlap.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        (n, n) `scipy.sparse.csc_array`
+            nJy^2, in the order of ``labels``; empty rows for sources without a flux.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        return self._fit(band).covariance.copy()
+
+    def model(self, label, band):
+        """The model of one source, or of all.
+
+        Parameters
+        ----------
+        label : int or None
+            None: the sum of all sources on the whole image.
+        band : str
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            nJy per native pixel; for one source the smallest cutout that holds its model, whose first pixel is that of
+            the image called ``ORIGINX``, ``ORIGINY`` (0-based) in ``meta``. Sums to the source's flux where the image
+            holds all of it.
+
+        Raises
+        ------
+        ValueError
+            If the label or the band is not in this scene, or the source has no pixel in the band.
+        """
+        fit = self._fit(band)
+        if label is None:
+            wcs, meta = self._wcs_of(band)
+            return CCDData(self._painted(fit), unit=u.nJy, wcs=wcs.deepcopy(), meta=meta)
+        row = self._row(label)
+        (stamp,) = self._templates.stamps(fit, np.array([row]))
+        (x0, y0), size = stamp.corner[0], stamp.values.shape[1]
+        (ya, yb), (xa, xb) = ((max(c, 0), min(c + size, n)) for c, n in zip((y0, x0), fit.plane.shape, strict=True))
+        if ya >= yb or xa >= xb:
+            raise ValueError(f"label {label!r} has no pixel in band {band!r}: see its flags")
+        image = fit.flux[row] * stamp.values[0, ya - y0 : yb - y0, xa - x0 : xb - x0].astype(float)
+        wcs, meta = self._wcs_of(band)
+        meta.update(label=int(label), ORIGINX=int(xa), ORIGINY=int(ya))
+        return CCDData(image, unit=u.nJy, wcs=wcs[ya:yb, xa:xb], meta=meta)
+
+    def _painted(self, fit):
+        """All sources on the whole image of a band, nJy."""
+        image, flux = np.zeros(fit.plane.shape), np.nan_to_num(fit.flux)
+        for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
+            image += Design(self._templates.stamps(fit, rows), image.shape, len(rows)).image(flux[rows])
+        return image
+
+    def template(self, label):
+        """The light of one source before any PSF, at the reference resolution.
+
+        Parameters
+        ----------
+        label : int
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            Unit sum, non-negative, as seen through a Gaussian of FWHM 0.12" on a north-up grid of 0.05".
+
+        Raises
+        ------
+        ValueError
+            If the label is not in this scene.
+        """
+        row = self._row(label)
+        mixture = self._templates.mixtures[row].copy()
+        mixture[:, 1:3] -= centroids(mixture)  # it is shown about its own middle
+        image = evaluate(mixture)
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        center = self._table["sky_centroid"][row].icrs
+        wcs.wcs.crval = [center.ra.deg, center.dec.deg]
+        wcs.wcs.cdelt = [-REFERENCE_SCALE / 3600, REFERENCE_SCALE / 3600]
+        wcs.wcs.crpix = [image.shape[1] // 2 + 1, image.shape[0] // 2 + 1]
+        return CCDData(image, unit=u.dimensionless_unscaled, wcs=wcs, meta={"label": int(label)})
+
+    def residual(self, band):
+        """The image less the models of all sources.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            nJy on the native grid, with the image's mask and variance; NaN where masked.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        fit = self._fit(band)
+        image = fit.plane.image
+        data = np.where(image.mask, np.nan, image.data - self._painted(fit))
+        uncertainty = VarianceUncertainty(np.where(image.mask, np.nan, image.uncertainty.array))
+        wcs, meta = self._wcs_of(band)
+        return CCDData(
+            data, unit=u.nJy, wcs=wcs.deepcopy(), mask=image.mask.copy(), uncertainty=uncertainty, meta=meta
+        )
+
+    @cached_property
+    def _fits_wcs(self):
+        """FITS WCS of every band, and the largest error of its fit (mas; None where it is the band's own)."""
+        return {band: _fits_wcs(fit.plane) for band, fit in self._fits.items()}
+
+    def _wcs_of(self, band):
+        """WCS of an image of a band, and the start of its meta."""
+        wcs, residual = self._fits_wcs[band]
+        return wcs, {"band": band} if residual is None else {"band": band, "WCSRES": residual}
+
+    def to_regions(self):
+        """Half-light ellipses of all sources.
+
+        Returns
+        -------
+        `regions.Regions`
+            With the label as text; ``.write(path, format="ds9")`` for DS9.
+        """
+        from regions import EllipseSkyRegion, Regions
+
+        ellipses = []
+        for row in self._table:
+            e1, e2 = float(row["e1"]), float(row["e2"])
+            size = min(np.hypot(e1, e2), 0.98)
+            ratio = np.sqrt((1 - size) / (1 + size))  # minor over major axis
+            major = 2 * max(row["half_light_radius"].to_value(u.arcsec), 0.05) / np.sqrt(ratio)
+            # Sky regions count angles from north towards east.
+            angle = 90.0 * u.deg - 0.5 * np.arctan2(e2, e1) * u.rad
+            ellipses.append(
+                EllipseSkyRegion(
+                    row["sky_centroid"], width=major * ratio * u.arcsec, height=major * u.arcsec, angle=angle,
+                    meta={"text": str(row["label"])},
+                )
+            )
+        return Regions(ellipses)
+
+    @cached_property
+    def template_covariance(self):
+        """Relative covariance of a source's fluxes between bands, from the template's uncertainty.
+
+        Returns
+        -------
+        (n, n_band, n_band) array
+            Dimensionless, bands in the order of ``bands``.
+        """
+        slope = np.stack([fit.slope for fit in self._fits.values()], axis=1)  # (n, n_band, n_shape)
+        covariance = np.einsum("nbi,nij,ncj->nbc", slope, self._shape_covariance, slope)
+        for k, fit in enumerate(self._fits.values()):
+            covariance[:, k, k] += fit.breadth_error**2
+        covariance.setflags(write=False)
+        return covariance
+
+
+def _fits_wcs(plane):
+    """The plane's WCS and None, or a fit by TAN, else TAN-SIP, and its largest error in mas."""
+    if isinstance(plane.wcs, WCS):
+        return plane.wcs, None
+    ny, nx = plane.shape
+    x, y = (v.ravel() for v in np.meshgrid(np.linspace(-0.5, nx - 0.5, 41), np.linspace(-0.5, ny - 0.5, 41)))
+    sky = plane.pixel_to_sky(x, y)
+    for form in (corrected_wcs._tan, corrected_wcs._sip):
+        wcs = form(plane.wcs, x, y, sky)
+        residual = corrected_wcs._residual(wcs, x, y, sky)
+        if residual < TAN_GOAL:
+            break
+    wcs.pixel_shape = (nx, ny)
+    return wcs, residual
+
+
+def centroids(mixtures):
+    """Mean position (east, north) of the light of mixtures, (..., 2)."""
+    return (mixtures[..., :1] * mixtures[..., 1:3]).sum(axis=-2)
+
+
+def shape_columns(mixtures):
+    """Half-light radius (arcsec) and distortion (e1, e2) of mixtures."""
+    weight, (east, north) = mixtures[..., 0], np.moveaxis(mixtures[..., 1:3] - centroids(mixtures)[:, None], -1, 0)
+    second = (mixtures[..., 3] + east**2, mixtures[..., 4] + east * north, mixtures[..., 5] + north**2)
+    sxx, sxy, syy = (np.sum(weight * moment, axis=1) for moment in second)
+    size = np.maximum(sxx + syy, 1e-12)
+    return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
+
+
+def source_flags(fits, side_of, n):
+    """Flags that follow from the fits of all bands, (n,) int array."""
+    flags = np.zeros(n, dtype=np.int64)
+    anywhere = np.zeros(n, dtype=bool)
+    for fit in fits.values():
+        inside = fit.outside < 0.999
+        anywhere |= inside
+        flags[~fit.measured] |= int(Flag.NO_DATA)
+        flags[inside & (fit.outside > 0.02)] |= int(Flag.EDGE)
+        flags[inside & (fit.coverage + fit.outside < 0.98)] |= int(Flag.MASKED)
+        flags[fit.degenerate] |= int(Flag.DUPLICATE)
+        flags |= int(fit.plane.flags)
+    flags[~anywhere] |= int(Flag.OUTSIDE)
+    for side in ("ground", "space"):
+        seen = np.zeros(n, dtype=bool)
+        for band, fit in fits.items():
+            if side_of[band] == side:
+                seen |= fit.measured
+        flags[anywhere & ~seen] |= int(Flag.ONE_SIDED)
+        if side == "space":
+            flags[anywhere & ~seen] |= int(Flag.GROUND_TEMPLATE)
+    return flags

@@ -1,0 +1,214 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""A field as overlapping tiles: work on one at a time needs memory for one tile, however large the field is."""
+
+from dataclasses import dataclass, replace
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from scipy import sparse
+
+from ..images.image import extent
+from ..images.noise import noise_factor
+from ..images.positions import from_tangent, joined, tangent
+from .engine.shape_fit import DIRECTIONS
+from .features import RINGS
+from .scene import BandFit
+
+__all__ = ["Part", "Tile", "join", "tiles"]
+
+SAME = 0.05  # arcsec: what two tiles find within this is one source
+CORE = 102.4  # arcsec a side, about
+MARGIN = 8.0  # arcsec around a core: light beyond it does not change a source in the core
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A rectangle of a tangent plane. The cores of all tiles share the sky between them, beyond the images too.
+
+    Attributes
+    ----------
+    center : `~astropy.coordinates.SkyCoord`
+        Tangent point.
+    core : (2, 2) array
+        Low and high (east, north), arcsec; infinite at the rim of the field.
+    bounds : (2, 2) array
+        The same, finite, with the margin.
+    """
+
+    center: SkyCoord
+    core: np.ndarray
+    bounds: np.ndarray
+
+    def owns(self, coord):
+        """Whether positions lie in the core, (n,) bool."""
+        offset = tangent(coord, self.center)
+        return ((offset >= self.core[0]) & (offset < self.core[1])).all(axis=1)
+
+    def sees(self, coord):
+        """Whether positions lie in the core or its margin, (n,) bool."""
+        offset = tangent(coord, self.center)
+        return ((offset >= self.core[0] - MARGIN) & (offset < self.core[1] + MARGIN)).all(axis=1)
+
+    def cut(self, planes):
+        """The planes' pixels in the tile, as planes; those without a valid pixel there are left out."""
+        axis = np.linspace(0.0, 1.0, 5)
+        east, north = np.meshgrid(*(low + (high - low) * axis for low, high in self.bounds.T))
+        sky = from_tangent(np.stack([east.ravel(), north.ravel()], -1), self.center)
+        pieces = {}
+        for band, plane in planes.items():
+            (nx, ny), xy = plane.shape[::-1], np.stack(plane.sky_to_pixel(sky), -1)
+            if not np.isfinite(xy).all():
+                xy = np.array([[-1.0, -1.0], [nx, ny]])  # a WCS that does not reach the tile's corners: all of it
+            low = np.clip(np.floor(xy.min(axis=0)), 0, (nx, ny)).astype(int)
+            high = np.clip(np.ceil(xy.max(axis=0)) + 1, 0, (nx, ny)).astype(int)
+            if (high <= low).any():
+                continue
+            piece = plane.cut((low[1], high[1], low[0], high[0]))
+            if piece.valid.any():
+                pieces[band] = piece
+        return pieces
+
+
+def tiles(planes):
+    """Tiles that cover all planes.
+
+    Parameters
+    ----------
+    planes : dict of str to `~rosetta.images.image.BandImage`
+
+    Returns
+    -------
+    list of `Tile`
+    """
+    center, low, high = extent(list(planes.values()))
+    # A rim that a tile can take is not worth a tile of its own.
+    count = np.maximum(1, np.ceil((high - low) / CORE - 0.1)).astype(int)
+    edges = [np.linspace(a, b, n + 1) for a, b, n in zip(low, high, count, strict=True)]
+    found = []
+    for j in range(count[1]):
+        for i in range(count[0]):
+            core = np.array([[edges[0][i], edges[1][j]], [edges[0][i + 1], edges[1][j + 1]]])
+            bounds = core + MARGIN * np.array([[-1.0], [1.0]])
+            rim = np.array([[i == 0, j == 0], [i == count[0] - 1, j == count[1] - 1]])
+            found.append(Tile(center, np.where(rim, [[-np.inf], [np.inf]], core), bounds))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The sources of a tile, or of a whole field.
+
+    Attributes
+    ----------
+    index : (n,) int array or None
+        Row of each source in what the user gave; None where sources were detected.
+    own : (n,) bool array
+        Whether the source belongs to the tile, or lies in its margin.
+    coord, header : `~astropy.coordinates.SkyCoord`
+        True positions, and those in the ground headers' frame.
+    snr : (n,) array
+    mixtures : (n, K, 6) array
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes.
+    fits : dict of str to `~rosetta.deblending.scene.BandFit`
+    scatter : dict of str to array
+        Significance on every third pixel each way of the residuals; see `rosetta.deblending.band_fit.noise_factor`.
+    """
+
+    index: np.ndarray | None
+    own: np.ndarray
+    coord: SkyCoord
+    header: SkyCoord
+    snr: np.ndarray
+    mixtures: np.ndarray
+    covariance: np.ndarray
+    fits: dict
+    scatter: dict
+
+    def __len__(self):
+        return len(self.own)
+
+
+def join(parts, planes):
+    """The parts of all tiles as one, in the order of what was given, or from the most significant source down.
+
+    Parameters
+    ----------
+    parts : list of `Part`
+    planes : dict of str to `~rosetta.images.image.BandImage`
+        Of the whole field.
+
+    Returns
+    -------
+    `Part`
+        Fluxes in two tiles are correlated as the tile of one of them saw it.
+    """
+
+    def stacked(name):
+        return np.concatenate([getattr(part, name)[part.own] for part in parts])
+
+    given = parts[0].index is not None
+    order = np.argsort(stacked("index") if given else -stacked("snr"), kind="stable")
+    coord, header = (
+        joined([getattr(part, name)[part.own] for part in parts])[order] for name in ("coord", "header")
+    )
+    numbers = _numbers(parts, order, coord)
+    most = max(part.mixtures.shape[1] for part in parts)
+    parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
+    arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
+    fits = {}
+    for band, plane in planes.items():
+        each = [part.fits.get(band, BandFit.unseen(plane, len(part), len(DIRECTIONS), len(RINGS))) for part in parts]
+        scatter = np.concatenate([part.scatter[band] for part in parts if band in part.scatter])
+        noise = noise_factor(scatter, plane.psf)
+        merged = {
+            name: np.concatenate([getattr(fit, name)[part.own] for fit, part in zip(each, parts, strict=True)])[order]
+            for name in BandFit.PER_SOURCE
+        }
+        covariance = _covariance([fit.covariance for fit in each], parts, numbers, len(order)) * noise**2
+        fits[band] = replace(each[0], plane=plane, noise=noise, covariance=covariance, **merged)
+    return Part(
+        index=None, own=np.ones(len(order), bool), coord=coord, header=header, fits=fits, scatter={}, **arrays
+    )
+
+
+def _filled(mixtures, n_component):
+    """Mixtures with components of weight 0 up to a number of them."""
+    return np.pad(mixtures, ((0, 0), (0, n_component - mixtures.shape[1]), (0, 0)))
+
+
+def _numbers(parts, order, coord):
+    """Row in the whole field of each part's sources, -1 where another tile does not know one of the margin."""
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(len(order))
+    numbers, start = [], 0
+    for part in parts:
+        number = np.full(len(part), -1)
+        count = int(part.own.sum())
+        number[part.own] = rank[start : start + count]
+        start += count
+        margin = np.flatnonzero(~part.own)
+        if part.index is not None:
+            number[margin] = part.index[margin]
+        elif len(margin) and len(coord):
+            nearest, separation, _ = part.coord[margin].match_to_catalog_sky(coord)
+            number[margin] = np.where(separation < SAME * u.arcsec, nearest, -1)
+        numbers.append(number)
+    return numbers
+
+
+def _covariance(matrices, parts, numbers, n):
+    """One symmetric matrix from the rows of each part's own sources."""
+    rows, columns, values = [], [], []
+    for matrix, part, number in zip(matrices, parts, numbers, strict=True):
+        entries = matrix.tocoo()
+        keep = part.own[entries.row] & (number[entries.col] >= 0)
+        rows.append(number[entries.row[keep]])
+        columns.append(number[entries.col[keep]])
+        values.append(entries.data[keep])
+    rows, columns, values = (np.concatenate(v) for v in (rows, columns, values))
+    total = sparse.coo_array((values, (rows, columns)), shape=(n, n)).tocsc()
+    times = sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=(n, n)).tocsc()
+    total, times = total + total.T, times + times.T  # a pair across a border has one entry or two
+    return sparse.csc_array((total.data / times.data, total.indices, total.indptr), shape=(n, n))

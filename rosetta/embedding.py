@@ -1,0 +1,213 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What the frozen encoder sees in a pair of images."""
+
+import copy
+from types import MappingProxyType
+
+import astropy.units as u
+import numpy as np
+from astropy.nddata import NDData
+from astropy.table import QTable
+from astropy.wcs import WCS
+
+from .flags import Flag
+from .images.positions import plain_icrs
+from .pair import SIDES
+
+__all__ = ["SkyEmbedding"]
+
+
+class SkyEmbedding:
+    """What the frozen encoder sees in a `SkyPair`: tokens and one summary vector per window and side.
+
+    Made by `~rosetta.CrossSurveyEncoder`, never by hand; immutable. Windows lie on one tangent-plane grid and
+    overlap.
+
+    Parameters
+    ----------
+    pair : `SkyPair`
+        The images it was made from.
+    fingerprint : str
+        Fingerprint of the encoder that made it.
+    window : `~astropy.units.Quantity`
+        Side length of a window (angle).
+    centers : `~astropy.coordinates.SkyCoord`, shape (n_window,)
+        Window centres.
+    sides : mapping
+        ``sides["ground"]`` and ``sides["space"]`` (where observed): a mapping of ``tokens``
+        (n_window, n_token, 384), ``positions`` (n_window, n_token, 2) [east, north, arcsec from the window centre],
+        ``seen`` (n_window, n_token; whether a token has a valid pixel; not where it is predicted), ``cls``
+        (n_window, 384), ``embedding`` (n_window, 256; unit length), ``coverage`` (share of valid pixels), ``ood_score``
+        and ``flags`` (n_window,). Arrays are read-only.
+    meta : dict
+        Provenance.
+    """
+
+    def __init__(self, pair, *, fingerprint, window, centers, sides, meta):
+        self._pair, self._fingerprint, self._window = pair, fingerprint, window
+        self._centers, self._meta = centers, meta
+        self._sides = MappingProxyType({side: MappingProxyType(dict(arrays)) for side, arrays in sides.items()})
+        for arrays in self._sides.values():
+            for array in arrays.values():
+                array.setflags(write=False)
+
+    pair = property(lambda self: self._pair, doc="The images it was made from.")
+    fingerprint = property(lambda self: self._fingerprint, doc="Fingerprint of the encoder that made it.")
+    window = property(lambda self: self._window, doc="Side length of a window (angle).")
+    centers = property(lambda self: self._centers, doc="Window centres, shape (n_window,).")
+    sides = property(lambda self: self._sides, doc="Read-only arrays by side.")
+    meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
+
+    def _side(self, survey):
+        """The side called ``survey``: "ground", "space", a survey's name or the survey itself."""
+        name = getattr(survey, "name", survey)
+        for side in SIDES:
+            if name in (side, self._pair.survey(side).name):
+                if side not in self._sides:
+                    raise ValueError(f"survey {name!r}: this embedding has no {side} side")
+                return side
+        known = [s for side in self._sides for s in (side, self._pair.survey(side).name)]
+        raise ValueError(f"unknown survey {name!r}: this embedding knows {known}")
+
+    def tokens_at(self, coord, survey):
+        """Tokens at sky positions, each read in the window whose centre is nearest.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+
+        Returns
+        -------
+        ndarray, shape (n, 384), float32
+            Of the token whose patch centre is nearest; NaN where the survey has no data or no window lies.
+
+        Raises
+        ------
+        ValueError
+            If the survey is not known here or has no side.
+        """
+        side = self._sides[self._side(survey)]
+        window, offset = self._locate(coord)
+        outside = np.abs(offset).max(axis=-1, initial=0) > 0.5 * self._window.to_value(u.arcsec) + 1
+        tokens = np.empty((len(window), side["tokens"].shape[-1]), np.float32)
+        for w in np.unique(window):
+            rows = np.flatnonzero(window == w)
+            d2 = ((offset[rows, None, :] - side["positions"][w][None]) ** 2).sum(-1)  # (n_row, n_token)
+            nearest = d2.argmin(1)
+            tokens[rows] = side["tokens"][w][nearest]
+            if "seen" in side:  # a side that was predicted has no pixels
+                tokens[rows[~side["seen"][w][nearest]]] = np.nan
+        tokens[outside] = np.nan
+        return tokens
+
+    def ood_at(self, coord):
+        """Out-of-distribution flags of the windows whose centres are nearest to sky positions.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+
+        Returns
+        -------
+        ndarray of int, shape (n,)
+            ``Flag.OUT_OF_DISTRIBUTION`` where it is set on any side, else 0.
+        """
+        window, _ = self._locate(coord)
+        flags = np.zeros(len(window), int)
+        for side in self._sides.values():
+            flags |= side["flags"][window] & int(Flag.OUT_OF_DISTRIBUTION)
+        return flags
+
+    def _locate(self, coord):
+        """Nearest window of each position, and the offset from its centre in arcsec."""
+        coord = plain_icrs(coord)
+        window, _, _ = coord.match_to_catalog_sky(self._centers)
+        east, north = self._centers[window].spherical_offsets_to(coord)
+        return window, np.stack([east.to_value(u.arcsec), north.to_value(u.arcsec)], -1)
+
+    def to_table(self):
+        """The embedding as a table with one row per window and survey.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``survey``, ``sky_center``, ``embedding`` (256), ``cls`` (384), ``coverage`` (fraction of valid
+            pixels), ``ood_score`` (larger is stranger; above 1 flagged ``OUT_OF_DISTRIBUTION``), ``flags``.
+        """
+        sides = list(self._sides.items())
+        names = np.concatenate([[self._pair.survey(side).name] * len(self._centers) for side, _ in sides])
+        table = QTable({"survey": names})
+        table["sky_center"] = self._centers[np.tile(np.arange(len(self._centers)), len(sides))]
+        for column in ("embedding", "cls", "coverage", "ood_score", "flags"):
+            table[column] = np.concatenate([arrays[column] for _, arrays in sides])
+        table.meta.update(self.meta)
+        return table
+
+    def similarity(self, other):
+        """Cosine similarity of every row of ``self.to_table()`` with every row of ``other.to_table()``.
+
+        Parameters
+        ----------
+        other : `SkyEmbedding`
+            By the same encoder; of the same sky or another.
+
+        Returns
+        -------
+        ndarray, shape (n_row, n_row_other)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``other`` is no embedding, or was made by another encoder.
+        """
+        if not isinstance(other, SkyEmbedding):
+            raise TypeError(f"other must be a SkyEmbedding, got {type(other).__name__}")
+        if other.fingerprint != self._fingerprint:
+            raise ValueError(
+                f"other was made by encoder {other.fingerprint}, this by {self._fingerprint}: use one encoder for both"
+            )
+        one, two = (np.concatenate([a["embedding"] for a in e.sides.values()]) for e in (self, other))
+        return one @ two.T
+
+    def token_map(self, survey):
+        """The tokens as an image on the sky.
+
+        Parameters
+        ----------
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+
+        Returns
+        -------
+        `~astropy.nddata.NDData`, data of shape (384, ny, nx)
+            With a three-axis WCS: right ascension, declination (TAN, one pixel per token), and channel.
+            Each pixel is read as by `tokens_at`.
+
+        Raises
+        ------
+        ValueError
+            If the survey is not known here or has no side.
+        """
+        side = self._sides[self._side(survey)]
+        positions = side["positions"][0].astype(float)
+        pitch = np.ptp(positions[:, 0]) / (np.sqrt(len(positions)) - 1)
+        center = self._centers[len(self._centers) // 2]
+        east, north = center.spherical_offsets_to(self._centers)
+        half = 0.5 * self._window.to_value(u.arcsec)
+        east, north = east.to_value(u.arcsec), north.to_value(u.arcsec)
+        nx, ny = (int(round((np.ptp(v) + 2 * half) / pitch)) for v in (east, north))
+        wcs = WCS(naxis=3)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN", "CHANNEL"]
+        wcs.wcs.cunit = ["deg", "deg", ""]
+        wcs.wcs.crval = [center.ra.deg, center.dec.deg, 0]
+        wcs.wcs.cdelt = [-pitch / 3600, pitch / 3600, 1]
+        wcs.wcs.crpix = [0.5 + (east.max() + half) / pitch, 0.5 + (half - north.min()) / pitch, 1]
+        y, x = np.mgrid[:ny, :nx]
+        tokens = self.tokens_at(wcs.celestial.pixel_to_world(x.ravel(), y.ravel()), survey)
+        return NDData(np.moveaxis(tokens.reshape(ny, nx, -1), -1, 0), wcs=wcs, meta=self.meta)
+
+    def __repr__(self):
+        sides = ", ".join(f"{s} {a['tokens'].shape}" for s, a in self._sides.items())
+        return f"<SkyEmbedding {len(self._centers)} windows of {self._window}: {sides}; encoder {self._fingerprint}>"

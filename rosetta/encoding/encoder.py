@@ -1,0 +1,406 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""`CrossSurveyEncoder`: one frozen network that reads the same sky in either survey."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+
+from .. import checkpoint
+from ..embedding import SkyEmbedding
+from ..flags import Flag
+from ..images.image import band_images
+from ..pair import SIDES, SkyPair
+from . import inference, windows
+from .network import EncoderConfig
+from .pretraining import TrainConfig
+from .training_tiles import training_tiles
+
+__all__ = ["CrossSurveyEncoder"]
+
+BATCH = 8  # windows encoded at a time: bounds the memory, whatever the size of the field
+
+
+class CrossSurveyEncoder:
+    """Joint-embedding encoder of two surveys.
+
+    A vision transformer reads 16 x 16 pixel patches of either survey; matched windows of one sky are pulled together
+    (NT-Xent, Chen et al. 2020) and a predictor gives one survey's tokens from the other's (the P of JEPA,
+    Assran et al. 2023). A new instance is untrained; `from_pretrained` loads weights.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the initial weights.
+    device : str, optional
+        "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
+
+    Examples
+    --------
+    >>> from rosetta import CrossSurveyEncoder
+    >>> encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+    >>> encoder
+    <CrossSurveyEncoder ...>
+    """
+
+    def __init__(self, *, seed=0, device=None):
+        config = EncoderConfig()
+        self._set(config, inference.Model.seeded(config, seed), device, {"trained": False, "seed": seed})
+
+    def _set(self, config, model, device, provenance):
+        self._config, self._provenance = config, provenance
+        self._device = checkpoint.device_of(device)
+        self._model = model.to(self._device).eval()
+        self._fingerprint = None  # not known until it is asked for
+
+    @classmethod
+    def _with_config(cls, config, *, seed=0, device=None):
+        """An untrained encoder of another size (tests use tiny ones)."""
+        encoder = cls.__new__(cls)
+        encoder._set(config, inference.Model.seeded(config, seed), device, {"trained": False, "seed": seed})
+        return encoder
+
+    @classmethod
+    def from_pretrained(cls, path=None, *, device=None):
+        """Load a trained encoder.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A checkpoint written by `save`. None: the bundled one.
+        device : str, optional
+            "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
+
+        Returns
+        -------
+        `CrossSurveyEncoder`
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is corrupted, from a newer format, of another architecture or a pickle; or if the device is
+            not there.
+        """
+        path = Path(path) if path is not None else checkpoint.bundled("encoder")
+        found = checkpoint.load(path, kind="encoder")
+        try:
+            config = EncoderConfig(**found.config)
+        except TypeError as error:
+            raise checkpoint.CheckpointError(f"{path.name} is of another architecture: {error}") from error
+        model = inference.Model.blank(config, checkpoint.device_of(device))
+        encoder = cls.__new__(cls)
+        encoder._set(config, checkpoint.restore(model, found.tensors, path.name), device, found.provenance)
+        return encoder
+
+    @property
+    def fingerprint(self):
+        """Sixteen hex digits that name these weights."""
+        if self._fingerprint is None:
+            self._fingerprint = checkpoint.fingerprint_of("encoder", self._model.packed(), asdict(self._config))
+        return self._fingerprint
+
+    @property
+    def provenance(self):
+        """Where the weights came from: how and on how much they were trained, and what was measured (dict)."""
+        return dict(self._provenance)
+
+    def save(self, path):
+        """Write the encoder to a file.
+
+        Weights are kept on bfloat16 values at all times, so the file and this instance agree exactly.
+
+        Parameters
+        ----------
+        path : path-like
+            Ends in ``.safetensors``; replaced, whole or not at all, if it exists.
+
+        Returns
+        -------
+        str
+            The encoder's fingerprint.
+        """
+        return checkpoint.save(
+            path, self._model.packed(), kind="encoder", config=asdict(self._config), provenance=self._provenance
+        )
+
+    def __call__(self, pair, *, window=38.4 * u.arcsec, progress=None):
+        """Embed a pair.
+
+        Parameters
+        ----------
+        pair : `~rosetta.SkyPair`
+        window : `~astropy.units.Quantity`
+            Side of the windows: a multiple of 3.2 arcsec, at least 12.8 arcsec. Fields smaller than it are read in one
+            window of the smallest allowed side that covers them.
+        progress : callable, optional
+            Called as ``progress(done, total)`` after every few windows of a side.
+
+        Returns
+        -------
+        `~rosetta.SkyEmbedding`
+
+        Raises
+        ------
+        TypeError
+            If ``pair`` is not a `~rosetta.SkyPair`.
+        ValueError
+            If ``window`` is not an allowed size.
+        """
+        if not isinstance(pair, SkyPair):
+            raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: wrap the images in SkyPair(...)")
+        planes = list(band_images(pair).values())
+        window = windows.fitting_window(planes, _checked_window(window))
+        centers = windows.window_grid(planes, window)
+        sides, done = {}, 0
+        of_sides = {side: [plane for plane in planes if plane.side == side] for side in SIDES}
+        of_sides = {side: of_side for side, of_side in of_sides.items() if of_side}
+
+        def report(n_window):
+            nonlocal done
+            done += n_window
+            if progress is not None:
+                progress(done, len(of_sides) * len(centers))
+
+        for side, of_side in of_sides.items():
+            sides[side] = self._embed_side(side, of_side, centers, window, report)
+        seen = np.any([arrays["coverage"] > 0 for arrays in sides.values()], axis=0)
+        for side, arrays in sides.items():
+            other = [a["coverage"] for s, a in sides.items() if s != side]
+            lonely = np.ones(len(seen), bool) if not other else other[0] == 0
+            arrays["flags"][lonely] |= int(Flag.ONE_SIDED)
+            sides[side] = {name: array[seen] for name, array in arrays.items()}
+        inputs = {
+            plane.band: {
+                "side": plane.side,
+                "shape": list(plane.data.shape),
+                "depth": round(plane.depth, 3),
+                "psf_fwhm": round(plane.fwhm, 4),
+                "flags": int(plane.flags),
+            }
+            for plane in planes
+        }
+        fingerprint = self.fingerprint
+        meta = {
+            "inputs": inputs,
+            "encoder_fingerprint": fingerprint,
+            "window": f"{window:.1f} arcsec",
+            "versions": checkpoint.versions(),
+        }
+        return SkyEmbedding(
+            pair, fingerprint=fingerprint, window=window * u.arcsec, centers=centers[seen], sides=sides, meta=meta
+        )
+
+    def _embed_side(self, side, planes, centers, window, report):
+        knots = self._config.knots(side)
+        parts = []
+        for start in range(0, len(centers), BATCH):
+            view = windows.side_view(planes, centers[start : start + BATCH], window, knots)
+            parts.append(inference.encode(self._model, side, view))
+            report(len(view.pixels))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        flags = np.zeros(len(centers), int)
+        for plane in planes:
+            flags |= int(plane.flags)
+            if windows.is_extrapolated(plane.wavelength, knots):
+                flags |= int(Flag.BAND_EXTRAPOLATED)
+        empty = arrays["coverage"] == 0
+        for name in ("tokens", "cls", "embedding", "ood_score"):
+            arrays[name][empty] = np.nan  # nothing was seen here: no answer, rather than that of an empty sky
+        flags[empty] |= int(Flag.NO_DATA)
+        flags[arrays["coverage"] < 0.5] |= int(Flag.LOW_COVERAGE)
+        flags[arrays["ood_score"] > 1] |= int(Flag.OUT_OF_DISTRIBUTION)
+        arrays["flags"] = flags
+        return arrays
+
+    def predict(self, embedding, survey):
+        """What ``survey`` should see, from what the other survey saw.
+
+        Parameters
+        ----------
+        embedding : `~rosetta.SkyEmbedding`
+            Holding the other side.
+        survey : str or `~rosetta.Survey`
+            The survey to predict: "ground", "space" or the survey.
+
+        Returns
+        -------
+        `~rosetta.SkyEmbedding`
+            With the one side ``survey``; its tokens lie on the survey's ideal grid. Observing conditions are those
+            of ``embedding`` where it has that side, else the survey's nominal ones.
+
+        Raises
+        ------
+        ValueError
+            If the embedding is of another encoder or lacks the other side.
+        """
+        if not isinstance(embedding, SkyEmbedding):
+            raise TypeError(f"embedding must be a SkyEmbedding, got {type(embedding).__name__}")
+        if embedding.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"embedding was made by encoder {embedding.fingerprint}, this is {self.fingerprint}: embed it again"
+            )
+        name = getattr(survey, "name", survey)
+        names = {side: (side, embedding.pair.survey(side).name) for side in SIDES}
+        target = next((side for side in SIDES if name in names[side]), None)
+        if target is None:
+            raise ValueError(f"unknown survey {name!r}: use one of {[n for pair in names.values() for n in pair]}")
+        source = SIDES[1 - SIDES.index(target)]
+        if source not in embedding.sides:
+            raise ValueError(f"embedding has no {source} side to predict {name!r} from")
+        window = embedding.window.to_value(u.arcsec)
+        conditions = windows.observing_conditions(embedding.pair, target, self._config.knots(target))
+        positions = windows.ideal_offsets(target, window)
+        arrays = inference.predict(self._model, embedding.sides[source], target, positions, conditions, BATCH)
+        arrays["coverage"] = embedding.sides[source]["coverage"].copy()
+        arrays["flags"] = embedding.sides[source]["flags"].copy()
+        return SkyEmbedding(
+            embedding.pair,
+            fingerprint=embedding.fingerprint,
+            window=embedding.window,
+            centers=embedding.centers,
+            sides={target: arrays},
+            meta={**embedding.meta, "predicted_from": source},
+        )
+
+    def search(self, embedding, other, *, reach):
+        """Find the windows of one embedding in another, wherever they lie in its windows.
+
+        An embedding holds the places of sources as phases of plane waves: windows whose centres differ by two arcsec do
+        not look alike, be it that a header points wrong or that they were laid out differently. Here every window is
+        read again as if it lay elsewhere, all over a disc, and compared each time.
+
+        Parameters
+        ----------
+        embedding : `~rosetta.SkyEmbedding`
+            Its images are read again, some two and a half times per square arcsec of the disc.
+        other : `~rosetta.SkyEmbedding`
+            Where to look.
+        reach : `~astropy.units.Quantity`
+            Radius of the disc, an angle.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            Parallel to ``embedding.to_table()``: ``survey``, ``sky_center``; ``row`` of ``other.to_table()`` that is
+            most similar, ``similarity``, the cosine there, and ``sky_match``, where the window's centre lies by that
+            one's coordinates, to some 0.3 arcsec. Windows without data: -1 and NaN.
+
+        Raises
+        ------
+        ValueError
+            If either embedding is of another encoder, their windows differ, ``embedding`` was predicted, or ``reach``
+            is no positive angle.
+        """
+        for name, one in (("embedding", embedding), ("other", other)):
+            if not isinstance(one, SkyEmbedding):
+                raise TypeError(f"{name} must be a SkyEmbedding, got {type(one).__name__}")
+            if one.fingerprint != self.fingerprint:
+                raise ValueError(
+                    f"{name} was made by encoder {one.fingerprint}, this is {self.fingerprint}: embed it again"
+                )
+        if embedding.window != other.window:
+            raise ValueError(
+                f"other has windows of {other.window:g}, embedding of {embedding.window:g}: use one window for both"
+            )
+        shifts = inference.disc(_checked_reach(reach))
+        target = np.concatenate([arrays["embedding"] for arrays in other.sides.values()])  # (n_other, proj_dim)
+        planes = list(band_images(embedding.pair).values())
+        window = embedding.window.to_value(u.arcsec)
+        rows, cosine, place = [], [], []
+        for side, arrays in embedding.sides.items():
+            of_side = [plane for plane in planes if plane.side == side]
+            if "seen" not in arrays:
+                raise ValueError(f"embedding has a {side} side that was predicted, without images to read again")
+            for start in range(0, len(embedding.centers), BATCH):
+                some = slice(start, start + BATCH)
+                view = windows.side_view(of_side, embedding.centers[some], window, self._config.knots(side))
+                found = inference.moved(self._model, side, view, shifts) @ target.T  # (n_shift, n, n_other)
+                found = np.where(np.isfinite(found) & (arrays["coverage"][some, None] > 0), found, -np.inf)
+                rows.append(found.max(0).argmax(1))
+                cosine.append(found.max((0, 2)))
+                place.append(shifts[found.max(2).argmax(0)])
+        row, cosine, place = (np.concatenate(part) for part in (rows, cosine, place))
+        centers = other.centers[row % len(other.centers)]
+        table = embedding.to_table()["survey", "sky_center"]
+        table["row"] = np.where(np.isfinite(cosine), row, -1)
+        table["similarity"] = np.where(np.isfinite(cosine), cosine, np.nan)
+        place[~np.isfinite(cosine)] = np.nan
+        table["sky_match"] = centers.spherical_offsets_by(*(place.T * u.arcsec))
+        return table
+
+    def fit(self, pairs, *, config=None, validation=None, checkpoint=None, progress=None):
+        """Train on pairs of images of one sky.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            Read one at a time. Noise-free pairs (``rosetta.simulate.TrainingSet``) get noise, PSF and depth anew in
+            every window; those of images with noise are worsened, never improved.
+        config : `~rosetta.encoding.pretraining.TrainConfig`
+            Length, windows, batch sizes, learning rate, seed. None: an hour with the default settings.
+        validation : sequence of `~rosetta.SkyPair`, optional
+            Sky that never trains: for the retrieval gauge, and to calibrate the out-of-distribution score.
+        checkpoint : path-like, optional
+            Training state, written as the run goes; an interrupted run resumes from it.
+        progress : callable, optional
+            Called as ``progress(step, metrics)`` every ``config.log_every`` steps; metrics is a dict of floats: the
+            loss and its terms, retrieval, cosine gap, effective rank, speed.
+
+        Returns
+        -------
+        CrossSurveyEncoder
+            Itself, trained.
+
+        Raises
+        ------
+        TypeError
+            If ``pairs`` is no sequence.
+        ValueError
+            If ``config`` sets no end, or no pair can be trained on, with the first reason.
+        RuntimeError
+            If the loss becomes NaN or the embedding collapses; the last good checkpoint is kept.
+        """
+        if not isinstance(pairs, Sequence) and not hasattr(pairs, "__getitem__"):
+            raise TypeError("pairs must be a sequence of SkyPair")
+        config = config or TrainConfig(max_minutes=60)
+        tiles = training_tiles(pairs)
+        held_out = training_tiles(validation) if validation is not None else []
+        try:
+            summary = inference.fit(self._model, tiles, held_out, config, checkpoint=checkpoint, callback=progress)
+        finally:
+            self._fingerprint = None
+        self._provenance = {"trained": True, "train_config": asdict(config), "n_tiles": len(tiles), **summary}
+        return self
+
+    def __repr__(self):
+        trained = "trained" if self._provenance.get("trained") else "untrained"
+        return f"<CrossSurveyEncoder {self.fingerprint}, {trained}, on {self._device}>"
+
+
+def _checked_reach(reach):
+    """Radius of a disc, arcsec."""
+    try:
+        radius = float(u.Quantity(reach).to_value(u.arcsec))
+    except (TypeError, ValueError, u.UnitConversionError) as error:
+        raise ValueError(f"reach must be an angle, such as 2 * u.arcsec; got {reach!r}") from error
+    if not 0 < radius < np.inf:
+        raise ValueError(f"reach is {radius:g} arcsec: it must be positive")
+    return radius
+
+
+def _checked_window(window):
+    """Window side in arcsec: a multiple of 3.2, at least 12.8."""
+    try:
+        side = float(u.Quantity(window).to_value(u.arcsec))
+    except (TypeError, ValueError, u.UnitConversionError) as error:
+        raise ValueError(f"window must be an angle, such as 38.4 * u.arcsec; got {window!r}") from error
+    if not np.isfinite(side):
+        raise ValueError(f"window is {side} arcsec: it must be finite")
+    steps = side / windows.STEP
+    if side < 12.8 - 1e-6 or abs(steps - round(steps)) > 1e-6:
+        raise ValueError(f"window is {side:g} arcsec: it must be a multiple of 3.2 arcsec, at least 12.8 arcsec")
+    return round(round(steps) * windows.STEP, 1)

@@ -1,0 +1,195 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The encoder's windows: where they lie, and what the encoder is given of them."""
+
+import astropy.units as u
+import numpy as np
+import torch
+
+from ..images.image import band_images, extent
+from ..images.positions import from_tangent, tangent
+from ..images.resampling import resampled
+from .network import View, conditions
+
+__all__ = [
+    "PIXEL", "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "observing_conditions",
+    "same_grid", "side_view", "window_grid",
+]
+
+PATCH = 16  # native pixels per token side
+PIXEL = {"ground": 0.2, "space": 0.1}  # arcsec; the grids the encoder was built for
+OVERLAP = 12.8  # arcsec shared by neighbouring windows
+STEP = 3.2  # arcsec; windows are multiples of one ground token
+SLACK = 0.8  # arcsec; a rim this narrow is not worth a window: two grids of one field differ in phase
+
+
+def window_grid(plane_list, window):
+    """Centres of the windows that cover the images: `~astropy.coordinates.SkyCoord`, shape (n_window,)."""
+    center, lowest, highest = extent(plane_list)
+    axes = []
+    for low, high in zip(lowest, highest, strict=True):
+        step = window - min(OVERLAP, window / 2)
+        n = max(1, int(np.ceil((high - low - window - SLACK) / step)) + 1)
+        axes.append((low + high) / 2 + (np.arange(n) - (n - 1) / 2) * step)
+    east, north = np.meshgrid(*axes)
+    return from_tangent(np.stack([east.ravel(), north.ravel()], -1), center)
+
+
+def fitting_window(plane_list, largest):
+    """The smallest allowed window (arcsec) that covers the images, at most ``largest``."""
+    extent = max(max(plane.shape) * plane.pixel_scale for plane in plane_list)
+    return min(largest, max(12.8, STEP * np.ceil((extent - SLACK) / STEP)))
+
+
+def side_view(plane_list, centers, window, knots):
+    """The encoder's input for one side.
+
+    Parameters
+    ----------
+    plane_list : list of `BandImage`
+        All bands of the side.
+    centers : `~astropy.coordinates.SkyCoord`, shape (n_window,)
+    window : float
+        Side length in arcsec.
+    knots : sequence of float
+        ln(pivot wavelength / nm) at which the encoder holds band-dependent weights.
+
+    Returns
+    -------
+    `rosetta.encoding.network.View`
+        For all windows; flux over noise, compressed by asinh.
+    """
+    side = plane_list[0].side
+    n = int(round(window / PIXEL[side]))
+    reference = plane_list[0]
+    native = is_native(reference, PIXEL[side])
+    if native:
+        corner = _native_corner(reference, centers, n)  # (n_window, 2) whole pixels (x, y)
+        positions = _token_offsets(reference, corner, centers, n)
+    else:
+        positions = np.broadcast_to(_ideal_offsets(n, PIXEL[side]), (len(centers), (n // PATCH) ** 2, 2))
+    pixels = np.zeros((len(centers), len(plane_list), n, n), np.float32)
+    valid = np.zeros(pixels.shape, bool)
+    for b, plane in enumerate(plane_list):
+        shared = native and same_grid(plane, reference)
+        for w in range(len(centers)):
+            if shared:
+                flux, variance, good = _crop(plane, corner[w], n)
+            else:
+                grid = _native_grid(reference, corner[w], n) if native else _ideal_grid(centers[w], n, PIXEL[side])
+                flux, variance, good = resampled(plane, grid)
+            valid[w, b] = good
+            pixels[w, b] = np.arcsinh(np.divide(flux, np.sqrt(variance), out=np.zeros_like(flux), where=good))
+    wavelengths = np.log([plane.wavelength for plane in plane_list])
+    per_band = {name: [getattr(plane, name) for plane in plane_list] for name in ("fwhm", "depth")}
+    return View(
+        pixels=torch.from_numpy(pixels),
+        valid=torch.from_numpy(valid),
+        positions=torch.from_numpy(positions.astype(np.float32)),
+        mix=torch.from_numpy(band_mix(wavelengths, knots)),
+        fwhm=torch.tensor(per_band["fwhm"], dtype=torch.float32).expand(len(centers), -1),
+        depth=torch.tensor(per_band["depth"], dtype=torch.float32).expand(len(centers), -1),
+    )
+
+
+def band_mix(wavelengths, knots):
+    """Linear interpolation weights of bands between knots in ln wavelength: (n_band, n_knot) float32."""
+    identity = np.eye(len(knots))
+    mix = np.stack([np.interp(wavelengths, knots, row) for row in identity], -1)
+    return mix.astype(np.float32)
+
+
+def is_extrapolated(wavelength, knots):
+    """Whether a band lies further than 10 % in wavelength from every band seen in training."""
+    return bool(np.min(np.abs(np.log(wavelength) - np.asarray(knots))) > 0.1)
+
+
+def is_native(plane, scale):
+    """Scale within 1 %, rotation within 2 degrees, north up and east left."""
+    ideal = np.array([[-1, 0], [0, 1]]) / scale
+    stretch = plane.central_jacobian @ np.linalg.inv(ideal)
+    return abs(plane.pixel_scale / scale - 1) < 0.01 and np.abs(stretch - np.eye(2)).max() < np.sin(np.deg2rad(2))
+
+
+def same_grid(plane, other):
+    if plane is other:
+        return True
+    if plane.shape != other.shape:
+        return False
+    ny, nx = plane.shape
+    x, y = np.array([0.0, nx - 1, 0, nx - 1]), np.array([0.0, 0, ny - 1, ny - 1])
+    xo, yo = plane.sky_to_pixel(other.pixel_to_sky(x, y))
+    return max(np.abs(xo - x).max(), np.abs(yo - y).max()) < 0.01
+
+
+def _native_corner(plane, centers, n):
+    """First pixel (x, y) of the whole-pixel crop nearest to each centre: (n_window, 2) int."""
+    center = np.stack(plane.sky_to_pixel(centers), -1)
+    return np.round(center - (n - 1) / 2).astype(int)
+
+
+def _token_offsets(plane, corner, centers, n):
+    """(east, north) arcsec of every token centre from its window centre: (n_window, n_token, 2) float64."""
+    axis = np.arange(n // PATCH) * PATCH + (PATCH - 1) / 2
+    y, x = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
+    sky = [plane.pixel_to_sky(cx + x, cy + y) for cx, cy in corner]
+    return np.stack([tangent(s, c) for s, c in zip(sky, centers, strict=True)])
+
+
+def _ideal_offsets(n, scale):
+    """Token offsets of a window resampled north-up about its own centre: (n_token, 2)."""
+    axis = (np.arange(n // PATCH) * PATCH + (PATCH - 1) / 2 - (n - 1) / 2) * scale
+    north, east = np.meshgrid(axis, -axis, indexing="ij")
+    return np.stack([east.ravel(), north.ravel()], -1)
+
+
+def _ideal_grid(center, n, scale):
+    """Sky positions of a coarse grid of pixel positions of the north-up window, and those positions."""
+    nodes = np.linspace(-0.5, n - 0.5, 17)
+    y, x = np.meshgrid(nodes, nodes, indexing="ij")
+    offsets = np.stack([-(x - (n - 1) / 2) * scale, (y - (n - 1) / 2) * scale], -1)
+    return n, nodes, from_tangent(offsets.reshape(-1, 2), center), scale
+
+
+def _native_grid(plane, corner, n):
+    nodes = np.linspace(-0.5, n - 0.5, 17)
+    y, x = np.meshgrid(nodes, nodes, indexing="ij")
+    return n, nodes, plane.pixel_to_sky(corner[0] + x.ravel(), corner[1] + y.ravel()), plane.pixel_scale
+
+
+def _crop(plane, corner, n):
+    """Whole-pixel crop; outside the image is invalid."""
+    flux, variance = np.zeros((n, n), np.float32), np.full((n, n), np.inf, np.float32)
+    good = np.zeros((n, n), bool)
+    ny, nx = plane.shape
+    x0, y0 = corner
+    xs, ys = slice(max(x0, 0), min(x0 + n, nx)), slice(max(y0, 0), min(y0 + n, ny))
+    if xs.stop > xs.start and ys.stop > ys.start:
+        into = (slice(ys.start - y0, ys.stop - y0), slice(xs.start - x0, xs.stop - x0))
+        piece = plane.cut((ys.start, ys.stop, xs.start, xs.stop))
+        flux[into], variance[into], good[into] = piece.data, piece.variance, piece.valid
+    return flux, variance, good
+
+
+def observing_conditions(pair, side, knots):
+    """Observing conditions of one side on the knots, (n_knot, 3): the pair's own, or the survey's nominal ones."""
+    if getattr(pair, side):
+        of_side = [plane for plane in band_images(pair).values() if plane.side == side]
+        rows = [(plane.wavelength, plane.fwhm, plane.depth) for plane in of_side]
+    else:
+        rows = [(b.pivot.to_value(u.nm), b.psf_fwhm.to_value(u.arcsec), b.depth) for b in pair.survey(side).bands]
+    wavelength, fwhm, depth = np.array(rows).T
+    blank = torch.zeros(1, len(rows), 1, 1)
+    view = View(
+        pixels=blank,
+        valid=blank == 0,
+        positions=torch.zeros(1, 0, 2),
+        mix=torch.from_numpy(band_mix(np.log(wavelength), knots)),
+        fwhm=torch.tensor(fwhm[None], dtype=torch.float32),
+        depth=torch.tensor(depth[None], dtype=torch.float32),
+    )
+    return conditions(view)[0].numpy()
+
+
+def ideal_offsets(side, window):
+    """Token offsets (n_token, 2) [east, north, arcsec] of the survey's ideal, centred grid."""
+    return _ideal_offsets(int(round(window / PIXEL[side])), PIXEL[side])

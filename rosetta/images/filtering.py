@@ -1,0 +1,72 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Matched filters: where on an image there is light, and how significant it is."""
+
+import numpy as np
+from scipy import ndimage
+
+__all__ = ["filter_sigma", "filtered", "nmad"]
+
+FILTER_FWHM = 0.3  # arcsec, in quadrature with the PSF: the size of faint galaxies
+
+
+def filter_sigma(ref):
+    """Width (one sigma, arcsec) of the detection filter."""
+    return float(np.hypot(ref.fwhm, FILTER_FWHM) / 2.3548)
+
+
+def filtered(ref, data=None):
+    """Smoothed flux and its significance per pixel, for sources about as large as the filter.
+
+    Parameters
+    ----------
+    ref : `Reference`
+    data : (ny, nx) array, optional
+        Another image on the same grid and with the same noise (a residual).
+
+    Returns
+    -------
+    flux, significance : (ny, nx) float64 array
+        The best-fitting flux of a filter-shaped source at each pixel, and that over its error.
+    """
+    data = ref.data if data is None else data
+    sigma = filter_sigma(ref) / ref.plane.pixel_scale
+    weight = _sky_weight(data, ref.variance)
+    half = int(np.ceil(3.5 * sigma))
+    axis = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    axis /= axis.sum()
+
+    def convolve(image, kernel):
+        return ndimage.convolve1d(
+            ndimage.convolve1d(image, kernel, axis=0, mode="constant"), kernel, axis=1, mode="constant"
+        )
+
+    top = convolve(weight * data, axis)
+    bottom = convolve(weight, axis**2)
+    seen = bottom > 0.3 * np.median(bottom[bottom > 0]) if (bottom > 0).any() else bottom > 0
+    flux = np.divide(top, bottom, out=np.zeros_like(top), where=seen)
+    significance = np.divide(top, np.sqrt(bottom), out=np.zeros_like(top), where=seen)
+    return flux, significance
+
+
+def _sky_weight(data, variance, block=64):
+    """Inverse variance without the sources' own photon noise, which would hollow out bright cores.
+
+    Only where there is a source: elsewhere a large variance means shallow coverage, and counts.
+    """
+    ny, nx = variance.shape
+    finite = np.where(np.isfinite(variance), variance, np.nan)
+    overall = np.nanmedian(finite) if np.isfinite(finite).any() else 1.0
+    sky = np.full((-(-ny // block), -(-nx // block)), overall)
+    for j in range(sky.shape[0]):
+        for i in range(sky.shape[1]):
+            part = finite[j * block : (j + 1) * block, i * block : (i + 1) * block]
+            if np.isfinite(part).any():
+                sky[j, i] = np.nanmedian(part)
+    sky = np.repeat(np.repeat(sky, block, axis=0), block, axis=1)[:ny, :nx]
+    bright = data > 5.0 * np.sqrt(variance)
+    return np.where(np.isfinite(variance), 1.0 / np.where(bright, np.minimum(variance, 1.2 * sky), variance), 0.0)
+
+
+def nmad(values):
+    values = values[values != 0]
+    return 1.4826 * np.median(np.abs(values - np.median(values))) if len(values) else 1.0

@@ -1,0 +1,415 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The two things that travel through the library: a pair of images of one sky, and its embedding."""
+
+import copy
+from types import MappingProxyType
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
+from astropy.wcs import WCS
+from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
+
+from .flags import Flag
+from .surveys import EUCLID, RUBIN, Survey
+
+__all__ = ["SIDES", "SkyPair", "slice_wcs"]
+
+NJY = u.nJy
+SIDES = ("ground", "space")
+
+
+class SkyPair:
+    """Images of one sky by a ground survey and a space survey.
+
+    The inputs are copied, checked and brought to one form: float32 in nJy, native byte order, variance,
+    boolean mask, normalised PSF. The pair is immutable and the inputs are never modified.
+
+    Parameters
+    ----------
+    ground, space : dict of str to `~astropy.nddata.NDData`, or None
+        One 2-D image per band, with a celestial WCS (any APE-14 object) and a flux-density unit
+        convertible to nJy. Any uncertainty class; without one the noise is measured on the image
+        and the band is flagged. ``NDData.psf``, if given, is a 2-D array with odd sides on the image's own
+        pixel grid, pixel response included. None: this survey did not look here.
+    surveys : tuple of two `~rosetta.Survey`
+        The surveys of ``ground`` and of ``space``.
+
+    Attributes
+    ----------
+    ground, space : mapping of str to `~astropy.nddata.NDData`, or None
+        The checked images, in order of wavelength; arrays are read-only. ``uncertainty`` is always a
+        `~astropy.nddata.VarianceUncertainty`; pixels with a non-finite flux or an unusable variance are masked.
+    flags : mapping of str to `~rosetta.Flag`
+        What had to be assumed for each band.
+
+    Raises
+    ------
+    TypeError
+        If a side is not a dict or an image is not an `~astropy.nddata.NDData`.
+    ValueError
+        If an image cannot be used, with the band, the reason and the remedy; or if the two sides do not
+        overlap on the sky.
+    """
+
+    def __init__(self, ground, space, *, surveys=(RUBIN, EUCLID)):
+        if ground is None and space is None:
+            raise ValueError("ground and space are both None: give at least one side as a dict of band to NDData")
+        self._surveys = tuple(surveys) if isinstance(surveys, (tuple, list)) else ()
+        if len(self._surveys) != 2 or not all(isinstance(survey, Survey) for survey in self._surveys):
+            raise TypeError(f"surveys must be two Survey objects (ground, space), got {surveys!r}")
+        flags = {}
+        self._ground = _check_side("ground", ground, surveys[0], flags)
+        self._space = _check_side("space", space, surveys[1], flags)
+        self._flags = MappingProxyType(flags)
+        shared = set(self._ground or ()) & set(self._space or ())
+        if shared:
+            raise ValueError(f"bands {sorted(shared)} are on both sides: rename them in one of the surveys")
+        for side, band, image in self.images():
+            _check_overlap(side, band, image, list(self.images()))
+
+    ground = property(lambda self: self._ground, doc="Checked ground images by band, or None.")
+    space = property(lambda self: self._space, doc="Checked space images by band, or None.")
+    surveys = property(lambda self: self._surveys, doc="The surveys of the ground and of the space side.")
+    flags = property(lambda self: self._flags, doc="What had to be assumed, by band (`~rosetta.Flag`).")
+
+    @property
+    def bands(self):
+        """Names of all bands, ground first, each side in order of wavelength (tuple of str)."""
+        return tuple(self._ground or ()) + tuple(self._space or ())
+
+    def survey(self, side):
+        """The survey of one side.
+
+        Parameters
+        ----------
+        side : {"ground", "space"}
+
+        Returns
+        -------
+        `~rosetta.Survey`
+
+        Raises
+        ------
+        ValueError
+            If ``side`` is neither.
+        """
+        if side not in SIDES:
+            raise ValueError(f"side must be 'ground' or 'space', got {side!r}")
+        return self._surveys[SIDES.index(side)]
+
+    def images(self):
+        """Iterate over all images, in the order of `bands`.
+
+        Yields
+        ------
+        side : str
+            "ground" or "space".
+        band : str
+        image : `~astropy.nddata.NDData`
+        """
+        for side in SIDES:
+            for band, image in (getattr(self, side) or {}).items():
+                yield side, band, image
+
+    @property
+    def footprint(self):
+        """One sky polygon per image (`regions.Regions`); the band stands in ``meta["text"]``."""
+        from regions import PolygonSkyRegion, Regions
+
+        polygons = []
+        for _, band, image in self.images():
+            ny, nx = image.data.shape
+            corners = image.wcs.pixel_to_world([-0.5, nx - 0.5, nx - 0.5, -0.5], [-0.5, -0.5, ny - 0.5, ny - 0.5])
+            polygons.append(PolygonSkyRegion(corners.icrs, meta={"text": band}))
+        return Regions(polygons)
+
+    def cutout(self, center, size):
+        """The pair around ``center``, cut on whole pixels of every image.
+
+        Parameters
+        ----------
+        center : `~astropy.coordinates.SkyCoord`
+            Centre of the cutout (scalar).
+        size : `~astropy.units.Quantity`
+            Side length (angle), or (height, width).
+
+        Returns
+        -------
+        `SkyPair`
+            A band that does not cover the region is left out.
+
+        Raises
+        ------
+        TypeError
+            If ``center`` is not one position.
+        ValueError
+            If ``size`` is not a positive angle, or no image covers the region.
+        """
+        if not isinstance(center, SkyCoord) or not center.isscalar:
+            raise TypeError("center must be one SkyCoord")
+        try:
+            height, width = np.broadcast_to(u.Quantity(size).to_value(u.arcsec), 2)
+        except (TypeError, u.UnitConversionError, ValueError) as error:
+            raise ValueError(f"size must be an angle or two (height, width), got {size!r}") from error
+        if not (0 < height < np.inf and 0 < width < np.inf):
+            raise ValueError(f"size must be positive and finite, got {size!r}")
+        sides = {side: {} for side in SIDES}
+        for side, band, image in self.images():
+            bounds = _cutout_bounds(image, center, height, width)
+            if bounds is None:
+                continue
+            piece = _slice_image(image, bounds)
+            if piece.mask.all():
+                continue
+            sides[side][band] = piece
+        if not any(sides.values()):
+            raise ValueError(f"center {center.to_string('hmsdms')}: no image of this pair covers it")
+        new = copy.copy(self)  # images were checked when this pair was made; they stay as they are
+        new._ground = MappingProxyType(sides["ground"]) if sides["ground"] else None
+        new._space = MappingProxyType(sides["space"]) if sides["space"] else None
+        new._flags = MappingProxyType({band: self._flags[band] for band in new.bands})
+        return new
+
+    def __repr__(self):
+        parts = []
+        for side in SIDES:
+            sizes = {band: image.data.shape for of, band, image in self.images() if of == side}
+            bands = ", ".join(f"{band} {nx}x{ny}" for band, (ny, nx) in sizes.items()) or "none"
+            parts.append(f"{self.survey(side).name}: {bands}")
+        return f"<SkyPair {'; '.join(parts)}>"
+
+
+def _check_side(side, images, survey, flags):
+    """Canonical, read-only images of one side, in order of wavelength; None if the side is None."""
+    if images is None:
+        return None
+    if not hasattr(images, "items"):
+        raise TypeError(f"{side} must be a dict of band name to NDData, or None; got {type(images).__name__}")
+    if not images:
+        raise ValueError(f"{side} is an empty dict: pass None if this survey did not look here")
+    checked = {}
+    for name, image in images.items():
+        band = survey[name].name
+        if band in checked:
+            raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
+        checked[band], flags[band] = _check_image(f"{side}[{name!r}]", image)
+    order = [band for band in survey.band_names if band in checked]
+    return MappingProxyType({band: checked[band] for band in order})
+
+
+def _check_image(where, image):
+    """One input image as read-only NDData in nJy with variance, mask and PSF; and its flags."""
+    if not isinstance(image, NDData):
+        raise TypeError(f"{where} must be an astropy NDData (or CCDData), got {type(image).__name__}")
+    data = np.asarray(image.data)
+    if data.dtype.kind not in "fiu":
+        raise TypeError(f"{where} holds {data.dtype}, not real numbers: give an image of fluxes")
+    if data.ndim != 2:
+        raise ValueError(f"{where} must be 2-D, got shape {data.shape}: select one image plane")
+    if image.unit is None:
+        raise ValueError(f"{where} has no unit: give NDData(..., unit=u.nJy), or read it with rosetta.io")
+    if not isinstance(image.unit, u.UnitBase):
+        raise ValueError(f"{where} has the logarithmic unit {image.unit}: convert it with .to(u.nJy) first")
+    try:
+        scale = image.unit.to(NJY)
+    except u.UnitConversionError as error:
+        raise ValueError(
+            f"{where} has unit {image.unit}, which does not convert to nJy: apply the photometric zero point first"
+        ) from error
+    _check_wcs(where, image.wcs)
+    flags = Flag(0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        data = np.multiply(data, scale, dtype=np.float64).astype(np.float32)
+    mask = ~np.isfinite(data)
+    if image.mask is not None:
+        given = np.asarray(image.mask)
+        if given.ndim and given.shape != data.shape:
+            raise ValueError(f"{where}: mask has shape {given.shape}, image {data.shape}: they must agree")
+        mask |= given.astype(bool)
+    if mask.all():
+        raise ValueError(f"{where}: every pixel is masked or not finite: pass None or leave the band out")
+    if image.uncertainty is None or isinstance(image.uncertainty, UnknownUncertainty):
+        variance = np.full(data.shape, _noise_variance(where, data, mask), np.float32)
+        flags |= Flag.VARIANCE_ESTIMATED
+    else:
+        variance = _variance(where, image, data.shape)
+        with np.errstate(invalid="ignore"):
+            mask |= ~(np.isfinite(variance) & (variance > 0))
+        if mask.all():
+            raise ValueError(
+                f"{where}: uncertainty has no finite positive variance on any valid pixel: "
+                "fix it, or pass uncertainty=None to have the noise measured"
+            )
+    psf, truncated = (None, False) if image.psf is None else _check_psf(where, image.psf)
+    if truncated:
+        flags |= Flag.PSF_TRUNCATED
+    for array in (data, variance, mask):
+        array.setflags(write=False)
+    return _frozen(data, variance, mask, copy.deepcopy(image.wcs), image.meta, psf), flags
+
+
+class _Image(NDData):
+    """An image that stays as it is."""
+
+    def __setattr__(self, name, value):
+        if "_frozen" in self.__dict__:
+            raise AttributeError(f"images of a SkyPair are read-only ({name}): make a new one, as with CCDData(image)")
+        super().__setattr__(name, value)
+
+
+def _frozen(data, variance, mask, wcs, meta, psf):
+    uncertainty = VarianceUncertainty(variance, copy=False, unit=NJY**2)
+    image = _Image(data, uncertainty=uncertainty, mask=mask, wcs=wcs, meta=copy.deepcopy(dict(meta)), unit=NJY, psf=psf)
+    image._frozen = True
+    return image
+
+
+def _check_wcs(where, wcs):
+    remedy = "give NDData(..., wcs=...) with a 2-D celestial WCS"
+    if wcs is None:
+        raise ValueError(f"{where} has no WCS: {remedy}")
+    low = wcs.low_level_wcs
+    types = low.world_axis_physical_types
+    celestial = low.pixel_n_dim == 2 and low.world_n_dim == 2 and all(t and t.startswith("pos.") for t in types)
+    if not celestial:
+        raise ValueError(f"{where} has no celestial WCS (axes: {types}): {remedy}")
+
+
+def _variance(where, image, shape):
+    """Variance in nJy^2 from any uncertainty class."""
+    uncertainty = image.uncertainty
+    if np.shape(uncertainty.array) != shape:
+        raise ValueError(
+            f"{where}: uncertainty has shape {np.shape(uncertainty.array)}, image {shape}: they must agree"
+        )
+    # represent_as needs the parent's unit only when the uncertainty has none of its own.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        variance = uncertainty.represent_as(VarianceUncertainty)
+        array = np.asarray(variance.array, dtype=np.float64)
+        # A variance represents the square: a negative standard deviation is bad input, not a variance.
+        if uncertainty.uncertainty_type == "std":
+            array = np.where(np.asarray(uncertainty.array) > 0, array, np.nan)
+        unit = variance.unit if variance.unit is not None else image.unit**2
+        try:
+            scale = unit.to(NJY**2)
+        except u.UnitConversionError as error:
+            raise ValueError(f"{where}: uncertainty has unit {unit}, which does not convert to nJy2") from error
+        return (array * scale).astype(np.float32)
+
+
+def _noise_variance(where, data, mask):
+    """Pixel variance from the scatter of the fainter half of the unmasked pixels.
+
+    Sources raise only the bright side of the distribution, so the half below the median is mirrored.
+    """
+    values = data[~mask].astype(np.float64)
+    median = np.median(values)
+    below = values[values <= median]
+    sigma = 1.4826 * np.median(median - below)
+    if not sigma > 0:
+        raise ValueError(f"{where}: no uncertainty given and the image has no measurable noise: give one")
+    return sigma**2
+
+
+def _check_psf(where, psf):
+    """The PSF as float64 of sum 1 including the light beyond its stamp; and whether that light matters."""
+    psf = np.asarray(psf)
+    if psf.dtype.kind not in "fiu":
+        raise TypeError(f"{where}: psf holds {psf.dtype}, not real numbers: give a 2-D array")
+    psf = np.array(psf, dtype=np.float64)
+    if psf.ndim != 2 or not all(side % 2 for side in psf.shape):
+        raise ValueError(f"{where}: psf must be 2-D with odd sides, got shape {psf.shape}")
+    if not np.isfinite(psf).all():
+        raise ValueError(f"{where}: psf has NaN or infinite pixels: repair it, or pass psf=None")
+    if not psf.sum() > 0:
+        raise ValueError(f"{where}: psf has no positive flux: repair it, or pass psf=None")
+    psf /= psf.sum()
+    missing = _light_beyond(psf)
+    psf *= 1 - missing
+    psf.setflags(write=False)
+    return psf, missing > 2e-3
+
+
+def _light_beyond(psf):
+    """Fraction of light outside the stamp, from a power law through its two outermost rings."""
+    ny, nx = psf.shape
+    y, x = np.mgrid[:ny, :nx]
+    radius = np.hypot(x - nx // 2, y - ny // 2)
+    edge = min(nx, ny) // 2
+    if edge < 5:
+        return 0.0
+    inner = psf[np.abs(radius - 0.8 * edge) < 1].mean()
+    outer = psf[np.abs(radius - (edge - 1)) < 1].mean()
+    if not 0 < outer < inner:
+        return 0.0
+    slope = np.log(inner / outer) / np.log((edge - 1) / (0.8 * edge))
+    slope = np.clip(slope, 2.5, 8.0)
+    return float(np.clip(2 * np.pi * outer * edge**2 / (slope - 2), 0.0, 0.05))
+
+
+def _check_overlap(side, band, image, images):
+    """An image must share sky with some image of the other side, or with another of its own where there is none."""
+    other_side = [other for of, _, other in images if of != side]
+    own_side = [other for of, name, other in images if of == side and name != band]
+    if (other_side or own_side) and not any(_overlap(image, other) for other in other_side or own_side):
+        raise ValueError(
+            f"{side}[{band!r}] does not overlap the {'other side' if other_side else 'other bands'} on the sky: "
+            "check its WCS, or leave it out"
+        )
+
+
+def _overlap(image, other):
+    for one, two in ((image, other), (other, image)):
+        ny, nx = one.data.shape
+        y, x = np.meshgrid(np.linspace(0, ny - 1, 33), np.linspace(0, nx - 1, 33), indexing="ij")
+        x, y = two.wcs.world_to_pixel(one.wcs.pixel_to_world(x.ravel(), y.ravel()))
+        ny, nx = two.data.shape
+        if np.any((x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)):
+            return True
+    return False
+
+
+def _cutout_bounds(image, center, height, width):
+    """Whole-pixel (y0, y1, x0, x1) of the image that cover the sky rectangle, or None."""
+    half = 0.5 * np.array([[-width, -height], [width, -height], [width, height], [-width, height]])
+    corners = center.icrs.spherical_offsets_by(half[:, 0] * u.arcsec, half[:, 1] * u.arcsec)
+    x, y = image.wcs.world_to_pixel(corners)
+    if not np.isfinite(x + y).all():
+        return None
+    ny, nx = image.data.shape
+    x0, x1 = max(int(np.floor(x.min() + 0.5)), 0), min(int(np.ceil(x.max() + 0.5)), nx)
+    y0, y1 = max(int(np.floor(y.min() + 0.5)), 0), min(int(np.ceil(y.max() + 0.5)), ny)
+    return (y0, y1, x0, x1) if x1 > x0 and y1 > y0 else None
+
+
+def _slice_image(image, bounds):
+    y0, y1, x0, x1 = bounds
+    window = (slice(y0, y1), slice(x0, x1))
+    wcs = slice_wcs(image.wcs, window)
+    return _frozen(
+        image.data[window], image.uncertainty.array[window], image.mask[window], wcs, image.meta, image.psf
+    )
+
+
+def slice_wcs(wcs, window):
+    """The WCS of ``image[window]``, for any APE-14 WCS.
+
+    Parameters
+    ----------
+    wcs : APE-14 WCS
+        Of the image; it is not modified.
+    window : tuple of slice
+        Rows and columns, [y, x].
+
+    Returns
+    -------
+    APE-14 WCS
+    """
+    # FITS lookup distortions are indexed by pixel and do not move with CRPIX: slice from outside.
+    if isinstance(wcs, WCS) and wcs.cpdis1 is None and wcs.det2im1 is None:
+        return wcs[window]
+    return HighLevelWCSWrapper(SlicedLowLevelWCS(wcs.low_level_wcs, window))
+
+

@@ -1,0 +1,445 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Rendering of mixtures and the linear solve."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rosetta.deblending import merging, shapes
+from rosetta.deblending.engine import fluxes, rendering, shape_fit
+from rosetta.deblending.engine.design import Design
+from rosetta.detection.watershed import persistent_watershed
+from rosetta.images.cache import cached_by_pixels
+from rosetta.images.psf_core import psf_core
+from rosetta.surveys import EUCLID
+
+
+def gaussian_psf(sigma, half=20):
+    y, x = np.indices((2 * half + 1, 2 * half + 1)) - half
+    psf = np.exp(-0.5 * (x**2 + y**2) / sigma**2)
+    return psf / psf.sum()
+
+
+def disc(scale, ratio=0.5, angle=0.3):
+    """Three Gaussians of one ellipticity."""
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shape = turn @ np.diag([1.0, ratio**2]) @ turn.T
+    out = np.zeros((3, 6))
+    out[:, 0] = 0.3, 0.5, 0.2
+    for row, width in zip(out, (0.5, 1.0, 1.8), strict=True):
+        row[3:] = (scale * width) ** 2 * shape[[0, 0, 1], [0, 1, 1]]
+    return out
+
+
+def grid_jacobian(scale, angle, flip):
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return turn @ np.diag([-1.0 if flip else 1.0, 1.0]) / scale
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.floats(-0.5, 0.5), st.floats(-0.5, 0.5), st.floats(0, 2 * np.pi), st.booleans(), st.floats(0.05, 0.4),
+    st.floats(-0.2, 0.2),
+)
+def test_render_is_the_analytic_gaussian(dx, dy, angle, flip, width, shift):
+    sigma = 1.6  # pixels: a well-sampled PSF
+    light = np.array([[[1.0, shift, -shift, width**2, 0.3 * width**2, 0.6 * width**2]]])
+    jacobian = grid_jacobian(0.2, angle, flip)
+    xy = np.array([[30 + dx, 40 + dy]])
+    (group,) = rendering.render(light, xy, jacobian[None], gaussian_psf(sigma), sizes=np.array([63]))
+    covariance = jacobian @ np.array([[1, 0.3], [0.3, 0.6]]) @ jacobian.T * width**2 + np.eye(2) * sigma**2
+    centre = xy[0] + jacobian @ [shift, -shift]
+    y, x = np.indices((63, 63))
+    d = np.stack([x + group.corner[0, 0] - centre[0], y + group.corner[0, 1] - centre[1]], -1)
+    expected = np.exp(-0.5 * np.einsum("yxi,ij,yxj->yx", d, np.linalg.inv(covariance), d))
+    expected /= 2 * np.pi * np.sqrt(np.linalg.det(covariance))
+    np.testing.assert_allclose(group.values[0], expected, atol=2e-3 * expected.max())
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3, 2.0])
+def test_stamps_conserve_flux(scale):
+    psf = gaussian_psf(2.0)
+    (group,) = rendering.render(disc(scale)[None], np.array([[50.3, 49.6]]), grid_jacobian(0.1, 0, True)[None], psf)
+    assert group.values.sum() == pytest.approx(1.0, abs=1e-4)
+    edge = np.abs(group.values[0][[0, -1]]).max()
+    assert edge < 2e-3 * group.values.max()  # the stamp is large enough
+
+
+def test_two_grids_see_the_same_flux_and_place():
+    light, psf = disc(0.25)[None], gaussian_psf(1.8)
+    for scale in (0.1, 0.2):
+        jacobian = grid_jacobian(scale, 0, True)
+        (group,) = rendering.render(light, np.array([[20.25, 31.5]]), jacobian[None], psf)
+        y, x = np.indices(group.values.shape[1:])
+        centre = [(group.values[0] * v).sum() for v in (x + group.corner[0, 0], y + group.corner[0, 1])]
+        np.testing.assert_allclose(centre, [20.25, 31.5], atol=2e-3)
+
+
+def test_derivatives_of_stamps_are_those_of_finite_differences():
+    """Centre, size, shear and weights, under a PSF that the pixels undersample and one that they do not."""
+    parameters = shapes.base_parameters(np.array([0.1, 0.4]), np.array([0.3, 0.6]), np.array([0.4, 2.0]))
+    xy, jacobian = np.array([[30.2, 40.4], [33.7, 28.1]]), np.tile(grid_jacobian(0.1, 0.2, True), (2, 1, 1))
+    light, sizes = shape_fit.mixtures_of(parameters), np.array([63, 63])
+    for sigma in (0.7, 1.8):
+        psf, step = gaussian_psf(sigma), 1e-3
+        slopes = {}
+        for stamps in rendering.draw(light, shape_fit.tangents_of(parameters, light), xy, jacobian, psf, sizes):
+            slopes |= dict(zip(stamps.index, stamps.slopes, strict=True))
+        for d, row in enumerate(shape_fit.DIRECTIONS):
+            more, less = (
+                rendering.render(shape_fit.mixtures_of(parameters + s * row), xy, jacobian, psf, sizes=sizes)
+                for s in (step, -step)
+            )
+            expected = (more[0].values - less[0].values).astype(float) / (2 * step)
+            for i, difference in zip(more[0].index, expected, strict=True):
+                scale = np.abs(difference).max()
+                np.testing.assert_allclose(slopes[i][d], difference, atol=0.06 * scale + 2e-4)
+
+
+def test_evaluate_is_a_template():
+    image = rendering.evaluate(disc(0.3))
+    assert image.sum() == pytest.approx(1.0) and image.min() >= 0 and image.shape[0] % 2 == 1
+
+
+def test_evaluate_has_north_up_and_east_left():
+    light = np.array([[1.0, 0.5, 0.25, 1e-4, 0, 1e-4]])  # east and north of the source
+    image = rendering.evaluate(light, size=41)
+    y, x = np.unravel_index(image.argmax(), image.shape)
+    assert (x - 20, y - 20) == (-10, 5)
+
+
+def test_half_light_radius_of_a_gaussian():
+    light = np.array([[[1.0, 0, 0, 0.04, 0, 0.04]]])
+    assert rendering.half_light_radius(light)[0] == pytest.approx(0.2 * np.sqrt(2 * np.log(2)), rel=1e-4)
+
+
+def pixel_psf(sigma, dx, dy, half=12, fine=11):
+    """A round Gaussian averaged over square pixels, centred at (dx, dy) from the central pixel."""
+    axis = (np.arange((2 * half + 1) * fine) - ((2 * half + 1) * fine - 1) / 2) / fine
+    x, y = (np.exp(-0.5 * ((axis - d) / sigma) ** 2).reshape(-1, fine).mean(1) for d in (dx, dy))
+    return np.outer(y, x) / (2 * np.pi * sigma**2)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(0.0, 0.0), (0.5, 0.5), (0.3, -0.4)])
+def test_undersampled_psf_moves_by_part_of_a_pixel(dx, dy):
+    sigma = 0.55  # of the light before the pixel: FWHM 1.5 pixels with it
+    star = np.array([[[1.0, 0, 0, 0, 0, 0]]])
+    (group,) = rendering.render(
+        star, np.array([[30 + dx, 30 + dy]]), np.eye(2)[None] * 10, pixel_psf(sigma, 0, 0), sizes=np.array([25])
+    )
+    x0, y0 = 30 - group.corner[0]
+    expected = pixel_psf(sigma, dx, dy)[12 - 5 : 12 + 6, 12 - 5 : 12 + 6]
+    found = group.values[0][y0 - 5 : y0 + 6, x0 - 5 : x0 + 6]
+    np.testing.assert_allclose(found, expected, atol=0.005 * expected.max())
+    assert group.values.sum() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_star_seen_by_a_diffracting_telescope(seed):
+    """Anywhere in a pixel, against GalSim: Euclid's VIS with a lean and an ellipticity."""
+    pytest.importorskip("galsim", reason="the simulator needs the extra 'sim'")
+    from rosetta.simulate.psf import FieldPSF
+
+    optics = FieldPSF(np.random.default_rng(seed), EUCLID, EUCLID["VIS"], False, 0.16, 50.0)
+    psf, star = optics.image(), np.array([[[1.0, 0, 0, 0, 0, 0]]])
+    for dx, dy in ((0.5, 0.5), (-0.3, 0.4), (0.1, -0.5)):
+        profile = optics.at(0.0, 0.0).shift(-0.1 * dx, 0.1 * dy)  # east is -x
+        expected = profile.drawImage(nx=21, ny=21, scale=0.1).array[:, ::-1]
+        place = np.array([[30 + dx, 30 + dy]])
+        (group,) = rendering.render(star, place, np.eye(2)[None] * 10, psf, sizes=np.array([63]))
+        x0, y0 = 30 - group.corner[0]
+        found = group.values[0][y0 - 10 : y0 + 11, x0 - 10 : x0 + 11]
+        np.testing.assert_allclose(found, expected, atol=0.008 * expected.max())
+        flux = (found * expected).sum() / (found * found).sum()
+        assert flux == pytest.approx(1.0, abs=0.002)
+
+
+def test_a_sampled_psf_is_shifted_as_it_is():
+    assert psf_core(gaussian_psf(1.6)) is None and psf_core(pixel_psf(0.55, 0, 0)) is not None
+
+
+# ------------------------------------------------------------------------------------------- shapes
+@pytest.mark.parametrize("start", [0.2, 1.2, 6.0])
+def test_a_shape_that_begins_far_from_the_truth_gets_there(start):
+    """A galaxy taken for one of a sixth or of five times its size."""
+    truth = shapes.base_parameters(np.array([1.2]), np.array([0.4]), np.array([0.7]))
+    psf, xy, jacobian = gaussian_psf(1.8), np.array([[80.2, 79.7]]), grid_jacobian(0.1, 0, True)[None]
+    stamps = rendering.render(shape_fit.mixtures_of(truth), xy, jacobian, psf, sizes=np.array([135]))
+    data = 20000.0 * Design(stamps, (161, 161), 1).image([1.0]) + np.random.default_rng(0).normal(0, 1, (161, 161))
+    flat = np.ones_like(data)
+    image = shape_fit.Image(data, flat, flat, psf, xy, jacobian, np.array([1e-3]), blur=1e-4)
+    guess = shapes.base_parameters(np.array([start]), np.array([0.0]), np.array([0.0]))
+    moved, _ = shape_fit.refine(guess, [image], iterations=6)
+    found = shape_fit.mixtures_of(guess + moved @ shape_fit.DIRECTIONS)
+    assert rendering.half_light_radius(found)[0] == pytest.approx(1.2, rel=0.05)
+
+
+def test_a_background_makes_no_galaxy_that_fills_the_image():
+    psf, xy, jacobian = gaussian_psf(1.8), np.array([[100.0, 100.0]]), grid_jacobian(0.2, 0, True)[None]
+    data = 3.0 + np.random.default_rng(0).normal(0, 1, (201, 201))
+    image = shape_fit.Image(data, np.ones_like(data), np.ones_like(data), psf, xy, jacobian, np.array([1e-3]))
+    guess = shapes.base_parameters(np.array([0.3]), np.array([0.0]), np.array([0.0]))
+    moved, _ = shape_fit.refine(guess, [image], iterations=6)
+    scale = np.exp((guess + moved @ shape_fit.DIRECTIONS)[0, shapes.LN_SCALE])
+    assert 2.0 < scale < 5.0 + 1e-9
+
+
+# ------------------------------------------------------------------------------------------- solve
+def random_scene(rng, n=12, shape=(60, 70), twin=None):
+    """Sources at random; ``twin`` is there a second time, as the last one."""
+    xy = rng.uniform(5, 55, (n, 2))
+    light = np.stack([disc(s) for s in rng.uniform(0.1, 0.5, n)])
+    if twin is not None:
+        xy, light, n = np.append(xy, xy[[twin]], 0), np.append(light, light[[twin]], 0), n + 1
+    jacobian = np.tile(grid_jacobian(0.2, 0, True), (n, 1, 1))
+    return Design(rendering.render(light, xy, jacobian, gaussian_psf(1.7)), shape, n)
+
+
+def columns(design):
+    """The design matrix that the textbooks write down, (n_pixel, n_source)."""
+    return np.stack([design.image(one).ravel() for one in np.eye(len(design))], axis=1)
+
+
+def pieces_of_one():
+    parameters = shapes.base_parameters(np.array([1.0, 0.1, 0.15, 0.3]), np.array([0.3, 0.1, 0.0, 0.2]), np.zeros(4))
+    place = np.array([[0.0, 0.0], [0.9, 0.53], [-1.7, 0.2], [6.0, 6.0]])
+    return shape_fit.mixtures_of(parameters), place, np.array([100.0, 10.0, 20.0, 50.0])
+
+
+def test_pieces_are_what_lies_in_light_that_no_model_describes():
+    mixtures, place, flux = pieces_of_one()
+    place = place.copy()
+    place[2] = -0.8, 0.2
+    bad, good = np.array([1.0, 3.0, 3.0, 3.0]), np.array([3.0, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, bad), [0, 0, 0, 3])
+    # Two galaxies in one line of sight: the models describe them.
+    np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, good), np.arange(4))
+    np.testing.assert_array_equal(merging.fragment_owners(mixtures[:1], place[:1], flux[:1], bad[:1]), [0])
+    assert len(merging.fragment_owners(mixtures[:0], place[:0], flux[:0], bad[:0])) == 0
+
+
+def test_a_gathered_template_draws_its_pieces():
+    """Seen by an undersampled PSF, where pieces far from the middle need their own folded frequencies."""
+    mixtures, place, flux = pieces_of_one()
+    whole = merging.merged(mixtures, place, flux, np.array([0, 0, 0, 3]))
+    np.testing.assert_allclose(whole[..., 0].sum(axis=1), 1.0)
+    y, x = np.indices((61, 61)) - 30
+    psf = (1.0 + (x**2 + y**2) / 1.85**2) ** -4.0
+    psf, jacobian = psf / psf.sum(), np.tile(np.diag([-10.0, 10.0]), (4, 1, 1))
+    xy = np.array([100.3, 99.8]) + np.einsum("nij,nj->ni", jacobian, place)
+
+    def image(mixtures, xy, flux):
+        turn = jacobian[: len(xy)]
+        stamps = rendering.render(mixtures, xy, turn, psf, sizes=rendering.stamp_sizes(mixtures, turn, psf, 1e-5))
+        return Design(stamps, (200, 200), len(xy)).image(flux)
+
+    apart = image(mixtures, xy, flux)
+    together = image(whole, xy[[0, 3]], np.array([130.0, 50.0]))
+    assert together.sum() == pytest.approx(apart.sum(), rel=1e-4)
+    np.testing.assert_allclose(together, apart, atol=2e-3 * apart.max())
+
+
+def test_design_is_a_matrix_without_its_zeros():
+    rng = np.random.default_rng(8)
+    xy = np.concatenate([rng.uniform(-3, 62, (9, 2)), [[-1e6, 1e6]]])  # some over the edge, one nowhere
+    light, jacobian = np.stack([disc(0.3)] * 10), np.tile(grid_jacobian(0.2, 0, True), (10, 1, 1))
+    stamps = rendering.render(light, xy, jacobian, gaussian_psf(1.7))
+    design = Design(stamps, (60, 70), 10)
+    whole = np.zeros((10, 260, 270))  # the same with room for what falls outside
+    for group in stamps:
+        for source, (x, y), values in zip(group.index, group.corner, group.values, strict=True):
+            if abs(x) < 1e5:
+                whole[source, 100 + y :, 100 + x :][: len(values), : len(values)] = values
+    dense = whole[:, 100:160, 100:170].reshape(10, -1).T
+    flux, image = rng.uniform(1, 9, 10), rng.uniform(0, 2, (60, 70))
+    np.testing.assert_allclose(design.image(flux).ravel(), dense @ flux, rtol=1e-6)
+    np.testing.assert_allclose(design.project(image), dense.T @ image.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(design.squares(image), (dense**2).T @ image.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(design.gram(image).toarray(), dense.T @ (image.ravel()[:, None] * dense), rtol=1e-6)
+    foot = columns(design.footprint(0.1))
+    np.testing.assert_array_equal(foot, dense > 0.1 * dense.max(axis=0))
+
+
+def test_designs_are_made_of_parts_of_others():
+    draw = np.random.default_rng(4)
+    stamps = [rendering.Stamps(np.arange(4), np.array([[-2, 3], [5, 5], [6, 1], [9, 9]]), draw.random((4, 5, 5)))]
+    design = Design(stamps, (12, 11), 4)
+    new = Design([rendering.Stamps(np.arange(2), np.array([[1, 1], [4, 7]]), draw.random((2, 3, 3)))], (12, 11), 2)
+    flux = draw.normal(size=4)
+    mixed = design.replaced(np.array([3, 1]), new)
+    expected = design.of([0, 2]).image(flux[[0, 2]]) + new.image(flux[[3, 1]])
+    np.testing.assert_allclose(mixed.image(flux), expected, atol=1e-12)
+    np.testing.assert_allclose(mixed.squares(), mixed.squares(np.ones((12, 11))), rtol=1e-12)
+    assert design.image(flux).sum() != pytest.approx(mixed.image(flux).sum())  # and the first is as it was
+
+
+def test_equal_images_are_worked_out_once():
+    calls = []
+
+    @cached_by_pixels
+    def total(image, times):
+        calls.append(image.shape)
+        return image.sum() * times
+
+    image = np.arange(6.0).reshape(2, 3)
+    assert [total(image, 2), total(image.astype(np.float32), 2), total(image.copy(), 2)] == [30.0] * 3
+    assert calls == [(2, 3)]
+    assert total(image.reshape(3, 2), 2) == 30.0 and total(image, 3) == 45.0 and total(image + 1, 2) == 42.0
+    assert calls == [(2, 3), (3, 2), (2, 3), (2, 3)]
+
+
+def test_solver_matches_dense_least_squares():
+    rng = np.random.default_rng(1)
+    design = random_scene(rng)
+    variance = rng.uniform(0.5, 2.0, design.shape)
+    variance[rng.random(design.shape) < 0.1] = np.inf
+    data = design.image(rng.uniform(50, 500, 12)) + rng.normal(0, 1, design.shape)
+    found = fluxes.solve(design, data, variance)
+    root = np.where(np.isfinite(variance), variance, np.inf) ** -0.5
+    dense = columns(design) * root.reshape(-1, 1)
+    expected, *_ = np.linalg.lstsq(dense, np.where(root > 0, data * root, 0).ravel(), rcond=None)
+    np.testing.assert_allclose(found.flux, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.covariance.toarray(), np.linalg.inv(dense.T @ dense), rtol=1e-4, atol=1e-9)
+
+
+def test_amplitudes_are_the_solvers_fluxes():
+    rng = np.random.default_rng(12)
+    design = random_scene(rng)
+    weight = np.where(rng.random(design.shape) < 0.1, 0.0, rng.uniform(0.5, 2.0, design.shape))
+    data = design.image(rng.uniform(50, 500, 12)) + rng.normal(0, 1, design.shape)
+    flux, snr = fluxes.amplitudes(design, data, weight)
+    variance = np.divide(1.0, weight, out=np.full(design.shape, np.inf), where=weight > 0)
+    found = fluxes.solve(design, data, variance)
+    np.testing.assert_allclose(flux, found.flux, rtol=1e-9)
+    assert np.all(snr >= found.flux / np.sqrt(found.covariance.diagonal()) * (1 - 1e-9))  # neighbours cost precision
+
+
+def test_a_faint_source_is_solved_beside_a_bright_one():
+    """Conjugate gradients end when every source is right, not when the sum of all is."""
+    rng = np.random.default_rng(13)
+    blocks = np.stack([m @ m.T + 3 * np.eye(3) for m in rng.normal(size=(20, 3, 3))])
+    normal = np.zeros((60, 60))
+    for i, block in enumerate(blocks):
+        normal[3 * i : 3 * i + 3, 3 * i : 3 * i + 3] = block
+    couple = 0.05 * rng.normal(size=(60, 60))
+    normal += couple + couple.T
+    right = rng.normal(size=(20, 3))
+    right[0] *= 1e5
+    found = shape_fit._conjugate_gradients(normal, np.linalg.inv(blocks), right)
+    off = found - np.linalg.solve(normal, right.ravel()).reshape(20, 3)
+    assert np.sqrt(np.einsum("ni,nij,nj->n", off, blocks, off).max()) < 2 * shape_fit.PRECISION
+
+
+def test_covariance_follows_from_any_weights():
+    rng = np.random.default_rng(11)
+    design = random_scene(rng)
+    variance = rng.uniform(0.5, 20.0, design.shape)
+    variance[rng.random(design.shape) < 0.1] = np.inf
+    weight = rng.uniform(0.5, 1.0, design.shape)
+    found = fluxes.solve(design, np.ones(design.shape), variance, weight)
+    used = np.isfinite(variance)
+    dense = columns(design)[used.ravel()]
+    estimator = np.linalg.solve(dense.T @ (weight[used, None] * dense), dense.T * weight[used])
+    np.testing.assert_allclose(found.flux, estimator.sum(axis=1), rtol=1e-5)
+    expected = (estimator * variance[used]) @ estimator.T
+    np.testing.assert_allclose(found.covariance.toarray(), expected, rtol=1e-4, atol=1e-9 * expected.max())
+    best = fluxes.solve(design, np.ones(design.shape), variance, np.where(used, 1 / variance, 0))
+    same = fluxes.solve(design, np.ones(design.shape), variance)
+    np.testing.assert_allclose(best.covariance.toarray(), same.covariance.toarray(), rtol=1e-6, atol=1e-12)
+
+
+def test_values_under_masked_pixels_do_not_matter():
+    rng = np.random.default_rng(2)
+    design = random_scene(rng)
+    variance = np.where(rng.random(design.shape) < 0.2, np.inf, 1.0)
+    data = rng.normal(0, 1, design.shape)
+    other = np.where(np.isinf(variance), 1e9, data)
+    np.testing.assert_array_equal(
+        fluxes.solve(design, data, variance).flux, fluxes.solve(design, other, variance).flux
+    )
+
+
+def test_flux_follows_the_unit():
+    rng = np.random.default_rng(3)
+    design = random_scene(rng)
+    data = rng.normal(5, 1, design.shape)
+    one = fluxes.solve(design, data, np.ones(design.shape))
+    two = fluxes.solve(design, 1e3 * data, np.full(design.shape, 1e6))
+    np.testing.assert_allclose(two.flux, 1e3 * one.flux, rtol=1e-9)
+    np.testing.assert_allclose(two.covariance.diagonal(), 1e6 * one.covariance.diagonal(), rtol=1e-9)
+
+
+def test_pulls_of_the_true_templates_are_normal():
+    rng = np.random.default_rng(4)
+    design = random_scene(rng)
+    true = rng.uniform(20, 300, 12)
+    pulls = []
+    for _ in range(60):
+        found = fluxes.solve(design, design.image(true) + rng.normal(0, 1.5, design.shape), np.full(design.shape, 2.25))
+        pulls.append((found.flux - true) / np.sqrt(found.covariance.diagonal()))
+    assert np.mean(np.abs(pulls) < 1) == pytest.approx(0.683, abs=0.04)
+
+
+def test_source_without_valid_pixel_is_nan():
+    rng = np.random.default_rng(5)
+    design = random_scene(rng)
+    variance = np.ones(design.shape)
+    variance[design.image(np.eye(12)[3]) > 0] = np.inf
+    found = fluxes.solve(design, np.ones(design.shape), variance)
+    assert np.isnan(found.flux[3]) and not found.measured[3]
+    assert found.covariance.toarray()[3].sum() == 0
+
+
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_coincident_sources_share_their_flux(weight):
+    rng = np.random.default_rng(6)
+    design, twins = random_scene(rng, n=5), random_scene(np.random.default_rng(6), n=5, twin=2)
+    data = design.image([100.0, 50, 80, 20, 60])
+    weight = None if weight is None else np.full(design.shape, weight)
+    found = fluxes.solve(twins, data, np.ones(design.shape), weight)
+    assert list(np.flatnonzero(found.degenerate)) == [2, 5]
+    np.testing.assert_allclose(found.flux[[2, 5]], 40, rtol=1e-2)
+    single = fluxes.solve(design, data, np.ones(design.shape), weight)
+    assert found.covariance[2, 2] > 1e4 * single.covariance[2, 2]
+    assert found.covariance[2, 5] < -0.999 * found.covariance[2, 2]  # what one has the other lacks
+
+
+def test_large_group_takes_the_sparse_path(monkeypatch):
+    rng = np.random.default_rng(7)
+    design = random_scene(rng, n=30)
+    data = design.image(rng.uniform(50, 100, 30))
+    dense = fluxes.solve(design, data, np.ones(design.shape))
+    monkeypatch.setattr(fluxes, "DENSE_LIMIT", 8)
+    cut = fluxes.solve(design, data, np.ones(design.shape))
+    np.testing.assert_allclose(cut.flux, dense.flux, rtol=1e-6)
+    assert np.isfinite(cut.covariance.diagonal()).all()
+
+
+# --------------------------------------------------------------------------------------- watershed
+def test_watershed_keeps_distinct_peaks_only():
+    y, x = np.indices((40, 60))
+    image = 100 * np.exp(-((x - 20) ** 2 + (y - 20) ** 2) / 18) + 60 * np.exp(-((x - 35) ** 2 + (y - 20) ** 2) / 18)
+    image[20, 24] += 1.0  # a bump that is no peak
+    labels = persistent_watershed(image, image > 1, prominence=3, contrast=0.02)
+    assert labels.max() == 2
+    assert labels[20, 20] == 1 and labels[20, 35] == 2
+    assert (labels[image <= 1] == 0).all()
+    merged = persistent_watershed(image, image > 1, prominence=90, contrast=0.02)
+    assert merged.max() == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(scale=st.floats(0.05, 1.0), breadth=st.floats(-2.5, 2.5), gradient=st.floats(0.01, 0.3))
+def test_breadth_moves_light_between_gaussians_and_keeps_its_sum(scale, breadth, gradient):
+    light = disc(scale)[None]
+    image = shape_fit.Image(*[None] * 7, gradient, 0.01)
+    at = np.array([breadth])
+    seen = shape_fit.broadened(light, at, gradient, 0.01)
+    assert seen[0, :, 0].sum() == pytest.approx(1.0)
+    np.testing.assert_array_equal(shape_fit.broadened(light, 0 * at, gradient, 0.01), light)
+    turned = shape_fit.broadened(light, at, gradient, 0.0)
+    np.testing.assert_array_equal(turned[..., 1:], light[..., 1:])
+    assert (rendering.half_light_radius(turned) - rendering.half_light_radius(light))[0] * breadth >= 0
+    step = (shape_fit.broadened(light, np.array([1e-4]), gradient, 0.01) - light) / 1e-4
+    np.testing.assert_allclose(step, shape_fit._breadth_tangent(light, image)[:, 0], rtol=1e-3, atol=1e-6)

@@ -1,0 +1,181 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The walls of the house, read from the imports: every module stands in one order, and none imports upward."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rosetta
+
+PACKAGE = Path(rosetta.__file__).parent
+
+# From the ground up. A module may import those before it, and nothing after it.
+ORDER = """
+    surveys flags checkpoint
+    images images.cache images.moments images.psf_core images.psf images.positions
+    pair
+    images.image images.sky images.filtering images.noise images.resampling
+    io._fits io.euclid io.rubin io.pair io._pair io
+    embedding matching
+    detection detection.watershed detection.detection
+    encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
+    encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
+    head
+    training training.rows
+    astrometry astrometry.field astrometry.band_fields astrometry.corrected_wcs astrometry.solution
+    astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
+    astrometry.measurement astrometry.aligner
+    deblending deblending.blend_probability deblending.shapes
+    deblending.engine deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
+    deblending.engine.shape_fit
+    deblending.source_list deblending.merging deblending.north_up deblending.point_sources deblending.scene
+    deblending.features deblending.band_fit deblending.tiles deblending.deblender
+    photometry photometry.error_model photometry.catalogue
+    plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
+    plotting.fluxes plotting.page plotting
+    pipeline pipeline.run pipeline.comparison pipeline.products
+    simulate.astrometry simulate.seds simulate.mixtures simulate.population simulate.rendering simulate.noise
+    simulate.psf simulate.dataset simulate.reader simulate.observed simulate.pair simulate
+    cli
+""".split()
+
+# The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
+ASTROPY = {
+    "surveys", "pair", "embedding", "matching", "cli",
+    "images.positions", "images.psf", "images.image", "detection.detection",
+    "encoding.encoder", "encoding.windows",
+    "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
+    "deblending.deblender", "deblending.scene", "deblending.source_list", "deblending.features", "deblending.tiles",
+    "photometry.catalogue",
+}  # fmt: skip
+ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate"}
+# The one place where astropy and torch meet.
+TORCH_AND_ASTROPY = {"encoding.windows"}
+# Rooms whose extras are loaded only when somebody enters.
+EXTRAS = {"galsim": "simulate", "speclite": "simulate", "matplotlib": "plotting", "tqdm": "simulate"}
+LIGHT = {"surveys", "flags", "pair", "io"}  # must not load torch
+
+
+def name_of(path):
+    """Dotted name of a file below the package; a folder's for its ``__init__.py``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
+
+
+def imported(source, module, is_package=False):
+    """Every module that a source file names in an import, at any depth of its code.
+
+    ``module`` is the dotted name of the file, so that relative imports can be resolved; ``from a import b`` gives
+    ``a.b``, be it a module or a name in one.
+    """
+    names = set()
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            home = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{home}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+    return names
+
+
+def of(name):
+    """Outside packages by their top name, and our own modules, that a module imports."""
+    path = MODULES[name]
+    names = imported(path.read_text(), f"rosetta.{name}", path.name == "__init__.py")
+    inside = {n.removeprefix("rosetta.") for n in names if n.startswith("rosetta.")}
+    own = {n if n in MODULES else n.rpartition(".")[0] for n in inside} & set(MODULES)
+    outside = {n.split(".")[0] for n in names} - {"rosetta"} - set(sys.stdlib_module_names)
+    return outside, own - {name}
+
+
+def test_every_module_has_a_place():
+    assert len(ORDER) == len(set(ORDER))
+    assert not set(MODULES) ^ set(ORDER)
+    assert ASTROPY <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_import_upward(name):
+    _, own = of(name)
+    above = {module for module in own if ORDER.index(module) > ORDER.index(name)}
+    assert not above
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_outside_packages(name):
+    outside, own = of(name)
+    room = name.split(".")[0]
+    if name not in ASTROPY and room not in ASTROPY_ROOMS:
+        assert not outside & {"astropy", "photutils", "regions"}
+    if {"torch", "astropy"} <= outside:
+        assert name in TORCH_AND_ASTROPY
+    for extra in outside & set(EXTRAS):
+        assert room == EXTRAS[extra]
+    assert not outside & {"torchvision", "timm", "hyrax", "sep", "reproject"}
+
+
+def reached(name, found=None):
+    """All modules of ours that loading a module loads, itself included."""
+    found = set() if found is None else found
+    if name not in found:
+        found.add(name)
+        for other in of(name)[1]:
+            reached(other, found)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in LIGHT])
+def test_data_does_not_need_torch(name):
+    assert not any("torch" in of(module)[0] for module in reached(name))
+
+
+def test_reader_of_imports():
+    """The check itself: relative, nested and dynamic imports are all seen."""
+    source = """
+import torch.nn as nn
+from . import sky
+from ..encoding.network import Encoder
+def f():
+    from astropy.io import fits
+    importlib.import_module("scipy.linalg")
+"""
+    names = imported(source, "rosetta.io.rubin")
+    assert {"torch.nn", "rosetta.io.sky", "rosetta.encoding.network.Encoder"} <= names
+    assert {"astropy.io.fits", "scipy.linalg"} <= names
+    assert "rosetta.io.sky" in imported("from . import sky", "rosetta.io", is_package=True)
+
+
+def test_import_is_light():
+    """``import rosetta`` loads neither torch nor astropy, and the data layers never load torch."""
+    code = """
+import sys
+import rosetta
+heavy = {"torch", "astropy", "photutils", "regions", "scipy", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+rosetta.EUCLID, rosetta.SkyPair, rosetta.Flag
+import rosetta.io
+assert "torch" not in sys.modules, "torch"
+assert set(rosetta.__all__) <= set(dir(rosetta))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_resolve():
+    for name in rosetta.__all__:
+        assert getattr(rosetta, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'SkyPear'"):
+        _ = rosetta.SkyPear
