@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from rosetta.deblending import blend_probability, shapes
+from rosetta.deblending import blend_probability
 
 
 def drawn(n, seed):
-    """Figures, of which the first two say which sources are blends."""
+    """Features, of which the first two say which sources are blends."""
     rng = np.random.default_rng(seed)
     features = rng.normal(0, 3, (n, blend_probability.N_FEATURE)) + 5
     logit = 1.2 * (features[:, 0] - 5) - 0.8 * (features[:, 1] - 5) - 2
@@ -18,7 +18,7 @@ def drawn(n, seed):
 
 def test_what_is_learned_is_a_probability():
     data, held_out = drawn(6000, 0), drawn(4000, 1)
-    network = shapes.seeded(shapes.TemplateConfig(token_dim=4).to_dict(), 0).blend
+    network = blend_probability.seeded(blend_probability.BlendConfig().to_dict(), 0)
     state = torch.random.get_rng_state()
     result = blend_probability.train(network, data, held_out, seed=1)
     assert torch.equal(state, torch.random.get_rng_state())

@@ -11,27 +11,12 @@ from .engine.fluxes import solve
 from .features import RINGS
 from .scene import BandFit, breadth_scales
 
-__all__ = [
-    "fit_band", "image_of", "misfits", "source_tokens",
-]
+__all__ = ["fit_band", "image_of", "misfits"]
 
 
 
 
 
-def source_tokens(embedding, coord, header_coord):
-    """Frozen tokens of sources: space and ground side by side, zeros where a side has no data.
-
-    Returns
-    -------
-    (n, 2 * width) float32 array
-    """
-    width = next(iter(embedding.sides.values()))["tokens"].shape[-1]
-    out = np.zeros((len(coord), 2 * width), np.float32)
-    for k, (side, where) in enumerate((("space", coord), ("ground", header_coord))):
-        if side in embedding.sides and len(coord):
-            out[:, k * width : (k + 1) * width] = np.nan_to_num(embedding.tokens_at(where, side))
-    return out
 
 
 def image_of(plane, coord, header_coord, truncation, wavelength=None):

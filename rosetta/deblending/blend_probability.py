@@ -1,30 +1,59 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The blend network: how likely a fitted source is is_blend, from the features of its fit, learned from known truth."""
+"""The blend network: how likely a fitted source is a blend, from the features of its fit, learned from known truth."""
+
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["N_FEATURE", "BlendNet", "predict", "train"]
+__all__ = ["N_FEATURE", "BlendConfig", "BlendNet", "predict", "seeded", "train"]
 
 N_FEATURE = 40
-DROPPED = 0.3  # share of hidden units: some thousand sources are soon known by heart
-WIDTH = 32
 STEPS, BATCH = 1000, 256
 
 
-class BlendNet(nn.Module):
-    """Logit of the probability that a source is is_blend."""
+@dataclass(frozen=True)
+class BlendConfig:
+    """Sizes of a `BlendNet`.
 
-    def __init__(self):
+    Attributes
+    ----------
+    n_feature : int
+        Features of a source.
+    width : int
+        Hidden units.
+    dropout : float
+        Share of the hidden units that is left out in training: some thousand sources are soon known by heart.
+    """
+
+    n_feature: int = N_FEATURE
+    width: int = 32
+    dropout: float = 0.3
+
+    def to_dict(self):
+        """The configuration as a JSON-able dict."""
+        return asdict(self)
+
+
+class BlendNet(nn.Module):
+    """Logit of the probability that a source is a blend.
+
+    Parameters
+    ----------
+    config : `BlendConfig`
+    """
+
+    def __init__(self, config):
         super().__init__()
+        n, width, dropout = config.n_feature, config.width, config.dropout
         self.trunk = nn.Sequential(
-            nn.Linear(N_FEATURE, WIDTH), nn.GELU(), nn.Dropout(DROPPED),
-            nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(DROPPED), nn.Linear(WIDTH, 1),
+            nn.Linear(n, width), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1),
         )  # fmt: skip
         # Set in training: the features' mean and scatter.
-        self.register_buffer("mean", torch.zeros(N_FEATURE))
-        self.register_buffer("spread", torch.ones(N_FEATURE))
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("spread", torch.ones(n))
 
     def forward(self, features):
         """Logits (n,) of features (n, N_FEATURE)."""
@@ -32,8 +61,15 @@ class BlendNet(nn.Module):
         return self.trunk(((features - self.mean) / self.spread).clamp(-5.0, 5.0))[:, 0]
 
 
+def seeded(config, seed):
+    """An untrained network of a configuration (dict), the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BlendNet(BlendConfig(**config))
+
+
 def predict(network, features):
-    """Probabilities that sources are is_blend, (n,) float64 array, from their features (n, N_FEATURE)."""
+    """Probabilities that sources are blends, (n,) float64 array, from their features (n, N_FEATURE)."""
     with torch.inference_mode():
         logit = network(torch.from_numpy(np.asarray(features, np.float32)).to(network.mean.device))
     return logit.sigmoid().cpu().numpy().astype(float)

@@ -3,12 +3,11 @@
 
 import logging
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import count
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord, search_around_sky
+from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 
 from ..astrometry.solution import VERDICTS, check_offsets, ground_coord
@@ -17,13 +16,12 @@ from ..flags import Flag
 from ..head import Head
 from ..images.image import band_images
 from ..images.positions import joined, tangent
-from ..training.rows import held_out_pairs, split_by_pair, training_parts, views
+from ..training.rows import joined_rows, split_by_pair, training_parts, views
 from . import blend_probability, merging, shapes
-from .band_fit import fit_band, image_of, misfits, source_tokens
+from .band_fit import fit_band, image_of, misfits
 from .engine import shape_fit
 from .engine.fluxes import amplitudes
 from .features import source_features
-from .north_up import north_up
 from .point_sources import point_sources
 from .scene import DeblendedScene, Templates, centroids, shape_columns, source_flags
 from .source_list import coincident, user_sources
@@ -36,7 +34,6 @@ log = logging.getLogger("rosetta")
 MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
 ITERATIONS = 6  # of the shape fits before and after the residuals are searched, at most
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
-CERTAIN = 2.0  # standard errors by which the network's shapes must be better on held-out pairs
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
 HIDDEN = 0.2  # of its flux: a fainter neighbour does not make a source a blend
 REACH = 1.0  # arcsec: nor does one farther away
@@ -46,14 +43,11 @@ MODEL_ERROR = 0.1  # of a model: what its template leaves of a bright source is 
 class JEPADeblender(Head):
     """Separates overlapping sources: a template for each, and their models in every band.
 
-    A proposal is made for the shape of every source; a few Gauss-Newton steps fit it to the sharpest image and
-    the deepest ground bands, with the proposal as prior; then the fluxes of all overlapping sources are solved
-    together in every band. The classical proposal is an exponential disc with the detection's moments. A small
-    network, which looks at native pixels and at the encoder's frozen tokens, makes another; `fit` keeps it only if it
-    gives clearly better fluxes on held-out sky, after the pixels have had their say (``start`` in the checkpoint's
-    configuration). Another small network reads the features of the fits, and what they left around a source, and says
-    how likely it is a blend: it knows both sky seen by both sides and sky seen from the ground alone. Tokens did not
-    make it better.
+    Every source starts as an exponential disc with the moments of its detection. A few Gauss-Newton steps fit its
+    shape to the sharpest image and the deepest ground bands, with the start as prior; then the fluxes of all
+    overlapping sources are solved together in every band. A small network reads the numbers of the fits, and the
+    residuals around a source, and says how likely it is a blend: it knows both sky seen by both sides and sky seen
+    from the ground alone. It does not read the encoder's tokens: they did not make it better.
 
     Parameters
     ----------
@@ -62,11 +56,11 @@ class JEPADeblender(Head):
     """
 
     _kind = "deblender"
-    _default_config = {**shapes.TemplateConfig().to_dict(), "start": "classical"}
+    _default_config = blend_probability.BlendConfig().to_dict()
 
     @staticmethod
     def _build(config):
-        return shapes.TemplateNet(_sizes(config))
+        return blend_probability.BlendNet(blend_probability.BlendConfig(**config))
 
     def __call__(self, x, sources=None, *, offsets=None, progress=None):
         """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
@@ -108,24 +102,24 @@ class JEPADeblender(Head):
             if progress is not None:
                 progress(next(steps), 3 * len(field))
 
-        parts = [self._part(embedding, tile, tile.cut(planes), roles, coord, offsets, report) for tile in field]
+        parts = [self._part(tile, tile.cut(planes), roles, coord, offsets, report) for tile in field]
         part = join(parts, planes)
         label = np.arange(1, len(part) + 1) if label is None else label
         return self._scene(embedding, planes, roles, part, label, offsets)
 
-    def _part(self, embedding, tile, planes, roles, given, offsets, report):
+    def _part(self, tile, planes, roles, given, offsets, report):
         """What one tile gives: its sources, and those in the margin, with shapes and fluxes."""
         sky = _Sky.of(planes)
         index = None if given is None else np.flatnonzero(tile.sees(given))
         coord = sky.found["sky_centroid"] if given is None else given[index]
-        state = self._propose(embedding, sky, coord, offsets)
+        state = self._propose(sky, coord, offsets)
         if given is None and sky.ref is not None:
             first, _, point = _shapes(planes, roles, state)
             state.proposal[point] = first[point]
             extra = _missed(sky, state, shape_fit.mixtures_of(first), roles.wavelength)
             if len(extra):
                 coord = joined([coord, extra])
-                state = self._propose(embedding, sky, coord, offsets, state)
+                state = self._propose(sky, coord, offsets, state)
         report()
         # From the proposals again: shapes that had swallowed a neighbour would not let go of it.
         parameters, covariance, _ = _shapes(planes, roles, state)
@@ -147,14 +141,14 @@ class JEPADeblender(Head):
         )
 
     def fit(self, pairs, truth=None, *, seed, checkpoint=None):
-        """Train both networks on sky with known truth; the encoder stays frozen.
+        """Train the network of ``blend_probability`` on sky with known truth; the encoder stays frozen.
 
         Parameters
         ----------
         pairs : sequence of `~rosetta.SkyPair`
             Read one at a time.
         truth : sequence of `~astropy.table.QTable`
-            One per pair: ``sky_centroid``, ``mixture`` (K, 6), ``flux_<band>``, as `rosetta.simulate` gives them.
+            One per pair: ``sky_centroid`` and ``flux_<band>``, as `rosetta.simulate` gives them.
         seed : int
         checkpoint : path-like, optional
             File of the training rows of finished pairs: an interrupted run resumes from it.
@@ -170,92 +164,37 @@ class JEPADeblender(Head):
             If there is no truth, or it does not match the pairs, or the checkpoint is of something else.
         """
         parts = training_parts(
-            pairs, truth, ("sky_centroid", "mixture"), self._training_rows,
+            pairs, truth, ("sky_centroid",), self._training_rows,
             owner=f"{self._kind} {self.encoder.fingerprint} {seed}", checkpoint=checkpoint,
         )
         data, held_out = split_by_pair(parts)
-        self._config["token_dim"] = data["tokens"].shape[1] // 2
-        self._network = shapes.seeded(_sizes(self._config).to_dict(), seed).to(self._device or "cpu")
-        result = shapes.train(self._network, data, held_out, seed=seed)
-        result |= blend_probability.train(self._network.blend, data, held_out, seed=seed)
+        self._network = blend_probability.seeded(self._config, seed).to(self._device or "cpu")
+        result = blend_probability.train(self._network, data, held_out, seed=seed)
         self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
-        errors = self._flux_errors(pairs, truth, held_out_pairs(parts))
-        self._config["start"] = "learned" if _clearly_less(*map(errors.get, ("learned", "classical"))) else "classical"
-        self._provenance["flux_error"] = errors
-        log.info("deblender trained: %s; shapes start from the %s proposal", self._provenance, self._config["start"])
+        log.info("deblender trained: %s", self._provenance)
         self._fingerprint = None
         return self
 
-    def _flux_errors(self, pairs, truth, held_out):
-        """Mean error of well-measured fluxes on each held-out pair from either start; above a half counts as a half."""
-        errors = {"classical": [], "learned": []}
-        for i in held_out:
-            embedding, true = self._embedding(pairs[i]), truth[i]
-            for start, means in errors.items():
-                self._config["start"], found = start, []
-                scene = self(embedding)
-                table = scene.to_table()
-                known = np.asarray(true[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy))
-                owner = _owners(table["sky_centroid"], true["sky_centroid"].icrs, known)
-                for band in scene.bands:
-                    flux = u.Quantity(scene.flux(band), u.nJy).value
-                    sigma = np.sqrt(scene.covariance(band).diagonal())
-                    rows = np.flatnonzero((owner >= 0) & (flux > 10 * sigma))
-                    ratio = flux[rows] / true[f"flux_{band}"].to_value(u.nJy)[owner[rows]]
-                    found.append(np.minimum(np.abs(ratio - 1), 0.5))
-                means.append(float(np.mean(np.concatenate(found))))
-        return errors
-
     def _training_rows(self, pair, truth):
-        """Network inputs and true light of all detections that have a true source."""
-        embedding = self._embedding(pair)
-        sky = _Sky.of(band_images(pair))
-        true = truth["sky_centroid"].icrs
-        coord = sky.found["sky_centroid"]
-        if len(coord) == 0 or len(true) == 0:
-            return None
-        band = f"flux_{sky.ref.band}"
-        flux = np.asarray(truth[band].to_value(u.nJy))
-        owner = _owners(coord, true, flux)
-        rows = np.flatnonzero(owner >= 0)
-        if len(rows) == 0:
-            return None
-        base, snr = _classical(sky, coord)
-        state = _State(coord, coord, snr, base)
-        inputs = _network_inputs(embedding, sky, state, self._network.config, np.arange(len(coord)))
-        mixture = np.asarray(truth["mixture"], float)[owner[rows]]
-        east, north = coord[rows].spherical_offsets_to(true[owner[rows]])
-        mixture[:, :, 1] += east.to_value(u.arcsec)[:, None]
-        mixture[:, :, 2] += north.to_value(u.arcsec)[:, None]
-        names = ("space", "ground", "scalars", "tokens")
-        data = {name: array[rows] for name, array in zip(names, inputs, strict=True)}
-        return {**data, "base": base[rows], "true": mixture, **self._blend_rows(embedding, true, truth)}
-
-    def _blend_rows(self, embedding, true, truth):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
-        classical = type(self)(self.encoder)
-        features, is_blend = [], []
-        for view in views(embedding, ("ground",)):
-            scene = classical(view)
+        untrained, rows = type(self)(self.encoder), []
+        for view in views(self._embedding(pair), ("ground",)):
+            scene = untrained(view)
+            if len(scene) == 0 or len(truth) == 0:
+                continue
             flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
-            first, second = _occupants(scene.to_table()["sky_centroid"], true, flux)
-            features.append(source_features(scene)[first > 0])
-            is_blend.append((second > HIDDEN * first)[first > 0])
-        return {"features": np.concatenate(features), "is_blend": np.concatenate(is_blend)}
+            first, second = _occupants(scene.to_table()["sky_centroid"], truth["sky_centroid"].icrs, flux)
+            true = first > 0
+            rows.append({"features": source_features(scene)[true], "is_blend": (second > HIDDEN * first)[true]})
+        return joined_rows(rows)
 
-    def _propose(self, embedding, sky, coord, offsets, known=None):
+    def _propose(self, sky, coord, offsets, known=None):
         """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
         coord = coord[coincident(coord)]
-        header = ground_coord(coord, offsets)
-        base, snr = _classical(sky, coord)
-        state = _State(coord, header, snr, base)
-        n = 0
+        start, snr = _start(sky, coord)
+        state = _State(coord, ground_coord(coord, offsets), snr, start)
         if known is not None:
-            n = len(known.coord)
-            state.proposal[:n] = known.proposal
-        if self._config["start"] == "learned" and len(coord) > n:
-            inputs = _network_inputs(embedding, sky, state, self._network.config, np.arange(n, len(coord)))
-            state.proposal[n:] = shapes.propose(self._network, base[n:], *inputs)
+            state.proposal[: len(known.coord)] = known.proposal
         return state
 
     def _scene(self, embedding, planes, roles, part, label, offsets):
@@ -301,29 +240,8 @@ class JEPADeblender(Head):
         seen = table["n_band"] > 0
         if self._provenance.get("trained") and seen.any():
             features = source_features(scene)[seen]
-            table["blend_probability"][seen] = blend_probability.predict(self._network.blend, features)
+            table["blend_probability"][seen] = blend_probability.predict(self._network, features)
         return scene
-
-
-def _clearly_less(one, two):
-    """Whether the first of two errors on the same pairs is smaller by `CERTAIN` standard errors."""
-    gain = np.subtract(two, one)
-    return len(gain) > 2 and gain.mean() > CERTAIN * gain.std(ddof=1) / np.sqrt(len(gain))
-
-
-def _sizes(config):
-    """The part of a checkpoint's configuration that builds the network."""
-    return shapes.TemplateConfig(**{name: value for name, value in config.items() if name != "start"})
-
-
-def _owners(coord, true, flux):
-    """Row of the brightest true source in reach of each position, or -1: (n,) int."""
-    owner = np.full(len(coord), -1)
-    if len(coord) and len(true):
-        for i, j, *_ in zip(*search_around_sky(coord, true, MATCH * u.arcsec), strict=True):
-            if owner[i] < 0 or flux[j] > flux[owner[i]]:
-                owner[i] = j
-    return owner
 
 
 def _occupants(coord, true, flux):
@@ -396,28 +314,9 @@ class _Sky:
         ref = detection.reference(planes)
         return cls(planes, ref, detection.segments(ref)[0])
 
-    def look(self, side):
-        """The image of one side that sources are looked for on, or None."""
-        if self.ref is not None and self.ref.side == side:
-            return self.ref
-        return self._ground if side == "ground" else None
 
-    @cached_property
-    def _ground(self):
-        ground = {band: p for band, p in self.planes.items() if p.side == "ground"}
-        return detection.reference(ground) if ground else None
-
-
-
-
-
-
-
-
-
-
-def _classical(sky, coord):
-    """Exponential discs with the moments of the nearest detection, the PSF's width removed."""
+def _start(sky, coord):
+    """Shapes to start from, and S/N: discs with the moments of the nearest detection, the PSF's width removed."""
     found = sky.found
     n = len(coord)
     a, b, theta, snr = np.full(n, DEFAULT_RADIUS), np.full(n, DEFAULT_RADIUS), np.zeros(n), np.zeros(n)
@@ -529,28 +428,3 @@ def _residual_plane(plane, image, mixtures):
     return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), variance)
 
 
-def _network_inputs(embedding, sky, state, config, rows):
-    """Stamps, scalars and tokens of some of the sources."""
-    coord, header, n = state.coord, state.header, len(rows)
-    others = tangent(coord, coord[0])
-    stamps, scalars = [], np.zeros((n, shapes.N_SCALAR), np.float32)
-    for k, (side, size, scale) in enumerate((("space", config.space_size, 0.1), ("ground", config.ground_size, 0.2))):
-        look = sky.look(side)
-        if look is None:
-            stamps.append(np.zeros((n, 3, size, size), np.float32))
-            continue
-        xy, jacobian = look.plane.place((header if side == "ground" else coord)[rows])
-        stamps.append(
-            north_up(
-                look.data, look.variance, xy, jacobian, size=size, scale=scale, others=others, rows=rows, radius=scale
-            )
-        )
-        scalars[:, k], scalars[:, 2 + k] = np.log(look.fwhm), 1.0
-        scalars[:, 6 + k] = look.plane.depth - 26.0
-    scalars[:, 4] = np.arcsinh(state.snr[rows]) - 3.0
-    nearest = np.full(n, 10.0)
-    if len(coord) > 1:
-        _, separation, _ = coord[rows].match_to_catalog_sky(coord, nthneighbor=2)
-        nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
-    scalars[:, 5] = np.log(nearest + 0.1)
-    return stamps[0], stamps[1], scalars, source_tokens(embedding, coord[rows], header[rows])

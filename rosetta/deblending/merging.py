@@ -7,7 +7,6 @@ brighter one, and its own model does not describe what is there.
 """
 
 import numpy as np
-import torch
 from scipy.spatial import cKDTree
 
 from .shapes import overlap
@@ -86,4 +85,4 @@ def _overlap(one, two, apart):
     """Overlap of mixtures whose places lie ``apart`` (n, 2), both blurred: (n,)."""
     one = one.copy()
     one[..., 1:3] += apart[:, None]
-    return overlap(torch.from_numpy(one), torch.from_numpy(two), 2.0 * (BLUR / 2.3548) ** 2).numpy()
+    return overlap(one, two, 2.0 * (BLUR / 2.3548) ** 2)

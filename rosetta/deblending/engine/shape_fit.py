@@ -10,7 +10,6 @@ answer is the proposal; its covariance (Laplace) is the uncertainty of the templ
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from .. import shapes
@@ -95,7 +94,7 @@ class Image:
 
 def mixtures_of(parameters):
     """`shapes.mixture` for float64 arrays."""
-    return shapes.mixture(torch.from_numpy(np.ascontiguousarray(parameters))).numpy()
+    return shapes.mixture(parameters)
 
 
 def tangents_of(parameters, mixtures):
