@@ -10,6 +10,7 @@ from importlib import import_module
 _HOME = {
     "SkyPair": "pair",
     "SkyEmbedding": "embedding",
+    "PSF": "images.psf",
     "Survey": "surveys",
     "RUBIN": "surveys",
     "RUBIN_DP1": "surveys",
@@ -27,6 +28,7 @@ _HOME = {
 __all__ = [
     "SkyPair",
     "SkyEmbedding",
+    "PSF",
     "Survey",
     "RUBIN",
     "RUBIN_DP1",

@@ -12,6 +12,7 @@ from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from .flags import Flag
+from .images.psf import PSF, checked_array
 from .surveys import EUCLID, RUBIN, Survey
 
 __all__ = ["SIDES", "SkyPair", "slice_wcs"]
@@ -35,6 +36,9 @@ class SkyPair:
         pixel grid, pixel response included. None: this survey did not look here.
     surveys : tuple of two `~rosetta.Survey`
         The surveys of ``ground`` and of ``space``.
+    psf : dict of str to PSF, optional
+        PSFs by band, in place of the images' own: a `~rosetta.PSF`, a `~photutils.psf.GriddedPSFModel`, any function
+        ``psf(x, y) -> array`` of 0-based pixel positions, or a 2-D array. Fits use the PSF of each source's place.
 
     Attributes
     ----------
@@ -53,16 +57,19 @@ class SkyPair:
         overlap on the sky.
     """
 
-    def __init__(self, ground, space, *, surveys=(RUBIN, EUCLID)):
+    def __init__(self, ground, space=None, *, surveys=(RUBIN, EUCLID), psf=None):
         if ground is None and space is None:
             raise ValueError("ground and space are both None: give at least one side as a dict of band to NDData")
         self._surveys = tuple(surveys) if isinstance(surveys, (tuple, list)) else ()
         if len(self._surveys) != 2 or not all(isinstance(survey, Survey) for survey in self._surveys):
             raise TypeError(f"surveys must be two Survey objects (ground, space), got {surveys!r}")
-        flags = {}
-        self._ground = _check_side("ground", ground, surveys[0], flags)
-        self._space = _check_side("space", space, surveys[1], flags)
+        flags, given = {}, _psf_by_band(psf, self._surveys)
+        self._psfs = {}
+        self._ground = _check_side("ground", ground, surveys[0], flags, given, self._psfs)
+        self._space = _check_side("space", space, surveys[1], flags, given, self._psfs)
         self._flags = MappingProxyType(flags)
+        if given:
+            raise ValueError(f"psf has bands {sorted(given)} without an image: leave them out")
         shared = set(self._ground or ()) & set(self._space or ())
         if shared:
             raise ValueError(f"bands {sorted(shared)} are on both sides: rename them in one of the surveys")
@@ -78,6 +85,27 @@ class SkyPair:
     def bands(self):
         """Names of all bands, ground first, each side in order of wavelength (tuple of str)."""
         return tuple(self._ground or ()) + tuple(self._space or ())
+
+    def psf(self, band):
+        """The PSF of a band.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        `~rosetta.PSF` or None
+            Normalised: its sum falls short of 1 by the light beyond the stamp. None where none was given.
+
+        Raises
+        ------
+        ValueError
+            If this pair has no such band.
+        """
+        if band not in self.bands:
+            raise ValueError(f"band {band!r} is not in this pair: use one of {', '.join(self.bands)}")
+        return self._psfs.get(band)
 
     def survey(self, side):
         """The survey of one side.
@@ -155,7 +183,7 @@ class SkyPair:
             raise ValueError(f"size must be an angle or two (height, width), got {size!r}") from error
         if not (0 < height < np.inf and 0 < width < np.inf):
             raise ValueError(f"size must be positive and finite, got {size!r}")
-        sides = {side: {} for side in SIDES}
+        sides, psfs = {side: {} for side in SIDES}, {}
         for side, band, image in self.images():
             bounds = _cutout_bounds(image, center, height, width)
             if bounds is None:
@@ -164,11 +192,14 @@ class SkyPair:
             if piece.mask.all():
                 continue
             sides[side][band] = piece
+            if band in self._psfs:
+                psfs[band] = self._psfs[band].cut(bounds[2], bounds[0])
         if not any(sides.values()):
             raise ValueError(f"center {center.to_string('hmsdms')}: no image of this pair covers it")
         new = copy.copy(self)  # images were checked when this pair was made; they stay as they are
         new._ground = MappingProxyType(sides["ground"]) if sides["ground"] else None
         new._space = MappingProxyType(sides["space"]) if sides["space"] else None
+        new._psfs = psfs
         new._flags = MappingProxyType({band: self._flags[band] for band in new.bands})
         return new
 
@@ -181,7 +212,7 @@ class SkyPair:
         return f"<SkyPair {'; '.join(parts)}>"
 
 
-def _check_side(side, images, survey, flags):
+def _check_side(side, images, survey, flags, given, psfs):
     """Canonical, read-only images of one side, in order of wavelength; None if the side is None."""
     if images is None:
         return None
@@ -194,13 +225,16 @@ def _check_side(side, images, survey, flags):
         band = survey[name].name
         if band in checked:
             raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
-        checked[band], flags[band] = _check_image(f"{side}[{name!r}]", image)
+        where = f"{side}[{name!r}]"
+        checked[band], flags[band], psf = _check_image(where, image, given.pop(band, None))
+        if psf is not None:
+            psfs[band] = psf
     order = [band for band in survey.band_names if band in checked]
     return MappingProxyType({band: checked[band] for band in order})
 
 
-def _check_image(where, image):
-    """One input image as read-only NDData in nJy with variance, mask and PSF; and its flags."""
+def _check_image(where, image, psf):
+    """One input image as read-only NDData in nJy with variance and mask; its flags; and its PSF, or None."""
     if not isinstance(image, NDData):
         raise TypeError(f"{where} must be an astropy NDData (or CCDData), got {type(image).__name__}")
     data = np.asarray(image.data)
@@ -242,12 +276,15 @@ def _check_image(where, image):
                 f"{where}: uncertainty has no finite positive variance on any valid pixel: "
                 "fix it, or pass uncertainty=None to have the noise measured"
             )
-    psf, truncated = (None, False) if image.psf is None else _check_psf(where, image.psf)
-    if truncated:
-        flags |= Flag.PSF_TRUNCATED
+    psf = image.psf if psf is None else psf
+    if psf is not None:
+        psf, truncated = _check_psf(f"{where}: psf", psf, data.shape)
+        if truncated:
+            flags |= Flag.PSF_TRUNCATED
     for array in (data, variance, mask):
         array.setflags(write=False)
-    return _frozen(data, variance, mask, copy.deepcopy(image.wcs), image.meta, psf), flags
+    stamp = None if psf is None else psf.mean_over(data.shape)
+    return _frozen(data, variance, mask, copy.deepcopy(image.wcs), image.meta, stamp), flags, psf
 
 
 class _Image(NDData):
@@ -313,23 +350,48 @@ def _noise_variance(where, data, mask):
     return sigma**2
 
 
-def _check_psf(where, psf):
-    """The PSF as float64 of sum 1 including the light beyond its stamp; and whether that light matters."""
-    psf = np.asarray(psf)
-    if psf.dtype.kind not in "fiu":
-        raise TypeError(f"{where}: psf holds {psf.dtype}, not real numbers: give a 2-D array")
-    psf = np.array(psf, dtype=np.float64)
-    if psf.ndim != 2 or not all(side % 2 for side in psf.shape):
-        raise ValueError(f"{where}: psf must be 2-D with odd sides, got shape {psf.shape}")
-    if not np.isfinite(psf).all():
-        raise ValueError(f"{where}: psf has NaN or infinite pixels: repair it, or pass psf=None")
-    if not psf.sum() > 0:
-        raise ValueError(f"{where}: psf has no positive flux: repair it, or pass psf=None")
-    psf /= psf.sum()
-    missing = _light_beyond(psf)
-    psf *= 1 - missing
-    psf.setflags(write=False)
-    return psf, missing > 2e-3
+def _psf_by_band(psf, surveys):
+    """The argument ``psf`` as a dict with the surveys' own band names."""
+    if psf is None:
+        return {}
+    if not hasattr(psf, "items"):
+        raise TypeError(f"psf must be a dict of band name to PSF, got {type(psf).__name__}")
+    names = {}
+    for survey in surveys:
+        for band in survey.bands:
+            names.update(dict.fromkeys(band.aliases, band.name))
+    names.update({name: name for survey in surveys for name in survey.band_names})
+    unknown = [name for name in psf if name not in names]
+    if unknown:
+        raise ValueError(f"psf has unknown bands {unknown}: use the names of {' and '.join(s.name for s in surveys)}")
+    return {names[name]: value for name, value in psf.items()}
+
+
+def _check_psf(where, psf, shape):
+    """A `PSF` of light 1 including what lies beyond its stamp; and whether that light matters."""
+    if hasattr(psf, "grid_xypos"):
+        psf = _gridded(where, psf)
+    elif not isinstance(psf, PSF):
+        psf = PSF.sampled(psf, shape, where) if callable(psf) else PSF(checked_array(psf, where))
+    if not psf.covers(shape):
+        raise ValueError(
+            f"{where} is known on a grid of places that does not cover the image of {shape[1]} x {shape[0]} pixels: "
+            "give one that does (its outermost places may lie one step inside the border)"
+        )
+    missing = np.array([_light_beyond(cell / cell.sum()) for cell in psf.cells])
+    return psf.scaled((1 - missing) / psf.light), bool(missing.max() > 2e-3)
+
+
+def _gridded(where, model):
+    """A `PSF` from a photutils ``GriddedPSFModel``."""
+    place = np.asarray(model.grid_xypos, float)  # (n, 2): x, y
+    x, y = np.unique(place[:, 0]), np.unique(place[:, 1])
+    order = np.lexsort((place[:, 0], place[:, 1]))  # row after row
+    sampling = np.unique(np.broadcast_to(model.oversampling, 2))
+    if len(x) * len(y) != len(place) or len(sampling) != 1:
+        raise ValueError(f"{where}: its places must form a rectangular grid, with one oversampling for both axes")
+    cells = np.asarray(model.data)[order]
+    return PSF.on_grid(cells.reshape(len(y), len(x), *cells.shape[1:]), x, y, oversampling=int(sampling[0]), name=where)
 
 
 def _light_beyond(psf):

@@ -16,18 +16,20 @@ from astropy.wcs import WCS, Sip
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from rosetta import Flag, JEPADeblender, SkyPair
-from rosetta.deblending import blend_probability, merging, tiles
+from rosetta.deblending import blend_probability, tiles
+from rosetta.deblending.band_fit import RINGS
+from rosetta.deblending.config import DeblenderConfig, MergingConfig
 from rosetta.deblending.deblender import _occupants
 from rosetta.deblending.engine.design import Design
 from rosetta.deblending.engine.rendering import render
-from rosetta.deblending.features import RINGS, source_features
-from rosetta.detection.detection import Reference, detect, point_variance, reference
+from rosetta.deblending.features import source_features
+from rosetta.detection.detection import DetectionConfig, detected, ground_stack, point_variance
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.image import band_images
 from rosetta.images.noise import significance
 from rosetta.images.positions import from_tangent, offset_coord
-from rosetta.images.sky import sky_weight
+from rosetta.images.psf import PSF
 
 CENTER = SkyCoord(53.1, -28.1, unit="deg")
 FWHM = {"g": 0.8, "i": 0.7, "VIS": 0.2, "H_E": 0.5}
@@ -72,7 +74,7 @@ def make_pair(xy, flux, mixtures, *, sides=("ground", "space"), seed=0, mask=Non
         psf = gaussian_psf(fwhm, scale)
         pixel = np.stack(wcs.world_to_pixel(from_tangent(xy, CENTER)), -1)
         jacobian = np.tile(np.diag([-1 / scale, 1 / scale]), (len(xy), 1, 1))
-        data = Design(render(mixtures, pixel, jacobian, psf), (n, n), len(xy)).image(flux)
+        data = Design(render(mixtures, pixel, jacobian, PSF(psf)), (n, n), len(xy)).image(flux)
         data = data + rng.normal(0, SIGMA[band], (n, n))
         images[band] = NDData(
             data, unit=u.nJy, wcs=wcs, psf=gaussian_psf(psf_width * fwhm, scale),
@@ -101,10 +103,13 @@ def match(found, xy):
 
 
 def test_detection_finds_the_blend():
-    found = detect(band_images(make_pair(XY, FLUX, MIXTURES)))
-    match(found, XY)
-    assert len(found) == 4
-    assert found.meta["band"] == "VIS"
+    found = detected(make_pair(XY, FLUX, MIXTURES), DetectionConfig())
+    match(found.table, XY)
+    assert len(found) == 4 and found.image.band == "VIS"
+    np.testing.assert_array_equal(found.table["label"], [1, 2, 3, 4])
+    assert (np.diff(found.table["snr"]) < 0).all()
+    x, y = (np.rint(found.table[name]).astype(int) for name in "xy")
+    np.testing.assert_array_equal(found.segments[y, x], found.table["label"])
 
 
 def test_noise_of_shallow_coverage_is_no_source():
@@ -118,14 +123,14 @@ def test_noise_of_shallow_coverage_is_no_source():
         variance[:, :20] *= 25.0
         data[:, :20] += rng.normal(0, np.sqrt(24.0) * SIGMA[band], (ny, 20))
         images[band] = NDData(data, unit=u.nJy, wcs=image.wcs, psf=image.psf, uncertainty=VarianceUncertainty(variance))
-    found = detect(band_images(SkyPair(images, None)))
-    match(found, far)
+    found = detected(SkyPair(images, None), DetectionConfig())
+    match(found.table, far)
     assert len(found) == 2
 
 
 def test_the_border_row_of_an_equal_grid_is_stacked():
     pair = make_pair(XY, FLUX, MIXTURES, sides=("ground",))
-    both = reference(band_images(pair))
+    both = ground_stack(list(band_images(pair).values()))
     assert np.isclose(both.variance, 1.0 / (1.0 / SIGMA["g"] ** 2 + 1.0 / SIGMA["i"] ** 2), rtol=1e-3).all()
 
 
@@ -164,7 +169,7 @@ def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
     for band in result.bands:
         model = result.model(table["label"][whole], band)
         assert model.data.sum() == pytest.approx(result.flux(band)[whole].value, rel=2e-3)
-    monkeypatch.setattr(merging, "MISFIT", np.inf)
+    monkeypatch.setattr(JEPADeblender, "_settings", DeblenderConfig(merging=MergingConfig(misfit=np.inf)))
     shredded = deblender()(pair)
     assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
 
@@ -189,10 +194,10 @@ def test_weights_do_not_know_the_sources_photons():
     flat = band_images(make_pair(XY, FLUX, MIXTURES))["VIS"]
     light = np.maximum(flat.data, 0)
     plane = flat.with_pixels(flat.data, (flat.variance + 2 * light).astype("f4"))
-    np.testing.assert_allclose(sky_weight(plane), 1 / SIGMA["VIS"] ** 2, rtol=0.1)
+    np.testing.assert_allclose(plane.sky_weight, 1 / SIGMA["VIS"] ** 2, rtol=0.1)
     bad = plane.variance.copy()
     bad[3, 4], bad[5, 6] = np.inf, 1e4
-    weight = sky_weight(plane.with_pixels(plane.data, bad))
+    weight = plane.with_pixels(plane.data, bad).sky_weight
     assert weight[3, 4] == 0 and weight[5, 6] == pytest.approx(1e-4)
 
 
@@ -556,11 +561,10 @@ def test_stars_are_no_wider_than_the_psf_measures():
     psf = 0.25 * wide
     k = narrow.shape[0] // 2
     psf[half - k : half + k + 1, half - k : half + k + 1] += 0.75 * narrow
-    ref = Reference("VIS", "space", plane.data, plane.variance, plane.fwhm, replace(plane, psf=psf))
-    faint, bright = point_variance(ref, np.array([8.0, 300.0]))
+    faint, bright = point_variance(replace(plane, psf=PSF(psf)), np.array([8.0, 300.0]), DetectionConfig())
     core = (plane.fwhm / 2.3548) ** 2
     assert bright > 2 * core and faint < bright
-    gauss = point_variance(replace(ref, plane=plane), np.array([300.0]))[0]
+    gauss = point_variance(plane, np.array([300.0]), DetectionConfig())[0]
     assert gauss == pytest.approx(core + 0.1**2 / 12, rel=0.05)  # the table's moments count a pixel's own width
 
 
@@ -681,7 +685,7 @@ def test_a_galaxy_with_a_red_bulge_in_a_blue_disc_keeps_its_flux_in_every_band()
     for band in found.bands:
         assert found.flux(band)[0].value == pytest.approx(flux[0], rel=0.02), band
         assert found.model(1, band).data.sum() == pytest.approx(found.flux(band)[0].value, rel=2e-3)
-    breadth = {band: found._fits[band].breadth[0] for band in found.bands}
+    breadth = {band: found.fits[band].breadth[0] for band in found.bands}
     assert breadth["g"] > 1.0 and breadth["H_E"] < -0.5 and abs(breadth["VIS"]) < 1.0
 
 
@@ -700,14 +704,18 @@ def hidden_neighbour(share, sides=("ground",)):
     return deblender()(pair, from_tangent(np.zeros((1, 2)), CENTER))
 
 
+def features_of(scene):
+    return source_features(scene.to_table(), scene.fits, scene.images, scene.template_covariance)
+
+
 def test_rings_show_where_a_neighbour_hides():
     alone, blended = hidden_neighbour(0.0), hidden_neighbour(0.3)
     for scene, shown in ((alone, False), (blended, True)):
-        left = sum(fit.residual_snr[0] for fit in scene._fits.values()) / np.sqrt(2)
+        left = sum(fit.residual_snr[0] for fit in scene.fits.values()) / np.sqrt(2)
         at = RINGS[np.argmax(left)]
         assert (left.max() > 8) == shown
         assert not shown or (at[1] > 0.5 and abs(at[0]) < 0.5)
-    found = [source_features(scene) for scene in (alone, blended, hidden_neighbour(0.3, ("ground", "space")))]
+    found = [features_of(scene) for scene in (alone, blended, hidden_neighbour(0.3, ("ground", "space")))]
     assert all(f.shape == (1, blend_probability.N_FEATURE) and np.isfinite(f).all() for f in found)
 
 
@@ -730,7 +738,7 @@ def test_rows_hold_both_sides_and_the_ground_alone():
     rows = deblender()._training_rows(pair, truth)
     assert rows["features"].shape == (len(rows["is_blend"]), blend_probability.N_FEATURE)
     both, ground = (deblender()(make_pair(XY, FLUX, MIXTURES, sides=s)) for s in (("ground", "space"), ("ground",)))
-    expected = source_features(both)
+    expected = features_of(both)
     np.testing.assert_allclose(rows["features"][: len(expected)], expected, rtol=1e-4, atol=1e-4)
     near = from_tangent(XY, CENTER).match_to_catalog_sky(ground.to_table()["sky_centroid"])[0]
     assert len(rows["features"]) == len(both) + len(set(near))  # not what the ground found beside them

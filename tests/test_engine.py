@@ -1,16 +1,25 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Rendering of mixtures and the linear solve."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosetta.deblending import merging, shapes
+from rosetta.deblending.config import MergingConfig
 from rosetta.deblending.engine import fluxes, rendering, shape_fit
+from rosetta.deblending.engine.config import EngineConfig
 from rosetta.deblending.engine.design import Design
+from rosetta.deblending.engine.engine import SparseEngine
+from rosetta.deblending.engine.fluxes import WhiteNoise
+from rosetta.deblending.engine.placement import Placement
 from rosetta.detection.watershed import persistent_watershed
 from rosetta.images.cache import cached_by_pixels
+from rosetta.images.psf import PSF
 from rosetta.images.psf_core import psf_core
 from rosetta.surveys import EUCLID
 
@@ -47,7 +56,7 @@ def test_render_is_the_analytic_gaussian(dx, dy, angle, flip, width, shift):
     light = np.array([[[1.0, shift, -shift, width**2, 0.3 * width**2, 0.6 * width**2]]])
     jacobian = grid_jacobian(0.2, angle, flip)
     xy = np.array([[30 + dx, 40 + dy]])
-    (group,) = rendering.render(light, xy, jacobian[None], gaussian_psf(sigma), sizes=np.array([63]))
+    (group,) = rendering.render(light, xy, jacobian[None], PSF(gaussian_psf(sigma)), sizes=np.array([63]))
     covariance = jacobian @ np.array([[1, 0.3], [0.3, 0.6]]) @ jacobian.T * width**2 + np.eye(2) * sigma**2
     centre = xy[0] + jacobian @ [shift, -shift]
     y, x = np.indices((63, 63))
@@ -59,7 +68,7 @@ def test_render_is_the_analytic_gaussian(dx, dy, angle, flip, width, shift):
 
 @pytest.mark.parametrize("scale", [0.02, 0.3, 2.0])
 def test_stamps_conserve_flux(scale):
-    psf = gaussian_psf(2.0)
+    psf = PSF(gaussian_psf(2.0))
     (group,) = rendering.render(disc(scale)[None], np.array([[50.3, 49.6]]), grid_jacobian(0.1, 0, True)[None], psf)
     assert group.values.sum() == pytest.approx(1.0, abs=1e-4)
     edge = np.abs(group.values[0][[0, -1]]).max()
@@ -70,7 +79,7 @@ def test_two_grids_see_the_same_flux_and_place():
     light, psf = disc(0.25)[None], gaussian_psf(1.8)
     for scale in (0.1, 0.2):
         jacobian = grid_jacobian(scale, 0, True)
-        (group,) = rendering.render(light, np.array([[20.25, 31.5]]), jacobian[None], psf)
+        (group,) = rendering.render(light, np.array([[20.25, 31.5]]), jacobian[None], PSF(psf))
         y, x = np.indices(group.values.shape[1:])
         centre = [(group.values[0] * v).sum() for v in (x + group.corner[0, 0], y + group.corner[0, 1])]
         np.testing.assert_allclose(centre, [20.25, 31.5], atol=2e-3)
@@ -80,15 +89,15 @@ def test_derivatives_of_stamps_are_those_of_finite_differences():
     """Centre, size, shear and weights, under a PSF that the pixels undersample and one that they do not."""
     parameters = shapes.base_parameters(np.array([0.1, 0.4]), np.array([0.3, 0.6]), np.array([0.4, 2.0]))
     xy, jacobian = np.array([[30.2, 40.4], [33.7, 28.1]]), np.tile(grid_jacobian(0.1, 0.2, True), (2, 1, 1))
-    light, sizes = shape_fit.mixtures_of(parameters), np.array([63, 63])
+    light, sizes = shapes.mixture(parameters), np.array([63, 63])
     for sigma in (0.7, 1.8):
-        psf, step = gaussian_psf(sigma), 1e-3
+        psf, step = PSF(gaussian_psf(sigma)), 1e-3
         slopes = {}
-        for stamps in rendering.draw(light, shape_fit.tangents_of(parameters, light), xy, jacobian, psf, sizes):
+        for stamps in rendering.draw(light, shapes.tangents(parameters, light), xy, jacobian, psf, sizes):
             slopes |= dict(zip(stamps.index, stamps.slopes, strict=True))
-        for d, row in enumerate(shape_fit.DIRECTIONS):
+        for d, row in enumerate(shapes.DIRECTIONS):
             more, less = (
-                rendering.render(shape_fit.mixtures_of(parameters + s * row), xy, jacobian, psf, sizes=sizes)
+                rendering.render(shapes.mixture(parameters + s * row), xy, jacobian, psf, sizes=sizes)
                 for s in (step, -step)
             )
             expected = (more[0].values - less[0].values).astype(float) / (2 * step)
@@ -126,7 +135,7 @@ def test_undersampled_psf_moves_by_part_of_a_pixel(dx, dy):
     sigma = 0.55  # of the light before the pixel: FWHM 1.5 pixels with it
     star = np.array([[[1.0, 0, 0, 0, 0, 0]]])
     (group,) = rendering.render(
-        star, np.array([[30 + dx, 30 + dy]]), np.eye(2)[None] * 10, pixel_psf(sigma, 0, 0), sizes=np.array([25])
+        star, np.array([[30 + dx, 30 + dy]]), np.eye(2)[None] * 10, PSF(pixel_psf(sigma, 0, 0)), sizes=np.array([25])
     )
     x0, y0 = 30 - group.corner[0]
     expected = pixel_psf(sigma, dx, dy)[12 - 5 : 12 + 6, 12 - 5 : 12 + 6]
@@ -147,7 +156,7 @@ def test_a_star_seen_by_a_diffracting_telescope(seed):
         profile = optics.at(0.0, 0.0).shift(-0.1 * dx, 0.1 * dy)  # east is -x
         expected = profile.drawImage(nx=21, ny=21, scale=0.1).array[:, ::-1]
         place = np.array([[30 + dx, 30 + dy]])
-        (group,) = rendering.render(star, place, np.eye(2)[None] * 10, psf, sizes=np.array([63]))
+        (group,) = rendering.render(star, place, np.eye(2)[None] * 10, PSF(psf), sizes=np.array([63]))
         x0, y0 = 30 - group.corner[0]
         found = group.values[0][y0 - 10 : y0 + 11, x0 - 10 : x0 + 11]
         np.testing.assert_allclose(found, expected, atol=0.008 * expected.max())
@@ -159,29 +168,97 @@ def test_a_sampled_psf_is_shifted_as_it_is():
     assert psf_core(gaussian_psf(1.6)) is None and psf_core(pixel_psf(0.55, 0, 0)) is not None
 
 
+# ------------------------------------------------------------------------------------------- any engine
+@pytest.fixture(params=[SparseEngine])
+def engine(request):
+    """Every engine must pass the tests that take this."""
+    return request.param()
+
+
+def image_of(data, psf, variance=None):
+    """An image for an engine, of white noise."""
+    variance = np.ones_like(data) if variance is None else variance
+    return SimpleNamespace(data=data, variance=variance, sky_weight=1.0 / variance, psf=psf)
+
+
+def two_galaxies(rng, flux=(900.0, 400.0)):
+    """An image of two that overlap, their mixtures and how they lie on it."""
+    parameters = shapes.base_parameters(np.array([0.3, 0.5]), np.array([0.3, 0.1]), np.array([0.4, 2.0]))
+    xy, jacobian = np.array([[30.2, 40.4], [36.7, 38.1]]), np.tile(grid_jacobian(0.2, 0.2, True), (2, 1, 1))
+    psf, sigma = PSF(gaussian_psf(1.8)), 0.7
+    mixtures = shapes.mixture(parameters)
+    light = Design(rendering.render(mixtures, xy, jacobian, psf), (80, 70), 2).image(flux)
+    image = image_of(light + rng.normal(0, sigma, light.shape), psf, np.full(light.shape, sigma**2))
+    return image, parameters, mixtures, Placement(image, xy, jacobian, np.full(2, 1e-4))
+
+
+def test_an_engine_solves_for_fluxes_with_their_errors(engine):
+    pulls = []
+    for seed in range(40):
+        image, _, mixtures, placed = two_galaxies(np.random.default_rng(seed))
+        design = engine.render(mixtures, placed)
+        found = engine.solve(design, image)
+        np.testing.assert_allclose(engine.fluxes(design, image)[0], found.flux, rtol=1e-6)
+        pulls.append((found.flux - [900.0, 400.0]) / np.sqrt(found.covariance.diagonal()))
+    assert np.std(pulls) == pytest.approx(1.0, abs=0.2) and abs(np.mean(pulls)) < 0.3
+    assert found.covariance[0, 1] < 0  # what one has the other lacks
+
+
+def test_an_engine_knows_how_fluxes_follow_shapes(engine):
+    """The flux that a slightly wrong template gives, against the slope along every direction."""
+    image, parameters, mixtures, placed = two_galaxies(np.random.default_rng(0), flux=(1e5, 0.0))
+    placed, alone = placed.of([0]), parameters[:1]
+    slope = engine.slopes(alone, placed)[0]
+    flux = engine.fluxes(engine.render(mixtures[:1], placed), image)[0][0]
+    for k, direction in enumerate(shapes.DIRECTIONS):
+        wrong = engine.render(shapes.mixture(alone + 0.01 * direction), placed)
+        change = engine.fluxes(wrong, image)[0][0] / flux - 1
+        assert change == pytest.approx(0.01 * slope[k], abs=2e-4), k
+
+
+def test_an_engine_sees_how_broad_sources_are(engine):
+    """An image whose PSF is broader than given."""
+    image, _, mixtures, placed = two_galaxies(np.random.default_rng(1), flux=(9000.0, 7000.0))
+    placed = replace(placed, image=image_of(image.data, PSF(gaussian_psf(1.7)), image.variance), psf_blur=0.01)
+    breadth, error, design = engine.fit_breadths(mixtures, placed)
+    assert (breadth > 0.5).all() and (error > 0).all()
+    sharp, broad = (engine.solve(one, image).flux for one in (engine.render(mixtures, placed), design))
+    assert np.abs(broad / [9000, 7000] - 1).max() < np.abs(sharp / [9000, 7000] - 1).max()
+
+
+def test_a_local_sky_is_one_more_column_of_the_system(engine):
+    """A pedestal biases fluxes, unless it is solved for with them."""
+    image, _, mixtures, placed = two_galaxies(np.random.default_rng(2))
+    raised = image_of(image.data + 0.5, image.psf, image.variance)
+    design = engine.render(mixtures, placed)
+    biased, freed = engine.solve(design, raised), engine.solve(design.with_columns(np.ones((1, 80, 70))), raised)
+    error = np.sqrt(freed.covariance.diagonal())
+    assert ((biased.flux - [900.0, 400.0]) / error[:2]).max() > 4
+    assert (np.abs(freed.flux - [900.0, 400.0, 0.5]) < 4 * error).all()
+
+
 # ------------------------------------------------------------------------------------------- shapes
 @pytest.mark.parametrize("start", [0.2, 1.2, 6.0])
-def test_a_shape_that_begins_far_from_the_truth_gets_there(start):
+def test_a_shape_that_begins_far_from_the_truth_gets_there(engine, start):
     """A galaxy taken for one of a sixth or of five times its size."""
     truth = shapes.base_parameters(np.array([1.2]), np.array([0.4]), np.array([0.7]))
-    psf, xy, jacobian = gaussian_psf(1.8), np.array([[80.2, 79.7]]), grid_jacobian(0.1, 0, True)[None]
-    stamps = rendering.render(shape_fit.mixtures_of(truth), xy, jacobian, psf, sizes=np.array([135]))
+    psf, xy, jacobian = PSF(gaussian_psf(1.8)), np.array([[80.2, 79.7]]), grid_jacobian(0.1, 0, True)[None]
+    stamps = rendering.render(shapes.mixture(truth), xy, jacobian, psf, sizes=np.array([135]))
     data = 20000.0 * Design(stamps, (161, 161), 1).image([1.0]) + np.random.default_rng(0).normal(0, 1, (161, 161))
-    flat = np.ones_like(data)
-    image = shape_fit.Image(data, flat, flat, psf, xy, jacobian, np.array([1e-3]), blur=1e-4)
+    placed = Placement(image_of(data, psf), xy, jacobian, np.array([1e-3]), psf_blur=1e-4)
     guess = shapes.base_parameters(np.array([start]), np.array([0.0]), np.array([0.0]))
-    moved, _ = shape_fit.refine(guess, [image], iterations=6)
-    found = shape_fit.mixtures_of(guess + moved @ shape_fit.DIRECTIONS)
+    moved, _ = engine.fit_shapes(guess, [placed])
+    found = shapes.mixture(guess + moved @ shapes.DIRECTIONS)
     assert rendering.half_light_radius(found)[0] == pytest.approx(1.2, rel=0.05)
 
 
-def test_a_background_makes_no_galaxy_that_fills_the_image():
-    psf, xy, jacobian = gaussian_psf(1.8), np.array([[100.0, 100.0]]), grid_jacobian(0.2, 0, True)[None]
+def test_a_background_makes_no_galaxy_that_fills_the_image(engine):
+    xy, jacobian = np.array([[100.0, 100.0]]), grid_jacobian(0.2, 0, True)[None]
     data = 3.0 + np.random.default_rng(0).normal(0, 1, (201, 201))
-    image = shape_fit.Image(data, np.ones_like(data), np.ones_like(data), psf, xy, jacobian, np.array([1e-3]))
+    placed = Placement(image_of(data, PSF(gaussian_psf(1.8))), xy, jacobian, np.array([1e-3]))
     guess = shapes.base_parameters(np.array([0.3]), np.array([0.0]), np.array([0.0]))
-    moved, _ = shape_fit.refine(guess, [image], iterations=6)
-    scale = np.exp((guess + moved @ shape_fit.DIRECTIONS)[0, shapes.LN_SCALE])
+    moved, _ = engine.fit_shapes(guess, [placed])
+    scale = np.exp((guess + moved @ shapes.DIRECTIONS)[0, shapes.LN_SCALE])
     assert 2.0 < scale < 5.0 + 1e-9
 
 
@@ -193,7 +270,7 @@ def random_scene(rng, n=12, shape=(60, 70), twin=None):
     if twin is not None:
         xy, light, n = np.append(xy, xy[[twin]], 0), np.append(light, light[[twin]], 0), n + 1
     jacobian = np.tile(grid_jacobian(0.2, 0, True), (n, 1, 1))
-    return Design(rendering.render(light, xy, jacobian, gaussian_psf(1.7)), shape, n)
+    return Design(rendering.render(light, xy, jacobian, PSF(gaussian_psf(1.7))), shape, n)
 
 
 def columns(design):
@@ -204,19 +281,19 @@ def columns(design):
 def pieces_of_one():
     parameters = shapes.base_parameters(np.array([1.0, 0.1, 0.15, 0.3]), np.array([0.3, 0.1, 0.0, 0.2]), np.zeros(4))
     place = np.array([[0.0, 0.0], [0.9, 0.53], [-1.7, 0.2], [6.0, 6.0]])
-    return shape_fit.mixtures_of(parameters), place, np.array([100.0, 10.0, 20.0, 50.0])
+    return shapes.mixture(parameters), place, np.array([100.0, 10.0, 20.0, 50.0])
 
 
 def test_pieces_are_what_lies_in_light_that_no_model_describes():
     mixtures, place, flux = pieces_of_one()
     place = place.copy()
     place[2] = -0.8, 0.2
-    bad, good = np.array([1.0, 3.0, 3.0, 3.0]), np.array([3.0, 1.0, 1.0, 1.0])
-    np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, bad), [0, 0, 0, 3])
+    bad, good, config = np.array([1.0, 3.0, 3.0, 3.0]), np.array([3.0, 1.0, 1.0, 1.0]), MergingConfig()
+    np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, bad, config), [0, 0, 0, 3])
     # Two galaxies in one line of sight: the models describe them.
-    np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, good), np.arange(4))
-    np.testing.assert_array_equal(merging.fragment_owners(mixtures[:1], place[:1], flux[:1], bad[:1]), [0])
-    assert len(merging.fragment_owners(mixtures[:0], place[:0], flux[:0], bad[:0])) == 0
+    np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, good, config), np.arange(4))
+    np.testing.assert_array_equal(merging.fragment_owners(mixtures[:1], place[:1], flux[:1], bad[:1], config), [0])
+    assert len(merging.fragment_owners(mixtures[:0], place[:0], flux[:0], bad[:0], config)) == 0
 
 
 def test_a_gathered_template_draws_its_pieces():
@@ -226,7 +303,7 @@ def test_a_gathered_template_draws_its_pieces():
     np.testing.assert_allclose(whole[..., 0].sum(axis=1), 1.0)
     y, x = np.indices((61, 61)) - 30
     psf = (1.0 + (x**2 + y**2) / 1.85**2) ** -4.0
-    psf, jacobian = psf / psf.sum(), np.tile(np.diag([-10.0, 10.0]), (4, 1, 1))
+    psf, jacobian = PSF(psf / psf.sum()), np.tile(np.diag([-10.0, 10.0]), (4, 1, 1))
     xy = np.array([100.3, 99.8]) + np.einsum("nij,nj->ni", jacobian, place)
 
     def image(mixtures, xy, flux):
@@ -244,7 +321,7 @@ def test_design_is_a_matrix_without_its_zeros():
     rng = np.random.default_rng(8)
     xy = np.concatenate([rng.uniform(-3, 62, (9, 2)), [[-1e6, 1e6]]])  # some over the edge, one nowhere
     light, jacobian = np.stack([disc(0.3)] * 10), np.tile(grid_jacobian(0.2, 0, True), (10, 1, 1))
-    stamps = rendering.render(light, xy, jacobian, gaussian_psf(1.7))
+    stamps = rendering.render(light, xy, jacobian, PSF(gaussian_psf(1.7)))
     design = Design(stamps, (60, 70), 10)
     whole = np.zeros((10, 260, 270))  # the same with room for what falls outside
     for group in stamps:
@@ -295,7 +372,7 @@ def test_solver_matches_dense_least_squares():
     variance = rng.uniform(0.5, 2.0, design.shape)
     variance[rng.random(design.shape) < 0.1] = np.inf
     data = design.image(rng.uniform(50, 500, 12)) + rng.normal(0, 1, design.shape)
-    found = fluxes.solve(design, data, variance)
+    found = fluxes.solve(design, data, WhiteNoise(variance))
     root = np.where(np.isfinite(variance), variance, np.inf) ** -0.5
     dense = columns(design) * root.reshape(-1, 1)
     expected, *_ = np.linalg.lstsq(dense, np.where(root > 0, data * root, 0).ravel(), rcond=None)
@@ -310,7 +387,7 @@ def test_amplitudes_are_the_solvers_fluxes():
     data = design.image(rng.uniform(50, 500, 12)) + rng.normal(0, 1, design.shape)
     flux, snr = fluxes.amplitudes(design, data, weight)
     variance = np.divide(1.0, weight, out=np.full(design.shape, np.inf), where=weight > 0)
-    found = fluxes.solve(design, data, variance)
+    found = fluxes.solve(design, data, WhiteNoise(variance))
     np.testing.assert_allclose(flux, found.flux, rtol=1e-9)
     assert np.all(snr >= found.flux / np.sqrt(found.covariance.diagonal()) * (1 - 1e-9))  # neighbours cost precision
 
@@ -337,15 +414,15 @@ def test_covariance_follows_from_any_weights():
     variance = rng.uniform(0.5, 20.0, design.shape)
     variance[rng.random(design.shape) < 0.1] = np.inf
     weight = rng.uniform(0.5, 1.0, design.shape)
-    found = fluxes.solve(design, np.ones(design.shape), variance, weight)
+    found = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance), weight)
     used = np.isfinite(variance)
     dense = columns(design)[used.ravel()]
     estimator = np.linalg.solve(dense.T @ (weight[used, None] * dense), dense.T * weight[used])
     np.testing.assert_allclose(found.flux, estimator.sum(axis=1), rtol=1e-5)
     expected = (estimator * variance[used]) @ estimator.T
     np.testing.assert_allclose(found.covariance.toarray(), expected, rtol=1e-4, atol=1e-9 * expected.max())
-    best = fluxes.solve(design, np.ones(design.shape), variance, np.where(used, 1 / variance, 0))
-    same = fluxes.solve(design, np.ones(design.shape), variance)
+    best = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance), np.where(used, 1 / variance, 0))
+    same = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance))
     np.testing.assert_allclose(best.covariance.toarray(), same.covariance.toarray(), rtol=1e-6, atol=1e-12)
 
 
@@ -356,7 +433,7 @@ def test_values_under_masked_pixels_do_not_matter():
     data = rng.normal(0, 1, design.shape)
     other = np.where(np.isinf(variance), 1e9, data)
     np.testing.assert_array_equal(
-        fluxes.solve(design, data, variance).flux, fluxes.solve(design, other, variance).flux
+        fluxes.solve(design, data, WhiteNoise(variance)).flux, fluxes.solve(design, other, WhiteNoise(variance)).flux
     )
 
 
@@ -364,8 +441,8 @@ def test_flux_follows_the_unit():
     rng = np.random.default_rng(3)
     design = random_scene(rng)
     data = rng.normal(5, 1, design.shape)
-    one = fluxes.solve(design, data, np.ones(design.shape))
-    two = fluxes.solve(design, 1e3 * data, np.full(design.shape, 1e6))
+    one = fluxes.solve(design, data, WhiteNoise(np.ones(design.shape)))
+    two = fluxes.solve(design, 1e3 * data, WhiteNoise(np.full(design.shape, 1e6)))
     np.testing.assert_allclose(two.flux, 1e3 * one.flux, rtol=1e-9)
     np.testing.assert_allclose(two.covariance.diagonal(), 1e6 * one.covariance.diagonal(), rtol=1e-9)
 
@@ -376,7 +453,8 @@ def test_pulls_of_the_true_templates_are_normal():
     true = rng.uniform(20, 300, 12)
     pulls = []
     for _ in range(60):
-        found = fluxes.solve(design, design.image(true) + rng.normal(0, 1.5, design.shape), np.full(design.shape, 2.25))
+        data = design.image(true) + rng.normal(0, 1.5, design.shape)
+        found = fluxes.solve(design, data, WhiteNoise(np.full(design.shape, 2.25)))
         pulls.append((found.flux - true) / np.sqrt(found.covariance.diagonal()))
     assert np.mean(np.abs(pulls) < 1) == pytest.approx(0.683, abs=0.04)
 
@@ -386,7 +464,7 @@ def test_source_without_valid_pixel_is_nan():
     design = random_scene(rng)
     variance = np.ones(design.shape)
     variance[design.image(np.eye(12)[3]) > 0] = np.inf
-    found = fluxes.solve(design, np.ones(design.shape), variance)
+    found = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance))
     assert np.isnan(found.flux[3]) and not found.measured[3]
     assert found.covariance.toarray()[3].sum() == 0
 
@@ -397,10 +475,10 @@ def test_coincident_sources_share_their_flux(weight):
     design, twins = random_scene(rng, n=5), random_scene(np.random.default_rng(6), n=5, twin=2)
     data = design.image([100.0, 50, 80, 20, 60])
     weight = None if weight is None else np.full(design.shape, weight)
-    found = fluxes.solve(twins, data, np.ones(design.shape), weight)
+    found = fluxes.solve(twins, data, WhiteNoise(np.ones(design.shape)), weight)
     assert list(np.flatnonzero(found.degenerate)) == [2, 5]
     np.testing.assert_allclose(found.flux[[2, 5]], 40, rtol=1e-2)
-    single = fluxes.solve(design, data, np.ones(design.shape), weight)
+    single = fluxes.solve(design, data, WhiteNoise(np.ones(design.shape)), weight)
     assert found.covariance[2, 2] > 1e4 * single.covariance[2, 2]
     assert found.covariance[2, 5] < -0.999 * found.covariance[2, 2]  # what one has the other lacks
 
@@ -409,9 +487,9 @@ def test_large_group_takes_the_sparse_path(monkeypatch):
     rng = np.random.default_rng(7)
     design = random_scene(rng, n=30)
     data = design.image(rng.uniform(50, 100, 30))
-    dense = fluxes.solve(design, data, np.ones(design.shape))
+    dense = fluxes.solve(design, data, WhiteNoise(np.ones(design.shape)))
     monkeypatch.setattr(fluxes, "DENSE_LIMIT", 8)
-    cut = fluxes.solve(design, data, np.ones(design.shape))
+    cut = fluxes.solve(design, data, WhiteNoise(np.ones(design.shape)))
     np.testing.assert_allclose(cut.flux, dense.flux, rtol=1e-6)
     assert np.isfinite(cut.covariance.diagonal()).all()
 
@@ -433,13 +511,13 @@ def test_watershed_keeps_distinct_peaks_only():
 @given(scale=st.floats(0.05, 1.0), breadth=st.floats(-2.5, 2.5), gradient=st.floats(0.01, 0.3))
 def test_breadth_moves_light_between_gaussians_and_keeps_its_sum(scale, breadth, gradient):
     light = disc(scale)[None]
-    image = shape_fit.Image(*[None] * 7, gradient, 0.01)
-    at = np.array([breadth])
-    seen = shape_fit.broadened(light, at, gradient, 0.01)
+    config, at = EngineConfig(), np.array([breadth])
+    placed, sharp = (Placement(*[None] * 4, gradient, blur) for blur in (0.01, 0.0))
+    seen = shape_fit.broadened(light, at, placed, config)
     assert seen[0, :, 0].sum() == pytest.approx(1.0)
-    np.testing.assert_array_equal(shape_fit.broadened(light, 0 * at, gradient, 0.01), light)
-    turned = shape_fit.broadened(light, at, gradient, 0.0)
+    np.testing.assert_array_equal(shape_fit.broadened(light, 0 * at, placed, config), light)
+    turned = shape_fit.broadened(light, at, sharp, config)
     np.testing.assert_array_equal(turned[..., 1:], light[..., 1:])
     assert (rendering.half_light_radius(turned) - rendering.half_light_radius(light))[0] * breadth >= 0
-    step = (shape_fit.broadened(light, np.array([1e-4]), gradient, 0.01) - light) / 1e-4
-    np.testing.assert_allclose(step, shape_fit._breadth_tangent(light, image)[:, 0], rtol=1e-3, atol=1e-6)
+    step = (shape_fit.broadened(light, np.array([1e-4]), placed, config) - light) / 1e-4
+    np.testing.assert_allclose(step, shape_fit._breadth_tangent(light, placed, config)[:, 0], rtol=1e-3, atol=1e-6)

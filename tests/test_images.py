@@ -172,14 +172,14 @@ def test_plane_reports_depth_and_width(make_image):
     # A matched filter on a Gaussian: variance = sigma_pix^2 * 4 pi sigma^2.
     expected = 31.4 - 2.5 * np.log10(5 * 2.0 * np.sqrt(4 * np.pi) * sigma)
     assert plane.depth == pytest.approx(expected, abs=0.01)
-    centroid, _ = adaptive_moments(plane.psf)
+    centroid, _ = adaptive_moments(plane.mean_psf)
     np.testing.assert_allclose(centroid, [20, 20], atol=1e-3)
 
 
 def test_missing_psf_is_nominal_and_flagged(make_image):
     plane = band_images(SkyPair({"r": make_image(64, 0.2)}, None))["r"]
     assert plane.flags & Flag.PSF_NOMINAL
-    assert plane.psf.sum() == pytest.approx(1)
+    assert plane.mean_psf.sum() == pytest.approx(1)
     assert plane.fwhm == pytest.approx(0.81, rel=0.15)
 
 

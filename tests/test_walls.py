@@ -15,9 +15,9 @@ PACKAGE = Path(rosetta.__file__).parent
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
     surveys flags checkpoint
-    images images.cache images.moments images.psf_core images.psf images.positions
+    images images.cache images.moments images.psf_core images.psf images.positions images.sky
     pair
-    images.image images.sky images.filtering images.noise images.resampling
+    images.image images.filtering images.noise images.resampling
     io._fits io.euclid io.rubin io.pair io._pair io
     embedding matching
     detection detection.watershed detection.detection
@@ -28,10 +28,12 @@ ORDER = """
     astrometry astrometry.field astrometry.band_fields astrometry.corrected_wcs astrometry.solution
     astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
     astrometry.measurement astrometry.aligner
-    deblending deblending.shapes deblending.engine deblending.engine.rendering deblending.engine.design
-    deblending.engine.fluxes deblending.engine.shape_fit
-    deblending.blend_probability deblending.source_list deblending.merging deblending.point_sources deblending.scene
-    deblending.features deblending.band_fit deblending.tiles deblending.deblender
+    deblending deblending.shapes deblending.engine deblending.engine.config deblending.engine.placement
+    deblending.engine.rendering deblending.engine.design deblending.engine.fluxes deblending.engine.shape_fit
+    deblending.engine.engine deblending.config
+    deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.band_fit
+    deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.features
+    deblending.blend_probability deblending.deblender
     photometry photometry.error_model photometry.catalogue
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.page plotting
@@ -44,10 +46,11 @@ ORDER = """
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
     "surveys", "pair", "embedding", "matching", "cli",
-    "images.positions", "images.psf", "images.image", "detection.detection",
+    "images.positions", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
-    "deblending.deblender", "deblending.scene", "deblending.source_list", "deblending.features", "deblending.tiles",
+    "deblending.source_list", "deblending.sources", "deblending.residual_search", "deblending.tile_fit",
+    "deblending.tiles", "deblending.scene", "deblending.features", "deblending.deblender",
     "photometry.catalogue",
 }  # fmt: skip
 ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate"}

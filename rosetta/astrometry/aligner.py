@@ -16,6 +16,7 @@ from astropy.table import QTable, Table, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
+from ..detection.detection import DetectionConfig, detected
 from ..flags import Flag
 from ..head import Head
 from ..images.image import band_images
@@ -123,9 +124,10 @@ class LearnedAligner(Head):
         if model != "auto" and model not in offset_field.MODELS:
             raise ValueError(f"model must be 'auto' or one of {', '.join(offset_field.MODELS)}; got {model!r}")
         planes = band_images(pair)
-        reference = _reference_band(planes)
+        detections = detected(pair, DetectionConfig())
+        reference = detections.image.band
         wanted = _wanted_bands(pair, planes, reference, bands)
-        sources = measurement.find_sources(planes, reference)
+        sources = measurement.find_sources(detections)
         found = _measure(planes, sources, wanted)
         extras = {}
         if self._provenance.get("trained"):
@@ -322,8 +324,7 @@ class LearnedAligner(Head):
         _check_sides(pair)
         embedding = self.encoder(pair)
         planes = band_images(pair)
-        reference = _reference_band(planes)
-        sources = measurement.find_sources(planes, reference)
+        sources = measurement.find_sources(detected(pair, DetectionConfig()))
         wanted = [band for band in planes if planes[band].side == "ground"]
         injected = np.zeros(2)
         if truth is None:
@@ -386,13 +387,6 @@ def _check_sides(pair):
     for side in ("ground", "space"):
         if getattr(pair, side) is None:
             raise ValueError(f"x has no {side} side: the aligner needs both surveys")
-
-
-def _reference_band(planes):
-    """VIS where it has data, else the sharpest space band."""
-    if "VIS" in planes:
-        return "VIS"
-    return min((p for p in planes.values() if p.side == "space"), key=lambda p: p.fwhm).band
 
 
 def _wanted_bands(pair, planes, reference, bands):

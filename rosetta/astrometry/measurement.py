@@ -7,8 +7,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ..detection import detection
 from ..flags import Flag
+from ..images.filtering import filter_sigma, filtered
 from ..images.positions import from_tangent, offset_coord, tangent
 from . import cross_correlation, field, psf_correction, registration
 
@@ -21,6 +21,7 @@ AGREE_SHARE = 0.3
 EXPECTED_SNR = 8.0
 NEAR = 0.15  # arcsec from its true place a source can be used to correct the PSF
 POINT = 0.85  # least concentration of a point source, relative to the PSF's
+FAINT_GALAXY = 0.3  # arcsec, FWHM before the PSF: the size that the correlated images are filtered for
 PITCH = 0.2  # arcsec, grid of the coarse correlation
 MAX_OFFSET = 20.0  # arcsec
 COARSE_BANDS = 3  # the deepest ground bands carry the coarse step
@@ -74,18 +75,17 @@ class BandOffsets:
         return self.cov_target + self.cov_reference
 
 
-def find_sources(planes, band):
-    """`Sources` on the reference band."""
-    reference = planes[band]
-    table, labels = detection.segments(detection.reference(planes, band))
+def find_sources(detections):
+    """`Sources` of the reference image, from its `~rosetta.detection.detection.Detections`."""
+    reference, table, labels = detections.image, detections.table, detections.segments
     if len(table):
         nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
         labels = labels[tuple(nearest)]
     sky = table["sky_centroid"]
     xy = tangent(sky, reference.center) if len(table) else np.zeros((0, 2))
     width = 0.5 * reference.fwhm / reference.pixel_scale
-    middle = np.array([[n // 2] for n in reference.psf.shape[::-1]], float)
-    own = _concentration(reference.psf, width, *middle)
+    middle = np.array([[n // 2] for n in reference.mean_psf.shape[::-1]], float)
+    own = _concentration(reference.mean_psf, width, *middle)
     point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"])) > POINT * own
     return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), labels, point)
 
@@ -142,13 +142,13 @@ def measure_band(plane, sources, start):
     reference = sources.reference
     base = np.tile(np.asarray(start, float), (n, 1))
     radius = registration.stamp_radius(plane.fwhm / plane.pixel_scale)
-    fit, template, psf, refined = None, None, plane.psf, False
+    fit, template, psf, refined = None, None, plane.mean_psf, False
     for step in range(5):
         geometry = _geometry(plane, sources, base)
         if template is None:
             middle = int(np.argmin((sources.xy**2).sum(1)))
             template = registration.transfer(
-                reference.data, reference.variance, reference.valid, sources.owner, reference.psf, psf,
+                reference.data, reference.variance, reference.valid, sources.owner, reference.mean_psf, psf,
                 geometry.matrix[middle],
             )
         amplitude = None if fit is None else fit.amplitude
@@ -292,8 +292,8 @@ def coarse_match(planes, sources):
 
 def _on_sky(plane, center, east, north, blur):
     """Compressed significance of a plane on a north-up grid, and where it is valid: two arrays (n_north, n_east)."""
-    seen = detection.Reference(plane.band, plane.side, plane.data, plane.variance, max(plane.fwhm, blur), plane)
-    _, significance = detection.filtered(seen)
+    seen = plane.with_pixels(plane.data, plane.variance, fwhm=max(plane.fwhm, blur))
+    _, significance = filtered(seen, filter_sigma(seen, FAINT_GALAXY))
     image = cross_correlation.compress(significance / max(1.4826 * np.median(np.abs(significance)), 0.3))
     nodes_e, nodes_n = (np.linspace(axis[0], axis[-1], 17) for axis in (east, north))
     grid = np.stack(np.meshgrid(nodes_e, nodes_n), -1).reshape(-1, 2)

@@ -1,99 +1,137 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""From planes and templates to the fit of every band."""
+"""The fit of one band: fluxes, their covariance, and what the residuals say about every source."""
+
+from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from ..images.noise import THIN, significance
-from ..images.sky import sky_weight
-from .engine import shape_fit
-from .engine.fluxes import solve
-from .features import RINGS
-from .scene import BandFit, breadth_scales
 
-__all__ = ["fit_band", "image_of", "misfits"]
+__all__ = ["N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
-
-
+RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
+N_ANGLE = 8
+_ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
+#: Where residuals are looked at, (east, north) arcsec about a source: its centre, then rings.
+RINGS = np.concatenate([np.zeros((1, 2)), *(r * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], -1) for r in RADII)])
 
 
+@dataclass(frozen=True, eq=False)
+class BandFit:
+    """The sources of a scene in one band.
 
-
-def image_of(plane, coord, header_coord, truncation, wavelength=None):
-    """A plane as the shape fit sees it.
-
-    Parameters
+    Attributes
     ----------
-    plane : `~rosetta.images.image.BandImage`
-    coord, header_coord : `~astropy.coordinates.SkyCoord`
-        True positions, and those in the ground headers' frame.
-    truncation : (n,) array
-        Share of the light that stamps may leave out.
-    wavelength : float, optional
-        Of the image that templates are those of, nm. None: this one's.
-
-    Returns
-    -------
-    `~rosetta.deblending.engine.shape_fit.Image`
+    flux : (n,) array
+        nJy; NaN where unmeasured.
+    covariance : (n, n) sparse array
+        nJy^2, from noise and neighbours, scaled by the square of ``noise``.
+    noise : float
+        How much larger the scatter of point-source fluxes is than uncorrelated pixels would give.
+    measured, degenerate : (n,) bool array
+        Whether there are usable pixels; whether another source has the same template.
+    coverage, outside : (n,) array
+        Share of a source's light on valid pixels, and off the image.
+    chi2 : (n,) array
+        Reduced, over the source's footprint.
+    misfit : (n,) array
+        The same in units of the sky's variance, without the sources' own photon noise.
+    pixels : (n,) int array
+        Valid pixels of the footprint.
+    slope : (n, n_shape) array
+        Relative change of the flux along the template's directions.
+    blendedness : (n,) array
+        1 - sum f^2 / sum f F over the pixels, f the source's model and F the sum of all.
+    breadth : (n,) array
+        How broad the band sees the template; see `rosetta.deblending.engine.shape_fit.broadened`.
+    breadth_error : (n,) array
+        Relative error of the flux from that of the breadth.
+    residual_snr : (n, n_point) array
+        Significance of a point source in the residuals at `RINGS`, in units of uncorrelated pixels.
     """
-    xy, jacobian = plane.place(header_coord if plane.side == "ground" else coord)
-    scales = breadth_scales(plane, wavelength or plane.wavelength)
-    return shape_fit.Image(plane.data, plane.variance, sky_weight(plane), plane.psf, xy, jacobian, truncation, *scales)
+
+    flux: np.ndarray
+    covariance: object
+    noise: float
+    measured: np.ndarray
+    degenerate: np.ndarray
+    coverage: np.ndarray
+    outside: np.ndarray
+    chi2: np.ndarray
+    misfit: np.ndarray
+    pixels: np.ndarray
+    slope: np.ndarray
+    blendedness: np.ndarray
+    breadth: np.ndarray
+    breadth_error: np.ndarray
+    residual_snr: np.ndarray
+
+    @classmethod
+    def per_source(cls):
+        """Names of the attributes that hold a row per source."""
+        return [field.name for field in fields(cls) if field.name not in ("covariance", "noise")]
+
+    @classmethod
+    def unseen(cls, n, n_shape):
+        """The fit of sources of which the band has no pixel."""
+        nothing, none = np.full(n, np.nan), np.zeros(n, bool)
+        return cls(
+            flux=nothing, covariance=sparse.csc_array((n, n)), noise=1.0, measured=none, degenerate=none,
+            coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n), pixels=np.zeros(n, int),
+            slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n), breadth_error=np.zeros(n),
+            residual_snr=np.zeros((n, len(RINGS))),
+        )
 
 
-
-
-def fit_band(plane, image, mixtures, slope, root):
-    """Fluxes, covariance, chi2 and template slopes of all sources in one band.
+def fit_band(engine, mixtures, placed, slope, place):
+    """Fluxes, covariance, chi2 and breadths of all sources in one band.
 
     Parameters
     ----------
-    plane : `~rosetta.images.image.BandImage`
-    image : `~rosetta.deblending.engine.shape_fit.Image`
+    engine : `~rosetta.deblending.engine.engine.Engine`
     mixtures : (n, K, 6) array
+    placed : `~rosetta.deblending.engine.placement.Placement`
     slope : (n, n_shape) array
         See `rosetta.deblending.engine.shape_fit.flux_slopes`.
-    root : (n,) int array
+    place : (n,) int array
         The first source at each source's place: sources of one place have one breadth.
 
     Returns
     -------
-    fit : `~rosetta.deblending.scene.BandFit`
-        Its covariance is that of uncorrelated pixels, its ``noise`` is 1, and its ``plane`` None: that of the whole
-        field takes its place, and the tile's pixels can be forgotten.
+    fit : `BandFit`
+        Its covariance is that of uncorrelated pixels.
     scatter : (m,) float32 array
         Significance of point sources in the residuals, on every third pixel each way.
     """
-    n = len(mixtures)
-    alone, place = np.unique(root, return_inverse=True)
-    breadth, breadth_error, design = shape_fit.breadths(mixtures[alone], image.of(alone))
-    breadth, breadth_error, design = breadth[place], breadth_error[place], design.of(place)
-    found = solve(design, plane.data, plane.variance, image.weight)
-    left = plane.data - design.image(np.nan_to_num(found.flux))
-    root = np.where(plane.valid, 1.0 / np.sqrt(plane.variance), 0.0)
-    shown = significance(left * root, plane.valid, plane.psf)
+    n, image = len(mixtures), placed.image
+    alone, number = np.unique(place, return_inverse=True)
+    breadth, breadth_error, design = engine.fit_breadths(mixtures[alone], placed.of(alone))
+    breadth, breadth_error, design = breadth[number], breadth_error[number], design.of(number)
+    found = engine.solve(design, image)
+    flux = np.nan_to_num(found.flux)
+    residual = image.data - design.image(flux)
+    inverse_sigma = np.where(image.valid, 1.0 / np.sqrt(image.variance), 0.0)
+    shown = significance(residual * inverse_sigma, image.valid, image.mean_psf)
     scatter = shown[::THIN, ::THIN]
-    at = image.xy[:, :, None] + image.jacobian @ RINGS.T  # (n, 2, n_point)
+    at = placed.xy[:, :, None] + placed.jacobian @ RINGS.T  # (n, 2, n_point)
     around = [np.nan_to_num(at[:, k], nan=-1e6) for k in (1, 0)]
 
-    everywhere = np.ones(plane.shape)
-    light = np.maximum(np.nan_to_num(found.flux), 0.0)
-    overlap, alone = design.project(design.image(light)), design.squares() * light
-    blendedness = 1.0 - np.divide(alone, overlap, out=np.ones(n), where=overlap > 0)
-
-    misfit, pixels = misfits(design, left, image.weight)
-    chi2, _ = misfits(design, left, root**2)
+    light = np.maximum(flux, 0.0)
+    overlap, own = design.project(design.image(light)), design.squares() * light
+    blendedness = 1.0 - np.divide(own, overlap, out=np.ones(n), where=overlap > 0)
+    misfit, pixels = misfits(design, residual, image.sky_weight)
+    chi2, _ = misfits(design, residual, inverse_sigma**2)
     chi2[pixels == 0] = np.nan
-    inside = design.project(everywhere) / plane.psf.sum()
+    total = image.psf.weights(*placed.xy.T) @ image.psf.cells.sum(axis=(1, 2))  # light that a stamp holds
     result = BandFit(
-        plane=None,
         flux=found.flux,
         covariance=found.covariance,
         noise=1.0,
         measured=found.measured,
         degenerate=found.degenerate,
-        coverage=found.coverage / plane.psf.sum(),
-        outside=1.0 - inside,
+        coverage=found.coverage / total,
+        outside=1.0 - design.project(np.ones(placed.shape)) / total,
         chi2=chi2,
         misfit=misfit,
         pixels=np.round(pixels).astype(int),
@@ -106,13 +144,13 @@ def fit_band(plane, image, mixtures, slope, root):
     return result, scatter[np.isfinite(scatter)]
 
 
-def misfits(design, left, weight):
+def misfits(design, residual, weight):
     """Mean square residual over the footprint of every source.
 
     Parameters
     ----------
     design : `~rosetta.deblending.engine.design.Design`
-    left, weight : (ny, nx) array
+    residual, weight : (ny, nx) array
         Data less the models of all sources, and what its square is multiplied by; 0 where there is no pixel.
 
     Returns
@@ -123,10 +161,4 @@ def misfits(design, left, weight):
     """
     foot = design.footprint(0.1)
     pixels = foot.project(weight > 0)
-    return np.divide(foot.project(weight * left**2), pixels, out=np.ones(len(design)), where=pixels > 0), pixels
-
-
-
-
-
-
+    return np.divide(foot.project(weight * residual**2), pixels, out=np.ones(len(design)), where=pixels > 0), pixels

@@ -2,42 +2,34 @@
 """Deblending: one template per source from the sharp image, carried to every band."""
 
 import logging
-from dataclasses import dataclass, replace
 from itertools import count
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 
 from ..astrometry.solution import VERDICTS, check_offsets, ground_coord
-from ..detection import detection
+from ..detection.detection import detected
 from ..flags import Flag
 from ..head import Head
 from ..images.image import band_images
-from ..images.positions import joined, tangent
 from ..training.rows import joined_rows, split_by_pair, training_parts, views
-from . import blend_probability, merging, shapes
-from .band_fit import fit_band, image_of, misfits
-from .engine import shape_fit
-from .engine.fluxes import amplitudes
+from . import blend_probability
+from .config import DeblenderConfig
+from .engine.engine import SparseEngine
 from .features import source_features
-from .point_sources import point_sources
-from .scene import DeblendedScene, Templates, centroids, shape_columns, source_flags
+from .scene import DeblendedScene, Templates, source_columns, source_flags, template_covariance
 from .source_list import coincident, user_sources
-from .tiles import Part, join, tiles
+from .sources import Sources, truncation
+from .tile_fit import Roles, fit_tile
+from .tiles import joined_field, tiles
 
 __all__ = ["DeblendedScene", "JEPADeblender"]
 
 log = logging.getLogger("rosetta")
 
-MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
-ITERATIONS = 6  # of the shape fits before and after the residuals are searched, at most
-N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
-DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
 HIDDEN = 0.2  # of its flux: a fainter neighbour does not make a source a blend
 REACH = 1.0  # arcsec: nor does one farther away
-MODEL_ERROR = 0.1  # of a model: what its template leaves of a bright source is no source
 
 
 class JEPADeblender(Head):
@@ -56,6 +48,7 @@ class JEPADeblender(Head):
     """
 
     _kind = "deblender"
+    _settings = DeblenderConfig()
     _default_config = blend_probability.BlendConfig().to_dict()
 
     @staticmethod
@@ -92,53 +85,32 @@ class JEPADeblender(Head):
         """
         embedding = self._embedding(x)
         check_offsets(offsets)
-        planes = band_images(embedding.pair)
-        roles = _Roles.of(planes)
-        coord, label = (None, None) if sources is None else user_sources(sources)
-        field = tiles(planes)
-        steps = count(1)
+        pair, config = embedding.pair, self._settings
+        images, engine = band_images(pair), SparseEngine(config.engine)
+        roles = Roles.of(images, config.n_ground_shape)
+        found = detected(pair, config.detection)  # also what a user's positions take their starts from
+        if sources is None:
+            coord, label = found.table["sky_centroid"], np.asarray(found.table["label"])
+        else:
+            coord, label = user_sources(sources)
+            label = np.arange(1, len(coord) + 1) if label is None else label
+        field, steps = tiles(images), count(1)
 
         def report():
             if progress is not None:
                 progress(next(steps), 3 * len(field))
 
-        parts = [self._part(tile, tile.cut(planes), roles, coord, offsets, report) for tile in field]
-        part = join(parts, planes)
-        label = np.arange(1, len(part) + 1) if label is None else label
-        return self._scene(embedding, planes, roles, part, label, offsets)
+        def ground(coord, band):
+            return ground_coord(coord, offsets)
 
-    def _part(self, tile, planes, roles, given, offsets, report):
-        """What one tile gives: its sources, and those in the margin, with shapes and fluxes."""
-        sky = _Sky.of(planes)
-        index = None if given is None else np.flatnonzero(tile.sees(given))
-        coord = sky.found["sky_centroid"] if given is None else given[index]
-        state = self._propose(sky, coord, offsets)
-        if given is None and sky.ref is not None:
-            first, _, point = _shapes(planes, roles, state)
-            state.proposal[point] = first[point]
-            extra = _missed(sky, state, shape_fit.mixtures_of(first), roles.wavelength)
-            if len(extra):
-                coord = joined([coord, extra])
-                state = self._propose(sky, coord, offsets, state)
-        report()
-        # From the proposals again: shapes that had swallowed a neighbour would not let go of it.
-        parameters, covariance, _ = _shapes(planes, roles, state)
-        report()
-        root, mixtures = coincident(state.coord), shape_fit.mixtures_of(parameters)
-        if given is None and len(coord):
-            whole, mixtures = _whole(planes, state, mixtures)
-            state, coord, parameters, covariance = state.of(whole), coord[whole], parameters[whole], covariance[whole]
-            root = np.arange(len(whole))
-        fits, scatter, slopes = {}, {}, []
-        for band, plane in planes.items():
-            image = image_of(plane, state.coord, state.header, state.truncation, roles.wavelength)
-            slope = _slope(slopes, plane, image, parameters)
-            fits[band], scatter[band] = fit_band(plane, image, mixtures, slope, root)
-        report()
-        return Part(
-            index=index, own=tile.owns(coord), coord=state.coord, header=state.header, snr=state.snr, mixtures=mixtures,
-            covariance=covariance, fits=fits, scatter=scatter,
-        )
+        parts = []
+        for tile in field:
+            index = np.flatnonzero(tile.sees(coord))
+            some = Sources.at(index, coord[index], found, ground, config)
+            detections = found if sources is None else None
+            parts.append(fit_tile(engine, tile.cut(images), roles, some, detections, tile.owns, config, report))
+        whole = joined_field(parts, images)
+        return self._scene(embedding, images, roles, whole, _labels(whole.index, label), offsets)
 
     def fit(self, pairs, truth=None, *, seed, checkpoint=None):
         """Train the network of ``blend_probability`` on sky with known truth; the encoder stays frozen.
@@ -185,63 +157,46 @@ class JEPADeblender(Head):
             flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
             first, second = _occupants(scene.to_table()["sky_centroid"], truth["sky_centroid"].icrs, flux)
             true = first > 0
-            rows.append({"features": source_features(scene)[true], "is_blend": (second > HIDDEN * first)[true]})
+            features = source_features(scene.to_table(), scene.fits, scene.images, scene.template_covariance)
+            rows.append({"features": features[true], "is_blend": (second > HIDDEN * first)[true]})
         return joined_rows(rows)
 
-    def _propose(self, sky, coord, offsets, known=None):
-        """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
-        coord = coord[coincident(coord)]
-        start, snr = _start(sky, coord)
-        state = _State(coord, ground_coord(coord, offsets), snr, start)
-        if known is not None:
-            state.proposal[: len(known.coord)] = known.proposal
-        return state
-
-    def _scene(self, embedding, planes, roles, part, label, offsets):
-        mixtures, fits, root = part.mixtures, part.fits, coincident(part.coord)
-        side_of = {band: plane.side for band, plane in planes.items()}
-        flags = source_flags(fits, side_of, len(label))
-        flags[np.bincount(root, minlength=len(root))[root] > 1] |= int(Flag.DUPLICATE)
-        flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
-        flags |= embedding.ood_at(part.coord) if len(label) else flags
-        blendedness = fits[roles.blend].blendedness
-        flags[blendedness > 0.05] |= int(Flag.BLENDED)
-        sharp = fits[roles.reference]
-        error = np.sqrt(sharp.covariance.diagonal())
-        snr = np.divide(np.nan_to_num(sharp.flux), error, out=np.zeros(len(label)), where=error > 0)
-        flags[sharp.measured & (snr < 3.0)] |= int(Flag.LOW_SNR)
-        flags[sharp.measured & (sharp.chi2 > 3.0)] |= int(Flag.POOR_FIT)
-        radius, e1, e2 = shape_columns(mixtures)
+    def _scene(self, embedding, images, roles, field, label, offsets):
+        fits, place, reference = field.bands, coincident(field.coord), roles.reference.band
+        covariance = field.covariance * np.maximum(fits[reference].misfit, 1.0)[:, None, None]
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
         # hold this source show in the residual.
-        covariance = part.covariance * np.maximum(sharp.misfit, 1.0)[:, None, None]
-
-        table = QTable()
-        table["label"] = label
-        shift = centroids(mixtures) * u.arcsec
-        table["sky_centroid"] = part.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
-        table["blendedness"] = blendedness
-        table["n_pixel"] = sum(fit.pixels for fit in fits.values())
-        table["n_band"] = sum(fit.measured.astype(int) for fit in fits.values())
-        table["blend_probability"] = np.full(len(label), np.nan)
-        table["half_light_radius"] = radius * u.arcsec
-        table["e1"], table["e2"] = e1, e2
-        table["snr"] = snr
-        table["flags"] = flags
+        columns = source_columns(field, fits[reference], fits[roles.blend])
+        flags = source_flags(fits, images, len(label)) | columns.pop("flags")
+        flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
+        flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
+        flags |= embedding.ood_at(field.coord) if len(label) else flags
+        table = QTable({"label": label, **columns, "flags": flags})
+        probability, seen = np.full(len(label), np.nan), table["n_band"] > 0
+        if self._provenance.get("trained") and seen.any():
+            features = source_features(table, fits, images, template_covariance(fits, covariance))
+            probability[seen] = blend_probability.predict(self._network, features[seen])
+        table.add_column(probability, index=table.colnames.index("half_light_radius"), name="blend_probability")
         meta = self._provenance_of(embedding, n_source=len(label))
         meta["deblender"] = "trained" if self._provenance.get("trained") else "untrained"
-        meta["blendedness_band"], meta["reference_band"] = roles.blend, roles.reference
+        meta["blendedness_band"], meta["reference_band"] = roles.blend, reference
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
-        scene = DeblendedScene(
-            embedding=embedding, table=table,
-            templates=Templates(part.coord, part.header, mixtures, truncation(part.snr), roles.wavelength),
-            shape_covariance=covariance, fits=fits, offsets=offsets, meta=meta,
+        templates = Templates(
+            field.coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._settings.engine
         )
-        seen = table["n_band"] > 0
-        if self._provenance.get("trained") and seen.any():
-            features = source_features(scene)[seen]
-            table["blend_probability"][seen] = blend_probability.predict(self._network, features)
-        return scene
+        return DeblendedScene(
+            embedding=embedding, table=table, templates=templates, shape_covariance=covariance, fits=fits,
+            offsets=offsets, meta=meta,
+        )
+
+
+def _labels(index, label):
+    """Labels of the sources of a field: those of the job's list, and new ones for what the residuals showed."""
+    new = index < 0
+    out = np.zeros(len(index), np.int64)
+    out[~new] = label[index[~new]]
+    out[new] = label.max(initial=0) + 1 + np.arange(new.sum())
+    return out
 
 
 def _occupants(coord, true, flux):
@@ -256,175 +211,3 @@ def _occupants(coord, true, flux):
             i = nearest[j]
             first[i], second[i] = max(first[i], flux[j]), max(second[i], min(first[i], flux[j]))
     return first, second
-
-
-@dataclass(frozen=True)
-class _State:
-    """Sources before their shapes are fitted."""
-
-    coord: SkyCoord
-    header: SkyCoord  # in the frame of the ground headers
-    snr: np.ndarray
-    proposal: np.ndarray
-
-    @property
-    def truncation(self):
-        return truncation(self.snr)
-
-    def of(self, rows):
-        """Some of the sources."""
-        return _State(self.coord[rows], self.header[rows], self.snr[rows], self.proposal[rows])
-
-
-def truncation(snr):
-    """Share of their light that stamps of sources may leave out: a tenth of the noise."""
-    return np.clip(0.1 / np.maximum(snr, 1.0), 1e-5, 1e-2)
-
-
-@dataclass(frozen=True)
-class _Roles:
-    """Which bands do what, the same all over a field."""
-
-    reference: str  # the sharpest band
-    wavelength: float  # its pivot, nm
-    shape: tuple  # that shapes are fitted to
-    blend: str  # that blendedness is measured in
-
-    @classmethod
-    def of(cls, planes):
-        ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)
-        ground, reference = [p.band for p in ground], detection.reference_band(planes)
-        space = [reference] if planes[reference].side == "space" else []
-        shape = (*space, *ground[:N_GROUND_SHAPE])
-        return cls(reference, planes[reference].wavelength, shape, (ground or [reference])[0])
-
-
-@dataclass(frozen=True)
-class _Sky:
-    """The pixels of a tile, and what is found on them."""
-
-    planes: dict
-    ref: object  # `detection.Reference`, or None where there is no pixel
-    found: QTable
-
-    @classmethod
-    def of(cls, planes):
-        if not planes:
-            return cls(planes, None, QTable({"sky_centroid": SkyCoord([], [], unit="deg")}))
-        ref = detection.reference(planes)
-        return cls(planes, ref, detection.segments(ref)[0])
-
-
-def _start(sky, coord):
-    """Shapes to start from, and S/N: discs with the moments of the nearest detection, the PSF's width removed."""
-    found = sky.found
-    n = len(coord)
-    a, b, theta, snr = np.full(n, DEFAULT_RADIUS), np.full(n, DEFAULT_RADIUS), np.zeros(n), np.zeros(n)
-    if len(found) and n:
-        index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
-        nearest, _, _ = found["sky_centroid"].match_to_catalog_sky(coord)
-        # The centre of a large galaxy is known less well: its detection belongs to the position nearest to it. (A blend
-        # is long, but no wider than a galaxy.)
-        mutual = nearest[index] == np.arange(n)
-        reach = np.where(mutual, np.maximum(MATCH, 0.5 * np.asarray(found["b"])[index]), MATCH)
-        near = separation.to_value(u.arcsec) < reach
-        snr[near] = np.asarray(found["snr"])[index[near]]
-        point = detection.point_variance(sky.ref, snr[near])
-        filtered = np.maximum(point, 0.0) + detection.filter_sigma(sky.ref) ** 2
-        for out, name in ((a, "a"), (b, "b")):
-            width2 = np.asarray(found[name])[index[near]] ** 2 - point
-            # Nothing is smaller than a part of the error of its size: the fit could not make it grow.
-            error = 2.0 * (filtered + np.maximum(width2, 0.0)) / np.maximum(snr[near], 1.0)
-            out[near] = np.sqrt(np.maximum(width2, 0.25 * error))
-        theta[near] = np.asarray(found["theta"])[index[near]]
-    radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
-    return shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr
-
-
-def _shape_images(planes, roles, state):
-    """The bands of a tile that shapes are fitted to, as the fit sees them."""
-    reach = np.maximum(3.0 * state.truncation, 1e-4)
-    return [
-        image_of(planes[band], state.coord, state.header, reach, roles.wavelength)
-        for band in roles.shape if band in planes
-    ]
-
-
-def _slope(known, plane, image, parameters):
-    """`flux_slopes` of a band; bands of one side with nearly the same PSF width share them."""
-    for other, slope in known:
-        if other.side == plane.side and abs(np.log(other.fwhm / plane.fwhm)) < 0.12:
-            return slope
-    image = replace(image, truncation=np.full(len(parameters), 3e-3))  # a slope needs no faint wings
-    slope = shape_fit.flux_slopes(parameters, image)
-    known.append((plane, slope))
-    return slope
-
-
-def _shapes(planes, roles, state):
-    """Shape vectors fitted to the pixels, their covariance, and which are points; sources of one place have one shape.
-
-    Returns
-    -------
-    parameters : (n, N_PARAMETER) array
-    covariance : (n, n_shape, n_shape) array
-    point : (n,) bool array
-    """
-    images, root = _shape_images(planes, roles, state), coincident(state.coord)
-    alone = np.flatnonzero(root == np.arange(len(root)))
-    moved, covariance = shape_fit.refine(
-        state.proposal[alone], [image.of(alone) for image in images], iterations=ITERATIONS
-    )
-    parameters, point = state.proposal[alone] + moved @ shape_fit.DIRECTIONS, np.zeros(len(alone), bool)
-    if images:
-        point = point_sources(shape_fit.mixtures_of(parameters), images[0].of(alone))
-        parameters[point, shapes.LN_SCALE] = shapes.POINT
-        parameters[point, shapes.SHEAR_1 : shapes.SHEAR_2 + 1] = 0.0
-    first = np.searchsorted(alone, root)
-    return parameters[first], covariance[first], point[first]
-
-
-def _whole(planes, state, mixtures):
-    """Rows of the sources that are no pieces of others, and their templates with all their pieces."""
-    plane = planes[detection.reference_band(planes)]
-    image = image_of(plane, state.coord, state.header, state.truncation)
-    design = shape_fit.design_of(mixtures, image)
-    flux, _ = amplitudes(design, image.data, image.weight)
-    place = tangent(state.coord, state.coord[0])
-    misfit, _ = misfits(design, image.data - design.image(flux), image.weight)
-    root = merging.fragment_owners(mixtures, place, flux, misfit)
-    return np.flatnonzero(root == np.arange(len(root))), merging.merged(mixtures, place, flux, root)
-
-
-def _missed(sky, state, mixtures, wavelength):
-    """Positions of sources that the residuals show, on the reference image and on the ground stack."""
-    ref, left = sky.ref, {}
-    for band, plane in sky.planes.items():
-        if plane.side == "ground" or band == ref.band:
-            image = image_of(plane, state.coord, state.header, 3.0 * state.truncation, wavelength)
-            left[band] = _residual_plane(plane, image, mixtures)
-    taken, extra = state.coord, None
-    ground = {band: p for band, p in left.items() if p.side == "ground"}
-    searches = [(detection.reference(left, ref.band), 0.5)] if ref.side == "space" else []
-    searches += [(detection.reference(ground), 0.7)] if ground else []
-    for look, apart in searches:
-        x, y, _ = detection.missed(look, look.data)
-        if len(x) == 0:
-            continue
-        coord = look.plane.pixel_to_sky(x, y)
-        if len(taken):
-            _, separation, _ = coord.match_to_catalog_sky(taken)
-            coord = coord[separation.to_value(u.arcsec) > max(apart * look.fwhm, MATCH)]
-        if len(coord):
-            taken = joined([taken, coord])
-            extra = coord if extra is None else joined([extra, coord])
-    return state.coord[:0] if extra is None else extra
-
-
-def _residual_plane(plane, image, mixtures):
-    _, _, design = shape_fit.breadths(mixtures, image, iterations=1)
-    model = design.image(amplitudes(design, image.data, image.weight)[0])
-    variance = plane.variance + (MODEL_ERROR * model) ** 2
-    return plane.with_pixels(np.where(plane.valid, plane.data - model, 0.0), variance)
-
-

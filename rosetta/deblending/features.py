@@ -1,58 +1,67 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What the fits of a scene say about its sources, in numbers that networks can read."""
+"""Features of fitted sources: what the fits say about them, in numbers that networks can read."""
 
 import astropy.units as u
 import numpy as np
 
-__all__ = ["RINGS", "flux_features", "source_features"]
+from .band_fit import N_ANGLE, RADII
+
+__all__ = ["flux_features", "source_features"]
 
 N_OF_BAND = 15
 
-RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
-N_ANGLE = 8
-_ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
-# Where residuals are looked at, (east, north) arcsec about a source: its centre, then rings.
-RINGS = np.concatenate([np.zeros((1, 2)), *(r * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], -1) for r in RADII)])
-
 
 def flux_features(scene):
-    """Features of each flux, (n, n_band, n_feature) float32: of its band, and of its source."""
-    of_band = _of_bands(scene)
-    of_source = _of_sources(scene, of_band)
+    """Features of each flux, (n, n_band, n_feature) float32: of its band, and of its source.
+
+    Parameters
+    ----------
+    scene : `~rosetta.DeblendedScene`
+    """
+    images = scene.images
+    of_band = _of_bands(scene.to_table(), scene.fits, images, scene.template_covariance)
+    of_source = _of_sources(scene.fits, of_band)
     return np.concatenate([of_band, np.repeat(of_source[:, None], of_band.shape[1], axis=1)], axis=2)
 
 
-def source_features(scene):
+def source_features(table, fits, images, template_covariance):
     """Features of each source, (n, `rosetta.deblending.blend_probability.N_FEATURE`) float32, whatever bands there are.
 
-    Mean and scatter over the bands that saw the source of fifteen features of its fit; and what they left at its centre
+    Mean and scatter over the bands that saw the source of fifteen features of its fit; and the residuals at its centre
     and in rings around it (greatest, least, mean): significance of a point source there, in all bands together,
     weighted as for one of the source's colours.
+
+    Parameters
+    ----------
+    table : `~astropy.table.QTable`
+        As from ``DeblendedScene.to_table``.
+    fits : dict of str to `~rosetta.deblending.band_fit.BandFit`
+    images : dict of str to `~rosetta.images.image.BandImage`
+    template_covariance : (n, n_band, n_band) array
     """
-    return _of_sources(scene, _of_bands(scene))
+    return _of_sources(fits, _of_bands(table, fits, images, template_covariance))
 
 
-def _of_bands(scene):
+def _of_bands(table, fits, images, template_covariance):
     """Features of each source in each band, (n, n_band, N_OF_BAND) float32."""
-    table, bands, n = scene.to_table(), scene.bands, len(scene)
-    share = np.sqrt(np.maximum(np.einsum("nbb->nb", scene.template_covariance), 0.0))
-    out = np.zeros((n, len(bands), N_OF_BAND), np.float32)
+    n = len(table)
+    template_error = np.sqrt(np.maximum(np.einsum("nbb->nb", template_covariance), 0.0))
+    out = np.zeros((n, len(fits), N_OF_BAND), np.float32)
     radius = np.log(table["half_light_radius"].to_value(u.arcsec) + 0.02)
     nearest = np.full(n, 10.0)
     if n > 1:
         _, separation, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
         nearest = np.minimum(separation.to_value(u.arcsec), 10.0)
-    for k, band in enumerate(bands):
-        fit = scene._fits[band]
+    for k, (band, fit) in enumerate(fits.items()):
         error = np.sqrt(fit.covariance.diagonal())
         snr = np.divide(np.nan_to_num(fit.flux), error, out=np.zeros(n), where=error > 0)
         out[:, k, 0] = np.arcsinh(snr)
-        out[:, k, 1] = np.log(np.maximum(share[:, k], 1e-4))
+        out[:, k, 1] = np.log(np.maximum(template_error[:, k], 1e-4))
         out[:, k, 2] = table["blendedness"]
         out[:, k, 3] = np.log(np.clip(np.nan_to_num(fit.chi2, nan=1.0), 0.1, 100.0))
         out[:, k, 4] = radius
-        out[:, k, 5] = fit.plane.side == "space"
-        out[:, k, 6] = np.log(fit.plane.fwhm)
+        out[:, k, 5] = images[band].side == "space"
+        out[:, k, 6] = np.log(images[band].fwhm)
         out[:, k, 7] = np.arcsinh(table["snr"])
         out[:, k, 8] = fit.coverage
         out[:, k, 9] = fit.blendedness
@@ -64,8 +73,8 @@ def _of_bands(scene):
     return out
 
 
-def _of_sources(scene, features):
-    fits = scene._fits.values()
+def _of_sources(fits, features):
+    fits = list(fits.values())
     seen = np.stack([fit.measured for fit in fits], axis=1)[..., None]  # (n, n_band, 1)
     count = np.maximum(seen.sum(axis=1), 1)
     mean = np.where(seen, features, 0.0).sum(axis=1) / count

@@ -13,13 +13,8 @@ from .shapes import overlap
 
 __all__ = ["merged", "fragment_owners"]
 
-REACH = 2.0  # arcsec: beyond it most sources in the light of a bright one are others
-INSIDE = 0.15  # of its own light that a brighter source gives at the place of a fragment
-MISFIT = 1.6  # mean square residual, in units of the sky's noise, where models do not describe a fragment's light
-BLUR = 0.2  # arcsec (FWHM): how sharply light is compared
 
-
-def fragment_owners(mixtures, place, flux, misfit):
+def fragment_owners(mixtures, place, flux, misfit, config):
     """The source that each source is a fragment of.
 
     Parameters
@@ -30,6 +25,7 @@ def fragment_owners(mixtures, place, flux, misfit):
     flux, misfit : (n,) array
         In the sharpest band: what the solver gives, and how badly the models fit there
         (``misfit`` of a `BandFit`).
+    config : `~rosetta.deblending.config.MergingConfig`
 
     Returns
     -------
@@ -39,16 +35,17 @@ def fragment_owners(mixtures, place, flux, misfit):
     owners, flux = np.arange(len(flux)), np.nan_to_num(flux)
     if len(flux) < 2:
         return owners
-    one, two = cKDTree(place).query_pairs(REACH, output_type="ndarray").T
+    one, two = cKDTree(place).query_pairs(config.reach, output_type="ndarray").T
     fragment, owner = np.where(flux[one] < flux[two], (one, two), (two, one))
-    keep = (flux[fragment] > 0) & (misfit[fragment] > MISFIT)
+    keep = (flux[fragment] > 0) & (misfit[fragment] > config.misfit)
     fragment, owner = fragment[keep], owner[keep]
-    own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)))
-    inside = flux[owner] * _overlap(mixtures[owner], mixtures[fragment], place[owner] - place[fragment]) / own[fragment]
+    own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)), config.blur)
+    apart = place[owner] - place[fragment]
+    inside = flux[owner] * _overlap(mixtures[owner], mixtures[fragment], apart, config.blur) / own[fragment]
     order = np.argsort(inside)  # the last assignment counts: the source that gives most light there
-    order = order[inside[order] > INSIDE]
+    order = order[inside[order] > config.inside]
     owners[fragment[order]] = owner[order]
-    for row in np.argsort(-flux, kind="stable"):  # brighter ones first: an owner's own owners is known by now
+    for row in np.argsort(-flux, kind="stable"):  # brighter ones first: an owner's own owner is known by now
         owners[row] = owners[owners[row]]
     return owners
 
@@ -81,8 +78,8 @@ def merged(mixtures, place, flux, owners):
     return out
 
 
-def _overlap(one, two, apart):
-    """Overlap of mixtures whose places lie ``apart`` (n, 2), both blurred: (n,)."""
+def _overlap(one, two, apart, blur):
+    """Overlap of mixtures whose places lie ``apart`` (n, 2), both blurred by a FWHM (arcsec): (n,)."""
     one = one.copy()
     one[..., 1:3] += apart[:, None]
-    return overlap(one, two, 2.0 * (BLUR / 2.3548) ** 2)
+    return overlap(one, two, 2.0 * (blur / 2.3548) ** 2)

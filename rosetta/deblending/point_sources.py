@@ -10,42 +10,42 @@ from dataclasses import replace
 
 import numpy as np
 
-from .engine.fluxes import amplitudes
 from .engine.rendering import stamp_sizes
-from .engine.shape_fit import breadths, broadened, design_of, shape_weight
+from .engine.shape_fit import broadened, shape_weight
 
 __all__ = ["point_sources"]
 
-BRIGHT = 20.0  # S/N below which the smallest galaxies can pass for points
-TOLERANCE = 4.0  # chi2, in units of what a pixel has where the shape is fitted: two sigma
 FAINT = 0.02  # of the peak: pixels fainter than this take no part
 
 
-def point_sources(mixtures, image):
+def point_sources(engine, mixtures, placed):
     """Compare fitted shapes with points at the same places, each with its own best flux.
 
     Parameters
     ----------
+    engine : `~rosetta.deblending.engine.engine.Engine`
     mixtures : (n, K, 6) array
-    image : `~rosetta.deblending.engine.shape_fit.Image`
-        The sharpest one.
+    placed : `~rosetta.deblending.engine.placement.Placement`
+        On the sharpest image.
 
     Returns
     -------
     (n,) bool array
     """
-    shape, out = design_of(mixtures, image), np.zeros(len(mixtures), bool)
-    flux, snr = amplitudes(shape, image.data, image.weight)
-    bright = np.flatnonzero(snr > BRIGHT)
+    image, config = placed.image, engine.config
+    shape, out = engine.render(mixtures, placed), np.zeros(len(mixtures), bool)
+    flux, snr = engine.fluxes(shape, image)
+    bright = np.flatnonzero(snr > config.point_snr)
     if len(bright) == 0:
         return out
-    model, rest = shape.image(flux), shape.image(np.where(snr > BRIGHT, 0.0, flux))
-    points, here = mixtures[bright], image.of(bright)
+    model, rest = shape.image(flux), shape.image(np.where(snr > config.point_snr, 0.0, flux))
+    points, here = mixtures[bright], placed.of(bright)
     points[..., 3:] = 0.0
-    breadth, _, _ = breadths(points, replace(here, data=image.data - rest))
-    points = broadened(points, np.maximum(breadth, 0.0), image.gradient, image.blur)
-    sizes = stamp_sizes(mixtures[bright], here.jacobian, here.psf, here.truncation)  # on the same pixels
-    point, weight = design_of(points, here, sizes), shape_weight(image, model)
+    alone = replace(here, image=image.with_pixels(image.data - rest, image.variance, sky_weight=image.sky_weight))
+    breadth, _, _ = engine.fit_breadths(points, alone)
+    points = broadened(points, np.maximum(breadth, 0.0), here, config)
+    sizes = stamp_sizes(mixtures[bright], here.jacobian, image.psf, here.truncation)  # on the same pixels
+    point, weight = engine.render(points, here, sizes=sizes), shape_weight(image, model, config)
     for k, two in zip(bright, point.values, strict=True):
         one, (y0, y1, x0, x1) = shape.values[k], shape.bounds[k]
         cut = slice(y0, y1), slice(x0, x1)
@@ -55,7 +55,7 @@ def point_sources(mixtures, image):
             continue
         own = image.data[cut] - model[cut] + flux[k] * one
         worse, best = _chi2(two, own, w), _chi2(one, own, w)
-        out[k] = worse <= best + TOLERANCE * max(best / n_pixel, 1.0)
+        out[k] = worse <= best + config.point_chi2 * max(best / n_pixel, 1.0)
     return out
 
 

@@ -4,101 +4,29 @@
 import copy
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.wcs import WCS
-from scipy import sparse
 
 from ..astrometry import corrected_wcs
+from ..astrometry.solution import ground_coord
 from ..flags import Flag
+from ..images.image import band_images
+from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
+from .sources import placed_on
 
-__all__ = ["BandFit", "DeblendedScene", "Templates"]
+__all__ = ["DeblendedScene", "Templates"]
 
 PAINTED = 256  # sources drawn at a time
-GRADIENT = 0.3  # scatter of d ln(half-light radius) / d ln(wavelength) of the galaxies that the heads are trained on
-PSF_ERROR = 0.02  # of a PSF's width, relative
+BLENDED_ABOVE, LOWEST_SNR, POOR_CHI2 = 0.05, 3.0, 3.0  # blendedness, S/N and reduced chi2 at which flags are set
 TAN_GOAL = 5.0  # mas: a WCS that TAN holds worse than this is given SIP terms
-
-
-@dataclass(frozen=True, eq=False)
-class BandFit:
-    """One band of a scene.
-
-    Attributes
-    ----------
-    plane : `~rosetta.images.image.BandImage`
-    flux : (n,) array
-        nJy.
-    covariance : (n, n) sparse array
-        nJy^2, from noise and neighbours, scaled by the square of ``noise``.
-    noise : float
-        How much larger the scatter of point-source fluxes is than uncorrelated pixels would give.
-    measured, degenerate : (n,) bool array
-    coverage : (n,) array
-        Share of a source's light on valid pixels.
-    outside : (n,) array
-        Share of a source's light off the image.
-    chi2 : (n,) array
-        Reduced, over the source's footprint.
-    misfit : (n,) array
-        The same in units of the sky's variance, without the sources' own photon noise.
-    pixels : (n,) int array
-        Valid pixels of the footprint.
-    slope : (n, n_shape) array
-        Relative change of the flux along the template's directions.
-    blendedness : (n,) array
-        1 - sum f^2 / sum f F over the pixels, f the source's model and F the sum of all.
-    breadth : (n,) array
-        How broad the band sees the template; see `rosetta.deblending.engine.shape_fit.broadened`.
-    breadth_error : (n,) array
-        Relative error of the flux from that of the breadth.
-    residual_snr : (n, n_point) array
-        Significance of a point source in the residuals at `RINGS`, in units of uncorrelated pixels.
-    """
-
-    plane: object
-    flux: np.ndarray
-    covariance: object
-    noise: float
-    measured: np.ndarray
-    degenerate: np.ndarray
-    coverage: np.ndarray
-    outside: np.ndarray
-    chi2: np.ndarray
-    misfit: np.ndarray
-    pixels: np.ndarray
-    slope: np.ndarray
-    blendedness: np.ndarray
-    breadth: np.ndarray
-    breadth_error: np.ndarray
-    residual_snr: np.ndarray
-
-    PER_SOURCE = (
-        "flux", "measured", "degenerate", "coverage", "outside", "chi2", "misfit", "pixels", "slope", "blendedness",
-        "breadth", "breadth_error", "residual_snr",
-    )
-
-    @classmethod
-    def unseen(cls, plane, n, n_shape, n_point):
-        """The fit of sources of which the band has no pixel."""
-        nothing, none = np.full(n, np.nan), np.zeros(n, bool)
-        return cls(
-            plane=plane, flux=nothing, covariance=sparse.csc_array((n, n)), noise=1.0, measured=none, degenerate=none,
-            coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n), pixels=np.zeros(n, int),
-            slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n), breadth_error=np.zeros(n),
-            residual_snr=np.zeros((n, n_point)),
-        )
-
-
-def breadth_scales(plane, wavelength):
-    """One sigma of ln(size) relative to another wavelength (nm), and of the PSF's variance (arcsec^2), in a band."""
-    return GRADIENT * abs(np.log(plane.wavelength / wavelength)), 2.0 * PSF_ERROR * (plane.fwhm / 2.3548) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,27 +35,22 @@ class Templates:
 
     Attributes
     ----------
-    coord, header : `~astropy.coordinates.SkyCoord`
-        Positions that the templates are about: the space image's frame, and that of the ground headers.
+    coord : `~astropy.coordinates.SkyCoord`
+        Positions that the templates are about, in the space image's frame.
     mixtures : (n, K, 6) array
     truncation : (n,) array
         Share of the light that stamps may leave out.
     wavelength : float
         Of the band that they are the templates of, nm.
+    config : `~rosetta.deblending.engine.config.EngineConfig`
+        How they were fitted.
     """
 
     coord: SkyCoord
-    header: SkyCoord
     mixtures: np.ndarray
     truncation: np.ndarray
     wavelength: float
-
-    def stamps(self, fit, rows):
-        """Unit-flux `~rosetta.deblending.engine.rendering.Stamps` of some of the sources in a band."""
-        xy, jacobian = fit.plane.place((self.header if fit.plane.side == "ground" else self.coord)[rows])
-        seen = broadened(self.mixtures[rows], fit.breadth[rows], *breadth_scales(fit.plane, self.wavelength))
-        sizes = stamp_sizes(seen, jacobian, fit.plane.psf, self.truncation[rows])
-        return render(seen, xy, jacobian, fit.plane.psf, sizes=sizes)
+    config: EngineConfig
 
 
 class DeblendedScene:
@@ -155,13 +78,15 @@ class DeblendedScene:
         self._table = table
         self._templates = templates
         self._shape_covariance = shape_covariance
-        self._fits = fits
+        self._fits = MappingProxyType(dict(fits))
         self._offsets = None if offsets is None else offsets.copy()
         self._meta = meta
 
     labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
     bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
     embedding = property(lambda self: self._embedding, doc="What it was made from.")
+    fits = property(lambda self: self._fits, doc="Fit of each band (read-only mapping of `BandFit`).")
+    images = property(lambda self: band_images(self._embedding.pair), doc="Images of the bands, as arrays.")
     offsets = property(
         lambda self: None if self._offsets is None else self._offsets.copy(),
         doc="The astrometric solution that was used (a copy), or None.",
@@ -262,26 +187,49 @@ class DeblendedScene:
         ValueError
             If the label or the band is not in this scene, or the source has no pixel in the band.
         """
-        fit = self._fit(band)
+        fit, image = self._fit(band), self.images[band]
         if label is None:
             wcs, meta = self._wcs_of(band)
-            return CCDData(self._painted(fit), unit=u.nJy, wcs=wcs.deepcopy(), meta=meta)
+            return CCDData(self._painted(band), unit=u.nJy, wcs=wcs.deepcopy(), meta=meta)
         row = self._row(label)
-        (stamp,) = self._templates.stamps(fit, np.array([row]))
+        (stamp,) = self._stamps(band, np.array([row]))
         (x0, y0), size = stamp.corner[0], stamp.values.shape[1]
-        (ya, yb), (xa, xb) = ((max(c, 0), min(c + size, n)) for c, n in zip((y0, x0), fit.plane.shape, strict=True))
+        (ya, yb), (xa, xb) = ((max(c, 0), min(c + size, n)) for c, n in zip((y0, x0), image.shape, strict=True))
         if ya >= yb or xa >= xb:
             raise ValueError(f"label {label!r} has no pixel in band {band!r}: see its flags")
-        image = fit.flux[row] * stamp.values[0, ya - y0 : yb - y0, xa - x0 : xb - x0].astype(float)
+        data = fit.flux[row] * stamp.values[0, ya - y0 : yb - y0, xa - x0 : xb - x0].astype(float)
         wcs, meta = self._wcs_of(band)
         meta.update(label=int(label), ORIGINX=int(xa), ORIGINY=int(ya))
-        return CCDData(image, unit=u.nJy, wcs=wcs[ya:yb, xa:xb], meta=meta)
+        return CCDData(data, unit=u.nJy, wcs=wcs[ya:yb, xa:xb], meta=meta)
 
-    def _painted(self, fit):
+    @cached_property
+    def _placements(self):
+        """How all sources lie on the images, by band; filled as bands are asked for."""
+        return {}
+
+    def _placed(self, band):
+        if band not in self._placements:
+            templates, image = self._templates, self.images[band]
+            coord = templates.coord
+            if image.side == "ground":
+                coord = ground_coord(coord, self._offsets)
+            self._placements[band] = placed_on(
+                image, *image.place(coord), templates.truncation, templates.wavelength, templates.config
+            )
+        return self._placements[band]
+
+    def _stamps(self, band, rows):
+        """Unit-flux `~rosetta.deblending.engine.rendering.Stamps` of some of the sources in a band."""
+        placed, templates = self._placed(band).of(rows), self._templates
+        seen = broadened(templates.mixtures[rows], self._fits[band].breadth[rows], placed, templates.config)
+        sizes = stamp_sizes(seen, placed.jacobian, placed.image.psf, placed.truncation)
+        return render(seen, placed.xy, placed.jacobian, placed.image.psf, sizes=sizes)
+
+    def _painted(self, band):
         """All sources on the whole image of a band, nJy."""
-        image, flux = np.zeros(fit.plane.shape), np.nan_to_num(fit.flux)
+        image, flux = np.zeros(self.images[band].shape), np.nan_to_num(self._fits[band].flux)
         for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
-            image += Design(self._templates.stamps(fit, rows), image.shape, len(rows)).image(flux[rows])
+            image += Design(self._stamps(band, rows), image.shape, len(rows)).image(flux[rows])
         return image
 
     def template(self, label):
@@ -330,19 +278,19 @@ class DeblendedScene:
         ValueError
             If the band is not in this scene.
         """
-        fit = self._fit(band)
-        image = fit.plane.image
-        data = np.where(image.mask, np.nan, image.data - self._painted(fit))
-        uncertainty = VarianceUncertainty(np.where(image.mask, np.nan, image.uncertainty.array))
+        self._fit(band)
+        pixels = self.images[band].pixels
+        data = np.where(pixels.mask, np.nan, pixels.data - self._painted(band))
+        uncertainty = VarianceUncertainty(np.where(pixels.mask, np.nan, pixels.uncertainty.array))
         wcs, meta = self._wcs_of(band)
         return CCDData(
-            data, unit=u.nJy, wcs=wcs.deepcopy(), mask=image.mask.copy(), uncertainty=uncertainty, meta=meta
+            data, unit=u.nJy, wcs=wcs.deepcopy(), mask=pixels.mask.copy(), uncertainty=uncertainty, meta=meta
         )
 
     @cached_property
     def _fits_wcs(self):
         """FITS WCS of every band, and the largest error of its fit (mas; None where it is the band's own)."""
-        return {band: _fits_wcs(fit.plane) for band, fit in self._fits.items()}
+        return {band: _fits_wcs(self.images[band]) for band in self._fits}
 
     def _wcs_of(self, band):
         """WCS of an image of a band, and the start of its meta."""
@@ -382,25 +330,31 @@ class DeblendedScene:
         Returns
         -------
         (n, n_band, n_band) array
-            Dimensionless, bands in the order of ``bands``.
+            Dimensionless, bands in the order of ``bands``; read-only.
         """
-        slope = np.stack([fit.slope for fit in self._fits.values()], axis=1)  # (n, n_band, n_shape)
-        covariance = np.einsum("nbi,nij,ncj->nbc", slope, self._shape_covariance, slope)
-        for k, fit in enumerate(self._fits.values()):
-            covariance[:, k, k] += fit.breadth_error**2
+        covariance = template_covariance(self._fits, self._shape_covariance)
         covariance.setflags(write=False)
         return covariance
 
 
-def _fits_wcs(plane):
-    """The plane's WCS and None, or a fit by TAN, else TAN-SIP, and its largest error in mas."""
-    if isinstance(plane.wcs, WCS):
-        return plane.wcs, None
-    ny, nx = plane.shape
+def template_covariance(fits, shape_covariance):
+    """Relative covariance (n, n_band, n_band) of fluxes from the uncertainty of shapes and of each band's breadths."""
+    slope = np.stack([fit.slope for fit in fits.values()], axis=1)  # (n, n_band, n_shape)
+    covariance = np.einsum("nbi,nij,ncj->nbc", slope, shape_covariance, slope)
+    for k, fit in enumerate(fits.values()):
+        covariance[:, k, k] += fit.breadth_error**2
+    return covariance
+
+
+def _fits_wcs(image):
+    """The image's WCS and None, or a fit by TAN, else TAN-SIP, and its largest error in mas."""
+    if isinstance(image.wcs, WCS):
+        return image.wcs, None
+    ny, nx = image.shape
     x, y = (v.ravel() for v in np.meshgrid(np.linspace(-0.5, nx - 0.5, 41), np.linspace(-0.5, ny - 0.5, 41)))
-    sky = plane.pixel_to_sky(x, y)
+    sky = image.pixel_to_sky(x, y)
     for form in (corrected_wcs._tan, corrected_wcs._sip):
-        wcs = form(plane.wcs, x, y, sky)
+        wcs = form(image.wcs, x, y, sky)
         residual = corrected_wcs._residual(wcs, x, y, sky)
         if residual < TAN_GOAL:
             break
@@ -422,23 +376,57 @@ def shape_columns(mixtures):
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 
 
-def source_flags(fits, side_of, n):
+def source_columns(field, sharp, blended):
+    """Columns of a scene's table that follow from the fits.
+
+    Parameters
+    ----------
+    field : `~rosetta.deblending.tiles.FieldFit`
+    sharp, blended : `~rosetta.deblending.band_fit.BandFit`
+        Of the reference band, and of the band that blendedness is measured in.
+
+    Returns
+    -------
+    dict of str to column
+    """
+    error = np.sqrt(sharp.covariance.diagonal())
+    snr = np.divide(np.nan_to_num(sharp.flux), error, out=np.zeros(len(field)), where=error > 0)
+    flags = np.zeros(len(field), dtype=np.int64)
+    flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
+    flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
+    flags[sharp.measured & (sharp.chi2 > POOR_CHI2)] |= int(Flag.POOR_FIT)
+    radius, e1, e2 = shape_columns(field.mixtures)
+    shift = centroids(field.mixtures) * u.arcsec
+    return {
+        "sky_centroid": field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1]),
+        "blendedness": blended.blendedness,
+        "n_pixel": sum(fit.pixels for fit in field.bands.values()),
+        "n_band": sum(fit.measured.astype(int) for fit in field.bands.values()),
+        "half_light_radius": radius * u.arcsec,
+        "e1": e1,
+        "e2": e2,
+        "snr": snr,
+        "flags": flags,
+    }
+
+
+def source_flags(fits, images, n):
     """Flags that follow from the fits of all bands, (n,) int array."""
     flags = np.zeros(n, dtype=np.int64)
     anywhere = np.zeros(n, dtype=bool)
-    for fit in fits.values():
+    for band, fit in fits.items():
         inside = fit.outside < 0.999
         anywhere |= inside
         flags[~fit.measured] |= int(Flag.NO_DATA)
         flags[inside & (fit.outside > 0.02)] |= int(Flag.EDGE)
         flags[inside & (fit.coverage + fit.outside < 0.98)] |= int(Flag.MASKED)
         flags[fit.degenerate] |= int(Flag.DUPLICATE)
-        flags |= int(fit.plane.flags)
+        flags |= int(images[band].flags)
     flags[~anywhere] |= int(Flag.OUTSIDE)
     for side in ("ground", "space"):
         seen = np.zeros(n, dtype=bool)
         for band, fit in fits.items():
-            if side_of[band] == side:
+            if images[band].side == side:
                 seen |= fit.measured
         flags[anywhere & ~seen] |= int(Flag.ONE_SIDED)
         if side == "space":

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.special import expit
 
-__all__ = ["N_PARAMETER", "base_parameters", "mixture", "overlap"]
+__all__ = ["DIRECTIONS", "N_PARAMETER", "base_parameters", "mixture", "overlap", "tangents"]
 
 # Widths of the Gaussians in units of the shape's scale (about a half-light radius).
 WIDTHS = np.geomspace(0.04, 4.0, 8)
@@ -21,6 +21,22 @@ EAST, NORTH, LN_SCALE, SHEAR_1, SHEAR_2, INNER = range(6)
 LOGITS = slice(6, 6 + len(WIDTHS))
 N_PARAMETER = 6 + len(WIDTHS)
 POINT = np.log(1e-3)  # of the scale, arcsec: no image tells it from none
+
+
+def _directions():
+    """Directions in shape space: centre, size, shears, and weights of groups of Gaussians, core to wings."""
+    groups = [[0, 1], [2, 3], [4], [6], [7]]  # the sixth Gaussian is what the others are relative to
+    rows = np.zeros((5 + len(groups), N_PARAMETER))
+    rows[range(5), range(5)] = 1.0
+    for row, group in zip(rows[5:], groups, strict=True):
+        row[[LOGITS.start + k for k in group]] = 1.0
+    return rows
+
+
+#: What a fit may change of a shape, (n_shape, N_PARAMETER), and the steps of its numerical derivatives.
+DIRECTIONS = _directions()
+STEP = np.array([0.01, 0.01, 0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 0.05, 0.05])
+SIZE = 2  # the direction of the scale
 
 
 @lru_cache(maxsize=1)
@@ -88,6 +104,12 @@ def mixture(parameters):
     out[..., 3], out[..., 5] = area * (cosh + shear_1 * sinhc), area * (cosh - shear_1 * sinhc)
     out[..., 4] = area * shear_2 * sinhc
     return out
+
+
+def tangents(parameters, mixtures):
+    """Derivatives of ``mixtures``, those of ``parameters``, along `DIRECTIONS`: (n, n_shape, K, 6)."""
+    moved = [mixture(parameters + step * row) for step, row in zip(STEP, DIRECTIONS, strict=True)]
+    return np.stack([(new - mixtures) / step for step, new in zip(STEP, moved, strict=True)], axis=1)
 
 
 def overlap(left, right, blur):

@@ -11,11 +11,10 @@ from scipy import sparse
 from ..images.image import extent
 from ..images.noise import noise_factor
 from ..images.positions import from_tangent, joined, tangent
-from .engine.shape_fit import DIRECTIONS
-from .features import RINGS
-from .scene import BandFit
+from .band_fit import BandFit
+from .shapes import DIRECTIONS
 
-__all__ = ["Part", "Tile", "join", "tiles"]
+__all__ = ["FieldFit", "Tile", "joined_field", "tiles"]
 
 SAME = 0.05  # arcsec: what two tiles find within this is one source
 CORE = 102.4  # arcsec a side, about
@@ -50,38 +49,38 @@ class Tile:
         offset = tangent(coord, self.center)
         return ((offset >= self.core[0] - MARGIN) & (offset < self.core[1] + MARGIN)).all(axis=1)
 
-    def cut(self, planes):
-        """The planes' pixels in the tile, as planes; those without a valid pixel there are left out."""
+    def cut(self, images):
+        """The images' pixels in the tile, as images; those without a valid pixel there are left out."""
         axis = np.linspace(0.0, 1.0, 5)
         east, north = np.meshgrid(*(low + (high - low) * axis for low, high in self.bounds.T))
         sky = from_tangent(np.stack([east.ravel(), north.ravel()], -1), self.center)
         pieces = {}
-        for band, plane in planes.items():
-            (nx, ny), xy = plane.shape[::-1], np.stack(plane.sky_to_pixel(sky), -1)
+        for band, image in images.items():
+            (nx, ny), xy = image.shape[::-1], np.stack(image.sky_to_pixel(sky), -1)
             if not np.isfinite(xy).all():
                 xy = np.array([[-1.0, -1.0], [nx, ny]])  # a WCS that does not reach the tile's corners: all of it
             low = np.clip(np.floor(xy.min(axis=0)), 0, (nx, ny)).astype(int)
             high = np.clip(np.ceil(xy.max(axis=0)) + 1, 0, (nx, ny)).astype(int)
             if (high <= low).any():
                 continue
-            piece = plane.cut((low[1], high[1], low[0], high[0]))
+            piece = image.cut((low[1], high[1], low[0], high[0]))
             if piece.valid.any():
                 pieces[band] = piece
         return pieces
 
 
-def tiles(planes):
-    """Tiles that cover all planes.
+def tiles(images):
+    """Tiles that cover all images.
 
     Parameters
     ----------
-    planes : dict of str to `~rosetta.images.image.BandImage`
+    images : dict of str to `~rosetta.images.image.BandImage`
 
     Returns
     -------
     list of `Tile`
     """
-    center, low, high = extent(list(planes.values()))
+    center, low, high = extent(list(images.values()))
     # A rim that a tile can take is not worth a tile of its own.
     count = np.maximum(1, np.ceil((high - low) / CORE - 0.1)).astype(int)
     edges = [np.linspace(a, b, n + 1) for a, b, n in zip(low, high, count, strict=True)]
@@ -96,81 +95,57 @@ def tiles(planes):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """The sources of a tile, or of a whole field.
+class FieldFit:
+    """The sources of a whole field; attributes as of `TileFit`."""
 
-    Attributes
-    ----------
-    index : (n,) int array or None
-        Row of each source in what the user gave; None where sources were detected.
-    own : (n,) bool array
-        Whether the source belongs to the tile, or lies in its margin.
-    coord, header : `~astropy.coordinates.SkyCoord`
-        True positions, and those in the ground headers' frame.
-    snr : (n,) array
-    mixtures : (n, K, 6) array
-    covariance : (n, n_shape, n_shape) array
-        Of the shapes.
-    fits : dict of str to `~rosetta.deblending.scene.BandFit`
-    scatter : dict of str to array
-        Significance on every third pixel each way of the residuals; see `rosetta.deblending.band_fit.noise_factor`.
-    """
-
-    index: np.ndarray | None
-    own: np.ndarray
+    index: np.ndarray
     coord: SkyCoord
-    header: SkyCoord
     snr: np.ndarray
     mixtures: np.ndarray
     covariance: np.ndarray
-    fits: dict
-    scatter: dict
+    bands: dict
 
     def __len__(self):
-        return len(self.own)
+        return len(self.index)
 
 
-def join(parts, planes):
-    """The parts of all tiles as one, in the order of what was given, or from the most significant source down.
+def joined_field(parts, images):
+    """The fits of all tiles as one: in the order of the job's list, then what the residuals showed.
 
     Parameters
     ----------
-    parts : list of `Part`
-    planes : dict of str to `~rosetta.images.image.BandImage`
+    parts : list of `~rosetta.deblending.tile_fit.TileFit`
+    images : dict of str to `~rosetta.images.image.BandImage`
         Of the whole field.
 
     Returns
     -------
-    `Part`
+    `FieldFit`
         Fluxes in two tiles are correlated as the tile of one of them saw it.
     """
 
     def stacked(name):
         return np.concatenate([getattr(part, name)[part.own] for part in parts])
 
-    given = parts[0].index is not None
-    order = np.argsort(stacked("index") if given else -stacked("snr"), kind="stable")
-    coord, header = (
-        joined([getattr(part, name)[part.own] for part in parts])[order] for name in ("coord", "header")
-    )
-    numbers = _numbers(parts, order, coord)
+    index = stacked("index")
+    order = np.argsort(np.where(index < 0, len(index), index), kind="stable")
+    coord = joined([part.coord[part.own] for part in parts])[order]
+    numbers = _numbers(parts, order, index[order], coord)
     most = max(part.mixtures.shape[1] for part in parts)
     parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
-    arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
-    fits = {}
-    for band, plane in planes.items():
-        each = [part.fits.get(band, BandFit.unseen(plane, len(part), len(DIRECTIONS), len(RINGS))) for part in parts]
+    bands = {}
+    for band, image in images.items():
+        fits = [part.bands.get(band, BandFit.unseen(len(part), len(DIRECTIONS))) for part in parts]
         scatter = np.concatenate([part.scatter[band] for part in parts if band in part.scatter])
-        noise = noise_factor(scatter, plane.psf)
-        merged = {
-            name: np.concatenate([getattr(fit, name)[part.own] for fit, part in zip(each, parts, strict=True)])[order]
-            for name in BandFit.PER_SOURCE
+        noise = noise_factor(scatter, image.mean_psf)
+        rows = {
+            name: np.concatenate([getattr(fit, name)[part.own] for fit, part in zip(fits, parts, strict=True)])[order]
+            for name in BandFit.per_source()
         }
-        covariance = _covariance([fit.covariance for fit in each], parts, numbers, len(order)) * noise**2
-        fits[band] = replace(each[0], plane=plane, noise=noise, covariance=covariance, **merged)
-    return Part(
-        index=None, own=np.ones(len(order), bool), coord=coord, header=header, fits=fits, scatter={}, **arrays
-    )
+        covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)) * noise**2
+        bands[band] = BandFit(noise=noise, covariance=covariance, **rows)
+    arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
+    return FieldFit(index=index[order], coord=coord, bands=bands, **arrays)
 
 
 def _filled(mixtures, n_component):
@@ -178,22 +153,24 @@ def _filled(mixtures, n_component):
     return np.pad(mixtures, ((0, 0), (0, n_component - mixtures.shape[1]), (0, 0)))
 
 
-def _numbers(parts, order, coord):
+def _numbers(parts, order, index, coord):
     """Row in the whole field of each part's sources, -1 where another tile does not know one of the margin."""
     rank = np.empty(len(order), int)
     rank[order] = np.arange(len(order))
+    listed = index >= 0
+    row_of = np.full(max((part.index.max(initial=-1) for part in parts), default=-1) + 1, -1)
+    row_of[index[listed]] = np.flatnonzero(listed)
     numbers, start = [], 0
     for part in parts:
         number = np.full(len(part), -1)
         count = int(part.own.sum())
         number[part.own] = rank[start : start + count]
         start += count
-        margin = np.flatnonzero(~part.own)
-        if part.index is not None:
-            number[margin] = part.index[margin]
-        elif len(margin) and len(coord):
-            nearest, separation, _ = part.coord[margin].match_to_catalog_sky(coord)
-            number[margin] = np.where(separation < SAME * u.arcsec, nearest, -1)
+        number[~part.own & (part.index >= 0)] = row_of[part.index[~part.own & (part.index >= 0)]]
+        found = np.flatnonzero(~part.own & (part.index < 0))
+        if len(found) and len(coord):
+            nearest, separation, _ = part.coord[found].match_to_catalog_sky(coord)
+            number[found] = np.where(separation < SAME * u.arcsec, nearest, -1)
         numbers.append(number)
     return numbers
 

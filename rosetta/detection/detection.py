@@ -1,8 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Finding sources: segments of the matched-filtered reference image, cut where peaks are distinct.
+"""Finding sources: segments of the matched-filtered detection image, cut where peaks are distinct.
 
 Segments and residual peaks are found by photutils. Cutting segments it leaves to scikit-image, which is no
-dependency of ours; see `core.watershed`.
+dependency of ours; see `rosetta.detection.watershed`.
 """
 
 import warnings
@@ -15,156 +15,152 @@ from photutils.segmentation import detect_sources
 from photutils.utils.exceptions import NoDetectionsWarning
 from scipy import ndimage
 
+from ..images.cache import once_per_pair
 from ..images.filtering import filter_sigma, filtered, nmad
+from ..images.image import band_images
+from ..images.moments import half_maximum_width
+from ..images.resampling import on_grid
 from .watershed import persistent_watershed
 
-__all__ = ["Reference", "detect", "filtered", "reference"]
-
-THRESHOLD = 1.8  # sigma of the filtered image: where a segment ends
-PEAK = 5.0  # sigma: what makes a segment a source
-PROMINENCE = 3.0  # sigma: what a peak must stand above its saddle
-CONTRAST = 0.02  # and in units of the higher peak
+__all__ = [
+    "DetectionConfig", "Detections", "detect", "detected", "detection_image", "point_variance", "reference_band",
+    "residual_peaks",
+]
 
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """The image that sources are found on: one plane, or the inverse-variance stack of the ground planes.
+@dataclass(frozen=True)
+class DetectionConfig:
+    """Settings of the detection.
 
     Attributes
     ----------
-    band : str
-        Name of the plane whose grid it is on.
-    side : str
-    data, variance : (ny, nx) array
-        Invalid pixels hold 0 and infinity.
-    fwhm : float
-        Of the PSF, arcsec.
-    plane : `~rosetta.images.image.BandImage`
-        Whose grid and WCS it has.
+    threshold : float
+        Sigma of the filtered image at which a segment ends.
+    peak : float
+        Sigma that a segment must reach.
+    filter_fwhm : float
+        arcsec, in quadrature with the PSF: the size of faint galaxies.
+    prominence : float
+        Sigma that a peak must stand above its saddle,
+    contrast : float
+        and that in units of the higher peak.
     """
 
-    band: str
-    side: str
-    data: np.ndarray
-    variance: np.ndarray
-    fwhm: float
-    plane: object
+    threshold: float = 1.8
+    peak: float = 5.0
+    filter_fwhm: float = 0.3
+    prominence: float = 3.0
+    contrast: float = 0.02
 
 
-def reference(planes, band=None):
-    """The image to detect on: ``band`` if given, else the sharpest space band, else the ground stack.
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The sources of a detection image.
+
+    Attributes
+    ----------
+    image : `~rosetta.images.image.BandImage`
+        What they were found on.
+    table : `~astropy.table.QTable`
+        ``label`` (1, 2, ..., from the most significant down), ``sky_centroid``, ``x``, ``y`` (pixels of ``image``),
+        ``snr``, ``a``, ``b`` (one-sigma widths of the light, arcsec, the filter removed but not the PSF), ``theta``
+        (radian, from east towards north).
+    segments : (ny, nx) int array
+        Label of the source that each pixel belongs to; 0 is sky.
+    config : `DetectionConfig`
+    """
+
+    image: object
+    table: QTable
+    segments: np.ndarray
+    config: DetectionConfig
+
+    def __len__(self):
+        return len(self.table)
+
+
+@once_per_pair
+def detected(pair, config):
+    """The `Detections` of a pair, found once: sources of all tables bear their labels."""
+    return detect(detection_image(band_images(pair)), config)
+
+
+def reference_band(images):
+    """The sharpest space band, else the sharpest ground band: its pixels define the templates."""
+    # Of equally sharp bands the deepest; half a pixel's width decides nothing.
+    return min(images.values(), key=lambda image: (image.side == "ground", image.fwhm)).band
+
+
+def detection_image(images):
+    """What sources are found on: the sharpest space band, else the inverse-variance stack of the ground bands.
 
     Parameters
     ----------
-    planes : dict of str to `~rosetta.images.image.BandImage`
-    band : str, optional
+    images : dict of str to `~rosetta.images.image.BandImage`
 
     Returns
     -------
-    `Reference`
+    `~rosetta.images.image.BandImage`
     """
-    if band is None:
-        band = reference_band(planes)
-        if planes[band].side == "ground":
-            return _stack(list(planes.values()))
-    plane = planes[band]
-    return Reference(band, plane.side, plane.data, plane.variance, plane.fwhm, plane)
+    image = images[reference_band(images)]
+    return image if image.side == "space" else ground_stack(list(images.values()))
 
 
-def reference_band(planes):
-    """The sharpest space band, else the sharpest ground band."""
-    # Of equally sharp bands the deepest; half a pixel's width decides nothing.
-    return min(planes.values(), key=lambda p: (p.side == "ground", p.fwhm)).band
-
-
-def _stack(planes):
-    """Inverse-variance stack, for a flat spectrum, on the grid of the sharpest plane."""
-    first = min(planes, key=lambda p: p.fwhm)
+def ground_stack(images):
+    """Inverse-variance stack, for a flat spectrum, on the grid of the sharpest image; a `BandImage`."""
+    first = min(images, key=lambda image: image.fwhm)
     weight, total = np.zeros(first.shape), np.zeros(first.shape)
     widths, depths = [], []
-    for plane in planes:
-        data, variance = (plane.data, plane.variance) if plane is first else _on_grid(plane, first)
+    for image in images:
+        data, variance = (image.data, image.variance) if image is first else on_grid(image, first)
         with np.errstate(divide="ignore"):
             w = np.where(np.isfinite(variance), 1.0 / variance, 0.0)
         weight += w
         total += w * data
-        widths.append(plane.fwhm**2)
+        widths.append(image.fwhm**2)
         depths.append(w.mean())
     data = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
     variance = np.divide(1.0, weight, out=np.full_like(weight, np.inf), where=weight > 0)
-    fwhm = float(np.sqrt(np.average(widths, weights=depths)))
-    return Reference(first.band, "ground", data, variance, fwhm, first)
+    return first.with_pixels(data, variance, fwhm=float(np.sqrt(np.average(widths, weights=depths))))
 
 
-def _on_grid(plane, target):
-    """Data and variance of a plane at the pixels of another, bilinear; good enough to find sources."""
-    ny, nx = target.shape
-    # A WCS is smooth: ask it on a coarse grid.
-    yc, xc = np.linspace(0, ny - 1, 17), np.linspace(0, nx - 1, 17)
-    grid = np.meshgrid(yc, xc, indexing="ij")
-    x, y = plane.sky_to_pixel(target.pixel_to_sky(grid[1].ravel(), grid[0].ravel()))
-    rows = np.arange(ny) / max(ny - 1, 1) * 16
-    cols = np.arange(nx) / max(nx - 1, 1) * 16
-    where = np.meshgrid(rows, cols, indexing="ij")
-    # Rounded, or the border row of an equal grid falls a hair outside.
-    y, x = (np.round(ndimage.map_coordinates(v.reshape(17, 17), where, order=1), 6) for v in (y, x))
-    scale = (target.pixel_scale / plane.pixel_scale) ** 2
-    data = ndimage.map_coordinates(plane.data, [y, x], order=1, cval=0.0) * scale
-    invalid = ndimage.map_coordinates((~plane.valid).astype(np.float32), [y, x], order=1, cval=1.0) > 0.01
-    finite = np.where(plane.valid, plane.variance, np.median(plane.variance[plane.valid]))
-    variance = ndimage.map_coordinates(finite, [y, x], order=1, cval=1.0) * scale**2
-    return np.where(invalid, 0.0, data), np.where(invalid, np.inf, variance)
-
-
-
-
-
-
-
-
-def detect(planes, band=None):
-    """Sources of a pair, on its reference image.
+def detect(image, config):
+    """Sources of one image.
 
     Parameters
     ----------
-    planes : dict of str to `~rosetta.images.image.BandImage`
-    band : str, optional
-        Detect on this band. By default on the sharpest space band (VIS), else on the
-        inverse-variance stack of the ground bands.
+    image : `~rosetta.images.image.BandImage`
+    config : `DetectionConfig`
 
     Returns
     -------
-    `~astropy.table.QTable`
-        ``label`` (1, 2, ...), ``sky_centroid``, ``x``, ``y`` (pixels of the reference band, named in
-        ``meta["band"]``), ``snr``, ``a``, ``b`` (one-sigma widths of the light, arcsec, the filter removed
-        but not the PSF), ``theta`` (radian, from east towards north), ``parent`` (sources cut from one
-        segment share it).
+    `Detections`
     """
-    ref = reference(planes, band)
-    return segments(ref)[0]
-
-
-def segments(ref):
-    """As `detect`, for one reference image; also the segmentation array (0 is sky)."""
-    flux, significance = filtered(ref)
+    valid = np.isfinite(image.variance)
+    flux, significance = filtered(image, filter_sigma(image, config.filter_fwhm))
     noise = max(nmad(significance), 0.3)  # correlated noise widens it
-    significance = _bridge(significance / noise, np.isfinite(ref.variance))
-    flux = _bridge(flux, np.isfinite(ref.variance))
-    parent = _segments_with_peaks(significance)
-    labels = persistent_watershed(significance, parent > 0, prominence=PROMINENCE, contrast=CONTRAST)
-    return _table(ref, flux, significance, labels, parent), labels
+    significance, flux = _bridge(significance / noise, valid), _bridge(flux, valid)
+    found = _segments_with_peaks(significance, config)
+    segments = persistent_watershed(significance, found > 0, prominence=config.prominence, contrast=config.contrast)
+    table = _table(image, flux, significance, segments, config)
+    order = np.argsort(-table["snr"], kind="stable")
+    table = table[order]
+    table["label"] = np.arange(1, len(table) + 1)
+    label = np.zeros(len(table) + 1, int)
+    label[1 + order] = table["label"]
+    return Detections(image, table, label[segments], config)
 
 
-def _segments_with_peaks(significance):
-    """Connected pixels above THRESHOLD that reach PEAK, numbered from 1: (ny, nx) int array."""
+def _segments_with_peaks(significance, config):
+    """Connected pixels above the threshold that reach the peak, numbered from 1: (ny, nx) int array."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoDetectionsWarning)  # an empty sky is an answer
-        found = detect_sources(significance, THRESHOLD, 1, connectivity=8)
+        found = detect_sources(significance, config.threshold, 1, connectivity=8)
     if found is None:
         return np.zeros(significance.shape, int)
     seen = found.data > 0  # the labels of the sky need not be sorted
     peak = ndimage.maximum(significance[seen], found.data[seen], found.labels)
-    found.keep_labels(found.labels[peak > PEAK], relabel=True)
+    found.keep_labels(found.labels[peak > config.peak], relabel=True)
     return found.data
 
 
@@ -180,12 +176,10 @@ def _bridge(image, valid, largest=2000):
     return np.where(holes > 0, np.concatenate([[0.0], value])[holes], image)
 
 
-
-
-def _table(ref, flux, significance, labels, parent):
-    index = np.arange(1, labels.max() + 1)
-    y, x = np.nonzero(labels)
-    which = labels[y, x] - 1
+def _table(image, flux, significance, segments, config):
+    index = np.arange(1, segments.max() + 1)
+    y, x = np.nonzero(segments)
+    which = segments[y, x] - 1
     n = len(index)
     light = np.maximum(flux[y, x], 0.0)
     total = np.maximum(np.bincount(which, light, n), 1e-30)
@@ -200,37 +194,36 @@ def _table(ref, flux, significance, labels, parent):
     yc = np.where(core > 1e-30, np.bincount(which, light**2 * near * y, n) / core, yc)
     table = QTable()
     table["label"] = index
-    sky = ref.plane.pixel_to_sky(xc, yc)
+    sky = image.pixel_to_sky(xc, yc)
     table["sky_centroid"] = sky
     table["x"], table["y"] = xc, yc
     table["snr"] = ndimage.maximum(significance[y, x], which + 1, index) if n else np.zeros(0)
     covariance = np.stack([np.stack(moments[:2], -1), np.stack(moments[1:], -1)], -2)  # (n, 2, 2) pixel
     if n:
-        inverse = np.linalg.inv(ref.plane.jacobian(sky))
+        inverse = np.linalg.inv(image.jacobian(sky))
         covariance = np.einsum("nij,njk,nlk->nil", inverse, covariance, inverse)
     values, vectors = np.linalg.eigh(covariance)
     # What a cut at a share t of the peak leaves of a Gaussian's second moment; then the filter's own width.
-    values = values / _kept(table["snr"])[1][:, None] - filter_sigma(ref) ** 2
-    values = np.maximum(values, (0.2 * ref.fwhm) ** 2)
+    values = values / _kept(table["snr"], config)[1][:, None] - filter_sigma(image, config.filter_fwhm) ** 2
+    values = np.maximum(values, (0.2 * image.fwhm) ** 2)
     table["a"], table["b"] = np.sqrt(values[:, 1]), np.sqrt(values[:, 0])
     table["theta"] = np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1])
-    table["parent"] = ndimage.maximum(parent[y, x], which + 1, index).astype(int) if n else np.zeros(0, int)
-    table.meta["band"] = ref.band
     return table
 
 
-def _kept(snr):
+def _kept(snr, config):
     """The share of the peak where a segment ends, and the share of a Gaussian's second moment within it."""
-    t = np.clip(THRESHOLD / np.maximum(snr, 1e-9), 1e-9, 0.6)
+    t = np.clip(config.threshold / np.maximum(snr, 1e-9), 1e-9, 0.6)
     return t, 1.0 + t * np.log(t) / (1.0 - t)
 
 
-def point_variance(ref, snr):
-    """One-sigma width squared (arcsec^2) that a table as by `detect` gives to point sources of ``snr`` (n,).
+def point_variance(image, snr, config):
+    """One-sigma width squared (arcsec^2) that the table of `detect` gives to point sources of ``snr`` (n,).
 
     It is measured on the PSF as on the image, wings included: the width of its core would make every star a galaxy.
     """
-    psf, sigma = ref.plane.psf, filter_sigma(ref) / ref.plane.pixel_scale
+    psf, width = image.mean_psf, filter_sigma(image, config.filter_fwhm)
+    sigma = width / image.pixel_scale
     seen = ndimage.gaussian_filter(np.pad(psf, int(np.ceil(3 * sigma))), sigma)
     y, x = np.indices(seen.shape) - np.reshape([k // 2 for k in seen.shape], (2, 1, 1))
     edges = np.geomspace(1e-3, 0.6, 25)
@@ -240,32 +233,27 @@ def point_variance(ref, snr):
         total = light.sum()
         second = [(light * v**2).sum() / total - ((light * v).sum() / total) ** 2 + 1 / 12 for v in (x, y)]
         variance.append(np.sqrt(second[0] * second[1]))
-    share, kept = _kept(snr)
-    width2 = np.interp(share, edges, variance) * ref.plane.pixel_scale**2 * (ref.fwhm / ref.plane.fwhm) ** 2
-    return width2 / kept - filter_sigma(ref) ** 2
+    share, kept = _kept(snr, config)
+    # A stack is as wide as its images are on average, not as the one whose PSF it has.
+    stretch = image.fwhm / (half_maximum_width(psf) * image.pixel_scale)
+    return np.interp(share, edges, variance) * (image.pixel_scale * stretch) ** 2 / kept - width**2
 
 
-def missed(ref, residual, *, peak=PEAK):
-    """Positions (x, y) and significance of what is left in a residual image.
+def residual_peaks(image, config):
+    """Positions (x, y) and significance, (n,) each, of what a residual image shows.
 
     Parameters
     ----------
-    ref : `Reference`
-    residual : (ny, nx) array
-        ``ref.data`` less the models.
-    peak : float, optional
-        Least significance.
-
-    Returns
-    -------
-    x, y, significance : (n,) array
+    image : `~rosetta.images.image.BandImage`
+        Data less the models.
+    config : `DetectionConfig`
     """
-    _, significance = filtered(ref, residual)
+    _, significance = filtered(image, filter_sigma(image, config.filter_fwhm))
     significance = significance / max(nmad(significance), 0.3)
-    size = 2 * int(np.ceil(ref.fwhm / ref.plane.pixel_scale)) + 1
+    size = 2 * int(np.ceil(image.fwhm / image.pixel_scale)) + 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoDetectionsWarning)
-        found = find_peaks(significance, peak, box_size=size)
+        found = find_peaks(significance, config.peak, box_size=size)
     if found is None:
         return (np.zeros(0),) * 3
     x, y = np.asarray(found["x_peak"]), np.asarray(found["y_peak"])

@@ -1,11 +1,10 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The border: the only place where NDData, WCS and units become plain arrays and tensors, and back.
+"""The one carrier of an image, and the door at which NDData, WCS and units become plain arrays.
 
-Sky positions stay float64 and leave here as offsets in arcsec from a stated centre, never as coordinates.
+Sky positions stay in double precision and leave here as pixels, or as offsets in arcsec from a stated centre.
 """
 
 import copy
-import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,74 +14,88 @@ from astropy.nddata import NDData, VarianceUncertainty
 
 from ..flags import Flag
 from ..pair import slice_wcs
+from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
-from .psf import centred, nominal_psf
+from .psf import PSF, moffat
+from .sky import sky_weight
 
 __all__ = ["BandImage", "band_images", "extent"]
-
-log = logging.getLogger("rosetta")
 
 FAR = 1e6  # pixels
 DEPTH_PIXELS = 2**20  # a depth is measured on at most about as many
 
 
-# ---------------------------------------------------------------------------- one image
 @dataclass(frozen=True, eq=False)
 class BandImage:
-    """One band, stripped to arrays when they are asked for; the WCS is asked only through the methods.
+    """One band of a pair, as arrays; its WCS is asked only through the methods.
 
-    ``data`` and ``variance`` are float32 (ny, nx) in nJy and nJy^2; invalid pixels hold 0 and infinity.
-    ``psf`` is float64, centred on its adaptive-moment centroid.
+    Attributes
+    ----------
+    band, side : str
+        ``side`` is "ground" or "space".
+    pixels : `~astropy.nddata.NDData`
+        Flux (nJy), variance and mask.
+    psf : `~rosetta.PSF`
+        Every cell's adaptive-moment centroid is its central pixel.
+    wcs : APE-14 WCS
+    wavelength : float
+        Pivot of the band, nm.
+    flags : `~rosetta.Flag`
+        What had to be assumed.
     """
 
     band: str
     side: str
-    image: object  # NDData of a SkyPair
-    psf: np.ndarray
+    pixels: NDData
+    psf: PSF
     wcs: object
-    wavelength: float  # nm
+    wavelength: float
     flags: Flag
 
     @property
     def shape(self):
         """(ny, nx)."""
-        return self.image.data.shape
+        return self.pixels.data.shape
 
     @cached_property
     def valid(self):
-        """(ny, nx) bool."""
-        return ~self.image.mask
+        """(ny, nx) bool: pixels that may be used."""
+        return ~self.pixels.mask
 
     @cached_property
     def data(self):
-        """(ny, nx) float32."""
-        return np.where(self.image.mask, np.float32(0), self.image.data)
+        """Flux in nJy, (ny, nx) float32; 0 where invalid."""
+        return np.where(self.pixels.mask, np.float32(0), self.pixels.data)
 
     @cached_property
     def variance(self):
-        """(ny, nx) float32."""
-        return np.where(self.image.mask, np.float32(np.inf), self.image.uncertainty.array)
+        """In nJy^2, (ny, nx) float32; infinite where invalid."""
+        return np.where(self.pixels.mask, np.float32(np.inf), self.pixels.uncertainty.array)
+
+    @cached_property
+    def sky_weight(self):
+        """Inverse variance of the sky alone, (ny, nx) float64; 0 where invalid. See `rosetta.images.sky`."""
+        return sky_weight(self.data, self.variance, self.pixel_scale)
 
     def cut(self, bounds):
-        """The plane on the pixels ``(y0, y1, x0, x1)`` of the image.
-
-        It keeps the figures of the whole image: ``depth``, ``fwhm`` and ``pixel_scale``.
-        """
+        """The image on the pixels ``(y0, y1, x0, x1)``, with ``depth``, ``fwhm`` and ``pixel_scale`` of the whole."""
         y0, y1, x0, x1 = bounds
         window = (slice(y0, y1), slice(x0, x1))
-        noise = VarianceUncertainty(self.image.uncertainty.array[window], copy=False)
-        image = NDData(self.image.data[window], uncertainty=noise, mask=self.image.mask[window])
-        piece = replace(self, image=image, wcs=slice_wcs(self.wcs, window))
+        noise = VarianceUncertainty(self.pixels.uncertainty.array[window], copy=False)
+        pixels = NDData(self.pixels.data[window], uncertainty=noise, mask=self.pixels.mask[window])
+        piece = replace(self, pixels=pixels, psf=self.psf.cut(x0, y0), wcs=slice_wcs(self.wcs, window))
         piece.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
         return piece
 
-    def with_pixels(self, data, variance):
-        """The plane with other pixels on the same grid."""
+    def with_pixels(self, data, variance, **known):
+        """The image with other pixels on the same grid, and what is ``known`` of them (``sky_weight``, ``fwhm``)."""
         other = copy.copy(self)
-        other.__dict__.update(data=data, variance=variance, valid=np.isfinite(variance))
+        other.__dict__.pop("sky_weight", None)
+        other.__dict__.update(data=data, variance=variance, valid=np.isfinite(variance), **known)
         return other
 
+    # ------------------------------------------------------------------ positions
     def sky_to_pixel(self, coord):
         """0-based pixel positions (x, y), float64 arrays of shape (n,)."""
         x, y = self.wcs.world_to_pixel(coord)
@@ -122,101 +135,53 @@ class BandImage:
         """`jacobian` at the image centre: (2, 2)."""
         return self.jacobian(self.center)[0]
 
+    # ------------------------------------------------------------------ scales
     @cached_property
     def pixel_scale(self):
         """Side of a pixel in arcsec at the image centre."""
         return float(abs(np.linalg.det(self.central_jacobian)) ** -0.5)
 
     @cached_property
+    def mean_psf(self):
+        """The mean PSF over the image, (k, l) float64."""
+        return self.psf.mean_over(self.shape)
+
+    @cached_property
     def fwhm(self):
-        """Full width at half maximum of the PSF in arcsec, pixel response included."""
-        return float(half_maximum_width(self.psf) * self.pixel_scale)
+        """Full width at half maximum of the mean PSF in arcsec, pixel response included."""
+        return float(half_maximum_width(self.mean_psf) * self.pixel_scale)
 
     @cached_property
     def depth(self):
         """5-sigma point-source depth, AB: matched filter with the PSF and the median pixel noise."""
-        step = max(1, int(np.sqrt(self.image.data.size / DEPTH_PIXELS)))
-        variance, mask = (a[::step, ::step] for a in (self.image.uncertainty.array, self.image.mask))
+        step = max(1, int(np.sqrt(self.pixels.data.size / DEPTH_PIXELS)))
+        variance, mask = (a[::step, ::step] for a in (self.pixels.uncertainty.array, self.pixels.mask))
         sigma = np.sqrt(np.median(variance[~mask]))
-        return float(31.4 - 2.5 * np.log10(5 * sigma / np.sqrt((self.psf**2).sum())))
+        return float(31.4 - 2.5 * np.log10(5 * sigma / np.sqrt((self.mean_psf**2).sum())))
 
 
+@once_per_pair
 def band_images(pair):
-    """``dict[band, BandImage]`` of a `~rosetta.SkyPair`, ground bands first."""
-    result = {}
-    for side, name, image in pair.images():
-        band = pair.survey(side)[name]
-        flags = pair.flags[name]
-        psf = image.psf
-        if psf is None:
-            flags |= Flag.PSF_NOMINAL
-        plane = BandImage(
-            band=name,
-            side=side,
-            image=image,
-            psf=np.empty(0),
-            wcs=image.wcs,
-            wavelength=band.pivot.to_value(u.nm),
-            flags=flags,
-        )
-        psf = nominal_psf(band, plane.pixel_scale) if psf is None else centred(psf)
-        object.__setattr__(plane, "psf", psf)
-        result[name] = plane
-    return result
+    """``dict[band, BandImage]`` of a `~rosetta.SkyPair`, ground bands first; made once per pair."""
+    return {name: _band_image(pair, side, name, pixels) for side, name, pixels in pair.images()}
 
 
+def _band_image(pair, side, name, pixels):
+    band, flags, psf = pair.survey(side)[name], pair.flags[name], pair.psf(name)
+    parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
+    if psf is not None:
+        return BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
+    image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
+    return replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
 
 
-
-
-# ---------------------------------------------------------------------------- windows for the encoder
-def extent(plane_list):
+def extent(images):
     """Tangent point, and the lowest and highest (east, north) offsets in arcsec of all images: (2,) each."""
-    center = plane_list[-1].center  # the space side comes last: its frame is the reference
+    center = images[-1].center  # the space side comes last: its frame is the reference
     edges = []
-    for plane in plane_list:
-        ny, nx = plane.shape
+    for image in images:
+        ny, nx = image.shape
         x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, 9), np.linspace(-0.5, ny - 0.5, 9))
-        edges.append(tangent(plane.pixel_to_sky(x.ravel(), y.ravel()), center))
+        edges.append(tangent(image.pixel_to_sky(x.ravel(), y.ravel()), center))
     edges = np.concatenate(edges)
     return center, edges.min(0), edges.max(0)
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-# ---------------------------------------------------------------------------- what the encoder is told
-
-
-
-
-# ---------------------------------------------------------------------------- tiles for training
-
-
-
-

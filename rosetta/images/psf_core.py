@@ -15,7 +15,7 @@ from scipy.optimize import least_squares
 
 from .cache import cached_by_pixels
 
-__all__ = ["PsfCore", "psf_core"]
+__all__ = ["OversampledCore", "PsfCore", "psf_core"]
 
 ALIASED = 0.02  # transform at the Nyquist frequency, relative to the sum, above which a PSF is undersampled
 HALF = 6  # pixels about the centre that are fitted
@@ -44,6 +44,30 @@ class PsfCore:
     def transform(self, fy, fx):
         """Fourier transform at frequencies (cycles per pixel), (len(fy), len(fx)) complex."""
         return np.tensordot(self.weight, _terms(self.shape, fy, fx), axes=1)
+
+
+@dataclass(frozen=True, eq=False)
+class OversampledCore:
+    """A PSF that is known on a grid finer than the pixels.
+
+    Attributes
+    ----------
+    samples : (k, l) array
+        What a pixel sees of a source whose place in it varies; the middle one is for a source on the pixel's centre.
+    oversampling : int
+        Samples per pixel and axis.
+    """
+
+    samples: np.ndarray
+    oversampling: int
+
+    def transform(self, fy, fx):
+        """Fourier transform at frequencies (cycles per pixel), (len(fy), len(fx)) complex."""
+        waves = [
+            np.exp(-2j * np.pi * np.outer(f, (np.arange(n) - n // 2) / self.oversampling))
+            for f, n in zip((fy, fx), self.samples.shape, strict=True)
+        ]
+        return waves[0] @ self.samples @ waves[1].T / self.oversampling**2
 
 
 @cached_by_pixels

@@ -2,10 +2,46 @@
 """Images on other grids, with flux, variance and validity."""
 
 import numpy as np
-from scipy import sparse
+from scipy import ndimage, sparse
 from scipy.interpolate import RectBivariateSpline
 
-__all__ = ["resampled"]
+__all__ = ["interpolated", "on_grid", "resampled"]
+
+NODES = 17  # per axis: a WCS is smooth, so it is asked at few places
+
+
+def interpolated(values, rows, columns):
+    """A smooth function on a grid, from its values (n, n) on nodes that are evenly spread over that grid.
+
+    Parameters
+    ----------
+    values : (n, n) array
+        At n places from the first to the last of ``rows``, and of ``columns``.
+    rows, columns : (ny,), (nx,) array
+        Increasing.
+
+    Returns
+    -------
+    (ny, nx) array
+    """
+    nodes = [np.linspace(0.0, 1.0, len(values))] * 2
+    at = [(v - v[0]) / max(v[-1] - v[0], 1e-9) for v in (np.asarray(rows, float), np.asarray(columns, float))]
+    return RectBivariateSpline(*nodes, values)(*at)
+
+
+def on_grid(image, target):
+    """Data and variance of an image at the pixels of another, bilinear: good enough to find sources."""
+    ny, nx = target.shape
+    y, x = np.meshgrid(np.linspace(0, ny - 1, NODES), np.linspace(0, nx - 1, NODES), indexing="ij")
+    places = image.sky_to_pixel(target.pixel_to_sky(x.ravel(), y.ravel()))
+    # Rounded, or the border row of an equal grid falls a hair outside.
+    x, y = (np.round(interpolated(v.reshape(NODES, NODES), np.arange(ny), np.arange(nx)), 6) for v in places)
+    scale = (target.pixel_scale / image.pixel_scale) ** 2
+    data = ndimage.map_coordinates(image.data, [y, x], order=1, cval=0.0) * scale
+    invalid = ndimage.map_coordinates((~image.valid).astype(np.float32), [y, x], order=1, cval=1.0) > 0.01
+    finite = np.where(image.valid, image.variance, np.median(image.variance[image.valid]))
+    variance = ndimage.map_coordinates(finite, [y, x], order=1, cval=1.0) * scale**2
+    return np.where(invalid, 0.0, data), np.where(invalid, np.inf, variance)
 
 
 def resampled(plane, grid):

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Weights of pixels for fits: what the sky alone leaves uncertain."""
+"""Weights of pixels by the variance of the sky alone."""
 
 import numpy as np
 
@@ -8,15 +8,18 @@ __all__ = ["sky_weight"]
 SKY_BLOCK = 12.8  # arcsec: the sky level's variance is taken as constant over this
 
 
-def sky_weight(plane):
-    """Weights that do not know the sources' own photon noise.
+def sky_weight(data, variance, pixel_scale):
+    """Weights without the sources' own photon noise.
 
-    Where a PSF or a template is wrong, inverse variances that include a source's photons give its wings
-    the say over its flux. Flat weights leave a misfit's first-order effect out of it.
+    Weights that include source photon noise down-weight the core, so that an imperfect PSF or template biases the
+    flux through the wings; in fits with flat weights a misfit has no first-order effect on the flux.
 
     Parameters
     ----------
-    plane : `~rosetta.images.image.BandImage`
+    data, variance : (ny, nx) array
+        The variance is infinite where a pixel must not be used.
+    pixel_scale : float
+        arcsec.
 
     Returns
     -------
@@ -24,18 +27,18 @@ def sky_weight(plane):
         Inverse variance of the sky level (the lower quartile of blocks); the inverse of the full variance where
         that is larger than the sky and the light seen there explain; 0 where invalid.
     """
-    ny, nx = plane.shape
-    usable = plane.valid & np.isfinite(plane.variance) & (plane.variance > 0)
-    block = max(16, round(SKY_BLOCK / plane.pixel_scale))
+    ny, nx = variance.shape
+    usable = np.isfinite(variance) & (variance > 0)
+    block = max(16, round(SKY_BLOCK / pixel_scale))
     sky = np.ones((ny, nx))
     for y0 in range(0, ny, block):
         for x0 in range(0, nx, block):
             cut = (slice(y0, y0 + block), slice(x0, x0 + block))
             if usable[cut].any():
-                sky[cut] = np.quantile(plane.variance[cut][usable[cut]], 0.25)
-    bright = usable & (plane.data > 10.0 * np.sqrt(sky))
+                sky[cut] = np.quantile(variance[cut][usable[cut]], 0.25)
+    bright = usable & (data > 10.0 * np.sqrt(sky))
     gain = 0.0  # variance per light, nJy
     if bright.any():
-        gain = max(0.0, float(np.median((plane.variance[bright] - sky[bright]) / plane.data[bright])))
-    explained = 2.0 * sky + 3.0 * gain * np.maximum(plane.data, 0.0)
-    return np.where(usable, 1.0 / np.where(plane.variance > explained, plane.variance, sky), 0.0)
+        gain = max(0.0, float(np.median((variance[bright] - sky[bright]) / data[bright])))
+    explained = 2.0 * sky + 3.0 * gain * np.maximum(data, 0.0)
+    return np.where(usable, 1.0 / np.where(variance > explained, variance, sky), 0.0)

@@ -187,7 +187,7 @@ def _same_offsets(one, other):
 
 def _formal(scene):
     """The catalogue with errors from noise, neighbours and the fitted shapes' covariance."""
-    fits, bands, n = scene._fits, scene.bands, len(scene)
+    fits, bands, n = scene.fits, scene.bands, len(scene)
     table = scene.to_table()
     catalog = QTable()
     catalog["label"], catalog["sky_centroid"] = table["label"], table["sky_centroid"]

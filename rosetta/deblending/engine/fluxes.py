@@ -15,7 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-__all__ = ["Solution", "amplitudes", "solve"]
+__all__ = ["Solution", "WhiteNoise", "amplitudes", "solve"]
 
 # Two templates whose correlation under the weights exceeds this cannot be told apart by any image.
 DEGENERATE = 1.0 - 1e-6
@@ -49,16 +49,36 @@ class Solution:
     coverage: np.ndarray
 
 
-def solve(design, data, variance, weight=None):
+class WhiteNoise:
+    """Noise that is not correlated between pixels.
+
+    What `solve` asks of any noise: which pixels are usable, and its covariance as seen through a design.
+
+    Parameters
+    ----------
+    variance : (ny, nx) array
+        Infinite where a pixel must not be used.
+    """
+
+    def __init__(self, variance):
+        self.variance = variance
+        self.usable = np.isfinite(variance) & (variance > 0)
+
+    def seen_by(self, design, weight):
+        """A'WCWA for the design A, pixel weights W and this noise's covariance C: sparse (n, n)."""
+        return design.gram(weight**2 * np.where(self.usable, self.variance, 0.0))
+
+
+def solve(design, data, noise, weight=None):
     """Fluxes and their covariance.
 
     Parameters
     ----------
     design : `~rosetta.deblending.engine.design.Design`
-        Unit-flux templates.
+        Unit-flux templates, and columns of whatever else may be in the image (a local sky): all are solved for.
     data : (ny, nx) array
-    variance : (ny, nx) array
-        Infinite where a pixel must not be used.
+    noise : `WhiteNoise`
+        Or another class with its attributes and method.
     weight : (ny, nx) array, optional
         Of the pixels, 0 where one must not be used. None: the inverse variance, which is optimal where the
         templates are exact. Otherwise the covariance is the sandwich (A'WA)^-1 A'WVWA (A'WA)^-1.
@@ -70,9 +90,8 @@ def solve(design, data, variance, weight=None):
         indistinguishability asks for.
     """
     n_source = len(design)
-    usable = np.isfinite(variance) & (variance > 0)
     optimal = weight is None
-    weight = np.where(usable, 1.0 / variance if optimal else weight, 0.0)
+    weight = np.where(noise.usable, 1.0 / noise.variance if optimal else weight, 0.0)
     normal, right, measured = _equations(design, data, weight)
     coverage = design.project(weight > 0)
     live = np.flatnonzero(measured)
@@ -80,7 +99,7 @@ def solve(design, data, variance, weight=None):
     degenerate = np.zeros(n_source, dtype=bool)
     if len(live) == 0:
         return Solution(flux, sparse.csc_array((n_source, n_source)), measured, degenerate, coverage)
-    meat = None if optimal else design.gram(weight**2 * np.where(usable, variance, 0.0))
+    meat = None if optimal else noise.seen_by(design, weight)
 
     unit = 1.0 / np.sqrt(normal.diagonal()[live])
     scale = sparse.diags_array(unit)

@@ -10,14 +10,10 @@ frequencies they fold are those of a telescope fitted to its core; see `rosetta.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
 import numpy as np
 from scipy import fft
-
-from ...images.cache import cached_by_pixels
-from ...images.psf_core import psf_core
 
 __all__ = [
     "REFERENCE_FWHM", "REFERENCE_SCALE", "Stamps", "draw", "evaluate", "half_light_radius", "render", "stamp_sizes",
@@ -86,12 +82,11 @@ def light_radius(mixtures, share):
 
 
 def psf_radius(psf, share):
-    """Radius (pixels) of the circle about the central pixel that holds all but ``share`` of a PSF."""
-    radius, grown = _curve_of_growth(psf)
-    return np.interp((1.0 - share) * grown[-1], grown, radius)
+    """Radius (pixels) about the central pixel that holds all but ``share`` (n,) of every cell of a PSF, (n,)."""
+    curves = psf.once("curves of growth", lambda: [_curve_of_growth(cell) for cell in psf.cells])
+    return np.max([np.interp((1.0 - share) * grown[-1], grown, radius) for radius, grown in curves], axis=0)
 
 
-@cached_by_pixels
 def _curve_of_growth(psf):
     y, x = np.indices(psf.shape)
     radius = np.hypot(x - psf.shape[1] // 2, y - psf.shape[0] // 2).ravel()
@@ -99,13 +94,24 @@ def _curve_of_growth(psf):
     return radius[order], np.maximum.accumulate(np.cumsum(psf.ravel()[order]))
 
 
-@cached_by_pixels
-def _psf_transform(psf, size):
-    """Transform of a PSF centred on pixel (0, 0); what does not fit is folded, so the sum stays."""
-    folded = np.zeros((size, size))
-    rows, columns = ((np.arange(k) - k // 2) % size for k in psf.shape)
-    np.add.at(folded, (rows[:, None], columns[None, :]), psf)
-    return fft.rfft2(folded).astype(np.complex64)
+def _psf_transforms(psf, size):
+    """Transforms (n_cell, size, size // 2 + 1) of a PSF's cells, centred on pixel (0, 0).
+
+    Light that does not fit is folded back, so that the sum stays.
+    """
+
+    def transforms():
+        folded = np.zeros((len(psf.cells), size, size))
+        rows, columns = ((np.arange(k) - k // 2) % size for k in psf.cells.shape[1:])
+        np.add.at(folded, (slice(None), rows[:, None], columns[None, :]), psf.cells)
+        return fft.rfft2(folded).astype(np.complex64)
+
+    return psf.once(("transforms", size), transforms)
+
+
+def _of_places(cells, weights):
+    """What holds at each place (n, 1, ...), from what holds for each cell (n_cell, ...) and the weights (n, n_cell)."""
+    return cells[None] if len(cells) == 1 else np.tensordot(weights, cells, axes=1)[:, None]
 
 
 def stamp_sizes(mixtures, jacobian, psf, share=SHARE):
@@ -127,8 +133,7 @@ def render(mixtures, xy, jacobian, psf, *, sizes=None):
         Source positions, pixel (x, y), 0-based at pixel centres.
     jacobian : (n, 2, 2) array
         d(x, y)/d(east, north) in pixel per arcsec.
-    psf : (k, l) array
-        Odd, on the image's own pixels (pixel response included).
+    psf : `~rosetta.PSF`
     sizes : (n,) int array, optional
         Stamp sizes in pixels, odd. By default they follow from the light and the PSF.
 
@@ -167,14 +172,15 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
     `Stamps`
     """
     mixtures, xy, jacobian = (np.asarray(array, dtype=float) for array in (mixtures, xy, jacobian))
-    core = psf_core(psf) if folded else None
-    windows = sizes if core is None else np.where(_sharp(mixtures, jacobian), sizes, np.minimum(sizes, CORE))
+    cores = psf.cores if folded else None
+    weights = psf.weights(*xy.T).astype(np.float32)  # (n, n_cell)
+    windows = sizes if cores is None else np.where(_sharp(mixtures, jacobian), sizes, np.minimum(sizes, CORE))
     counts = mixtures.shape[1] - np.argmax(mixtures[:, ::-1, 0] != 0, axis=1)  # up to the last that has light
     n_image = 1 if tangents is None else 1 + tangents.shape[1]
     kinds, which = np.unique(np.stack([sizes, windows, counts], axis=1), axis=0, return_inverse=True)
     for kind, (size, window, count) in enumerate(kinds.tolist()):
         members = np.flatnonzero(which.ravel() == kind)
-        transform = _psf_transform(psf, size)
+        transform = _psf_transforms(psf, size)
         frequencies = np.fft.fftfreq(size), np.fft.rfftfreq(size)
         step = max(1, CHUNK // (size * (size // 2 + 1) * (count + 2 * n_image)))
         for start in range(0, len(members), step):
@@ -183,13 +189,16 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
             along = None if tangents is None else tangents[index, :, :count]
             corner = np.round(xy[index]).astype(int) - size // 2
             light = _transforms(lights, along, xy[index] - corner, jacobian[index], *frequencies)
-            light *= transform
+            light *= _of_places(transform, weights[index])
             values = fft.irfft2(light, s=(size, size), axes=(2, 3), overwrite_x=True)  # (n, 1 + D, size, size)
-            if core is not None:
+            if cores is not None:
                 edge = (size - window) // 2
                 middle = slice(edge, edge + window)
                 center = xy[index] - corner - edge
-                values[..., middle, middle] += _folded(lights, along, center, jacobian[index], core, window)
+                aliases = psf.once(("aliases", window), lambda window=window: _aliases(cores, window))
+                values[..., middle, middle] += _folded(
+                    lights, along, center, jacobian[index], aliases, weights[index], window
+                )
             yield Stamps(index, corner, values[:, 0], None if tangents is None else values[:, 1:])
 
 
@@ -200,7 +209,7 @@ def _sharp(mixtures, jacobian):
     return apart | ((mixtures[..., 0] * np.exp(-0.5 * np.pi**2 * variance)).sum(axis=1) > RINGING)
 
 
-def _folded(mixtures, tangents, center, jacobian, core, size):
+def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
     """What an undersampled PSF's frequencies beyond Nyquist add to stamps, (n, 1 + D, size, size).
 
     The sampled PSF holds them folded as they are for a source on a pixel's centre; elsewhere each has the phase
@@ -209,22 +218,21 @@ def _folded(mixtures, tangents, center, jacobian, core, size):
     fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
     inner = _transforms(mixtures, tangents, center, jacobian, fy, fx)
     total = np.zeros_like(inner)
-    for my, mx, response in _aliases(core, size):
+    for my, mx, responses in aliases:
         light = _transforms(mixtures, tangents, center, jacobian, fy + my, fx + mx)
-        total += (light - inner) * response
+        total += (light - inner) * _of_places(responses, weights)
     return fft.irfft2(total, s=(size, size), axes=(2, 3))
 
 
-@lru_cache(maxsize=64)
-def _aliases(core, size):
-    """Whole frequencies (y, x) that the pixels fold onto a stamp's own, and the PSF's response there."""
+def _aliases(cores, size):
+    """Whole frequencies (y, x) that the pixels fold onto a stamp's own, and each cell's response there."""
     fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
-    faintest = FAINTEST * abs(core.transform(np.zeros(1), np.zeros(1)))
+    faintest = FAINTEST * max(abs(core.transform(np.zeros(1), np.zeros(1))) for core in cores)
     found = []
     for my, mx in product((-1, 0, 1), repeat=2):
-        response = core.transform(fy + my, fx + mx)
-        if (my or mx) and np.abs(response).max() > faintest:
-            found.append((my, mx, response.astype(np.complex64)))
+        responses = np.stack([core.transform(fy + my, fx + mx) for core in cores])  # (n_cell, size, size // 2 + 1)
+        if (my or mx) and np.abs(responses).max() > faintest:
+            found.append((my, mx, responses.astype(np.complex64)))
     return found
 
 

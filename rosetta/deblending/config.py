@@ -1,0 +1,59 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The numbers that decide what the deblender gives; they are stored with its weights."""
+
+from dataclasses import dataclass, field
+
+from ..detection.detection import DetectionConfig
+from .engine.config import EngineConfig
+
+__all__ = ["DeblenderConfig", "MergingConfig"]
+
+
+@dataclass(frozen=True)
+class MergingConfig:
+    """When a source is a fragment of a brighter one; see `rosetta.deblending.merging`.
+
+    Attributes
+    ----------
+    reach : float
+        arcsec: beyond it most sources in the light of a bright one are others.
+    inside : float
+        A fragment lies where a brighter source gives this share of the fragment's own light, or more.
+    misfit : float
+        Mean square residual, in units of the sky's noise, above which models do not describe a source's light.
+    blur : float
+        arcsec (FWHM): how sharply light is compared.
+    """
+
+    reach: float = 2.0
+    inside: float = 0.15
+    misfit: float = 1.6
+    blur: float = 0.2
+
+
+@dataclass(frozen=True)
+class DeblenderConfig:
+    """Settings of the deblender.
+
+    Attributes
+    ----------
+    detection : `~rosetta.detection.detection.DetectionConfig`
+    engine : `~rosetta.deblending.engine.config.EngineConfig`
+    merging : `MergingConfig`
+    match : float
+        arcsec: a detection and a position are one source.
+    n_ground_shape : int
+        Ground bands, the deepest, that take part in fitting shapes.
+    start_radius : float
+        arcsec: half-light radius to start from where nothing was detected.
+    light_error : float
+        Error of a model, relative, in the search of residuals: what a template leaves of a bright source is no source.
+    """
+
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    merging: MergingConfig = field(default_factory=MergingConfig)
+    match: float = 0.3
+    n_ground_shape: int = 2
+    start_radius: float = 0.2
+    light_error: float = 0.1

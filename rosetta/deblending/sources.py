@@ -1,0 +1,127 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Sources of a tile: where they are, what they start from, and how they lie on each image."""
+
+from dataclasses import dataclass, field, replace
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+
+from ..detection.detection import point_variance
+from ..images.filtering import filter_sigma
+from ..images.positions import joined
+from . import shapes
+from .engine.placement import Placement
+from .source_list import coincident
+
+__all__ = ["Sources", "placed_on", "truncation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Sources before their shapes are fitted.
+
+    Attributes
+    ----------
+    index : (n,) int array
+        Row of each in the list of the job; -1 for one that the residuals showed.
+    coord : `~astropy.coordinates.SkyCoord`
+        True positions, in the space image's frame; sources of one place have one position.
+    snr : (n,) array
+        Of the detection; 0 where there was none.
+    start : (n, N_PARAMETER) array
+        Shapes to start from.
+    ground : callable
+        (coord, band) -> positions in the frame of the ground image's header.
+    """
+
+    index: np.ndarray
+    coord: SkyCoord
+    snr: np.ndarray
+    start: np.ndarray
+    ground: object
+    _places: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def at(cls, index, coord, detections, ground, config):
+        """Sources at positions, which start from the moments of the nearest detection."""
+        coord = coord[coincident(coord)]
+        start, snr = _start(detections, coord, config)
+        return cls(index, coord, snr, start, ground)
+
+    def __len__(self):
+        return len(self.index)
+
+    def of(self, rows):
+        """Some of the sources."""
+        places = {band: (xy[rows], jacobian[rows]) for band, (xy, jacobian) in self._places.items()}
+        return Sources(self.index[rows], self.coord[rows], self.snr[rows], self.start[rows], self.ground, places)
+
+    def starting_from(self, start):
+        """The same sources with other shapes to start from."""
+        return replace(self, start=start)
+
+    def and_at(self, coord, detections, config):
+        """These sources and more, at positions that the residuals showed."""
+        new = Sources.at(np.full(len(coord), -1), coord, detections, self.ground, config)
+        index, snr, start = (
+            np.concatenate([getattr(one, name) for one in (self, new)]) for name in ("index", "snr", "start")
+        )
+        return Sources(index, joined([self.coord, new.coord]), snr, start, self.ground)
+
+    def on(self, image, wavelength, config, light=1.0):
+        """How the sources lie on an image, a `Placement`.
+
+        Parameters
+        ----------
+        image : `~rosetta.images.image.BandImage`
+        wavelength : float
+            Of the image that the templates are those of, nm.
+        config : `EngineConfig`
+        light : float, optional
+            Stamps may leave out this many times as much light as they usually do.
+        """
+        if image.band not in self._places:  # the WCS is asked once for a source and band
+            coord = self.ground(self.coord, image.band) if image.side == "ground" else self.coord
+            self._places[image.band] = image.place(coord)
+        share = truncation(self.snr)
+        return placed_on(image, *self._places[image.band], share if light == 1.0 else light * share, wavelength, config)
+
+
+def placed_on(image, xy, jacobian, share, wavelength, config):
+    """A `Placement`, with what the band's wavelength and PSF leave uncertain about sizes."""
+    gradient = config.size_gradient * abs(np.log(image.wavelength / wavelength))
+    blur = 2.0 * config.psf_error * (image.fwhm / 2.3548) ** 2
+    return Placement(image, xy, jacobian, share, gradient, blur)
+
+
+def truncation(snr):
+    """Share of their light that stamps of sources may leave out, (n,): a tenth of the noise."""
+    return np.clip(0.1 / np.maximum(snr, 1.0), 1e-5, 1e-2)
+
+
+def _start(detections, coord, config):
+    """Shapes to start from, and S/N: discs with the moments of the nearest detection, the PSF's width removed."""
+    n = len(coord)
+    a, b = np.full((2, n), config.start_radius)
+    theta, snr = np.zeros((2, n))
+    if n and detections is not None and len(detections):
+        found, image = detections.table, detections.image
+        index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
+        nearest, _, _ = found["sky_centroid"].match_to_catalog_sky(coord)
+        # The centre of a large galaxy is known less well: its detection belongs to the position nearest to it. (A blend
+        # is long, but no wider than a galaxy.)
+        mutual = nearest[index] == np.arange(n)
+        reach = np.where(mutual, np.maximum(config.match, 0.5 * np.asarray(found["b"])[index]), config.match)
+        near = separation.to_value(u.arcsec) < reach
+        snr[near] = np.asarray(found["snr"])[index[near]]
+        point = point_variance(image, snr[near], detections.config)
+        seen = np.maximum(point, 0.0) + filter_sigma(image, detections.config.filter_fwhm) ** 2
+        for out, name in ((a, "a"), (b, "b")):
+            width2 = np.asarray(found[name])[index[near]] ** 2 - point
+            # Nothing is smaller than a part of the error of its size: the fit could not make it grow.
+            error = 2.0 * (seen + np.maximum(width2, 0.0)) / np.maximum(snr[near], 1.0)
+            out[near] = np.sqrt(np.maximum(width2, 0.25 * error))
+        theta[near] = np.asarray(found["theta"])[index[near]]
+    radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
+    return shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr

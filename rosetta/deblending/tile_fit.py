@@ -1,0 +1,177 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The fit of one tile: from positions to shapes, fluxes and residuals."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from astropy.coordinates import SkyCoord
+
+from ..detection.detection import reference_band
+from ..images.positions import tangent
+from . import merging, shapes
+from .band_fit import fit_band, misfits
+from .point_sources import point_sources
+from .residual_search import missed
+from .source_list import coincident
+
+__all__ = ["Roles", "TileFit", "fit_tile"]
+
+SAME_WIDTH = 0.12  # of ln(PSF width): bands of one side that are nearer than this share their flux slopes
+SLOPE_LIGHT = 3e-3  # of a source's light may be left out of a slope's stamp: it needs no faint wings
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which bands do what, the same all over a field.
+
+    Attributes
+    ----------
+    reference : `~rosetta.images.image.BandImage`
+        The sharpest image: the templates are its own.
+    shape : tuple of str
+        Bands that shapes are fitted to.
+    blend : str
+        Band that blendedness is measured in.
+    """
+
+    reference: object
+    shape: tuple
+    blend: str
+
+    @classmethod
+    def of(cls, images, n_ground_shape):
+        ground = sorted((image for image in images.values() if image.side == "ground"), key=lambda image: -image.depth)
+        ground, reference = [image.band for image in ground], images[reference_band(images)]
+        space = [reference.band] if reference.side == "space" else []
+        return cls(reference, (*space, *ground[:n_ground_shape]), (ground or [reference.band])[0])
+
+
+@dataclass(frozen=True, eq=False)
+class TileFit:
+    """The sources of a tile, its margin included.
+
+    Attributes
+    ----------
+    index : (n,) int array
+        Row of each in the list of the job; -1 for one that the residuals showed.
+    own : (n,) bool array
+        Whether the source belongs to the tile, or lies in its margin.
+    coord : `~astropy.coordinates.SkyCoord`
+    snr : (n,) array
+    mixtures : (n, K, 6) array
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes.
+    bands : dict of str to `~rosetta.deblending.band_fit.BandFit`
+    scatter : dict of str to array
+        Significance on every third pixel each way of the residuals; see `rosetta.images.noise.noise_factor`.
+    """
+
+    index: np.ndarray
+    own: np.ndarray
+    coord: SkyCoord
+    snr: np.ndarray
+    mixtures: np.ndarray
+    covariance: np.ndarray
+    bands: dict
+    scatter: dict
+
+    def __len__(self):
+        return len(self.own)
+
+
+def fit_tile(engine, images, roles, sources, detections, owns, config, report):
+    """Fit the sources of a tile.
+
+    Parameters
+    ----------
+    engine : `~rosetta.deblending.engine.engine.Engine`
+    images : dict of str to `~rosetta.images.image.BandImage`
+        Cut to the tile.
+    roles : `Roles`
+    sources : `~rosetta.deblending.sources.Sources`
+    detections : `~rosetta.detection.detection.Detections` or None
+        None where a user gave the positions: then no source is added, and none is merged with another.
+    owns : callable
+        coord -> (n,) bool: whether positions belong to the tile.
+    config : `~rosetta.deblending.config.DeblenderConfig`
+    report : callable
+        Called after each of three steps.
+
+    Returns
+    -------
+    `TileFit`
+    """
+    wavelength = roles.reference.wavelength
+    if detections is not None and images:
+        first, _, point = _fit_shapes(engine, images, roles, sources)
+        sources = sources.starting_from(np.where(point[:, None], first, sources.start))
+        extra = missed(engine, images, roles.reference, sources, shapes.mixture(first), config)
+        if len(extra):
+            sources = sources.and_at(extra, detections, config)
+    report()
+    # From the starts again: shapes that had swallowed a neighbour would not let go of it.
+    parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
+    report()
+    place, mixtures = coincident(sources.coord), shapes.mixture(parameters)
+    reference = images.get(roles.reference.band)
+    if detections is not None and reference is not None and len(sources):
+        whole, mixtures = _merged(engine, sources.on(reference, wavelength, config.engine), sources, mixtures, config)
+        sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
+        place = np.arange(len(whole))
+    bands, scatter, slopes = {}, {}, []
+    for band, image in images.items():
+        placed = sources.on(image, wavelength, config.engine)
+        slope = _slope(engine, slopes, placed, parameters)
+        bands[band], scatter[band] = fit_band(engine, mixtures, placed, slope, place)
+    report()
+    return TileFit(
+        index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
+        covariance=covariance, bands=bands, scatter=scatter,
+    )
+
+
+def _fit_shapes(engine, images, roles, sources):
+    """Shape vectors fitted to the pixels, their covariance, and which are points; sources of one place have one shape.
+
+    Returns
+    -------
+    parameters : (n, N_PARAMETER) array
+    covariance : (n, n_shape, n_shape) array
+    point : (n,) bool array
+    """
+    seen = [images[band] for band in roles.shape if band in images]
+    place = coincident(sources.coord)
+    alone = np.flatnonzero(place == np.arange(len(place)))
+    placements = []
+    for image in seen:
+        placed = sources.on(image, roles.reference.wavelength, engine.config, light=3.0).of(alone)
+        placements.append(replace(placed, truncation=np.maximum(placed.truncation, 1e-4)))
+    start = sources.start[alone]
+    moved, covariance = engine.fit_shapes(start, placements)
+    parameters, point = start + moved @ shapes.DIRECTIONS, np.zeros(len(alone), bool)
+    if placements:
+        point = point_sources(engine, shapes.mixture(parameters), placements[0])
+        parameters[point, shapes.LN_SCALE] = shapes.POINT
+        parameters[point, shapes.SHEAR_1 : shapes.SHEAR_2 + 1] = 0.0
+    first = np.searchsorted(alone, place)
+    return parameters[first], covariance[first], point[first]
+
+
+def _merged(engine, placed, sources, mixtures, config):
+    """Rows of the sources that are no fragments of others, and their templates with all their fragments."""
+    image, design = placed.image, engine.render(mixtures, placed)
+    flux, _ = engine.fluxes(design, image)
+    place = tangent(sources.coord, sources.coord[0])
+    misfit, _ = misfits(design, image.data - design.image(flux), image.sky_weight)
+    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging)
+    return np.flatnonzero(owners == np.arange(len(owners))), merging.merged(mixtures, place, flux, owners)
+
+
+def _slope(engine, known, placed, parameters):
+    """`flux_slopes` of a band; bands of one side with nearly the same PSF width share them."""
+    for image, slope in known:
+        if image.side == placed.image.side and abs(np.log(image.fwhm / placed.image.fwhm)) < SAME_WIDTH:
+            return slope
+    slope = engine.slopes(parameters, replace(placed, truncation=np.full(len(parameters), SLOPE_LIGHT)))
+    known.append((placed.image, slope))
+    return slope
