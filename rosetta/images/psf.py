@@ -12,7 +12,7 @@ from .psf_core import OversampledCore, psf_core
 
 __all__ = ["PSF", "moffat"]
 
-NODE_STEP = 128  # native pixels, at most, between the places at which a function is asked for the PSF
+NODE_STEP = 256  # native pixels, at most, between the places at which a function is asked for the PSF
 
 
 class PSF:
@@ -201,8 +201,10 @@ class PSF:
         def fitted():
             if self._oversampling > 1:
                 return tuple(OversampledCore(samples, self._oversampling) for samples in self._samples)
-            cores = tuple(psf_core(cell) for cell in self._cells)
-            return None if None in cores else cores
+            mean = psf_core(self._cells.mean(axis=0))
+            if mean is None or self.constant:
+                return None if mean is None else (mean,)
+            return tuple(psf_core(cell, tuple(mean.shape)) or mean for cell in self._cells)
 
         return self.once("cores", fitted)
 

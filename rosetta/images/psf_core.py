@@ -71,13 +71,15 @@ class OversampledCore:
 
 
 @cached_by_pixels
-def psf_core(psf):
+def psf_core(psf, near=None):
     """Fit the core of a PSF.
 
     Parameters
     ----------
     psf : (k, l) array
         Odd, pixel response included.
+    near : tuple of float, optional
+        ``shape`` of a core that is nearly the same: a few steps from there are enough.
 
     Returns
     -------
@@ -98,7 +100,8 @@ def psf_core(psf):
         matrix = _images(p, half)
         return (matrix @ weights(matrix) - data) / data.max()
 
-    found = least_squares(misfit, START, bounds=(START - REACH, START + REACH), max_nfev=40).x
+    start, steps = (START, 40) if near is None else (np.array(near), 6)
+    found = least_squares(misfit, start, bounds=(START - REACH, START + REACH), max_nfev=steps).x
     return PsfCore(weights(_images(found, half)), found)
 
 

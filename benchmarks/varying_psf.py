@@ -1,0 +1,152 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Fluxes of bright sources where the PSF varies over the field, with the PSF of each place and with one for all.
+
+An image of 2' in r and one in VIS; from one side to the other the PSF's width changes by 6 % (east-west, +-3 % about
+the middle) and its ellipticity by 0.04 (north-south, +-0.02). Sources of S/N of some 500 stand on a lattice, far from
+each other; half are stars, half exponential discs of 0.3". Their positions are given. The PSF is given as a function of
+the place, as a grid of 5 x 5 (photutils; also with 3 samples per pixel), as cells of 30" (as coadds have them), and as
+that of the middle. The control has one PSF, of the middle, everywhere, and is given it.
+
+Run: python benchmarks/varying_psf.py [--seeds 4] [--tables FOLDER]
+"""
+
+import argparse
+import warnings
+
+import astropy.units as u
+import galsim
+import numpy as np
+from _tables import Tables, add_option
+from astropy.coordinates import SkyCoord
+from astropy.nddata import NDData, VarianceUncertainty
+from astropy.wcs import WCS
+from photutils.psf import GriddedPSFModel
+
+from rosetta import PSF, CrossSurveyEncoder, JEPADeblender, SkyPair
+from rosetta.encoding.network import EncoderConfig
+
+SIZE, STEP = 120.0, 8.0  # arcsec: of the image, and between sources
+BANDS = {  # pixel and PSF width (arcsec), flux (nJy), noise per pixel (nJy)
+    "r": (0.2, 0.8, 20000.0, 4.0),
+    "VIS": (0.1, 0.16, 20000.0, 4.0),
+}
+
+
+def true_psf(band, east, north):
+    """The PSF at a place (arcsec from the middle) without the pixel, a galsim profile."""
+    fwhm = BANDS[band][1] * (1.0 + 0.03 * east / (SIZE / 2))
+    profile = galsim.Moffat(3.5, fwhm=fwhm, trunc=5 * fwhm) if band == "r" else galsim.Convolve(
+        galsim.Airy(lam_over_diam=0.125 * fwhm / 0.16, obscuration=0.4), galsim.Gaussian(sigma=0.04)
+    )  # fmt: skip
+    return profile.shear(e1=0.02 * north / (SIZE / 2), e2=0.01)
+
+
+def drawn(band, profile, half, offset=(0.0, 0.0)):
+    scale = BANDS[band][0]
+    local = galsim.JacobianWCS(-scale, 0.0, 0.0, scale)
+    n = 2 * half + 1
+    return profile.drawImage(nx=n, ny=n, wcs=local, offset=offset, dtype=float).array
+
+
+def fine(band, profile, half, sampling):
+    """What pixels see of a source at every third of a pixel, say: an effective PSF."""
+    scale = BANDS[band][0] / sampling
+    local = galsim.JacobianWCS(-scale, 0.0, 0.0, scale)
+    seen = galsim.Convolve(profile, galsim.Pixel(BANDS[band][0]))
+    n = 2 * half * sampling + 1
+    return seen.drawImage(nx=n, ny=n, wcs=local, method="no_pixel", dtype=float).array
+
+
+def scene(band, seed, varies):
+    """The image, positions (east, north), and which are stars."""
+    scale, _, flux, sigma = BANDS[band]
+    rng, n, half = np.random.default_rng(seed), round(SIZE / BANDS[band][0]), round(3.9 / BANDS[band][0])
+    image = rng.normal(0, sigma, (n, n))
+    grid = np.arange(-SIZE / 2 + STEP, SIZE / 2 - STEP / 2, STEP)
+    place = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
+    place = place + rng.uniform(-0.5, 0.5, place.shape)
+    star = np.arange(len(place)) % 2 == 0
+    for (east, north), point in zip(place, star, strict=True):
+        x, y = (n - 1) / 2 - east / scale, (n - 1) / 2 + north / scale
+        profile = true_psf(band, east * varies, north * varies)
+        if not point:
+            profile = galsim.Convolve(profile, galsim.Exponential(half_light_radius=0.3))
+        x0, y0 = round(x), round(y)
+        stamp = drawn(band, profile * flux, half, (x - x0, y - y0))
+        image[y0 - half : y0 + half + 1, x0 - half : x0 + half + 1] += stamp
+    return image, place, star
+
+
+def given(band, how):
+    """The PSF of a band as a user may have it."""
+    scale, _, _, _ = BANDS[band]
+    n, half = round(SIZE / scale), round(4.0 / scale)
+
+    def at(x, y, sampling=1):
+        profile = true_psf(band, ((n - 1) / 2 - x) * scale, (y - (n - 1) / 2) * scale)
+        return drawn(band, profile, half) if sampling == 1 else fine(band, profile, half, sampling)
+
+    if how == "function":
+        return at
+    if how in ("one, of the middle", "control"):
+        return PSF(at((n - 1) / 2, (n - 1) / 2))
+    if how.startswith("grid of 5 x 5"):
+        nodes, sampling = np.linspace(0, n - 1, 5), 3 if how.endswith("fine") else 1
+        places = [(x, y) for y in nodes for x in nodes]
+        meta = {"grid_xypos": places, "oversampling": sampling}
+        return GriddedPSFModel(NDData(np.stack([at(*p, sampling) for p in places]), meta=meta))
+    nodes = (np.arange(4) + 0.5) * n / 4 - 0.5  # the middles of cells of 30"
+    return PSF.on_grid([[at(x, y) for x in nodes] for y in nodes], nodes, nodes, smooth=False)
+
+
+HOW = ("function", "grid of 5 x 5", "grid of 5 x 5, fine", 'cells of 30"', "one, of the middle", "control")
+
+
+def tiny_deblender():
+    """The untrained deblender; its encoder is as small as can be, for nothing reads its tokens."""
+    config = EncoderConfig(
+        dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
+    )
+    return JEPADeblender(CrossSurveyEncoder._with_config(config, device="cpu"))
+
+
+def errors(band, how, seed, deblender):
+    """Relative error of every flux, and which are stars."""
+    scale, _, flux, sigma = BANDS[band]
+    image, place, star = scene(band, seed, how != "control")
+    n = len(image)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [53.1, -28.1], [(n + 1) / 2] * 2
+    wcs.wcs.cdelt = [-scale / 3600, scale / 3600]
+    noise = VarianceUncertainty(np.full(image.shape, sigma**2))
+    side = {band: NDData(image, wcs=wcs, unit=u.nJy, uncertainty=noise)}
+    pair = SkyPair(*((side, None) if band == "r" else (None, side)), psf={band: given(band, how)})
+    center = SkyCoord(53.1, -28.1, unit="deg")
+    coord = center.spherical_offsets_by(place[:, 0] * u.arcsec, place[:, 1] * u.arcsec)
+    return deblender(pair, coord).flux(band).value / flux - 1, star
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=4)
+    add_option(parser)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    deblender, lines = tiny_deblender(), []
+    for band in BANDS:
+        for how in HOW:
+            found = [errors(band, how, seed, deblender) for seed in range(options.seeds)]
+            error, star = (np.stack(part) for part in zip(*found, strict=True))  # (n_seed, n)
+            for kind, of in (("stars", star), ("galaxies", ~star)):
+                own = error[of]
+                place = np.where(of, error, np.nan)
+                mean = np.nanmean(place, axis=0)  # of one place of the lattice, over the seeds
+                bias = f"{100 * own.mean():+.2f} ± {100 * own.std() / len(own) ** 0.5:.2f}"
+                scatter, worst = f"{100 * own.std():.2f}", f"{100 * np.nanmax(np.abs(mean)):.2f}"
+                lines.append([f"{band}, {kind}: {how}", len(own), bias, scatter, worst])
+    header = ["PSF given", "n", "bias, %", "scatter, %", "worst place, %"]
+    Tables(options.tables).show("varying_psf", "A PSF that varies over 2'", header, lines)
+
+
+if __name__ == "__main__":
+    main()
