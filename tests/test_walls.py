@@ -14,7 +14,7 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    surveys flags checkpoint
+    surveys flags files checkpoint
     images images.cache images.moments images.psf_core images.psf images.positions
     pair
     images.image images.sky images.filtering images.noise images.resampling
