@@ -254,6 +254,8 @@ def test_training_refusals(capsys, tmp_path):
     assert "no end: give --steps" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file)
     assert "manifest.json" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1")
     assert "--batch is 6" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1", "--batch", "6")
+    wrong = refused(capsys, "train-head", "aligner", "--deblender", file, "--data", tmp_path, "-o", file)
+    assert "--deblender is of no use to train-head aligner" in wrong
     assert not list(tmp_path.iterdir())
 
 
