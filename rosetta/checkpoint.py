@@ -243,11 +243,11 @@ def config_of(config_class, document, name):
 
 
 def _alike(value, default):
-    """Whether a value from JSON can take the place of a default: same type, finite; sizes are positive."""
+    """Whether a value from JSON can take the place of a default: same type, finite, and no negative sizes."""
     if isinstance(default, bool) or isinstance(value, bool):
         return type(value) is type(default)
     if isinstance(default, int):
-        return isinstance(value, int) and value > 0
+        return isinstance(value, int) and value >= 0
     if isinstance(default, float):
         return isinstance(value, (int, float)) and math.isfinite(value)
     if isinstance(default, tuple):

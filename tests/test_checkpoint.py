@@ -104,8 +104,8 @@ def test_newer_format_and_strangers(saved, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_refused(saved, bad):
-    """On the way out, and in a file of another maker, whose fingerprint is right."""
+def test_nan_and_infinity_are_refused(saved, bad):
+    """When a checkpoint is written, and in a file from elsewhere whose fingerprint is right."""
     path, tensors, _ = saved
     tensors = {**tensors, "w": torch.tensor([1.0, bad])}
     with pytest.raises(ValueError, match="tensors w hold NaN or infinity"):

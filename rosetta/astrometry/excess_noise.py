@@ -74,7 +74,7 @@ class ExcessNoise(HeadNetwork):
         ``ground``, ``space`` (n, token_dim) and ``scalars`` (n, n_scalar) are read; ``residual`` (n, 2) is measured
         minus true offset, mas, and ``cov`` (n, 2, 2) its covariance from pixel noise, mas^2.
         """
-        return _surprise(self(*(rows[name] for name in _READ)), rows["residual"], rows["cov"]).mean()
+        return _negative_log_density(self(*(rows[name] for name in _READ)), rows["residual"], rows["cov"]).mean()
 
 
 _READ = ("ground", "space", "scalars")
@@ -88,7 +88,7 @@ def excess_noise(network, ground, space, scalars):
     return network(*tensors).exp().cpu().numpy().astype(float)
 
 
-def _surprise(log_extra, residual, cov, dof=5.0):
+def _negative_log_density(log_extra, residual, cov, dof=5.0):
     """Negative log-density of a bivariate Student-t (heavy tails: mismatches must not set the scale)."""
     total = cov + torch.exp(2 * log_extra)[:, None, None] * torch.eye(2, device=cov.device)
     det = total[:, 0, 0] * total[:, 1, 1] - total[:, 0, 1] ** 2
@@ -113,6 +113,6 @@ def report(network, held_out):
     for name, scatter in (("without", np.full_like(extra, np.exp(network.limits[0]))), ("with", extra)):
         log_extra = torch.log(torch.as_tensor(scatter))
         variance = torch.diagonal(cov, dim1=1, dim2=2) + torch.exp(2 * log_extra)[:, None]
-        out[f"loss_{name}"] = float(_surprise(log_extra, residual, cov).mean())
+        out[f"loss_{name}"] = float(_negative_log_density(log_extra, residual, cov).mean())
         out[f"pull_{name}"] = float(1.4826 * (residual / variance.sqrt()).abs().median())
     return out

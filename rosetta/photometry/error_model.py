@@ -24,7 +24,7 @@ class ErrorConfig:
     width : int
         Hidden units.
     dropout : float
-        Share of the hidden units that is left out in training: some thousand sources are soon known by heart.
+        Share of the hidden units that is left out in training: with some thousand sources a network overfits.
     clip : float
         Features farther than this many standard deviations from their mean count as that far.
     widen, extra : tuple of float
