@@ -14,7 +14,7 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    surveys flags checkpoint
+    registry surveys flags files checkpoint
     images images.cache images.moments images.psf_core images.psf images.positions images.sky
     pair
     images.image images.filtering images.noise images.resampling
@@ -23,17 +23,17 @@ ORDER = """
     detection detection.watershed detection.detection
     encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
     encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
+    training training.rows training.network training.loop
     head
-    training training.rows
     astrometry astrometry.field astrometry.band_fields astrometry.corrected_wcs astrometry.solution
     astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
     astrometry.measurement astrometry.aligner
-    deblending deblending.shapes deblending.engine deblending.engine.config deblending.engine.placement
+    deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config deblending.engine.placement
     deblending.engine.rendering deblending.engine.design deblending.engine.fluxes deblending.engine.shape_fit
     deblending.engine.engine deblending.config
     deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.features
-    deblending.blend_probability deblending.deblender
+    deblending.deblender
     photometry photometry.error_model photometry.catalogue
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.page plotting
