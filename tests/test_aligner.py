@@ -12,10 +12,9 @@ from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from rosetta import Flag, LearnedAligner, SkyPair
+from rosetta import AstrometricSolution, Flag, LearnedAligner, SkyPair
 from rosetta.astrometry import measurement
-from rosetta.astrometry.aligner import AlignmentError
-from rosetta.astrometry.field import evaluate
+from rosetta.astrometry.solution import AlignmentError
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.image import band_images
@@ -115,8 +114,9 @@ def curved(xy):
 
 def joint_field(offsets, band="joint"):
     """Field at the centre of the image and its errors, mas."""
-    value, cov = evaluate(offsets.meta["model"], np.zeros((1, 2)), band=band)
-    return value[0], np.sqrt(np.diag(cov[0]))
+    solution = AstrometricSolution.from_table(offsets)
+    center = solution.center.reshape(1)
+    return solution.offset_at(center, band)[0], solution.sigma_at(center, band)[0]
 
 
 def test_shift_is_recovered_with_its_sign_and_errors():
@@ -220,7 +220,8 @@ def refused(ground, space):
     assert offsets.meta["verdict"] == "abstain" and offsets.meta["reason"]
     assert np.isnan(offsets["d_ra_cosdec"]).all() and np.isnan(offsets["d_dec_err"]).all()
     assert (offsets["flags"] & int(Flag.UNALIGNED) > 0).all()
-    assert not offsets.meta["model"]["bands"]
+    solution = AstrometricSolution.from_table(offsets)
+    assert not solution.bands and solution.flag == Flag.UNALIGNED
     with pytest.raises(AlignmentError, match="hold no alignment"):
         aligner().correct_wcs(ground["r"].wcs, offsets)
     with pytest.raises(AlignmentError, match="hold no alignment"):
@@ -357,8 +358,9 @@ def test_point_sources_are_known():
 
 def header_pixels(wcs, true, offsets, band="joint"):
     """Pixels of sources of true positions: the header position is the true one less the offset there."""
-    east, north = 1e-3 * evaluate(offsets.meta["model"], tangent(true, offsets.meta["center"]), band=band)[0].T
-    return wcs.world_to_pixel(offset_coord(true, -east, -north))
+    shape = np.shape(true)
+    header = AstrometricSolution.from_table(offsets).ground_position(true.ravel(), band)
+    return wcs.world_to_pixel(header.reshape(shape))
 
 
 @pytest.mark.parametrize("form, kind, model, limit", [
@@ -389,7 +391,7 @@ def test_corrected_wcs_holds_the_field_and_survives_fits(form, kind, model, limi
 def test_sip_states_how_well_it_holds_a_process():
     pair = SkyPair(*images(offset=curved, bands=("g", "r")))
     offsets, image = offsets_of("curved"), aligner().align(pair)["r"]
-    assert offsets.meta["model"]["bands"]["joint"]["kind"] == "gp"
+    assert AstrometricSolution.from_table(offsets).kind() == "gp"
     x, y = (p.ravel() for p in np.meshgrid(*2 * [np.linspace(0, 191, 25)]))
     true = image.wcs.pixel_to_world(x, y)
     apart = np.hypot(*(np.stack(header_pixels(pair.ground["r"].wcs, true, offsets, "r")) - [x, y])) * 200.0  # mas
@@ -521,22 +523,39 @@ def test_align_and_field():
     assert plane.data.shape == (2, 192, 192) and plane.unit == u.mas
     header = pair.ground["r"].wcs.pixel_to_world(50.0, 120.0)
     true = offset_coord(header, *(1e-3 * plane.data[:, 120, 50]))
-    xy = tangent(true, offsets.meta["center"])
-    value, cov = evaluate(offsets.meta["model"], xy)
-    np.testing.assert_allclose(plane.data[:, 120, 50], value[0], atol=0.1)
-    np.testing.assert_allclose(plane.uncertainty.array[:, 120, 50], np.sqrt(np.diag(cov[0])), rtol=0.05)
+    solution = AstrometricSolution.from_table(offsets)
+    np.testing.assert_allclose(plane.data[:, 120, 50], solution.offset_at(true)[0], atol=0.1)
+    np.testing.assert_allclose(plane.uncertainty.array[:, 120, 50], solution.sigma_at(true)[0], rtol=0.05)
 
 
-def test_table_survives_ecsv(tmp_path):
+@pytest.mark.parametrize("end", ["ecsv", "parquet"])
+def test_the_solution_survives_a_file_of_the_table(end, tmp_path):
+    if end == "parquet":
+        for needed in ("pyarrow", "pandas"):  # by astropy
+            pytest.importorskip(needed, reason="Parquet support is not installed")
     offsets = offsets_of("curved")
-    offsets.write(tmp_path / "offsets.ecsv")
-    back = QTable.read(tmp_path / "offsets.ecsv")
+    offsets.write(tmp_path / f"offsets.{end}")
+    back = QTable.read(tmp_path / f"offsets.{end}")
     assert back["d_dec"].unit == u.mas
-    xy = np.array([[3.0, 4.0]])
-    np.testing.assert_allclose(evaluate(back.meta["model"], xy)[0], evaluate(offsets.meta["model"], xy)[0])
-    assert back.meta["center"].separation(offsets.meta["center"]).mas < 1e-6
-    new = aligner().correct_wcs(grid_wcs(0.2), back, band="r")
-    assert isinstance(new, WCS)
+    before, after = (AstrometricSolution.from_table(table) for table in (offsets, back))
+    assert after.same_as(before) and before.same_as(after)
+    assert (after.verdict, after.reason, after.bands, after.box) == ("ok", "", before.bands, before.box)
+    place = from_tangent([[3.0, 4.0]], CENTER)
+    for band in ("g", "joint"):
+        np.testing.assert_array_equal(after.offset_at(place, band), before.offset_at(place, band))
+        np.testing.assert_array_equal(after.sigma_at(place, band), before.sigma_at(place, band))
+    assert not after.same_as(AstrometricSolution.from_table(offsets_of("shift")))
+
+
+def test_the_solution_serves_as_offsets():
+    offsets = offsets_of("curved")
+    solution, wcs = AstrometricSolution.from_table(offsets), grid_wcs(0.2)
+    x, y = np.array([3.0, 100.0]), np.array([180.0, 90.0])
+    for form in ("sip", "lookup"):
+        one, other = (aligner().correct_wcs(wcs, given, form=form) for given in (offsets, solution))
+        assert one.pixel_to_world(x, y).separation(other.pixel_to_world(x, y)).mas.max() == 0
+    one, other = (aligner().field(given, wcs, (192, 192)).data for given in (offsets, solution))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_bad_arguments():

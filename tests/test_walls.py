@@ -25,7 +25,7 @@ ORDER = """
     encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
     head
     training training.rows
-    astrometry astrometry.field astrometry.band_fields astrometry.corrected_wcs astrometry.solution
+    astrometry astrometry.field astrometry.band_fields astrometry.solution astrometry.corrected_wcs
     astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
     astrometry.measurement astrometry.aligner
     deblending deblending.shapes deblending.engine deblending.engine.rendering deblending.engine.design

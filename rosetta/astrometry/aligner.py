@@ -12,17 +12,18 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
-from astropy.table import QTable, Table, vstack
+from astropy.table import QTable, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
 from ..flags import Flag
 from ..head import Head
-from ..images.image import band_images
-from ..images.positions import offset_coord, tangent
+from ..images.image import band_images, extent
+from ..images.positions import offset_coord
 from ..pair import SkyPair
 from . import band_fields, corrected_wcs, excess_noise, measurement
 from . import field as offset_field
+from .solution import AlignmentError, AstrometricSolution, as_solution
 
 __all__ = ["AlignmentError", "LearnedAligner"]
 
@@ -34,10 +35,6 @@ COARSE_RIVAL = 1.3  # how much higher it must be than any other peak
 COARSE_ERROR = 100.0  # mas, of an offset that only the correlation supports
 COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources,
 COARSE_ALONE_RIVAL = 6.0  # and how far above any other peak: few bright sources make high chance peaks
-
-
-class AlignmentError(ValueError):
-    """The data do not support an alignment; the message says why."""
 
 
 class LearnedAligner(Head):
@@ -67,9 +64,9 @@ class LearnedAligner(Head):
 
     Examples
     --------
-    >>> from rosetta import LearnedAligner
+    >>> from rosetta import AstrometricSolution, LearnedAligner
     >>> offsets = LearnedAligner.from_pretrained()(embedding)  # doctest: +SKIP
-    >>> offsets.meta["verdict"]  # doctest: +SKIP
+    >>> AstrometricSolution.from_table(offsets).verdict  # doctest: +SKIP
     'ok'
     """
 
@@ -104,9 +101,9 @@ class LearnedAligner(Head):
             two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``: ``verdict`` ("ok",
             "coarse": only the cross-correlation worked; all ground rows hold its offset and are flagged
             COARSE_ALIGNMENT, space bands have none; or "abstain": offsets are NaN and rows are flagged
-            UNALIGNED), ``reason``, ``center``, ``model`` (one field per band, for
-            `rosetta.astrometry.field.evaluate`), ``reference``, ``coarse`` and provenance. Errors include the fitted
-            scatter.
+            UNALIGNED), ``reason``, ``center``, ``box``, ``model`` (one field per band): what
+            `~rosetta.AstrometricSolution.from_table` reads; ``score``, ``reference``, ``coarse`` and provenance.
+            Errors include the fitted scatter.
 
         Raises
         ------
@@ -143,7 +140,7 @@ class LearnedAligner(Head):
         ----------
         wcs : APE-14 WCS
             Of a ground image (or of the band the field was measured in). It is not modified.
-        offsets : `~astropy.table.QTable`
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`
             From this aligner.
         band : str
             Whose field: a band of ``offsets`` or "joint".
@@ -157,8 +154,8 @@ class LearnedAligner(Head):
         `~astropy.wcs.WCS`
             ICRS. The largest approximation error is logged; `align` states it in its ``meta``. It holds for the
             region that was fitted: the image, where ``wcs.pixel_shape`` (else ``wcs.pixel_bounds``) tells its size,
-            or the box around the sources in ``offsets`` with a margin of 5 % and 5 pixels. Set ``pixel_shape``
-            where the image is not that large; outside of the region a polynomial is good for nothing.
+            or what the reference image covers with a margin of 5 % and 5 pixels. Set ``pixel_shape`` where the image
+            is not that large; outside of the region a polynomial is good for nothing.
 
         Raises
         ------
@@ -168,7 +165,7 @@ class LearnedAligner(Head):
             If ``offsets`` is not the aligner's table with its ``meta``, ``wcs`` is no WCS, or the form or the band is
             not known.
         """
-        return _correct(wcs, offsets, band, form)[0]
+        return _correct(wcs, as_solution(offsets), band, form)[0]
 
     def align(self, pair):
         """All ground images with corrected WCS; their pixels are untouched.
@@ -191,21 +188,20 @@ class LearnedAligner(Head):
             If the data do not support an alignment.
         """
         offsets = self(pair)
-        _check_usable(offsets)
+        solution = as_solution(offsets)
+        solution.require_fields()
+        sources = offsets["sky_centroid"][offsets["band"] == "joint"]
         pair = pair if isinstance(pair, SkyPair) else pair.pair
         aligned = {}
         for band, image in pair.ground.items():
-            wcs, residual = _correct(image.wcs, offsets, band, "sip", image.data.shape)
-            model = offsets.meta["model"]["bands"][band]
-            rows = offsets["band"] == "joint"
-            xy = tangent(offsets["sky_centroid"][rows], offsets.meta["center"])
-            cov = offset_field.evaluate(model, xy)[1]
+            wcs, residual = _correct(image.wcs, solution, band, "sip", image.data.shape)
+            sigma = solution.sigma_at(sources, band)
             statement = {  # keywords and values that a FITS header can hold
-                "ALIGN": offsets.meta["verdict"],
-                "ALIGNMOD": model["kind"],
-                "ALIGNFRM": model.get("borrowed", band),
+                "ALIGN": solution.verdict,
+                "ALIGNMOD": solution.kind(band),
+                "ALIGNFRM": solution.frame(band),
                 "ALIGNRES": residual,
-                "ALIGNSIG": float(np.sqrt(np.median(np.trace(cov, axis1=1, axis2=2)) / 2)),
+                "ALIGNSIG": float(np.sqrt(np.median((sigma**2).sum(1)) / 2)),
             }
             aligned[band] = CCDData(
                 image.data.copy(),
@@ -223,7 +219,7 @@ class LearnedAligner(Head):
 
         Parameters
         ----------
-        offsets : `~astropy.table.QTable`
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`
             From this aligner.
         wcs : APE-14 WCS
             Of the grid, in the uncorrected frame of the band: a pixel's true position is its position there plus the
@@ -247,7 +243,7 @@ class LearnedAligner(Head):
             If ``offsets`` is not the aligner's table with its ``meta``, the band is not known, ``wcs`` is no WCS, or
             ``shape`` is not that of an image of 2 x 2 pixels or more.
         """
-        _check_usable(offsets)
+        solution = as_solution(offsets)
         if not hasattr(wcs, "pixel_to_world"):
             raise TypeError(f"wcs must be a WCS, got {type(wcs).__name__}")
         if np.shape(shape) != (2,) or not all(n >= 2 for n in shape):
@@ -256,11 +252,10 @@ class LearnedAligner(Head):
         # The field is smooth: ask it at some nodes and interpolate.
         nodes = [np.linspace(0, n - 1, int(np.clip(n // 8, 4, 65))) for n in (ny, nx)]
         y, x = np.meshgrid(*nodes, indexing="ij")
-        header = wcs.pixel_to_world(x.ravel(), y.ravel())
-        true = corrected_wcs.true_position(header, _field_of(offsets, band))
-        xy = tangent(true, offsets.meta["center"])
-        mean, cov = offset_field.evaluate(offsets.meta["model"], xy, band=band)
-        planes = np.concatenate([mean, np.sqrt(cov[:, [0, 1], [0, 1]])], 1).T.reshape(4, *x.shape)
+        solution.require_fields()
+        true = solution.true_position(wcs.pixel_to_world(x.ravel(), y.ravel()), band)
+        planes = np.concatenate([solution.offset_at(true, band), solution.sigma_at(true, band)], 1)
+        planes = planes.T.reshape(4, *x.shape)
         fine = np.arange(ny), np.arange(nx)
         planes = np.stack([RectBivariateSpline(*nodes, p)(*fine) for p in planes]).astype(np.float32)
         return CCDData(
@@ -494,13 +489,9 @@ def _table(planes, sources, found, extras, model, meta):
         fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model)
         models = {band: fit.model for band, fit in fits.items()}
         for band, fit in fits.items():
-            covs[band] = covs[band] + (scatter[band] ** 2 @ np.square(fit.model["floor"]))[:, None, None] * eye
+            covs[band] = covs[band] + (scatter[band] ** 2 @ fit.floor**2)[:, None, None] * eye
     elif found.verdict == "coarse":
-        shift = (1e3 * found.match.offset).tolist()
-        models["joint"] = {
-            "version": 1, "kind": "coarse", "order": 0, "scale": 1.0, "coefficients": [shift],
-            "coefficient_covariance": (COARSE_ERROR**2 * eye).tolist(), "floor": [], "score": None, "n_source": n,
-        }
+        models["joint"] = offset_field.constant(1e3 * found.match.offset, COARSE_ERROR)
     if "joint" in models:
         for part in found.parts:
             if part.band not in models and planes[part.band].side == "ground":
@@ -515,13 +506,13 @@ def _table(planes, sources, found, extras, model, meta):
         if found.verdict == "coarse":
             _set_coarse(tables[-1], found.match)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
+    center, low, high = extent([sources.reference])
+    box = tuple(tuple(corner.tolist()) for corner in (low, high))
+    solution = AstrometricSolution(found.verdict, found.reason, center, box, models)
     result.meta.update(meta)
     result.meta.update(
-        verdict=found.verdict,
-        reason=found.reason,
-        center=sources.center,
-        model={"version": 1, "bands": models},
-        score={band: m["score"] for band, m in models.items() if m["score"] is not None},
+        solution.to_meta(),
+        score={band: fit.score for band, fit in fits.items()},
         coarse=None if found.match is None else {
             "d_ra_cosdec": float(1e3 * found.match.offset[0]), "d_dec": float(1e3 * found.match.offset[1]),
             "significance": found.match.significance, "rival": found.match.rival,
@@ -573,31 +564,12 @@ def _set_coarse(table, match):
     table["flags"] = table["flags"] & ~int(Flag.UNALIGNED) | int(Flag.COARSE_ALIGNMENT)
 
 
-def _check_usable(offsets):
-    advice = "offsets must be the table that LearnedAligner returns, with its meta: pass it unchanged"
-    if not isinstance(offsets, Table):
-        raise TypeError(f"{advice}; got {type(offsets).__name__}")
-    if not {"verdict", "reason", "center", "model"} <= set(offsets.meta) or "sky_centroid" not in offsets.colnames:
-        raise ValueError(f"{advice}; this one has lost it")
-    if offsets.meta["verdict"] == "abstain":
-        raise AlignmentError(f"offsets hold no alignment ({offsets.meta['reason']}): keep the header WCS")
-
-
-def _field_of(offsets, band):
-    """The offset field of a band as a function: true position (n,) -> (n, 2), (east, north) arcsec."""
-    center, model = offsets.meta["center"], offsets.meta["model"]
-    return lambda sky: 1e-3 * offset_field.evaluate(
-        model, tangent(sky, center), band=band, covariance=False
-    )[0]
-
-
-def _correct(wcs, offsets, band, form, shape=None):
+def _correct(wcs, solution, band, form, shape=None):
     """Corrected WCS and its largest approximation error in mas; ``shape`` (ny, nx) where the image is known."""
     if form not in corrected_wcs.FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, corrected_wcs.FORMS))}; got {form!r}")
-    _check_usable(offsets)
-    field = _field_of(offsets, band)
-    new, residual = corrected_wcs.corrected(wcs, field, form, offsets["sky_centroid"], shape)
+    solution.require_fields()
+    new, residual = corrected_wcs.corrected(wcs, solution, band, form, shape)
     log.info("corrected WCS (%s, %s): largest approximation error %.3f mas", band, form, residual)
     return new, residual
 

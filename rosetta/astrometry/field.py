@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize
 
-__all__ = ["MODELS", "FieldFit", "fit_field", "evaluate", "on_top_of", "predict_held_out"]
+__all__ = ["MODELS", "FieldFit", "constant", "evaluate", "fit_field", "on_top_of", "predict_held_out"]
 
 # Name -> (order of the polynomial mean, whether a Gaussian process rides on it), simplest first.
 MODELS = {
@@ -54,15 +54,15 @@ class FieldFit:
     outlier : numpy.ndarray of bool, shape (n,)
     score : float
         Leave-one-out log-likelihood per source.
-    scatter : numpy.ndarray, shape (n,)
-        Fitted scatter of each source beyond its covariance, mas per axis.
+    floor : numpy.ndarray, shape (n_component,)
+        Fitted size of each component of the sources' scatter beyond their covariances, mas per axis.
     """
 
     model: dict
     weight: np.ndarray
     outlier: np.ndarray
     score: float
-    scatter: np.ndarray
+    floor: np.ndarray
 
 
 def _basis(xy, order, scale):
@@ -444,8 +444,7 @@ def fit_field(xy, offset, cov, *, scatter=None, model="auto"):
             [float(w), size.tolist(), float(amplitude), float(length)]
             for w, (size, amplitude, length) in ((w, posterior.split(p)) for w, p in posterior.samples(best))
         ]
-    extra = np.sqrt(scatter**2 @ size**2)
-    return FieldFit(result, weight, pull > _OUTLIER, result["score"], extra)
+    return FieldFit(result, weight, pull > _OUTLIER, result["score"], size)
 
 
 def _about(fitted, xy, offset, cov, scatter):
@@ -455,17 +454,23 @@ def _about(fitted, xy, offset, cov, scatter):
     return _reweight(offset - mean, cov, _with_scatter(cov, scatter, posterior.split(best)[0]) + spare)
 
 
-def evaluate(model, east_north, *, band="joint", covariance=True):
+def constant(offset, sigma):
+    """The field (a model) of one offset everywhere, (east, north) mas, known to ``sigma`` mas per axis."""
+    return {
+        "version": 1, "kind": "coarse", "order": 0, "scale": 1.0, "coefficients": [np.asarray(offset).tolist()],
+        "coefficient_covariance": (sigma**2 * np.eye(2)).tolist(), "floor": [], "score": None, "n_source": 0,
+    }
+
+
+def evaluate(model, east_north, *, covariance=True):
     """The offset field and its covariance at given places.
 
     Parameters
     ----------
     model : dict
-        ``offsets.meta["model"]`` (one model per band under "bands"), or the model of one band.
+        Of a `FieldFit`.
     east_north : numpy.ndarray, shape (n, 2)
-        Tangent-plane position about ``offsets.meta["center"]``, arcsec.
-    band : str
-        Whose field, where ``model`` holds several.
+        Tangent-plane position about the field's centre, arcsec.
     covariance : bool
         Whether it is wanted: it takes most of the time.
 
@@ -475,17 +480,7 @@ def evaluate(model, east_north, *, band="joint", covariance=True):
         (east, north) in mas, to be added to header positions.
     covariance : numpy.ndarray, shape (n, 2, 2)
         In mas^2; None where it is not wanted.
-
-    Raises
-    ------
-    ValueError
-        If the model holds no field for the band.
     """
-    if "bands" in model:
-        if band not in model["bands"]:
-            known = ", ".join(model["bands"]) or "none: the alignment abstained"
-            raise ValueError(f"no offset field for band {band!r}; the model has: {known}")
-        model = model["bands"][band]
     xy = np.atleast_2d(np.asarray(east_north, dtype=float))
     if "base" in model:
         (low, low_cov), (own, own_cov) = (evaluate(model[k], xy, covariance=covariance) for k in ("base", "added"))
@@ -520,7 +515,7 @@ def on_top_of(base, fit):
         "version": 1, "kind": f"{base['kind']}+{fit.model['kind']}", "base": base, "added": fit.model,
         "floor": fit.model["floor"], "score": fit.score, "n_source": fit.model["n_source"],
     }
-    return FieldFit(model, fit.weight, fit.outlier, fit.score, fit.scatter)
+    return FieldFit(model, fit.weight, fit.outlier, fit.score, fit.floor)
 
 
 def predict_held_out(xy, offset, cov, *, folds=5, seed=0):

@@ -10,7 +10,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 
-from ..astrometry.solution import VERDICTS, check_offsets, ground_coord
+from ..astrometry.solution import as_solution, solution_for
 from ..detection import detection
 from ..flags import Flag
 from ..head import Head
@@ -74,7 +74,7 @@ class JEPADeblender(Head):
             not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
             equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
             is none), then once more on the residuals; what is found in pieces is one source.
-        offsets : `~astropy.table.QTable`, optional
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
@@ -91,8 +91,8 @@ class JEPADeblender(Head):
             If ``x``, ``sources`` or ``offsets`` cannot be used; the message says what to do.
         """
         embedding = self._embedding(x)
-        check_offsets(offsets)
         planes = band_images(embedding.pair)
+        solution = solution_for(offsets, planes)
         roles = _Roles.of(planes)
         coord, label = (None, None) if sources is None else user_sources(sources)
         field = tiles(planes)
@@ -102,24 +102,24 @@ class JEPADeblender(Head):
             if progress is not None:
                 progress(next(steps), 3 * len(field))
 
-        parts = [self._part(tile, tile.cut(planes), roles, coord, offsets, report) for tile in field]
+        parts = [self._part(tile, tile.cut(planes), roles, coord, solution, report) for tile in field]
         part = join(parts, planes)
         label = np.arange(1, len(part) + 1) if label is None else label
         return self._scene(embedding, planes, roles, part, label, offsets)
 
-    def _part(self, tile, planes, roles, given, offsets, report):
+    def _part(self, tile, planes, roles, given, solution, report):
         """What one tile gives: its sources, and those in the margin, with shapes and fluxes."""
         sky = _Sky.of(planes)
         index = None if given is None else np.flatnonzero(tile.sees(given))
         coord = sky.found["sky_centroid"] if given is None else given[index]
-        state = self._propose(sky, coord, offsets)
+        state = self._propose(sky, coord, solution)
         if given is None and sky.ref is not None:
             first, _, point = _shapes(planes, roles, state)
             state.proposal[point] = first[point]
             extra = _missed(sky, state, shape_fit.mixtures_of(first), roles.wavelength)
             if len(extra):
                 coord = joined([coord, extra])
-                state = self._propose(sky, coord, offsets, state)
+                state = self._propose(sky, coord, solution, state)
         report()
         # From the proposals again: shapes that had swallowed a neighbour would not let go of it.
         parameters, covariance, _ = _shapes(planes, roles, state)
@@ -188,11 +188,12 @@ class JEPADeblender(Head):
             rows.append({"features": source_features(scene)[true], "is_blend": (second > HIDDEN * first)[true]})
         return joined_rows(rows)
 
-    def _propose(self, sky, coord, offsets, known=None):
+    def _propose(self, sky, coord, solution, known=None):
         """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
         coord = coord[coincident(coord)]
         start, snr = _start(sky, coord)
-        state = _State(coord, ground_coord(coord, offsets), snr, start)
+        header = coord if solution is None else solution.ground_position(coord)
+        state = _State(coord, header, snr, start)
         if known is not None:
             state.proposal[: len(known.coord)] = known.proposal
         return state
@@ -202,7 +203,7 @@ class JEPADeblender(Head):
         side_of = {band: plane.side for band, plane in planes.items()}
         flags = source_flags(fits, side_of, len(label))
         flags[np.bincount(root, minlength=len(root))[root] > 1] |= int(Flag.DUPLICATE)
-        flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
+        flags |= int(as_solution(offsets).flag) if offsets is not None else 0
         flags |= embedding.ood_at(part.coord) if len(label) else flags
         blendedness = fits[roles.blend].blendedness
         flags[blendedness > 0.05] |= int(Flag.BLENDED)

@@ -156,14 +156,14 @@ class DeblendedScene:
         self._templates = templates
         self._shape_covariance = shape_covariance
         self._fits = fits
-        self._offsets = None if offsets is None else offsets.copy()
+        self._offsets = copy.deepcopy(offsets)
         self._meta = meta
 
     labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
     bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
     embedding = property(lambda self: self._embedding, doc="What it was made from.")
     offsets = property(
-        lambda self: None if self._offsets is None else self._offsets.copy(),
+        lambda self: copy.deepcopy(self._offsets),
         doc="The astrometric solution that was used (a copy), or None.",
     )
     meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")

@@ -8,7 +8,7 @@ import numpy as np
 from astropy.table import QTable
 
 from .. import checkpoint
-from ..astrometry.solution import check_offsets
+from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
 from ..deblending.scene import DeblendedScene
@@ -67,7 +67,7 @@ class EmbeddingPhotometry(Head):
             A scene is measured as it is, with the offsets it remembers. For positions, or a table
             with ``sky_centroid``, a scene is made first by the bundled deblender, or by an untrained one where
             the bundled one belongs to another encoder (``meta["rosetta"]["options"]["deblender"]`` says which).
-        offsets : `~astropy.table.QTable`, optional
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
 
         Returns
@@ -87,7 +87,7 @@ class EmbeddingPhotometry(Head):
         """
         if isinstance(sources, DeblendedScene):
             _check_of_scene(x, sources)
-            if offsets is not None and not _same_offsets(offsets, sources.offsets):
+            if offsets is not None and not _same_offsets(as_solution(offsets), sources.offsets):
                 raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
             scene, embedding = sources, self._embedding(sources.embedding)
         else:
@@ -176,13 +176,8 @@ def _check_of_scene(x, scene):
 
 
 def _same_offsets(one, other):
-    """Whether two tables of offsets hold the same solution."""
-    check_offsets(one)
-    if other is None:
-        return False
-    return all(np.all(one.meta.get(name) == other.meta[name]) for name in ("verdict", "model")) and (
-        one.meta["center"].separation(other.meta["center"]).arcsec < 1e-6
-    )
+    """Whether a scene's offsets, or None, hold this solution."""
+    return other is not None and one.same_as(as_solution(other))
 
 
 def _formal(scene):
