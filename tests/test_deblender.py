@@ -342,7 +342,7 @@ def test_bad_arguments_are_named():
         deblender()(pair, offsets=QTable())
     elsewhere = shift_offsets(0.0, 0.0)
     elsewhere.meta["center"] = offset_coord(CENTER, 0.0, 3600.0)
-    with pytest.raises(ValueError, match="offsets are of another sky: their field is centred 1 deg from this pair"):
+    with pytest.raises(ValueError, match="offsets are of another sky: .* arcmin from this pair"):
         deblender()(pair, offsets=elsewhere)
     with pytest.raises(ValueError, match="band 'q' is not in this scene"):
         scene().flux("q")

@@ -38,6 +38,8 @@ def band_fields(xy, measured, side, scatter, model):
         part, cov = measured["joint"]
         use = part.usable
         fits["joint"] = field.fit_field(xy[use], part.offset[use], cov[use], scatter=scatter["joint"][use], model=model)
+        if len(ground) > 1:
+            joint = field.evaluate(fits["joint"].model, xy, covariance=False)[0]
     for band, (part, cov) in measured.items():
         use = part.usable
         if band == "joint":
@@ -45,9 +47,8 @@ def band_fields(xy, measured, side, scatter, model):
         if side[band] == "ground" and len(ground) == 1:
             fits[band] = fits["joint"]
         elif side[band] == "ground":
-            base = fits["joint"].model
-            rest = part.offset[use] - field.evaluate(base, xy[use], covariance=False)[0]
-            fits[band] = field.on_top_of(base, _low_order(xy[use], rest, cov[use], scatter[band][use], model))
+            own = _low_order(xy[use], (part.offset - joint)[use], cov[use], scatter[band][use], model)
+            fits[band] = field.on_top_of(fits["joint"].model, own)
         else:
             fits[band] = _low_order(xy[use], part.offset[use], cov[use], scatter[band][use], model)
     return fits

@@ -1,7 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Offsets of every source in every band, from planes: the geometry around `rosetta.astrometry.registration`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -31,8 +32,8 @@ class Sources:
     """What is detected on the reference image.
 
     ``sky`` holds the positions in the reference frame, ``xy`` the same as (east, north) arcsec about ``center``;
-    ``owner`` gives each reference pixel to the nearest source; ``point`` tells which ones look like the PSF (stars
-    move between epochs, and galaxies do not).
+    ``point`` tells which ones look like the PSF (stars move between epochs, and galaxies do not). ``sharp`` is the
+    reference image itself, each pixel given to the nearest source.
     """
 
     reference: object
@@ -41,8 +42,13 @@ class Sources:
     center: object
     xy: np.ndarray
     label: np.ndarray
-    owner: np.ndarray
     point: np.ndarray
+    sharp: registration.Sharp
+
+    @cached_property
+    def jacobian(self):
+        """d(x, y) of the reference image / d(east, north) at each source, pixel per arcsec: (n, 2, 2)."""
+        return self.reference.jacobian(self.sky)
 
     def scatter(self, *more):
         """Shapes of what sources stray by beyond pixel noise, (n, n_component): point sources', all others', more."""
@@ -87,7 +93,8 @@ def find_sources(planes, band):
     middle = np.array([[n // 2] for n in reference.psf.shape[::-1]], float)
     own = _concentration(reference.psf, width, *middle)
     point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"])) > POINT * own
-    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), labels, point)
+    sharp = registration.Sharp(reference.data, reference.variance, reference.valid, labels, reference.psf)
+    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), point, sharp)
 
 
 def _concentration(image, width, x, y):
@@ -102,18 +109,27 @@ def _concentration(image, width, x, y):
     return np.divide(narrow, wide, out=np.zeros_like(narrow, float), where=wide > 0)
 
 
-def _geometry(plane, sources, offset):
-    """Stamps of all sources in a plane, at header positions that the offset (arcsec) corrects."""
-    reference = sources.reference
-    x, y = plane.sky_to_pixel(offset_coord(sources.sky, -offset[:, 0], -offset[:, 1]))
-    big = 10 * max(plane.data.shape)
-    center = np.rint(np.clip(np.nan_to_num(np.stack([x, y], -1), nan=-big), -big, big)).astype(int)
-    step = 4
-    moves = [(0, 0), (step, 0), (-step, 0), (0, step), (0, -step)]
-    where = [reference.sky_to_pixel(plane.pixel_to_sky(center[:, 0] + dx, center[:, 1] + dy)) for dx, dy in moves]
-    middle, right, left, up, down = (np.nan_to_num(np.stack(w, -1), nan=-1e6) for w in where)
-    matrix = np.stack([(right - left) / (2 * step), (up - down) / (2 * step)], -1)
-    return registration.Geometry(sources.label, center, middle, matrix, reference.jacobian(sources.sky))
+class _Places:
+    """Where sources lie on a plane and on the reference, from one look at either WCS: offsets move them linearly."""
+
+    def __init__(self, plane, sources, start):
+        self.start, reference = start, sources.reference
+        self.pixel, self.turn = plane.place(offset_coord(sources.sky, *-start))  # (n, 2), (n, 2, 2)
+        center = np.rint(self.pixel).astype(int)
+        step = 4
+        moves = step * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
+        x, y = (center[:, None, :] + moves).reshape(-1, 2).T
+        where = np.stack(reference.sky_to_pixel(plane.pixel_to_sky(x, y)), -1).reshape(-1, 5, 2)
+        middle, right, left, up, down = np.moveaxis(np.nan_to_num(where, nan=-1e6), 1, 0)
+        matrix = np.stack([(right - left) / (2 * step), (up - down) / (2 * step)], -1)
+        self.geometry = registration.Geometry(sources.label, center, middle, matrix, sources.jacobian)
+
+    def at(self, offset):
+        """The stamps of sources whose headers the offsets (n, 2), arcsec, correct."""
+        away = np.einsum("nij,nj->ni", self.turn, self.start - offset)
+        center = np.rint(self.pixel + away).astype(int)
+        moved = np.einsum("nij,nj->ni", self.geometry.matrix, center - self.geometry.center)
+        return replace(self.geometry, center=center, reference=self.geometry.reference + moved)
 
 
 def _crowded(xy, rank, radius):
@@ -139,18 +155,15 @@ def measure_band(plane, sources, start):
     BandOffsets
     """
     n = len(sources.xy)
-    reference = sources.reference
+    places = _Places(plane, sources, np.asarray(start, float))
     base = np.tile(np.asarray(start, float), (n, 1))
     radius = registration.stamp_radius(plane.fwhm / plane.pixel_scale)
     fit, template, psf, refined = None, None, plane.psf, False
     for step in range(5):
-        geometry = _geometry(plane, sources, base)
+        geometry = places.at(base)
         if template is None:
             middle = int(np.argmin((sources.xy**2).sum(1)))
-            template = registration.transfer(
-                reference.data, reference.variance, reference.valid, sources.owner, reference.psf, psf,
-                geometry.matrix[middle],
-            )
+            template = registration.transfer(sources.sharp, psf, geometry.matrix[middle])
         amplitude = None if fit is None else fit.amplitude
         fit = registration.fit_offsets(
             template, plane.data, plane.variance, plane.valid, geometry, base, radius, amplitude=amplitude
@@ -182,7 +195,7 @@ def measure_band(plane, sources, start):
         if not refined and moved < NEAR:  # the given PSF may be wrong, or none was given
             refined = True
             better = psf_correction.corrected_psf(
-                psf, template, plane.data, plane.variance, plane.valid, _geometry(plane, sources, base), base, radius,
+                psf, template, plane.data, plane.variance, plane.valid, places.at(base), base, radius,
                 np.where(usable, fit.snr, np.nan), fit.amplitude,
             )
             if better is not psf:

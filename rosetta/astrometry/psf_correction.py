@@ -51,7 +51,7 @@ def corrected_psf(psf, template, data, variance, valid, geometry, offset, radius
     px, py, x, y, nearest, use, design = registration.stamps(template, data, valid, geometry, offset, radius, chosen)
     a = amplitude[chosen]
     model = a[:, None] * design[..., 0]
-    noise = variance[py, px] + a[:, None] ** 2 * template.correlation.max() * template.variance[nearest]
+    noise = variance[py, px] + a[:, None] ** 2 * template.correlation.max() * template.sharp.variance[nearest]
     noise = np.sqrt(noise + (_COLOR * model) ** 2)
     # What each function adds to the template, in counts of the target.
     light = a[:, None, None] * psf.max() * _blurred(template, geometry, offset, radius, chosen, sigma, x, y)
@@ -95,9 +95,9 @@ def _blurred(template, geometry, offset, radius, chosen, sigma, x, y):
     fx, fy = np.fft.rfftfreq(n), np.fft.fftfreq(n)[:, None]
     gx, gy = (matrix[0, i] * fx + matrix[1, i] * fy for i in (0, 1))  # cycles per target pixel
     row_x, row_y = (_hermite(2.0 * np.pi * sigma * g) for g in (gx, gy))
-    sharp = registration.sharpener(template.own, matrix, n)[:, : n // 2 + 1] * 2.0 * np.pi * sigma**2
+    sharp = template.sharp.sharpener(matrix, n)[:, : n // 2 + 1] * registration.spline_filter(n) * 2 * np.pi * sigma**2
     origin = geometry.reference[chosen] + np.einsum("nij,nj->ni", geometry.sky[chosen], offset[chosen])
-    light, corner = template.cut(origin, n)
+    light, corner = template.sharp.cut(origin, n)
     light = fft.rfft2(light)
     kernels = [sharp * (-1j) ** (p + q) * row_x[p] * row_y[q] for p, q in _POWERS]
     splines = np.stack([registration.blurred(light, kernel) for kernel in kernels], -1)
@@ -135,12 +135,11 @@ def _shrunken(total, size):
     normal, right = total[:-1, :-1], total[:-1, -1]
     odd = np.array([(p + q) % 2 for p, q in _POWERS])
     noise = (total[-1, -1] - right @ linalg.solve(normal + 1e-9 * normal.max() * np.eye(len(right)), right)) / size
-    best, answer = 0.0, np.zeros(len(right))
-    for widths in product(_WIDTHS, _WIDTHS):
-        precision = noise / np.array(widths)[odd] ** 2
-        factor = linalg.cho_factor(normal + np.diag(precision), check_finite=False)
-        solution = linalg.cho_solve(factor, right, check_finite=False)
-        evidence = 0.5 * (right @ solution / noise - 2 * np.log(np.diag(factor[0])).sum() + np.log(precision).sum())
-        if evidence > best:
-            best, answer = evidence, solution
-    return answer
+    widths = np.array(list(product(_WIDTHS, _WIDTHS)))[:, odd]  # (n_width, n_function)
+    precision = noise / widths**2
+    matrix = normal + precision[:, :, None] * np.eye(len(right))
+    solution = np.linalg.solve(matrix, right[:, None])[..., 0]
+    log_det = np.linalg.slogdet(matrix)[1]
+    evidence = 0.5 * (solution @ right / noise - log_det + np.log(precision).sum(1))
+    best = np.argmax(evidence)
+    return solution[best] if evidence[best] > 0 else np.zeros(len(right))

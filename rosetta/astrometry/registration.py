@@ -18,10 +18,13 @@ from scipy import fft, linalg, ndimage
 from scipy.linalg import lapack
 
 __all__ = [
-    "Fit", "Geometry", "Template", "blurred", "fit_offsets", "sharpener", "stamp_radius", "stamps", "transfer",
-    "values",
+    "Fit", "Geometry", "Sharp", "Template", "blurred", "fit_offsets", "spline_filter", "stamp_radius", "stamps",
+    "transfer", "values",
 ]
 
+# Transforms of the reference are kept on this many grids, and those of single sources' light up to so much memory; a
+# stamp of a source may lie so many reference pixels off.
+_KEPT_SHAPES, _KEPT_BYTES, _NEARLY = 2, 2**27, 2.0
 # Light that a template may miss because the reference is invalid (or ends) under its kernel.
 _MAX_MISSING = 0.01
 # Ridge of the deconvolution, relative to the unit-sum transfer function: bounds the noise gain where
@@ -35,41 +38,104 @@ _SIGNAL = 0.3
 _RATIOS = 10.0 ** np.arange(-3.0, 1.6, 0.5)
 
 
+class Sharp:
+    """The reference image: the sharper one of the two. What is worked out of it for one band is kept for the next.
+
+    Parameters
+    ----------
+    data, variance, valid : numpy.ndarray, shape (ny, nx)
+        The image; ``data`` is 0 where invalid.
+    owner : numpy.ndarray of int, shape (ny, nx)
+        Label of the source that each pixel belongs to.
+    psf : numpy.ndarray
+        PSF of the image on its own pixels (odd, unit sum, centred).
+    """
+
+    def __init__(self, data, variance, valid, owner, psf):
+        self.data, self.owner, self.psf = np.asarray(data, np.float32), owner, psf
+        self.valid, self.variance = valid, np.where(valid, variance, 0.0).astype(np.float32)
+        self._transforms, self._own, self._light = {}, {}, {}
+
+    def transforms(self, shape):
+        """Fourier transforms of the image and of where it is invalid, or ended, on a larger grid of a shape."""
+        if shape not in self._transforms:
+            if len(self._transforms) == _KEPT_SHAPES:
+                self._transforms.pop(next(iter(self._transforms)))
+            ny, nx = self.data.shape
+            image, lost = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+            image[:ny, :nx], lost[:ny, :nx] = self.data, ~self.valid
+            self._transforms[shape] = fft.rfft2(image), fft.rfft2(lost)
+        return self._transforms[shape]
+
+    def sharpener(self, matrix, n):
+        """What takes the image's own PSF out, as an (n, n) OTF: ridge-regularised; flux per target pixel."""
+        if n not in self._own:
+            own = _transfer_function(self.psf, np.eye(2), n)
+            self._own[n] = own.conj() / (np.abs(own) ** 2 + _RIDGE**2) * (1.0 + _RIDGE**2)
+        return self._own[n] * abs(np.linalg.det(matrix))
+
+    def light(self, labels, position, size):
+        """Fourier transforms of the light of single sources, and the corners of its stamps: see `cut`.
+
+        A stamp that was cut at nearly this position before is used again.
+        """
+        light, corner = np.empty((len(labels), size, size // 2 + 1), np.complex64), np.empty((len(labels), 2), int)
+        known = self._light.setdefault(size, {})
+        new = []
+        for k, label in enumerate(labels):
+            if label in known and np.abs(known[label][1] + size // 2 - position[k]).max() < _NEARLY:
+                light[k], corner[k] = known[label]
+            else:
+                new.append(k)
+        if new:
+            cut, corner[new] = self.cut(position[new], size, labels[new])
+            light[new] = fft.rfft2(cut)
+            if (len(known) + len(new)) * light[0].nbytes < _KEPT_BYTES:
+                known.update((labels[k], (light[k].copy(), corner[k].copy())) for k in new)
+        return light, corner
+
+    def cut(self, position, size, labels=None):
+        """Stamps of the image about pixel positions, of single sources where ``labels`` names them.
+
+        Returns stamps (n, size, size) and the pixels (x, y) of their elements [0, 0], (n, 2).
+        """
+        corner = np.rint(position).astype(int) - size // 2
+        light = np.zeros((len(position), size, size), np.float32)
+        ny, nx = self.data.shape
+        for k, (x, y) in enumerate(corner):
+            ys, xs = slice(max(y, 0), min(y + size, ny)), slice(max(x, 0), min(x + size, nx))
+            if ys.stop > ys.start and xs.stop > xs.start:
+                mine = 1 if labels is None else self.owner[ys, xs] == labels[k]
+                light[k, ys.start - y : ys.stop - y, xs.start - x : xs.stop - x] = self.data[ys, xs] * mine
+        return light, corner
+
+
 @dataclass(frozen=True)
 class Template:
     """A reference image convolved to another image's PSF, ready to be read anywhere.
 
     Attributes
     ----------
+    sharp : Sharp
+        The reference image.
     spline : numpy.ndarray, shape (ny, nx)
         Cubic B-spline coefficients on the reference grid, in flux per *target* pixel.
     missing : numpy.ndarray, shape (ny, nx)
         Share of the kernel that falls on invalid reference pixels.
-    variance : numpy.ndarray, shape (ny, nx)
-        Variance of the reference pixels; 0 where invalid.
     correlation : numpy.ndarray, shape (n, n)
         Spline coefficients of the autocorrelation of the kernel against the lag in reference pixels;
         zero lag at ``[n // 2, n // 2]``.
     otf : numpy.ndarray, shape (n, n // 2 + 1), complex
-        Transfer function of the kernel, for convolving the light of single sources.
-    data : numpy.ndarray, shape (ny, nx)
-        The reference image itself.
-    owner : numpy.ndarray of int, shape (ny, nx)
-        Label of the source that each reference pixel belongs to.
-    own : numpy.ndarray
-        PSF of the reference.
+        Transfer function of the kernel and of `spline_filter`, for convolving the light of single sources.
     noise : dict
         Noise correlations and weights prepared by `fit_offsets`, by stamp radius: they do not depend on the offset.
     """
 
+    sharp: Sharp
     spline: np.ndarray
     missing: np.ndarray
-    variance: np.ndarray
     correlation: np.ndarray
     otf: np.ndarray
-    data: np.ndarray
-    owner: np.ndarray
-    own: np.ndarray
     noise: dict = dataclass_field(default_factory=dict, compare=False, repr=False)
 
     def light_of(self, labels, position):
@@ -87,20 +153,8 @@ class Template:
         corner : numpy.ndarray of int, shape (n, 2)
             Reference pixel (x, y) of element [0, 0].
         """
-        light, corner = self.cut(position, self.otf.shape[0], labels)
-        return blurred(fft.rfft2(light), self.otf), corner + self.otf.shape[0] // 4
-
-    def cut(self, position, size, labels=None):
-        """Stamps (n, size, size) of the reference, of single sources where ``labels`` names them, and their corners."""
-        corner = np.rint(position).astype(int) - size // 2
-        light = np.zeros((len(position), size, size), np.float32)
-        ny, nx = self.data.shape
-        for k, (x, y) in enumerate(corner):
-            ys, xs = slice(max(y, 0), min(y + size, ny)), slice(max(x, 0), min(x + size, nx))
-            if ys.stop > ys.start and xs.stop > xs.start:
-                mine = 1 if labels is None else self.owner[ys, xs] == labels[k]
-                light[k, ys.start - y : ys.stop - y, xs.start - x : xs.stop - x] = self.data[ys, xs] * mine
-        return light, corner
+        light, corner = self.sharp.light(labels, position, self.otf.shape[0])
+        return blurred(light, self.otf), corner + self.otf.shape[0] // 4
 
 
 @dataclass(frozen=True)
@@ -188,23 +242,18 @@ def _transfer_function(psf, matrix, n):
     return np.where(inside, real + 1j * imag, 0.0)
 
 
-def sharpener(psf, matrix, n):
-    """What takes the reference's own PSF out, as an OTF: ridge-regularised; flux per target pixel."""
-    own = _transfer_function(psf, np.eye(2), n)
-    return own.conj() / (np.abs(own) ** 2 + _RIDGE**2) * (1.0 + _RIDGE**2) * abs(np.linalg.det(matrix))
+def spline_filter(n):
+    """Transfer function (n, n // 2 + 1) that makes cubic B-spline coefficients of the samples of an image."""
+    fy, fx = fft.fftfreq(n)[:, None], fft.rfftfreq(n)
+    return 9.0 / ((2.0 + np.cos(2 * np.pi * fy)) * (2.0 + np.cos(2 * np.pi * fx)))  # Unser 1999
 
 
-def transfer(data, variance, valid, owner, psf, target_psf, matrix):
+def transfer(sharp, target_psf, matrix):
     """Bring a reference image to the PSF of another image.
 
     Parameters
     ----------
-    data, variance, valid : numpy.ndarray, shape (ny, nx)
-        The reference image; ``data`` is 0 where invalid.
-    owner : numpy.ndarray of int, shape (ny, nx)
-        Label of the source that each pixel belongs to.
-    psf : numpy.ndarray
-        PSF of the reference on its own pixels (odd, unit sum, centred).
+    sharp : Sharp
     target_psf : numpy.ndarray
         PSF of the other image on the other image's pixels.
     matrix : numpy.ndarray, shape (2, 2)
@@ -215,79 +264,89 @@ def transfer(data, variance, valid, owner, psf, target_psf, matrix):
     Template
     """
     span = np.abs(matrix) @ np.array(target_psf.shape[::-1])
-    n = fft.next_fast_len(int(np.ceil(max(span.max(), psf.shape[0]) * 1.25)) // 2 * 2 + 2)
+    n = fft.next_fast_len(int(np.ceil(max(span.max(), sharp.psf.shape[0]) * 1.25)) // 2 * 2 + 2)
     n += n % 2
-    kernel_otf = _transfer_function(target_psf, matrix, n) * sharpener(psf, matrix, n)
-    kernel = fft.fftshift(fft.ifft2(kernel_otf).real)  # (n, n), origin at [n // 2, n // 2]
+    kernel_otf = _transfer_function(target_psf, matrix, n) * sharp.sharpener(matrix, n)
+    kernel = fft.ifft2(kernel_otf).real  # (n, n), origin at [0, 0]
+    coefficients = fft.rfft2(kernel) * spline_filter(n)
     correlation = fft.fftshift(fft.ifft2(np.abs(kernel_otf) ** 2).real)
 
-    shape = [fft.next_fast_len(size + n, real=True) for size in data.shape]
-    otf = fft.rfft2(np.roll(_embed(kernel, shape), (-(n // 2), -(n // 2)), (0, 1)))
-    spread = np.abs(kernel) / np.abs(kernel).sum()
-    spread = fft.rfft2(np.roll(_embed(spread, shape), (-(n // 2), -(n // 2)), (0, 1)).astype(np.float32))
-    lost = np.ones(shape, np.float32)
-    lost[: data.shape[0], : data.shape[1]] = ~valid
-
-    crop = np.s_[: data.shape[0], : data.shape[1]]
-    image = fft.irfft2(fft.rfft2(_embed(data, shape)) * otf, shape)[crop]
-    missing = np.clip(fft.irfft2(fft.rfft2(lost) * spread, shape)[crop], 0.0, 1.0)
+    ny, nx = sharp.data.shape
+    shape = tuple(fft.next_fast_len(size + n, real=True) for size in (ny, nx))
+    data, lost = sharp.transforms(shape)
+    image, missing = (
+        fft.irfft2(transform * fft.rfft2(_about_origin(k, shape)), shape)[:ny, :nx]
+        for transform, k in ((data, fft.irfft2(coefficients, (n, n))), (lost, np.abs(kernel) / np.abs(kernel).sum()))
+    )
     return Template(
-        spline=ndimage.spline_filter(image, order=3, mode="mirror"),
-        missing=missing,
-        variance=np.where(valid, variance, 0.0).astype(np.float32),
+        sharp=sharp,
+        spline=image,
+        missing=np.clip(missing, 0.0, 1.0),
         correlation=ndimage.spline_filter(correlation, order=3, mode="mirror"),
-        otf=fft.rfft2(fft.ifftshift(kernel)).astype(np.complex64),
-        data=data,
-        owner=owner,
-        own=psf,
+        otf=coefficients.astype(np.complex64),
     )
 
 
 def blurred(light, otf):
-    """Spline coefficients of stamps convolved with a kernel, both as transforms, without the quarter of the width at
-    each side that is wrapped round."""
+    """Stamps convolved with a kernel, both as transforms, without the quarter of the width at each side that is wrapped
+    round. With a kernel times `spline_filter` they are spline coefficients."""
     size = light.shape[-2]
-    image = fft.irfft2(light * otf, (size, size))
     rim = size // 4
-    image = image[:, rim : size - rim, rim : size - rim]
-    for axis in (1, 2):
-        image = ndimage.spline_filter1d(image, order=3, axis=axis, mode="mirror")
-    return image
+    return fft.irfft2(light * otf, (size, size))[:, rim : size - rim, rim : size - rim]
 
 
-def _embed(stamp, shape):
-    out = np.zeros(shape)
-    out[: stamp.shape[0], : stamp.shape[1]] = stamp
+def _about_origin(kernel, shape):
+    """A kernel (n, n) with its origin at [0, 0], on a larger grid."""
+    out = np.zeros(shape, np.float32)
+    half = kernel.shape[0] // 2
+    for ys in (slice(0, half), slice(-half, None)):
+        for xs in (slice(0, half), slice(-half, None)):
+            out[ys, xs] = kernel[ys, xs]
     return out
 
 
 def _bspline(t):
     """Values and derivatives of the four cubic B-spline weights at fraction t (Unser 1999)."""
     s = 1.0 - t
-    value = np.stack([s**3, 3 * t**3 - 6 * t**2 + 4, 3 * s**3 - 6 * s**2 + 4, t**3], -1) / 6.0
-    slope = np.stack([-(s**2), 3 * t**2 - 4 * t, -3 * s**2 + 4 * s, t**2], -1) / 2.0
+    value = [s**3 / 6, t * t * (t / 2 - 1) + 2 / 3, s * s * (s / 2 - 1) + 2 / 3, t**3 / 6]
+    slope = [-s * s / 2, t * (1.5 * t - 2), s * (2 - 1.5 * s), t * t / 2]
     return value, slope
 
 
-def _read(spline, x, y):
-    """Value and gradient (per reference pixel) of a spline image; positions are clipped to the image.
+def _taps(images, x, y):
+    """Where the 16 spline coefficients around positions lie in ``images.ravel()``: that of the first one (n, n_pixel),
+    the steps to the others (4, 4) [y, x], and the fractions of a pixel; positions are clipped to the images.
 
     With a stack of images (n, ny, nx), x and y are (n, n_pixel), one row per image.
     """
-    ny, nx = spline.shape[-2:]
+    ny, nx = images.shape[-2:]
     x, y = np.clip(x, 1.0, nx - 3.0), np.clip(y, 1.0, ny - 3.0)
     ix, iy = np.floor(x).astype(int), np.floor(y).astype(int)
-    wx, sx = _bspline(x - ix)
-    wy, sy = _bspline(y - iy)
-    taps = np.arange(-1, 3)
-    where = (iy[..., None] + taps)[..., :, None], (ix[..., None] + taps)[..., None, :]
-    if spline.ndim == 3:
-        where = (np.arange(len(spline))[:, None, None, None], *where)
-    block = spline[where]
-    row = np.einsum("...ab,...b->...a", block, wx)
-    value = np.einsum("...a,...a->...", row, wy)
-    along_y = np.einsum("...a,...a->...", row, sy)
-    along_x = np.einsum("...ab,...b,...a->...", block, sx, wy)
+    first = (iy - 1) * nx + ix - 1
+    if images.ndim == 3:
+        first += ny * nx * np.arange(len(images))[:, None]
+    return first, nx * np.arange(4)[:, None] + np.arange(4), x - ix, y - iy
+
+
+def _value(spline, x, y):
+    """Value of a spline image, or of a stack of them, at positions: see `_taps`."""
+    first, step, fx, fy = _taps(spline, x, y)
+    (wx, _), (wy, _), flat = _bspline(fx), _bspline(fy), spline.ravel()
+    value = 0.0
+    for j in range(4):
+        value = value + wy[j] * sum(wx[i] * flat.take(first + step[j, i]) for i in range(4))
+    return value
+
+
+def _read(spline, x, y):
+    """Value and gradient (per reference pixel) of a spline image, or of a stack of them, at positions: see `_taps`."""
+    first, step, fx, fy = _taps(spline, x, y)
+    (wx, sx), (wy, sy), flat = _bspline(fx), _bspline(fy), spline.ravel()
+    value = along_x = along_y = 0.0
+    for j in range(4):
+        taps = [flat.take(first + step[j, i]) for i in range(4)]
+        row, slope = (sum(w[i] * taps[i] for i in range(4)) for w in (wx, sx))
+        value, along_y, along_x = value + wy[j] * row, along_y + sy[j] * row, along_x + wy[j] * slope
     return value, along_x, along_y
 
 
@@ -301,7 +360,7 @@ def values(splines, x, y):
     out = 0.0
     for j in range(4):
         for i in range(4):
-            out = out + splines[image, iy + j - 1, ix + i - 1] * (wy[..., j] * wx[..., i])[..., None]
+            out = out + splines[image, iy + j - 1, ix + i - 1] * (wy[j] * wx[i])[..., None]
     return out
 
 
@@ -314,7 +373,7 @@ class _Noise:
         half = template.correlation.shape[0] // 2
         x = half + matrix[0, 0] * lx + matrix[0, 1] * ly
         y = half + matrix[1, 0] * lx + matrix[1, 1] * ly
-        value, _, _ = _read(template.correlation, x, y)
+        value = _value(template.correlation, x, y)
         side = np.arange(2 * radius + 1)
         px, py = (a.ravel() for a in np.meshgrid(side, side))
         index = (py[:, None] - py + 2 * radius, px[:, None] - px + 2 * radius)
@@ -419,13 +478,19 @@ def stamps(template, data, valid, geometry, offset, radius, part):
     nearest = np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)
     use = inside & valid[py, px] & (template.missing[nearest] < _MAX_MISSING)
 
-    value, _, _ = _read(template.spline, x, y)
+    value = _value(template.spline, x, y)
     light, corner = template.light_of(geometry.label[part], origin)
     mine, gx, gy = _read(light, x - corner[:, 0, None], y - corner[:, 1, None])
     east = gx * sky[:, 0, 0, None] + gy * sky[:, 1, 0, None]
     north = gx * sky[:, 0, 1, None] + gy * sky[:, 1, 1, None]
     design = np.stack([value, east, north, np.ones_like(value), value - mine], -1)  # (n, n_pixel, 5)
     return px, py, x, y, nearest, use, design
+
+
+def _times(matrix, stack):
+    """A matrix (p, p) times each of a stack (m, p, k), as one product."""
+    m, p, k = stack.shape
+    return (matrix @ stack.transpose(1, 0, 2).reshape(p, m * k)).reshape(p, m, k).transpose(1, 0, 2)
 
 
 def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplitude, noise, part, out):
@@ -435,7 +500,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
     prior[:, 4, 4] = 1.0 / (_NEIGHBOUR_COLOUR * amplitude[part]) ** 2
     v_target = np.where(use, variance[py, px], np.inf).astype(float)
     pull = east**2 + north**2
-    v_ref = (np.where(use, template.variance[nearest], 0.0) * pull).sum(1)
+    v_ref = (np.where(use, template.sharp.variance[nearest], 0.0) * pull).sum(1)
     v_ref /= np.maximum(np.where(use, pull, 0.0).sum(1), 1e-300)
     with np.errstate(invalid="ignore", divide="ignore"):
         sigma = 1.0 / np.sqrt(v_target)  # 0 where unusable
@@ -448,7 +513,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
         rows = good[choice[good] == k]
         weight, products = noise.weight(k)
         scaled = design[rows] * sigma[rows, :, None]  # (m, n_pixel, 5)
-        back = np.matmul(weight, scaled) * sigma[rows, :, None]  # (m, n_pixel, 5): Omega A
+        back = _times(weight, scaled) * sigma[rows, :, None]  # (m, n_pixel, 5): Omega A
         normal = back.swapaxes(1, 2) @ design[rows]
         right = np.einsum("mpi,mp->mi", back, image[rows])
         # The template's noise squared, part of `normal` but not of the sky.
@@ -468,7 +533,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
         finite_v = np.where(use[rows], v_target[rows], 0.0)
         c_target = back.swapaxes(1, 2) @ (finite_v[..., None] * back) + prior[rows]
         c_target = inverse @ c_target @ inverse.swapaxes(1, 2)
-        c_ref = back.swapaxes(1, 2) @ np.matmul(noise.pixels, back)
+        c_ref = back.swapaxes(1, 2) @ _times(noise.pixels, back)
         c_ref = inverse @ c_ref @ inverse.swapaxes(1, 2) * (a**2 * v_ref[rows])[:, None, None]
         shift = p[:, 1:3] / a[:, None]
         # d(shift)/d(a, a s_east, a s_north)
