@@ -221,13 +221,12 @@ class _Scatter:
         axes = [np.linspace(a, b, _COARSE[min(n, len(_COARSE)) - 1]) for a, b in zip(low, high, strict=True)]
         step = np.array([axis[1] - axis[0] for axis in axes])
         tried = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, n)
-        about = np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
+        about = np.concatenate([np.zeros((1, n)), *(s * np.eye(n) for s in (0.25, 0.5, 1.0, -0.25, -0.5, -1.0))])
         place = tried[np.argmax(self.log_likelihood(np.exp(tried)))]
         while step.max() > _FINE:
             tried = np.clip(place + step * about, low, high)
             best = tried[np.argmax(self.log_likelihood(np.exp(tried)))]
-            if np.array_equal(best, place):
-                step = step / 2
+            step = step / (4 if np.array_equal(best, place) else 2)
             place = best
         return place
 
