@@ -21,11 +21,11 @@ from accuracy import field
 
 from rosetta import CrossSurveyEncoder, Flag, JEPADeblender, LearnedAligner
 from rosetta.astrometry.solution import as_solution
-from rosetta.deblending.band_fit import source_tokens
 from rosetta.matching import match
 from rosetta.photometry import error_model
-from rosetta.photometry.catalogue import _training_rows
-from rosetta.training.rows import HELD_OUT
+from rosetta.photometry.catalogue import EmbeddingPhotometry, training_rows
+from rosetta.training.loop import seeded, train
+from rosetta.training.rows import split_by_pair
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from train_photometry import N_PAIR, draw  # noqa: E402
@@ -64,8 +64,14 @@ class Measured:
                 "random": source_tokens(self.random(pair), coord, header)[rows],
             }
             per_flux = {name: np.repeat(values, len(scene.bands), axis=0) for name, values in per_source.items()}
-            np.savez(path, **_training_rows(scene, truth), **per_flux)
+            np.savez(path, **training_rows(scene, truth), **per_flux)
         return dict(np.load(path))
+
+
+def source_tokens(embedding, coord, header_coord):
+    """Frozen tokens of sources: space and ground side by side, zeros where a side has no data: (n, 2 * dim)."""
+    sides = (("space", coord), ("ground", header_coord))
+    return np.concatenate([np.nan_to_num(embedding.tokens_at(where, side)) for side, where in sides], axis=1)
 
 
 def joined(parts):
@@ -93,24 +99,28 @@ def main():
     options.folder.mkdir(parents=True, exist_ok=True)
     measured = Measured(options.folder)
     parts = [measured(f"train-{k}", lambda k=k: draw(k), False) for k in range(N_PAIR)]
-    out = [k for k in range(N_PAIR) if k % HELD_OUT == HELD_OUT - 1 or k == N_PAIR - 1]
-    sets = [joined([p for k, p in enumerate(parts) if (k in out) == held]) for held in (False, True)]
+    sets = [error_model.usable(rows) for rows in split_by_pair(parts)]
     sets.append(joined([measured(f"test-{s}", lambda s=s: field(s, options.folder), True) for s in TEST]))
     test = sets[2]
     residual, error = test["flux"] - test["true"], test["error"]
     good = np.isfinite(residual) & (error > 0)
-    formal = max(error_model._log_score(residual[good], k * error[good]) for k in np.geomspace(0.5, 10, 60))
+    formal = max(error_model.log_score(residual[good], k * error[good]) for k in np.geomspace(0.5, 10, 60))
     scored, inside = [], []
     for title, name in (("figures of the fit", None), ("+ tokens", "tokens"), ("+ random encoder's", "random")):
         features = with_tokens(sets, name)
         scores, pulls = [], []
         for seed in range(SEEDS):
-            network = error_model.seeded({"n_feature": features[0].shape[-1]}, seed)
-            train, held = ({**s, "features": f} for s, f in zip(sets[:2], features[:2], strict=True))
-            error_model.train(network, train, held, seed=seed)
+            with seeded(seed):
+                network = error_model.ErrorNet(error_model.ErrorConfig(n_feature=features[0].shape[-1]))
+            rows, held = (
+                {**{name: s[name] for name in ("flux", "error", "true")}, "features": f}
+                for s, f in zip(sets[:2], features[:2], strict=True)
+            )
+            train(network, rows, held, EmbeddingPhotometry._trainer, seed=seed)
+            error_model.calibrate(network, held)
             widen, extra = error_model.predict(network, features[2])
             sigma = np.hypot(widen * error, extra * test["flux"])
-            scores.append(error_model._log_score(residual[good], sigma[good]) - formal)
+            scores.append(error_model.log_score(residual[good], sigma[good]) - formal)
             pulls.append(np.abs(residual) / sigma)
         pulls = np.stack(pulls)
         each = ", ".join(f"{s:.3f}" for s in scores)

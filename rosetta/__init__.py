@@ -7,6 +7,8 @@ The public names below are imported when they are first used (PEP 562), so that
 
 from importlib import import_module
 
+from .registry import HEADS
+
 _HOME = {
     "SkyPair": "pair",
     "SkyEmbedding": "embedding",
@@ -18,30 +20,12 @@ _HOME = {
     "HST_ACS": "surveys",
     "Flag": "flags",
     "CrossSurveyEncoder": "encoding.encoder",
-    "LearnedAligner": "astrometry.aligner",
     "AstrometricSolution": "astrometry.solution",
-    "JEPADeblender": "deblending.deblender",
     "DeblendedScene": "deblending.scene",
-    "EmbeddingPhotometry": "photometry.catalogue",
+    **{name: module for module, name in (place.split(":") for place in HEADS.values())},
 }
 
-__all__ = [
-    "SkyPair",
-    "SkyEmbedding",
-    "Survey",
-    "RUBIN",
-    "RUBIN_DP1",
-    "EUCLID",
-    "HSC",
-    "HST_ACS",
-    "Flag",
-    "CrossSurveyEncoder",
-    "LearnedAligner",
-    "AstrometricSolution",
-    "JEPADeblender",
-    "DeblendedScene",
-    "EmbeddingPhotometry",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name):

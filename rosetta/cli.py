@@ -8,14 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from .registry import HEADS, KINDS, head_class
+
 __all__ = ["main"]
 
-HEADS = {
-    "aligner": ("astrometry.aligner", "LearnedAligner"),
-    "deblender": ("deblending.deblender", "JEPADeblender"),
-    "photometry": ("photometry.catalogue", "EmbeddingPhotometry"),
-}
-KINDS = ("encoder", *HEADS)
 LOG_EVERY = 10  # training steps per line
 
 
@@ -142,6 +138,9 @@ def _parser():
     head.add_argument("--data", required=True, metavar="DIR", help="tiles written by rosetta simulate")
     head.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .safetensors")
     head.add_argument("--encoder", metavar="FILE", help="default: the bundled one")
+    head.add_argument(
+        "--deblender", metavar="FILE", help="for photometry, whose errors hold for its scenes; default: the bundled one"
+    )
     head.add_argument("--seed", type=int, default=0, help="default: 0")
     head.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
 
@@ -205,13 +204,13 @@ def _run(arguments):
 def _measure(pair, device, window):
     import astropy.units as u
 
-    from . import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner
+    from . import CrossSurveyEncoder
     from .pipeline.run import STEPS, measure
 
     encoder = CrossSurveyEncoder.from_pretrained(device=device)
     heads = {
-        kind: head.from_pretrained(encoder=encoder, device=device)
-        for kind, head in zip(HEADS, (LearnedAligner, JEPADeblender, EmbeddingPhotometry), strict=True)
+        kind: head_class(kind).from_pretrained(encoder=encoder, device=device)
+        for kind in ("aligner", "deblender", "photometry")
     }
     with _Steps(STEPS) as progress:
         return measure(pair, encoder=encoder, **heads, window=window * u.arcsec, progress=progress)
@@ -465,15 +464,19 @@ def _print_step(step, metrics):
 
 def _train_head(arguments):
     path = _checkpoint_path(arguments.output)
-    from importlib import import_module
-
-    from . import CrossSurveyEncoder
+    if arguments.deblender and arguments.kind != "photometry":
+        raise ValueError(f"--deblender is of no use to train-head {arguments.kind}: leave it out")
+    from . import CrossSurveyEncoder, JEPADeblender
     from .simulate.observed import ObservedSet
 
     encoder = CrossSurveyEncoder.from_pretrained(arguments.encoder, device=arguments.device)
     pairs = ObservedSet(arguments.data, seed=arguments.seed)
-    module, name = HEADS[arguments.kind]
-    head = getattr(import_module(f"rosetta.{module}"), name)(encoder)
+    given = {}
+    if arguments.deblender:
+        given["deblender"] = JEPADeblender.from_pretrained(
+            arguments.deblender, encoder=encoder, device=arguments.device
+        )
+    head = head_class(arguments.kind)(encoder, **given)
     state = path.with_name(f"{path.name}.state")
     print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles; training state in {state}", flush=True)
     start = time.perf_counter()
@@ -517,10 +520,15 @@ def _info(arguments):
             print(f"{kind:11} {headers[kind]['fingerprint']}  {size:6.1f} MB  {path.name}")
         else:
             print(f"{kind:11} not bundled")
-    if "encoder" in headers:
-        owner = headers["encoder"]["fingerprint"]
-        other = [kind for kind in HEADS if kind in headers and headers[kind]["config"]["encoder"] != owner]
-        print(f"the heads {'belong to this encoder' if not other else 'do NOT all belong: ' + ', '.join(other)}")
+    strangers = [
+        f"{kind} (to {owner} {header['config'][owner] or 'untrained'})"
+        for kind, header in headers.items() for owner in KINDS
+        if owner in header["config"] and header["config"][owner] != headers.get(owner, {}).get("fingerprint")
+    ]
+    if strangers:
+        print(f"NOT one set: {', '.join(strangers)} belong to others")
+    else:
+        print("one set: the heads belong to this encoder, and the errors of photometry to this deblender")
     return 0
 
 

@@ -611,16 +611,16 @@ def test_fit_learns_the_scatter(with_truth, tmp_path):
     head = LearnedAligner(aligner().encoder)
     with pytest.raises(ValueError, match="has not been trained"):
         head.save(tmp_path / "aligner.safetensors")
-    assert head.fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows.npz") is head
+    assert head.fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows") is head
     report = head._provenance
     assert report["loss_with"] < report["loss_without"]
     # A resumed run gives the same head; a saved one answers alike.
-    again = LearnedAligner(aligner().encoder).fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows.npz")
-    with pytest.raises(ValueError, match="checkpoint 'rows.npz' is of other pairs"):
-        head.fit(Skies(2), truth and truth[:2], seed=1, checkpoint=tmp_path / "rows.npz")
-    with pytest.raises(ValueError, match="checkpoint 'rows.npz' is of other pairs"):
+    again = LearnedAligner(aligner().encoder).fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows")
+    with pytest.raises(ValueError, match="checkpoint 'rows' is of other pairs: it holds rows of 3, here are 2"):
+        head.fit(Skies(2), truth and truth[:2], seed=1, checkpoint=tmp_path / "rows")
+    with pytest.raises(ValueError, match="'rows' is of another head, encoder, seed or kind of truth, or of other"):
         head.fit([Skies(1)[0].cutout(CENTER, 20 * u.arcsec), *3 * [None]][:3], truth, seed=1,
-                 checkpoint=tmp_path / "rows.npz")
+                 checkpoint=tmp_path / "rows")
     head.save(tmp_path / "aligner.safetensors")
     loaded = LearnedAligner.from_pretrained(tmp_path / "aligner.safetensors", encoder=aligner().encoder, device="cpu")
     pair = Skies(9)[8]

@@ -30,10 +30,10 @@ from rosetta.io import pair as pair_file
 from rosetta.io import read_pair
 from rosetta.pipeline.products import write
 from rosetta.pipeline.run import measure
+from rosetta.registry import KINDS
 
 WEIGHTS = Path(checkpoint.bundled("encoder")).parent
 SAMPLE = WEIGHTS.parent / "data" / "sample.fits"
-KINDS = ("encoder", "aligner", "deblender", "photometry")
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real_pixels = pytest.mark.skipif(not REAL.is_dir(), reason="the folder of real images is not beside this checkout")
 
@@ -55,8 +55,9 @@ def test_weights_are_small_known_and_of_one_set(kind):
     assert path.stat().st_size < 30e6
     header = checkpoint.read_header(path)
     assert header["provenance"]["trained"]
-    if kind != "encoder":
-        assert header["config"]["encoder"] == checkpoint.read_header(WEIGHTS / "encoder.safetensors")["fingerprint"]
+    belongs = {"encoder": (), "photometry": ("encoder", "deblender")}.get(kind, ("encoder",))
+    for owner in belongs:
+        assert header["config"][owner] == checkpoint.read_header(WEIGHTS / f"{owner}.safetensors")["fingerprint"]
 
 
 @pytest.mark.parametrize("bands", ["r VIS", "g r VIS", "g r i VIS Y_E J_E H_E", "u g r i z y VIS", "i H_E"])

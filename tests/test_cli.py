@@ -15,11 +15,12 @@ from astropy.table import QTable
 from regions import Regions
 
 from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair
-from rosetta.cli import HEADS, _against_truth, main
+from rosetta.cli import _against_truth, main
 from rosetta.io import pair as pair_io
 from rosetta.pipeline.comparison import compare
 from rosetta.pipeline.products import write
 from rosetta.pipeline.run import STEPS, measure
+from rosetta.registry import KINDS
 
 SHIFT = np.array([60.0, -40.0])  # mas
 
@@ -253,6 +254,8 @@ def test_training_refusals(capsys, tmp_path):
     assert "no end: give --steps" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file)
     assert "manifest.json" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1")
     assert "--batch is 6" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1", "--batch", "6")
+    wrong = refused(capsys, "train-head", "aligner", "--deblender", file, "--data", tmp_path, "-o", file)
+    assert "--deblender is of no use to train-head aligner" in wrong
     assert not list(tmp_path.iterdir())
 
 
@@ -270,7 +273,8 @@ def test_info(capsys, tmp_path, tiny_encoder):
     assert "is a pickle" in refused(capsys, "info", tmp_path / "pickle.safetensors")
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:5]] == ["encoder", *HEADS]
+    assert [line.split()[0] for line in lines[1:5]] == list(KINDS)
+    assert lines[5].startswith("one set: the heads belong to this encoder, and the errors of photometry to this")
 
 
 def test_version(capsys):

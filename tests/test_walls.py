@@ -14,7 +14,7 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    surveys flags checkpoint
+    registry surveys flags files checkpoint
     images images.cache images.moments images.psf_core images.psf images.positions
     pair
     images.image images.sky images.filtering images.noise images.resampling
@@ -23,8 +23,8 @@ ORDER = """
     detection detection.watershed detection.detection
     encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
     encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
+    training training.rows training.network training.loop
     head
-    training training.rows
     astrometry astrometry.field astrometry.band_fields astrometry.solution astrometry.corrected_wcs
     astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
     astrometry.measurement astrometry.aligner

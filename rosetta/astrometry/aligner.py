@@ -1,12 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """`LearnedAligner`: the two surveys on one astrometric frame, with an honest error or a clear refusal."""
 
-import hashlib
 import logging
-import os
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
@@ -21,6 +17,8 @@ from ..head import Head
 from ..images.image import band_images, extent
 from ..images.positions import offset_coord
 from ..pair import SkyPair
+from ..training.loop import TrainerConfig
+from ..training.rows import joined_rows
 from . import band_fields, corrected_wcs, excess_noise, measurement
 from . import field as offset_field
 from .solution import AlignmentError, AstrometricSolution, as_solution
@@ -35,6 +33,7 @@ COARSE_RIVAL = 1.3  # how much higher it must be than any other peak
 COARSE_ERROR = 100.0  # mas, of an offset that only the correlation supports
 COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources,
 COARSE_ALONE_RIVAL = 6.0  # and how far above any other peak: few bright sources make high chance peaks
+MIN_ROWS = 20  # sources to learn from
 
 
 class LearnedAligner(Head):
@@ -52,6 +51,9 @@ class LearnedAligner(Head):
     knows what its training pairs hold and no more: colour gradients and blends, but proper motion only where sources
     moved between the two images of a pair (tiles observed twice through `rosetta.simulate` are one sky, without
     motion).
+
+    `fit` trains it on truth with ``sky_centroid``, ``d_ra_cosdec`` and ``d_dec``. Without truth, a known shift is
+    injected into each ground WCS, and sources are compared with that shift plus the field that all others define.
 
     Sign: corrected position = ground position + offset. Offsets are (east, north), east being
     d(RA) cos(Dec).
@@ -71,14 +73,14 @@ class LearnedAligner(Head):
     """
 
     _kind = "aligner"
-    _default_config = {"token_dim": 384, "width": 32}
+    _config_class = excess_noise.ExcessNoiseConfig
+    _trainer = TrainerConfig(steps=600, batch=256, rate=1e-3, weight_decay=0.05, look_every=20)
+    _truth_columns = ("sky_centroid", "d_ra_cosdec", "d_dec")
+    _needs_truth = False
 
     @staticmethod
     def _build(config):
-        return excess_noise.ExcessNoise(**config)
-
-    def __init__(self, encoder=None):
-        super().__init__(encoder)
+        return excess_noise.ExcessNoise(config)
 
     def __call__(self, x, *, bands=None, model="auto"):
         """Measure the offsets.
@@ -263,56 +265,7 @@ class LearnedAligner(Head):
             meta={"PLANE1": "d_ra_cosdec", "PLANE2": "d_dec", "band": band},
         )
 
-    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
-        """Learn how far sources stray from their frame. The encoder stays frozen.
-
-        Only what strays in ``pairs`` is learnt: without proper motion between the two images there, none is
-        allowed for on other sky.
-
-        Parameters
-        ----------
-        pairs : sequence of `~rosetta.SkyPair`
-            Read one at a time.
-        truth : sequence of `~astropy.table.QTable`, optional
-            Parallel to ``pairs``: ``sky_centroid``, ``d_ra_cosdec``, ``d_dec`` (as from `rosetta.simulate`).
-            None: a known shift is injected into each ground WCS, and sources are compared with that shift plus the
-            field that all other sources define.
-        seed : int
-        checkpoint : path-like, optional
-            ``.npz`` file with the measurements so far: an interrupted run on the same pairs resumes from it.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If ``truth`` is not as long as ``pairs``, the pairs give too few sources, or ``checkpoint`` is of
-            another encoder, seed, kind of truth or of other pairs.
-        """
-        if truth is not None and len(truth) != len(pairs):
-            raise ValueError(f"truth has {len(truth)} entries, pairs has {len(pairs)}: they must be parallel")
-        owner = "" if checkpoint is None else _owner(self.encoder, pairs, truth, seed)
-        rows = _load_rows(checkpoint, owner)
-        done = int(rows["done"]) if rows else 0
-        for index in range(done, len(pairs)):
-            new = self._training_rows(pairs[index], None if truth is None else truth[index], index, seed)
-            rows = _append(rows, new, index)
-            if checkpoint is not None:
-                _save_rows(checkpoint, rows, owner)
-        if not rows or len(rows["group"]) < 20:
-            raise ValueError(f"pairs gave {len(rows['group']) if rows else 0} usable sources, 20 are needed: add pairs")
-        dim = rows["ground"].shape[1]
-        self._config = {**self._config, "token_dim": int(dim)}
-        self._network = excess_noise.seeded(self._config, seed)
-        names = ("ground", "space", "scalars", "residual", "cov", "group")
-        report = excess_noise.train(self._network, *(rows[name] for name in names), seed=seed)
-        self._provenance = {"trained": True, "seed": seed, "truth": truth is not None, **report}
-        self._fingerprint = None
-        return self
-
-    def _training_rows(self, pair, truth, index, seed):
+    def _rows(self, pair, truth, index, seed):
         """Tokens, scalars, residuals and covariances of the usable sources of one pair; None if it has none."""
         _check_sides(pair)
         embedding = self.encoder(pair)
@@ -352,9 +305,22 @@ class LearnedAligner(Head):
                 continue
             parts.append({
                 "ground": tokens[0][use], "space": tokens[1][use], "scalars": _scalars(part, sources)[use],
-                "residual": residual, "cov": cov, "group": np.full(use.sum(), index),
+                "residual": residual, "cov": cov,
             })
-        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else None
+        rows = joined_rows(parts)
+        return rows if rows and len(rows["residual"]) else None
+
+    def _prepared(self, data, held_out):
+        n = len(data["residual"]) + len(held_out["residual"])
+        if n < MIN_ROWS:
+            raise ValueError(f"pairs gave {n} usable sources, {MIN_ROWS} are needed: add pairs")
+        return data, held_out
+
+    def _config_for(self, data):
+        return replace(self._config, token_dim=data["ground"].shape[1])
+
+    def _finish(self, network, data, held_out):
+        return excess_noise.report(network, held_out)
 
 
 class _Shifted:
@@ -572,48 +538,3 @@ def _correct(wcs, solution, band, form, shape=None):
     new, residual = corrected_wcs.corrected(wcs, solution, band, form, shape)
     log.info("corrected WCS (%s, %s): largest approximation error %.3f mas", band, form, residual)
     return new, residual
-
-
-def _append(rows, new, index):
-    if rows and new:
-        rows = {name: np.concatenate([rows[name], new[name]]) for name in new}
-    elif new:
-        rows = new
-    if rows:
-        rows["done"] = index + 1
-    return rows
-
-
-def _owner(encoder, pairs, truth, seed):
-    """What a state of `fit` belongs to; pairs are told apart by their number and by the first one's pixel grids."""
-    grids = []
-    for side, band, image in pairs[0].images() if len(pairs) else ():
-        ny, nx = image.data.shape
-        middle = image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2).icrs
-        grids.append(f"{side} {band} {ny} {nx} {middle.ra.deg:.6f} {middle.dec.deg:.6f}")
-    data = hashlib.sha256("\n".join([str(len(pairs)), *grids]).encode()).hexdigest()[:16]
-    return f"{encoder.fingerprint} {seed} {truth is not None} {data}"
-
-
-def _load_rows(path, owner):
-    if path is None or not Path(path).exists():
-        return {}
-    with np.load(path, allow_pickle=False) as stored:
-        found = {name: stored[name] for name in stored.files}
-    if str(found.pop("owner", "")) != owner:
-        raise ValueError(
-            f"checkpoint {Path(path).name!r} is of other pairs, or of another encoder, seed or kind of truth: "
-            "use a new file"
-        )
-    return found
-
-
-def _save_rows(path, rows, owner):
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    os.close(handle)
-    try:
-        np.savez(temporary, owner=owner, **rows)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -16,7 +16,8 @@ from ..flags import Flag
 from ..head import Head
 from ..images.image import band_images
 from ..images.positions import joined, tangent
-from ..training.rows import joined_rows, split_by_pair, training_parts, views
+from ..training.loop import TrainerConfig
+from ..training.rows import joined_rows, views
 from . import blend_probability, merging, shapes
 from .band_fit import fit_band, image_of, misfits
 from .engine import shape_fit
@@ -35,8 +36,6 @@ MATCH = 0.3  # arcsec: a detection and a position, or a truth, are one source
 ITERATIONS = 6  # of the shape fits before and after the residuals are searched, at most
 N_GROUND_SHAPE = 2  # ground bands that take part in fitting shapes
 DEFAULT_RADIUS = 0.2  # arcsec, where nothing was detected
-HIDDEN = 0.2  # of its flux: a fainter neighbour does not make a source a blend
-REACH = 1.0  # arcsec: nor does one farther away
 MODEL_ERROR = 0.1  # of a model: what its template leaves of a bright source is no source
 
 
@@ -47,7 +46,8 @@ class JEPADeblender(Head):
     shape to the sharpest image and the deepest ground bands, with the start as prior; then the fluxes of all
     overlapping sources are solved together in every band. A small network reads the numbers of the fits, and the
     residuals around a source, and says how likely it is a blend: it knows both sky seen by both sides and sky seen
-    from the ground alone. It does not read the encoder's tokens: they did not make it better.
+    from the ground alone. It does not read the encoder's tokens: they did not make it better. `fit` trains it on
+    truth with ``sky_centroid`` and ``flux_<band>``.
 
     Parameters
     ----------
@@ -56,11 +56,12 @@ class JEPADeblender(Head):
     """
 
     _kind = "deblender"
-    _default_config = blend_probability.BlendConfig().to_dict()
+    _config_class = blend_probability.BlendConfig
+    _trainer = TrainerConfig(steps=1000, batch=256)
 
     @staticmethod
     def _build(config):
-        return blend_probability.BlendNet(blend_probability.BlendConfig(**config))
+        return blend_probability.BlendNet(config)
 
     def __call__(self, x, sources=None, *, offsets=None, progress=None):
         """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
@@ -140,53 +141,25 @@ class JEPADeblender(Head):
             covariance=covariance, fits=fits, scatter=scatter,
         )
 
-    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
-        """Train the network of ``blend_probability`` on sky with known truth; the encoder stays frozen.
-
-        Parameters
-        ----------
-        pairs : sequence of `~rosetta.SkyPair`
-            Read one at a time.
-        truth : sequence of `~astropy.table.QTable`
-            One per pair: ``sky_centroid`` and ``flux_<band>``, as `rosetta.simulate` gives them.
-        seed : int
-        checkpoint : path-like, optional
-            File of the training rows of finished pairs: an interrupted run resumes from it.
-
-        Returns
-        -------
-        JEPADeblender
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            If there is no truth, or it does not match the pairs, or the checkpoint is of something else.
-        """
-        parts = training_parts(
-            pairs, truth, ("sky_centroid",), self._training_rows,
-            owner=f"{self._kind} {self.encoder.fingerprint} {seed}", checkpoint=checkpoint,
-        )
-        data, held_out = split_by_pair(parts)
-        self._network = blend_probability.seeded(self._config, seed).to(self._device or "cpu")
-        result = blend_probability.train(self._network, data, held_out, seed=seed)
-        self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
-        log.info("deblender trained: %s", self._provenance)
-        self._fingerprint = None
-        return self
-
-    def _training_rows(self, pair, truth):
+    def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
         untrained, rows = type(self)(self.encoder), []
         for view in views(self._embedding(pair), ("ground",)):
             scene = untrained(view)
             if len(scene) == 0 or len(truth) == 0:
                 continue
-            flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
-            first, second = _occupants(scene.to_table()["sky_centroid"], truth["sky_centroid"].icrs, flux)
+            name = f"flux_{scene.meta['reference_band']}"
+            if name not in truth.colnames:
+                raise ValueError(f"truth[{index}] has no column {name!r}: use tables as rosetta.simulate makes them")
+            place, flux = truth["sky_centroid"].icrs, truth[name].to_value(u.nJy)
+            first, second = _occupants(scene.to_table()["sky_centroid"], place, flux, self._config.reach)
             true = first > 0
-            rows.append({"features": source_features(scene)[true], "is_blend": (second > HIDDEN * first)[true]})
+            blend = second > self._config.hidden * first
+            rows.append({"features": source_features(scene)[true], "is_blend": blend[true]})
         return joined_rows(rows)
+
+    def _finish(self, network, data, held_out):
+        return blend_probability.report(network, data, held_out)
 
     def _propose(self, sky, coord, solution, known=None):
         """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
@@ -245,15 +218,15 @@ class JEPADeblender(Head):
         return scene
 
 
-def _occupants(coord, true, flux):
+def _occupants(coord, true, flux, reach):
     """Fluxes of the brightest true source that each position stands for, and of the second: (n,) and (n,), or 0.
 
-    A true source belongs to the position nearest to it, if that is within an arcsecond.
+    A true source belongs to the position nearest to it, if that is within ``reach`` arcsec.
     """
     first, second = np.zeros(len(coord)), np.zeros(len(coord))
     if len(coord) and len(true):
         nearest, separation, _ = true.match_to_catalog_sky(coord)
-        for j in np.flatnonzero(separation < REACH * u.arcsec):
+        for j in np.flatnonzero(separation < reach * u.arcsec):
             i = nearest[j]
             first[i], second[i] = max(first[i], flux[j]), max(second[i], min(first[i], flux[j]))
     return first, second

@@ -1,10 +1,6 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """A `~rosetta.SkyPair` in one multi-extension FITS file, and back."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import astropy.units as u
 import numpy as np
 from astropy.io import fits
@@ -12,6 +8,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
 
 from .. import surveys as _surveys
+from ..files import atomic_write
 from ..flags import Flag
 from ..pair import SIDES, SkyPair
 from ._fits import as_path, celestial_wcs, native, open_fits
@@ -58,15 +55,8 @@ def write(pair, path):
     hdus = fits.HDUList([primary])
     for side, band, image in pair.images():
         hdus.extend(_extensions(side, band, image, pair.flags[band]))
-    # Whoever finds the file finds it whole.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".fits")
-    os.close(handle)
-    try:
-        hdus.writeto(temporary, overwrite=True)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        hdus.writeto(temporary)
 
 
 def _extensions(side, band, image, flags):
