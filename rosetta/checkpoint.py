@@ -8,7 +8,7 @@ fingerprint of all of it, so that a file is either whole and known, or refused.
 import hashlib
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -214,7 +214,7 @@ def config_of(config_class, document, name):
     Parameters
     ----------
     config_class : type
-        A dataclass in which every field has a default of the type it must have.
+        A dataclass in which every field has a default of the type it must have; it may hold other such dataclasses.
     document : dict
         Read back from JSON.
     name : str
@@ -233,11 +233,16 @@ def config_of(config_class, document, name):
             f"{name} is of another architecture: settings {' and '.join(what)}. Use the version of astro-rosetta that "
             "wrote it, or train again"
         )
+    values = {}
     for key, value in document.items():
+        if is_dataclass(defaults[key]) and isinstance(value, dict):
+            values[key] = config_of(type(defaults[key]), value, f"{name}: {key}")
+            continue
         if not _alike(value, defaults[key]):
             raise CheckpointError(f"{name} is of another architecture: setting {key} cannot be {value!r}")
+        values[key] = tuple(value) if isinstance(value, list) else value
     try:
-        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+        return config_class(**values)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{name} is of another architecture: {error}") from error
 

@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The aligner: signs, grids, refusals, corrected WCS. Scenes are Gaussians drawn on the spot."""
 
+import json
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import astropy.units as u
@@ -14,7 +16,9 @@ from astropy.wcs import WCS
 
 from rosetta import AstrometricSolution, Flag, LearnedAligner, SkyPair
 from rosetta.astrometry import measurement
+from rosetta.astrometry.aligner import AlignerConfig
 from rosetta.astrometry.solution import AlignmentError
+from rosetta.checkpoint import CheckpointError, config_of
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.image import band_images
@@ -576,6 +580,50 @@ def test_bad_arguments():
         aligner().field(None, grid_wcs(0.2), (192, 192))
     with pytest.raises(TypeError, match="seed"):
         aligner().fit([pair])
+
+
+def test_settings_travel_with_the_weights():
+    field = replace(AlignerConfig().measurement.field, margin=4.0)
+    config = replace(AlignerConfig(), coarse_error=80.0, measurement=measurement.MeasurementConfig(field=field))
+    document = json.loads(json.dumps(asdict(config)))
+    assert config_of(AlignerConfig, document, "a.safetensors") == config
+    document["measurement"]["field"]["smoothness"] = 1.0
+    told = "a.safetensors: measurement: field is of another architecture: settings unknown smoothness"
+    with pytest.raises(CheckpointError, match=told):
+        config_of(AlignerConfig, document, "a.safetensors")
+
+
+def test_settings_decide_results():
+    pair, strict = SkyPair(*images()), LearnedAligner(aligner().encoder)
+    strict._config = replace(AlignerConfig(), measurement=measurement.MeasurementConfig(min_snr=50.0))
+    few, many = ((head(pair)["weight"] > 0).sum() for head in (strict, aligner()))
+    assert 0 < few < many
+
+
+def test_either_wcs_is_asked_a_few_times_only():
+    """Once per band and list of sources, not once per step of the fit."""
+    ground, space = images()
+    planes = band_images(SkyPair(ground, space))
+    found = measurement.find_sources(planes, "VIS")
+    assert found.jacobian.shape == (len(found.xy), 2, 2)
+    asked = []
+    for band, image in planes.items():
+        planes[band] = replace(image, wcs=Counting(image.wcs, asked))
+    found = replace(found, reference=planes["VIS"])
+    assert found.jacobian.shape == (len(found.xy), 2, 2) and len(asked) == 1
+    measured = measurement.measure_band(planes["r"], found, np.zeros(2))
+    assert measured.usable.sum() > 20 and len(asked) <= 6
+
+
+class Counting:
+    """A WCS that remembers how often it was asked."""
+
+    def __init__(self, wcs, asked):
+        self._wcs, self._asked = wcs, asked
+
+    def __getattr__(self, name):
+        self._asked.append(name)
+        return getattr(self._wcs, name)
 
 
 class Skies:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rosetta.astrometry.band_fields import band_fields
-from rosetta.astrometry.field import evaluate, fit_field, on_top_of, predict_held_out
+from rosetta.astrometry.field import FieldConfig, evaluate, fit_field, on_top_of, predict_held_out
 from rosetta.astrometry.measurement import BandOffsets
 
 
@@ -177,7 +177,7 @@ def test_bands_share_the_curved_field_and_keep_their_own_shift():
         offset += 0.0 if band == "H_E" else smooth(xy, 15)
         measured[band] = part(band, offset, np.tile(sigma[band] ** 2 * np.eye(2), (len(xy), 1, 1)), seen[band])
     side = {"g": "ground", "r": "ground", "H_E": "space"}
-    fits = band_fields(xy, measured, side, alike(measured, xy), "auto")
+    fits = band_fields(xy, measured, side, alike(measured, xy), "auto", FieldConfig())
     assert set(fits) == set(measured)
     assert fits["joint"].model["kind"] in ("gp", "affine+gp")
     base = evaluate(fits["joint"].model, GRID)[0]
@@ -197,7 +197,7 @@ def test_the_only_ground_band_is_the_joint_frame():
     xy, noise, cov = sources(17)
     every = np.ones(len(xy), bool)
     measured = {band: part(band, smooth(xy, 17) + noise, cov, every) for band in ("r", "joint")}
-    fits = band_fields(xy, measured, {"r": "ground"}, alike(measured, xy), "auto")
+    fits = band_fields(xy, measured, {"r": "ground"}, alike(measured, xy), "auto", FieldConfig())
     assert fits["r"] is fits["joint"]
     assert np.sqrt(np.mean((evaluate(fits["r"].model, GRID)[0] - smooth(GRID, 17)) ** 2)) < 10.0
 
@@ -209,5 +209,6 @@ def test_affine_only_where_sources_ask_for_it():
         measured = {band: part(band, noise, cov, every) for band in ("g", "r", "joint")}
         measured["H_E"] = part("H_E", TRUE[kind](xy) + noise, cov, every)
         side = {"g": "ground", "r": "ground", "H_E": "space"}
-        assert band_fields(xy, measured, side, alike(measured, xy), "auto")["H_E"].model["kind"] == wanted
-        assert band_fields(xy, measured, side, alike(measured, xy), "shift")["H_E"].model["kind"] == "shift"
+        for model, found in (("auto", wanted), ("shift", "shift")):
+            fits = band_fields(xy, measured, side, alike(measured, xy), model, FieldConfig())
+            assert fits["H_E"].model["kind"] == found

@@ -2,7 +2,7 @@
 """`LearnedAligner`: the two surveys on one astrometric frame, with an honest error or a clear refusal."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
@@ -21,19 +21,41 @@ from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
 from . import band_fields, corrected_wcs, excess_noise, measurement
 from . import field as offset_field
+from .excess_noise import ExcessNoiseConfig
+from .measurement import MeasurementConfig
 from .solution import AlignmentError, AstrometricSolution, as_solution
 
-__all__ = ["AlignmentError", "LearnedAligner"]
+__all__ = ["AlignerConfig", "AlignmentError", "LearnedAligner"]
 
 log = logging.getLogger("rosetta")
 
 MAS = u.mas
-COARSE_SIGNIFICANCE = 8.0  # of the correlation peak, to start from it
-COARSE_RIVAL = 1.3  # how much higher it must be than any other peak
-COARSE_ERROR = 100.0  # mas, of an offset that only the correlation supports
-COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources,
-COARSE_ALONE_RIVAL = 6.0  # and how far above any other peak: few bright sources make high chance peaks
 MIN_ROWS = 20  # sources to learn from
+
+
+@dataclass(frozen=True)
+class AlignerConfig:
+    """What decides the answer of a `LearnedAligner`; it is saved with its weights.
+
+    Attributes
+    ----------
+    coarse_significance, coarse_rival : float
+        Of the peak of the cross-correlation, to start from it, and how many times higher than any other it must be.
+    alone_significance, alone_rival : float
+        The same for the peak to be believed without single sources: few bright sources make high chance peaks.
+    coarse_error : float
+        Of an offset that only the correlation supports, mas.
+    measurement : `~rosetta.astrometry.measurement.MeasurementConfig`
+    network : `~rosetta.astrometry.excess_noise.ExcessNoiseConfig`
+    """
+
+    coarse_significance: float = 8.0
+    coarse_rival: float = 1.3
+    alone_significance: float = 15.0
+    alone_rival: float = 6.0
+    coarse_error: float = 100.0
+    measurement: MeasurementConfig = MeasurementConfig()
+    network: ExcessNoiseConfig = ExcessNoiseConfig()
 
 
 class LearnedAligner(Head):
@@ -73,14 +95,14 @@ class LearnedAligner(Head):
     """
 
     _kind = "aligner"
-    _config_class = excess_noise.ExcessNoiseConfig
+    _config_class = AlignerConfig
     _trainer = TrainerConfig(steps=600, batch=256, rate=1e-3, weight_decay=0.05, look_every=20)
     _truth_columns = ("sky_centroid", "d_ra_cosdec", "d_dec")
     _needs_truth = False
 
     @staticmethod
     def _build(config):
-        return excess_noise.ExcessNoise(config)
+        return excess_noise.ExcessNoise(config.network)
 
     def __call__(self, x, *, bands=None, model="auto"):
         """Measure the offsets.
@@ -124,8 +146,8 @@ class LearnedAligner(Head):
         planes = band_images(pair)
         reference = _reference_band(planes)
         wanted = _wanted_bands(pair, planes, reference, bands)
-        sources = measurement.find_sources(planes, reference)
-        found = _measure(planes, sources, wanted)
+        sources = measurement.find_sources(planes, reference, self._config.measurement)
+        found = _measure(planes, sources, wanted, self._config)
         extras = {}
         if self._provenance.get("trained"):
             tokens = _tokens(embedding, sources)
@@ -133,7 +155,7 @@ class LearnedAligner(Head):
                 extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
         meta = self._provenance_of(embedding, bands=wanted, model=model)
         meta["reference"] = reference
-        return _table(planes, sources, found, extras, model, meta)
+        return _table(planes, sources, found, extras, model, meta, self._config)
 
     def correct_wcs(self, wcs, offsets, *, band="joint", form="sip"):
         """A new WCS that carries the offset field.
@@ -271,7 +293,7 @@ class LearnedAligner(Head):
         embedding = self.encoder(pair)
         planes = band_images(pair)
         reference = _reference_band(planes)
-        sources = measurement.find_sources(planes, reference)
+        sources = measurement.find_sources(planes, reference, self._config.measurement)
         wanted = [band for band in planes if planes[band].side == "ground"]
         injected = np.zeros(2)
         if truth is None:
@@ -280,7 +302,7 @@ class LearnedAligner(Head):
                 band: replace(p, wcs=_Shifted(p.wcs, 1e-3 * injected)) if p.side == "ground" else p
                 for band, p in planes.items()
             }
-        found = _measure(planes, sources, wanted)
+        found = _measure(planes, sources, wanted, self._config)
         if found.verdict != "ok":
             log.warning("pairs[%d] left out of training: %s", index, found.reason)
             return None
@@ -317,7 +339,8 @@ class LearnedAligner(Head):
         return data, held_out
 
     def _config_for(self, data):
-        return replace(self._config, token_dim=data["ground"].shape[1])
+        network = replace(self._config.network, token_dim=data["ground"].shape[1])
+        return replace(self._config, network=network)
 
     def _finish(self, network, data, held_out):
         return excess_noise.report(network, held_out)
@@ -387,15 +410,15 @@ def _cards(meta):
     }
 
 
-def _measure(planes, sources, wanted):
+def _measure(planes, sources, wanted, config):
     """Coarse step, then every band; `_Found`."""
-    if len(sources.xy) < measurement.MIN_SOURCES:
+    if len(sources.xy) < sources.config.min_sources:
         return _Found([], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
     match = measurement.coarse_match(planes, sources)
     believed = (
         match is not None
-        and match.significance > COARSE_SIGNIFICANCE
-        and match.significance > COARSE_RIVAL * match.rival
+        and match.significance > config.coarse_significance
+        and match.significance > config.coarse_rival * match.rival
     )
     start = match.offset if believed else np.zeros(2)
     parts = []
@@ -407,8 +430,8 @@ def _measure(planes, sources, wanted):
     if agreeing:
         return _Found(parts, measurement.combine(agreeing), "ok", "", match)
     most = max((int(p.usable.sum()) for p in ground), default=0)
-    alone = believed and match.significance > max(COARSE_ALONE, COARSE_ALONE_RIVAL * match.rival)
-    if alone and most >= measurement.MIN_SOURCES:  # two or three sources correlate well with anything
+    alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
+    if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
         reason = "single sources do not agree on an offset; the cross-correlation of the images does"
         return _Found(parts, None, "coarse", reason, match)
     strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
@@ -436,7 +459,7 @@ def _scalars(part, sources):
     return np.clip(np.nan_to_num(np.stack(columns, -1), posinf=0, neginf=0), -4, 4).astype(np.float32)
 
 
-def _table(planes, sources, found, extras, model, meta):
+def _table(planes, sources, found, extras, model, meta, config):
     """The result: rows per band, fields, verdict."""
     n = len(sources.xy)
     eye = np.eye(2)
@@ -452,12 +475,12 @@ def _table(planes, sources, found, extras, model, meta):
     if found.verdict == "ok":
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
         sides = {band: planes[band].side for band in fields if band != "joint"}
-        fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model)
+        fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
         for band, fit in fits.items():
             covs[band] = covs[band] + (scatter[band] ** 2 @ fit.floor**2)[:, None, None] * eye
     elif found.verdict == "coarse":
-        models["joint"] = offset_field.constant(1e3 * found.match.offset, COARSE_ERROR)
+        models["joint"] = offset_field.constant(1e3 * found.match.offset, config.coarse_error)
     if "joint" in models:
         for part in found.parts:
             if part.band not in models and planes[part.band].side == "ground":
@@ -466,11 +489,11 @@ def _table(planes, sources, found, extras, model, meta):
     for part in parts:
         tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
         if found.verdict == "coarse" and planes[part.band].side == "ground":
-            _set_coarse(tables[-1], found.match)
+            _set_coarse(tables[-1], found.match, config.coarse_error)
     if found.joint is None:
         tables.append(_rows(sources, None, None, None, found.verdict))
         if found.verdict == "coarse":
-            _set_coarse(tables[-1], found.match)
+            _set_coarse(tables[-1], found.match, config.coarse_error)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
     center, low, high = extent([sources.reference])
     box = tuple(tuple(corner.tolist()) for corner in (low, high))
@@ -521,11 +544,11 @@ def _rows(sources, part, cov, fit, verdict):
     return table
 
 
-def _set_coarse(table, match):
+def _set_coarse(table, match, error):
     """Give all rows of a ground band the offset of the cross-correlation."""
     for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
         table[column] = 1e3 * match.offset[axis] * MAS
-        table[f"{column}_err"] = COARSE_ERROR * MAS
+        table[f"{column}_err"] = error * MAS
     table["corr"] = 0.0
     table["flags"] = table["flags"] & ~int(Flag.UNALIGNED) | int(Flag.COARSE_ALIGNMENT)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize
 
-__all__ = ["MODELS", "FieldFit", "constant", "evaluate", "fit_field", "on_top_of", "predict_held_out"]
+__all__ = ["MODELS", "FieldConfig", "FieldFit", "constant", "evaluate", "fit_field", "on_top_of", "predict_held_out"]
 
 # Name -> (order of the polynomial mean, whether a Gaussian process rides on it), simplest first.
 MODELS = {
@@ -28,20 +28,37 @@ MODELS = {
     "gp": (0, True),
     "affine+gp": (1, True),
 }
-# A model must beat the simpler one by this much (nats, leave-one-out) to be preferred.
-_MARGIN = 3.0
-# Residuals beyond this many sigma lose weight as 1/r^2; beyond _OUTLIER they are flagged.
-_ROBUST = 3.0
-_OUTLIER = 5.0
-# A component of the scatter must be this much likelier than none (nats): a chance floor wastes the best sources.
-_FLOOR_EVIDENCE = 2.0
 # Points per axis of the first search for the sizes of one, two and more components; how fine the last one is (ln).
 _COARSE, _FINE = (25, 10, 5), 0.03
 _AT_ONCE = 20_000  # of these times sources: arrays stay in the processor's cache
 # Importance samples of the hyper-parameters, and how many of them are kept in the model.
 _DRAWS, _KEPT = 64, 12
-# More points than this are averaged in cells before a Gaussian process is solved.
-_MAX_POINTS = 400
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """What decides which field is fitted.
+
+    Attributes
+    ----------
+    margin : float
+        Nats of leave-one-out likelihood by which a model must beat a simpler one.
+    robust, outlier : float
+        Residuals beyond ``robust`` sigma lose weight as 1 / r^2; beyond ``outlier`` they are flagged.
+    floor_evidence : float
+        Nats by which a component of the scatter must be likelier than none: a chance floor wastes the best sources.
+    most_points : int
+        More points are averaged in cells.
+    min_affine : int
+        Sources that a single band must have for an affine field of its own.
+    """
+
+    margin: float = 3.0
+    robust: float = 3.0
+    outlier: float = 5.0
+    floor_evidence: float = 2.0
+    most_points: int = 400
+    min_affine: int = 12
 
 
 @dataclass(frozen=True)
@@ -230,13 +247,13 @@ class _Scatter:
             place = best
         return place
 
-    def without_chance(self, p, low):
-        """Logs of sizes without those components for which the data give too little evidence."""
+    def without_chance(self, p, low, evidence):
+        """Logs of sizes without those components that are not likelier than none by ``evidence``, nats."""
         for k in range(len(p)):
             without = np.array(p)
             without[k] = low[k]
             less, more = self.log_likelihood(np.exp([without, p]))
-            if less > more - _FLOOR_EVIDENCE:
+            if less > more - evidence:
                 p = without
         return p
 
@@ -249,7 +266,8 @@ class _Posterior:
     half the field with a scatter of 1.
     """
 
-    def __init__(self, xy, offset, cov, scatter, name, scale):
+    def __init__(self, xy, offset, cov, scatter, name, scale, evidence):
+        self.evidence = evidence  # that a component of the scatter must have, nats
         self.data, self.scatter, self.scale = (xy, offset, cov), scatter, scale
         self.order, self.process = MODELS[name]
         self.spread = float(np.sqrt(np.median((offset - np.median(offset, 0)) ** 2)) * 1.48 + 1e-3)
@@ -289,7 +307,7 @@ class _Posterior:
         """The logs of highest posterior density, or None; ``start``: those of an earlier fit to much the same data."""
         if not self.process:
             flat = _Scatter(*self.data, self.scatter, self.order, self.scale)
-            return flat.without_chance(flat.best(self.low, self.high), self.low)
+            return flat.without_chance(flat.best(self.low, self.high), self.low, self.evidence)
         n = self.scatter.shape[1]
         tries, steps = (80 if start is None else 30), 0.3
         if start is None:
@@ -311,7 +329,7 @@ class _Posterior:
         for k in range(self.scatter.shape[1]):
             without = np.array(p)
             without[k] = self.low[k]
-            if self.solved(without).log_likelihood() > self.solved(p).log_likelihood() - _FLOOR_EVIDENCE:
+            if self.solved(without).log_likelihood() > self.solved(p).log_likelihood() - self.evidence:
                 p = without
         return p
 
@@ -344,11 +362,11 @@ class _Posterior:
         return list(zip(count / _KEPT, draws[chosen], strict=True))
 
 
-def _best(xy, offset, cov, scatter, name, scale, start=None):
+def _best(xy, offset, cov, scatter, name, scale, config, start=None):
     """The named model at its best hyper-parameters: solved, the posterior and those logs; None if it cannot be."""
     if len(xy) <= _basis(xy[:1], MODELS[name][0], scale).shape[1]:
         return None
-    posterior = _Posterior(xy, offset, cov, scatter, name, scale)
+    posterior = _Posterior(xy, offset, cov, scatter, name, scale, config.floor_evidence)
     best = posterior.best(start)
     return None if best is None else (posterior.solved(best), posterior, best)
 
@@ -373,13 +391,13 @@ def _cells(xy, offset, cov, scatter, size):
     return where, np.einsum("nij,nj->ni", mean_cov, moment), mean_cov, np.sqrt(squares)
 
 
-def _thin(xy, offset, cov, scatter):
-    if len(xy) <= _MAX_POINTS:
+def _thin(xy, offset, cov, scatter, most):
+    if len(xy) <= most:
         return xy, offset, cov, scatter
     area = np.prod(np.ptp(xy, axis=0)) + 1e-9
-    size = np.sqrt(area / _MAX_POINTS)
+    size = np.sqrt(area / most)
     out = _cells(xy, offset, cov, scatter, size)
-    while len(out[0]) > _MAX_POINTS:
+    while len(out[0]) > most:
         size *= 1.1
         out = _cells(xy, offset, cov, scatter, size)
     return out
@@ -396,18 +414,19 @@ def _robust_start(offset, cov):
     return out
 
 
-def _reweight(residual, cov, total):
-    """Robust weights, the covariances that they leave, and the pulls; ``total``: what the residuals should scatter by.
+def _reweight(residual, cov, total, robust):
+    """Robust weights, the covariances that they leave, and the pulls; ``total``: what the residuals should scatter by;
+    ``robust``: how many sigma keep their weight.
 
     A weight widens all of a source's variance, its share of the scatter included: a discrepant source must not
     keep a small error just because its own was tiny.
     """
     _, chi2 = _gaussian_score(residual, total)
-    weight = np.minimum(1.0, _ROBUST**2 / np.maximum(chi2, 1e-12))
+    weight = np.minimum(1.0, robust**2 / np.maximum(chi2, 1e-12))
     return weight, cov + (1.0 / weight - 1.0)[:, None, None] * total, np.sqrt(chi2)
 
 
-def fit_field(xy, offset, cov, *, scatter=None, model="auto"):
+def fit_field(xy, offset, cov, *, scatter=None, model="auto", config=FieldConfig()):
     """Fit a smooth field to per-source offsets.
 
     Parameters
@@ -423,6 +442,7 @@ def fit_field(xy, offset, cov, *, scatter=None, model="auto"):
         fitted. Default: a single one, alike for all.
     model : str
         A key of `MODELS`, or "auto" to choose by leave-one-out likelihood.
+    config : FieldConfig
 
     Returns
     -------
@@ -450,24 +470,24 @@ def fit_field(xy, offset, cov, *, scatter=None, model="auto"):
     robust = next(name for name in ("gp", "affine", names[-1]) if name in names)
     start = offset - _robust_start(offset, cov)
     spread = 1.4826 * np.median(np.abs(start))
-    weight, wide, _ = _reweight(start, cov, cov + spread**2 * np.eye(2))
+    weight, wide, _ = _reweight(start, cov, cov + spread**2 * np.eye(2), config.robust)
     best = None
     for _ in range(3):
-        fitted = _best(*_thin(xy, offset, wide, scatter), robust, scale, best)
+        fitted = _best(*_thin(xy, offset, wide, scatter, config.most_points), robust, scale, config, best)
         if fitted is None:
             raise ValueError(f"model {robust!r} cannot be fitted to {n} sources: use a simpler one")
         best = fitted[2]
-        weight, wide, _ = _about(fitted, xy, offset, cov, scatter)
+        weight, wide, _ = _about(fitted, xy, offset, cov, scatter, config)
 
-    thin = _thin(xy, offset, wide, scatter)
+    thin = _thin(xy, offset, wide, scatter, config.most_points)
     chosen = None
     for name in names:
-        fitted = _best(*thin, name, scale, best if MODELS[name][1] and MODELS[robust][1] else None)
+        fitted = _best(*thin, name, scale, config, best if MODELS[name][1] and MODELS[robust][1] else None)
         if fitted is None:
             continue
         residual, expected = fitted[0].leave_one_out()
         score = float(_gaussian_score(residual, expected)[0].sum())
-        margin = _MARGIN
+        margin = config.margin
         first = chosen is not None and MODELS[name][1] and not MODELS[chosen[0]][1]  # the first with a process
         # Scatter that a floor explains may be a field, and a polynomial that bends is no simpler than a process: the
         # wider error is the safer one.
@@ -480,10 +500,10 @@ def fit_field(xy, offset, cov, *, scatter=None, model="auto"):
     # The flexible model may have bent to an outlier that the chosen one shows: weigh once more about that one.
     name, fitted, score = chosen
     for _ in range(2):
-        weight, wide, _ = _about(fitted, xy, offset, cov, scatter)
-        thin = _thin(xy, offset, wide, scatter)
-        fitted = _best(*thin, name, scale, fitted[2]) or fitted
-    _, _, pull = _about(fitted, xy, offset, cov, scatter)
+        weight, wide, _ = _about(fitted, xy, offset, cov, scatter, config)
+        thin = _thin(xy, offset, wide, scatter, config.most_points)
+        fitted = _best(*thin, name, scale, config, fitted[2]) or fitted
+    _, _, pull = _about(fitted, xy, offset, cov, scatter, config)
     solved, posterior, best = fitted
     size, amplitude, length = posterior.split(posterior.without_chance(best))
     order, process = MODELS[name]
@@ -506,14 +526,15 @@ def fit_field(xy, offset, cov, *, scatter=None, model="auto"):
             [float(w), size.tolist(), float(amplitude), float(length)]
             for w, (size, amplitude, length) in ((w, posterior.split(p)) for w, p in posterior.samples(best))
         ]
-    return FieldFit(result, weight, pull > _OUTLIER, result["score"], size)
+    return FieldFit(result, weight, pull > config.outlier, result["score"], size)
 
 
-def _about(fitted, xy, offset, cov, scatter):
+def _about(fitted, xy, offset, cov, scatter, config):
     """Robust weights, widened covariances and pulls about a fitted model."""
     solved, posterior, best = fitted
     mean, spare = solved.predict(xy)
-    return _reweight(offset - mean, cov, _with_scatter(cov, scatter, posterior.split(best)[0]) + spare)
+    total = _with_scatter(cov, scatter, posterior.split(best)[0]) + spare
+    return _reweight(offset - mean, cov, total, config.robust)
 
 
 def constant(offset, sigma):

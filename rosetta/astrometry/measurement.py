@@ -12,19 +12,51 @@ from ..detection import detection
 from ..flags import Flag
 from ..images.positions import from_tangent, offset_coord, tangent
 from . import cross_correlation, field, psf_correction, registration
+from .field import FieldConfig
+from .psf_correction import PsfCorrectionConfig
+from .registration import RegistrationConfig
 
-__all__ = ["BandOffsets", "Sources", "coarse_match", "combine", "find_sources", "measure_band"]
+__all__ = ["BandOffsets", "MeasurementConfig", "Sources", "coarse_match", "combine", "find_sources", "measure_band"]
 
-MIN_SNR = 5.0  # of the amplitude, for a source to count
-MIN_SOURCES = 4  # for any verdict
-# A band is on the right sky when this share of the sources that should be seen are seen, in one place.
-AGREE_SHARE = 0.3
-EXPECTED_SNR = 8.0
-NEAR = 0.15  # arcsec from its true place a source can be used to correct the PSF
-POINT = 0.85  # least concentration of a point source, relative to the PSF's
-PITCH = 0.2  # arcsec, grid of the coarse correlation
-MAX_OFFSET = 20.0  # arcsec
-COARSE_BANDS = 3  # the deepest ground bands carry the coarse step
+
+@dataclass(frozen=True)
+class MeasurementConfig:
+    """What decides the offset of a source, and whether it counts.
+
+    Attributes
+    ----------
+    min_snr : float
+        Of the amplitude, for a source to count.
+    min_sources : int
+        For any verdict.
+    agree_share, expected_snr : float
+        A band is on the right sky when this share of the sources that should be seen with this S/N are seen, in one
+        place.
+    near : float
+        Arcsec from its true place at which a source can be used to correct the PSF.
+    point : float
+        Least concentration of a point source, relative to the PSF's.
+    pitch, most_offset : float
+        Grid and reach of the cross-correlation, arcsec.
+    coarse_bands : int
+        The deepest ground bands, which are cross-correlated.
+    registration : `~rosetta.astrometry.registration.RegistrationConfig`
+    psf : `~rosetta.astrometry.psf_correction.PsfCorrectionConfig`
+    field : `~rosetta.astrometry.field.FieldConfig`
+    """
+
+    min_snr: float = 5.0
+    min_sources: int = 4
+    agree_share: float = 0.3
+    expected_snr: float = 8.0
+    near: float = 0.15
+    point: float = 0.85
+    pitch: float = 0.2
+    most_offset: float = 20.0
+    coarse_bands: int = 3
+    registration: RegistrationConfig = RegistrationConfig()
+    psf: PsfCorrectionConfig = PsfCorrectionConfig()
+    field: FieldConfig = FieldConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +65,7 @@ class Sources:
 
     ``sky`` holds the positions in the reference frame, ``xy`` the same as (east, north) arcsec about ``center``;
     ``point`` tells which ones look like the PSF (stars move between epochs, and galaxies do not). ``sharp`` is the
-    reference image itself, each pixel given to the nearest source.
+    reference image itself, each pixel given to the nearest source; ``config`` is how its sources are measured.
     """
 
     reference: object
@@ -44,6 +76,7 @@ class Sources:
     label: np.ndarray
     point: np.ndarray
     sharp: registration.Sharp
+    config: MeasurementConfig
 
     @cached_property
     def jacobian(self):
@@ -80,7 +113,7 @@ class BandOffsets:
         return self.cov_target + self.cov_reference
 
 
-def find_sources(planes, band):
+def find_sources(planes, band, config=MeasurementConfig()):
     """`Sources` on the reference band."""
     reference = planes[band]
     table, labels = detection.segments(detection.reference(planes, band))
@@ -92,9 +125,12 @@ def find_sources(planes, band):
     width = 0.5 * reference.fwhm / reference.pixel_scale
     middle = np.array([[n // 2] for n in reference.psf.shape[::-1]], float)
     own = _concentration(reference.psf, width, *middle)
-    point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"])) > POINT * own
-    sharp = registration.Sharp(reference.data, reference.variance, reference.valid, labels, reference.psf)
-    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), point, sharp)
+    point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"]))
+    point = point > config.point * own
+    sharp = registration.Sharp(
+        reference.data, reference.variance, reference.valid, labels, reference.psf, config.registration
+    )
+    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), point, sharp, config)
 
 
 def _concentration(image, width, x, y):
@@ -154,7 +190,7 @@ def measure_band(plane, sources, start):
     -------
     BandOffsets
     """
-    n = len(sources.xy)
+    n, config = len(sources.xy), sources.config
     places = _Places(plane, sources, np.asarray(start, float))
     base = np.tile(np.asarray(start, float), (n, 1))
     radius = registration.stamp_radius(plane.fwhm / plane.pixel_scale)
@@ -172,16 +208,16 @@ def measure_band(plane, sources, start):
         scale = np.maximum(fit.chi2, 1.0)[:, None, None]  # what the template cannot describe adds to the noise
         cov_target, cov_reference = 1e6 * scale * fit.cov_target, 1e6 * fit.cov_reference
         cov = cov_target + cov_reference
-        good = np.isfinite(offset).all(1) & (fit.amplitude > 0) & (fit.snr > MIN_SNR)
+        good = np.isfinite(offset).all(1) & (fit.amplitude > 0) & (fit.snr > config.min_snr)
         good &= np.isfinite(fit.chi2) & (np.nan_to_num(np.trace(cov, axis1=1, axis2=2), nan=np.inf) < 2 * 300.0**2)
         rank = np.where(good, np.nan_to_num(fit.snr), -1.0)
         crowded = _crowded(sources.xy, rank, plane.fwhm)
         usable = good & ~crowded
-        if usable.sum() < MIN_SOURCES:
+        if usable.sum() < config.min_sources:
             model = None
             break
         kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
-        found = field.fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind)
+        found = field.fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind, config=config.field)
         model = found.model
         new = 1e-3 * field.evaluate(model, sources.xy, covariance=False)[0]
         # Well-measured sources are linearised about their own place; faint ones would only chase noise.
@@ -192,11 +228,11 @@ def measure_band(plane, sources, start):
         base = new
         if step >= 1 and moved < 2e-3:
             break
-        if not refined and moved < NEAR:  # the given PSF may be wrong, or none was given
+        if not refined and moved < config.near:  # the given PSF may be wrong, or none was given
             refined = True
             better = psf_correction.corrected_psf(
                 psf, template, plane.data, plane.variance, plane.valid, places.at(base), base, radius,
-                np.where(usable, fit.snr, np.nan), fit.amplitude,
+                np.where(usable, fit.snr, np.nan), fit.amplitude, config.psf,
             )
             if better is not psf:
                 psf, template = better, None
@@ -224,18 +260,19 @@ def measure_band(plane, sources, start):
 def _agree(sources, fit, offset, cov, model):
     """Are the sources that this band should show really there, and all displaced alike?"""
     seen = np.isfinite(fit.amplitude) & np.isfinite(fit.amplitude_err)
-    strong = seen & (fit.snr > MIN_SNR)
-    if strong.sum() < MIN_SOURCES:
+    config = sources.config
+    strong = seen & (fit.snr > config.min_snr)
+    if strong.sum() < config.min_sources:
         return False
     typical = max(np.median(fit.amplitude[strong]), 1e-6)
-    expected = seen & (typical / np.where(seen, fit.amplitude_err, np.inf) > EXPECTED_SNR)
+    expected = seen & (typical / np.where(seen, fit.amplitude_err, np.inf) > config.expected_snr)
     expected &= (sources.table["snr"] > 10.0)
     away = np.hypot(*(offset - field.evaluate(model, sources.xy, covariance=False)[0]).T)
     sigma = np.sqrt(np.trace(cov, axis1=1, axis2=2))
     with np.errstate(invalid="ignore"):
         close = strong & (away < np.minimum(100.0 + 3 * sigma, 200.0)) & (fit.amplitude > 0.1 * typical)
     both = close & expected
-    return both.sum() >= MIN_SOURCES and both.sum() >= AGREE_SHARE * expected.sum()
+    return both.sum() >= config.min_sources and both.sum() >= config.agree_share * expected.sum()
 
 
 def combine(parts):
@@ -287,19 +324,19 @@ def _root(cov):
 
 def coarse_match(planes, sources):
     """Large offset between the ground bands and the reference, from images alone: a `core.coarse.Match` or None."""
-    reference = sources.reference
-    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[:COARSE_BANDS]
+    reference, config = sources.reference, sources.config
+    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[: config.coarse_bands]
     ny, nx = reference.data.shape
     corners = tangent(
         reference.pixel_to_sky(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])), sources.center
     )
     low, high = corners.min(0), corners.max(0)
-    limit = min(MAX_OFFSET, 0.4 * (high - low).min())
+    limit = min(config.most_offset, 0.4 * (high - low).min())
     low, high = low - limit, high + limit
-    east, north = (np.arange(a, b, PITCH) for a, b in zip(low, high, strict=True))
+    east, north = (np.arange(a, b, config.pitch) for a, b in zip(low, high, strict=True))
     space = _on_sky(reference, sources.center, east, north, max(p.fwhm for p in ground))
     return cross_correlation.correlate(
-        [(*_on_sky(plane, sources.center, east, north, 0.0), *space) for plane in ground], PITCH, limit
+        [(*_on_sky(plane, sources.center, east, north, 0.0), *space) for plane in ground], config.pitch, limit
     )
 
 

@@ -18,24 +18,38 @@ from scipy import fft, linalg, ndimage
 from scipy.linalg import lapack
 
 __all__ = [
-    "Fit", "Geometry", "Sharp", "Template", "blurred", "fit_offsets", "spline_filter", "stamp_radius", "stamps",
-    "transfer", "values",
+    "Fit", "Geometry", "RegistrationConfig", "Sharp", "Template", "blurred", "fit_offsets", "spline_filter",
+    "stamp_radius", "stamps", "transfer", "values",
 ]
 
 # Transforms of the reference are kept on this many grids, and those of single sources' light up to so much memory; a
 # stamp of a source may lie so many reference pixels off.
 _KEPT_SHAPES, _KEPT_BYTES, _NEARLY = 2, 2**27, 2.0
-# Light that a template may miss because the reference is invalid (or ends) under its kernel.
-_MAX_MISSING = 0.01
-# Ridge of the deconvolution, relative to the unit-sum transfer function: bounds the noise gain where
-# the reference carries no information, and is invisible where it does.
-_RIDGE = 5e-3
-# Scatter of the neighbours' amplitudes about the source's own (colours), relative.
-_NEIGHBOUR_COLOUR = 0.5
-# Least share of the normal matrix that must be the sky's own and not the template's noise.
-_SIGNAL = 0.3
 # Weight matrices are prepared for these ratios of reference to target noise power.
 _RATIOS = 10.0 ** np.arange(-3.0, 1.6, 0.5)
+
+
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """What decides the fit of a source's position.
+
+    Attributes
+    ----------
+    most_missing : float
+        Share of its light that a template may miss because the reference is invalid, or ends, under its kernel.
+    ridge : float
+        Of the deconvolution, relative to the unit-sum transfer function: bounds the noise gain where the reference
+        carries no information, and is invisible where it does.
+    neighbour_color : float
+        Scatter of the neighbours' amplitudes about the source's own (colours), relative.
+    signal : float
+        Least share of the normal matrix that must be the sky's own and not the template's noise.
+    """
+
+    most_missing: float = 0.01
+    ridge: float = 5e-3
+    neighbour_color: float = 0.5
+    signal: float = 0.3
 
 
 class Sharp:
@@ -49,9 +63,11 @@ class Sharp:
         Label of the source that each pixel belongs to.
     psf : numpy.ndarray
         PSF of the image on its own pixels (odd, unit sum, centred).
+    config : RegistrationConfig
     """
 
-    def __init__(self, data, variance, valid, owner, psf):
+    def __init__(self, data, variance, valid, owner, psf, config=RegistrationConfig()):
+        self.config = config
         self.data, self.owner, self.psf = np.asarray(data, np.float32), owner, psf
         self.valid, self.variance = valid, np.where(valid, variance, 0.0).astype(np.float32)
         self._transforms, self._own, self._light = {}, {}, {}
@@ -71,7 +87,8 @@ class Sharp:
         """What takes the image's own PSF out, as an (n, n) OTF: ridge-regularised; flux per target pixel."""
         if n not in self._own:
             own = _transfer_function(self.psf, np.eye(2), n)
-            self._own[n] = own.conj() / (np.abs(own) ** 2 + _RIDGE**2) * (1.0 + _RIDGE**2)
+            ridge2 = self.config.ridge**2
+            self._own[n] = own.conj() / (np.abs(own) ** 2 + ridge2) * (1.0 + ridge2)
         return self._own[n] * abs(np.linalg.det(matrix))
 
     def light(self, labels, position, size):
@@ -476,7 +493,7 @@ def stamps(template, data, valid, geometry, offset, radius, part):
     ny, nx = template.spline.shape
     inside &= (x > 1) & (y > 1) & (x < nx - 3) & (y < ny - 3)
     nearest = np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)
-    use = inside & valid[py, px] & (template.missing[nearest] < _MAX_MISSING)
+    use = inside & valid[py, px] & (template.missing[nearest] < template.sharp.config.most_missing)
 
     value = _value(template.spline, x, y)
     light, corner = template.light_of(geometry.label[part], origin)
@@ -497,7 +514,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
     px, py, x, y, nearest, use, design = stamps(template, data, valid, geometry, offset, radius, part)
     _, east, north = np.moveaxis(design[..., :3], -1, 0)
     prior = np.zeros((len(px), 5, 5))
-    prior[:, 4, 4] = 1.0 / (_NEIGHBOUR_COLOUR * amplitude[part]) ** 2
+    prior[:, 4, 4] = 1.0 / (template.sharp.config.neighbour_color * amplitude[part]) ** 2
     v_target = np.where(use, variance[py, px], np.inf).astype(float)
     pull = east**2 + north**2
     v_ref = (np.where(use, template.sharp.variance[nearest], 0.0) * pull).sum(1)
@@ -523,7 +540,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
             own[:, i, j] = own[:, j, i] = ((spread @ product) * spread).sum(1)
         clean = normal - own * v_ref[rows, None, None] + prior[rows]
         left, all_ = (np.diagonal(a, axis1=1, axis2=2)[:, :3] for a in (clean, normal))
-        fine = (left > _SIGNAL * all_).all(1)
+        fine = (left > template.sharp.config.signal * all_).all(1)
         rows, back, clean, right = rows[fine], back[fine], clean[fine], right[fine]
         if len(rows) == 0:
             continue
