@@ -165,6 +165,7 @@ class JEPADeblender(Head):
         """Everything about sources before their shapes are fitted; ``known`` holds that of the first of them."""
         coord = coord[coincident(coord)]
         start, snr = _start(sky, coord)
+        # The joint frame: on simulated fields a single band's own field is further from the truth.
         header = coord if solution is None else solution.ground_position(coord)
         state = _State(coord, header, snr, start)
         if known is not None:
