@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rosetta.astrometry.band_fields import band_fields
-from rosetta.astrometry.field import FieldConfig, evaluate, fit_field, on_top_of, predict_held_out
+from rosetta.astrometry.field import evaluate
+from rosetta.astrometry.field_fit import FieldConfig, fit_field, on_top_of, predict_held_out
 from rosetta.astrometry.measurement import BandOffsets
 
 

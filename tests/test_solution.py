@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosetta import AstrometricSolution, Flag
-from rosetta.astrometry import field
+from rosetta.astrometry import field, field_fit
 from rosetta.astrometry.solution import AlignmentError, solution_for
 from rosetta.images.image import BandImage
 from rosetta.images.positions import from_tangent, offset_coord, tangent
@@ -37,9 +37,9 @@ def solution(verdict="ok"):
         return AstrometricSolution(verdict, "few", CENTER, BOX, fields)
     xy = np.random.default_rng(1).uniform(-40, 40, (40, 2))
     cov = np.tile(np.eye(2), (40, 1, 1))
-    fits = {"joint": field.fit_field(xy, curved(xy), cov, model="affine")}
-    shift = field.fit_field(xy, np.tile([7.0, 5.0], (40, 1)), cov, model="shift")
-    fits["r"] = field.on_top_of(fits["joint"].model, shift)
+    fits = {"joint": field_fit.fit_field(xy, curved(xy), cov, model="affine")}
+    shift = field_fit.fit_field(xy, np.tile([7.0, 5.0], (40, 1)), cov, model="shift")
+    fits["r"] = field_fit.on_top_of(fits["joint"].model, shift)
     return AstrometricSolution(verdict, "", CENTER, BOX, {band: fit.model for band, fit in fits.items()})
 
 

@@ -25,9 +25,10 @@ ORDER = """
     encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
     training training.rows training.network training.loop
     head
-    astrometry astrometry.field astrometry.band_fields astrometry.solution astrometry.corrected_wcs
-    astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
-    astrometry.measurement astrometry.aligner
+    astrometry astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
+    astrometry.solution astrometry.corrected_wcs
+    astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
+    astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner
     deblending deblending.shapes deblending.engine deblending.engine.rendering deblending.engine.design
     deblending.engine.fluxes deblending.engine.shape_fit
     deblending.blend_probability deblending.source_list deblending.merging deblending.point_sources deblending.scene

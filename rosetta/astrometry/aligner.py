@@ -22,6 +22,7 @@ from ..training.rows import joined_rows
 from . import band_fields, corrected_wcs, excess_noise, measurement
 from . import field as offset_field
 from .excess_noise import ExcessNoiseConfig
+from .field_fit import predict_held_out
 from .measurement import MeasurementConfig
 from .solution import AlignmentError, AstrometricSolution, as_solution
 
@@ -321,7 +322,7 @@ class LearnedAligner(Head):
             elif use.sum() >= 10:
                 # What is known of the header error is the injected shift; the rest is the field of the others.
                 rest = part.offset[use] + injected
-                mean, spare = offset_field.predict_held_out(sources.xy[use], rest, part.cov[use])
+                mean, spare = predict_held_out(sources.xy[use], rest, part.cov[use])
                 residual, cov = rest - mean, part.cov[use] + spare
             else:
                 continue

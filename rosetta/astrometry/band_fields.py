@@ -3,6 +3,7 @@
 field from its own noise."""
 
 from . import field
+from .field_fit import fit_field, on_top_of
 
 __all__ = ["band_fields"]
 
@@ -21,21 +22,21 @@ def band_fields(xy, measured, side, scatter, model, config):
     scatter : dict
         Band (or "joint") -> (n, n_component) shapes of what the sources may stray by; their sizes are fitted.
     model : str
-        As for `~rosetta.astrometry.field.fit_field`; rules the joint field. A ground band has that field plus a
+        As for `~rosetta.astrometry.field_fit.fit_field`; rules the joint field. A ground band has that field plus a
         shift (or an affine one), and a space band a shift (or an affine one), as its frame is the reference's own.
-    config : `~rosetta.astrometry.field.FieldConfig`
+    config : `~rosetta.astrometry.field_fit.FieldConfig`
 
     Returns
     -------
     dict
-        Band -> `~rosetta.astrometry.field.FieldFit`.
+        Band -> `~rosetta.astrometry.field_fit.FieldFit`.
     """
     fits = {}
     ground = [band for band in measured if side.get(band) == "ground"]
     if "joint" in measured:
         part, cov = measured["joint"]
         use = part.usable
-        fits["joint"] = field.fit_field(
+        fits["joint"] = fit_field(
             xy[use], part.offset[use], cov[use], scatter=scatter["joint"][use], model=model, config=config
         )
         if len(ground) > 1:
@@ -48,7 +49,7 @@ def band_fields(xy, measured, side, scatter, model, config):
             fits[band] = fits["joint"]
         elif side[band] == "ground":
             own = _low_order(xy[use], (part.offset - joint)[use], cov[use], scatter[band][use], model, config)
-            fits[band] = field.on_top_of(fits["joint"].model, own)
+            fits[band] = on_top_of(fits["joint"].model, own)
         else:
             fits[band] = _low_order(xy[use], part.offset[use], cov[use], scatter[band][use], model, config)
     return fits
@@ -56,8 +57,8 @@ def band_fields(xy, measured, side, scatter, model, config):
 
 def _low_order(xy, offset, cov, scatter, model, config):
     """A shift, or an affine field where left-out sources clearly ask for it."""
-    shift = field.fit_field(xy, offset, cov, scatter=scatter, model="shift", config=config)
+    shift = fit_field(xy, offset, cov, scatter=scatter, model="shift", config=config)
     if model == "shift" or len(xy) < config.min_affine:
         return shift
-    affine = field.fit_field(xy, offset, cov, scatter=scatter, model="affine", config=config)
+    affine = fit_field(xy, offset, cov, scatter=scatter, model="affine", config=config)
     return affine if (affine.score - shift.score) * len(xy) > config.margin else shift

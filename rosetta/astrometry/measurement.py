@@ -12,9 +12,9 @@ from ..detection import detection
 from ..flags import Flag
 from ..images.positions import from_tangent, offset_coord, tangent
 from . import cross_correlation, field, psf_correction, registration
-from .field import FieldConfig
+from .field_fit import FieldConfig, fit_field
 from .psf_correction import PsfCorrectionConfig
-from .registration import RegistrationConfig
+from .template import RegistrationConfig, Sharp, transfer
 
 __all__ = ["BandOffsets", "MeasurementConfig", "Sources", "coarse_match", "combine", "find_sources", "measure_band"]
 
@@ -40,9 +40,9 @@ class MeasurementConfig:
         Grid and reach of the cross-correlation, arcsec.
     coarse_bands : int
         The deepest ground bands, which are cross-correlated.
-    registration : `~rosetta.astrometry.registration.RegistrationConfig`
+    registration : `~rosetta.astrometry.template.RegistrationConfig`
     psf : `~rosetta.astrometry.psf_correction.PsfCorrectionConfig`
-    field : `~rosetta.astrometry.field.FieldConfig`
+    field : `~rosetta.astrometry.field_fit.FieldConfig`
     """
 
     min_snr: float = 5.0
@@ -75,7 +75,7 @@ class Sources:
     xy: np.ndarray
     label: np.ndarray
     point: np.ndarray
-    sharp: registration.Sharp
+    sharp: Sharp
     config: MeasurementConfig
 
     @cached_property
@@ -127,7 +127,7 @@ def find_sources(planes, band, config=MeasurementConfig()):
     own = _concentration(reference.psf, width, *middle)
     point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"]))
     point = point > config.point * own
-    sharp = registration.Sharp(
+    sharp = Sharp(
         reference.data, reference.variance, reference.valid, labels, reference.psf, config.registration
     )
     return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), point, sharp, config)
@@ -199,7 +199,7 @@ def measure_band(plane, sources, start):
         geometry = places.at(base)
         if template is None:
             middle = int(np.argmin((sources.xy**2).sum(1)))
-            template = registration.transfer(sources.sharp, psf, geometry.matrix[middle])
+            template = transfer(sources.sharp, psf, geometry.matrix[middle])
         amplitude = None if fit is None else fit.amplitude
         fit = registration.fit_offsets(
             template, plane.data, plane.variance, plane.valid, geometry, base, radius, amplitude=amplitude
@@ -217,7 +217,7 @@ def measure_band(plane, sources, start):
             model = None
             break
         kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
-        found = field.fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind, config=config.field)
+        found = fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind, config=config.field)
         model = found.model
         new = 1e-3 * field.evaluate(model, sources.xy, covariance=False)[0]
         # Well-measured sources are linearised about their own place; faint ones would only chase noise.
@@ -323,7 +323,7 @@ def _root(cov):
 
 
 def coarse_match(planes, sources):
-    """Large offset between the ground bands and the reference, from images alone: a `core.coarse.Match` or None."""
+    """Large offset between the ground bands and the reference, from images alone: a `~rosetta.astrometry.cross_correlation.Match` or None."""
     reference, config = sources.reference, sources.config
     ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[: config.coarse_bands]
     ny, nx = reference.data.shape

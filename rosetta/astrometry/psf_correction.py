@@ -14,7 +14,8 @@ import numpy as np
 from scipy import fft, linalg
 
 from ..images.moments import adaptive_moments, fourier_shift, half_maximum_width
-from . import registration
+from . import registration, splines
+from .template import blurred
 
 __all__ = ["PsfCorrectionConfig", "corrected_psf"]
 
@@ -114,14 +115,14 @@ def _blurred(template, geometry, offset, radius, chosen, sigma, x, y):
     fx, fy = np.fft.rfftfreq(n), np.fft.fftfreq(n)[:, None]
     gx, gy = (matrix[0, i] * fx + matrix[1, i] * fy for i in (0, 1))  # cycles per target pixel
     row_x, row_y = (_hermite(2.0 * np.pi * sigma * g) for g in (gx, gy))
-    sharp = template.sharp.sharpener(matrix, n)[:, : n // 2 + 1] * registration.spline_filter(n) * 2 * np.pi * sigma**2
+    sharp = template.sharp.sharpener(matrix, n)[:, : n // 2 + 1] * splines.spline_filter(n) * 2 * np.pi * sigma**2
     origin = geometry.reference[chosen] + np.einsum("nij,nj->ni", geometry.sky[chosen], offset[chosen])
     light, corner = template.sharp.cut(origin, n)
     light = fft.rfft2(light)
     kernels = [sharp * (-1j) ** (p + q) * row_x[p] * row_y[q] for p, q in _POWERS]
-    splines = np.stack([registration.blurred(light, kernel) for kernel in kernels], -1)
+    stacks = np.stack([blurred(light, kernel) for kernel in kernels], -1)
     x, y = x - corner[:, 0, None] - n // 4, y - corner[:, 1, None] - n // 4
-    return registration.values(splines, x, y)
+    return splines.values_of_stacks(stacks, x, y)
 
 
 def _solve(triangles, size):
