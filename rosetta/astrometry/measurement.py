@@ -323,7 +323,7 @@ def _root(cov):
 
 
 def coarse_match(planes, sources):
-    """Large offset between the ground bands and the reference, from images alone: a `~rosetta.astrometry.cross_correlation.Match` or None."""
+    """Large offset between the ground bands and the reference, from images alone: a `Match` or None."""
     reference, config = sources.reference, sources.config
     ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[: config.coarse_bands]
     ny, nx = reference.data.shape
