@@ -150,7 +150,9 @@ class _Places:
 
     def __init__(self, plane, sources, start):
         self.start, reference = start, sources.reference
-        self.pixel, self.turn = plane.place(offset_coord(sources.sky, *-start))  # (n, 2), (n, 2, 2)
+        pixel, self.turn = plane.place(offset_coord(sources.sky, *-start))  # (n, 2), (n, 2, 2)
+        far = 10 * max(plane.shape)  # where no distortion is known
+        self.pixel = np.clip(pixel, -far, far)
         center = np.rint(self.pixel).astype(int)
         step = 4
         moves = step * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
