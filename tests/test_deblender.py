@@ -697,7 +697,7 @@ def test_a_galaxy_with_a_red_bulge_in_a_blue_disc_keeps_its_flux_in_every_band()
 def test_a_true_source_belongs_to_the_nearest_position():
     found = from_tangent(np.array([[0.0, 0.0], [1.5, 0.0], [9.0, 9.0]]), CENTER)
     true = from_tangent(np.array([[-0.4, 0.0], [0.4, 0.0], [1.4, 0.0], [0.0, 1.2], [0.1, 0.0]]), CENTER)
-    first, second = _occupants(found, true, np.array([8.0, 10.0, 3.0, 99.0, 1.0]))
+    first, second = _occupants(found, true, np.array([8.0, 10.0, 3.0, 99.0, 1.0]), 1.0)
     np.testing.assert_array_equal(first, [10, 3, 0])  # 1.2" away is nobody's, however bright
     np.testing.assert_array_equal(second, [8, 0, 0])
 
