@@ -20,10 +20,16 @@ from _tables import Tables, parser_of_fields
 from astropy.coordinates import search_around_sky
 from astropy.table import QTable
 
-from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender, LearnedAligner
+from rosetta import (
+    AstrometricSolution,
+    CrossSurveyEncoder,
+    EmbeddingPhotometry,
+    Flag,
+    JEPADeblender,
+    LearnedAligner,
+)
 from rosetta.io import pair as pair_file
 from rosetta.matching import match
-from rosetta.pipeline import run
 from rosetta.pipeline.run import measure
 from rosetta.simulate import AstrometricError, simulate_pair
 
@@ -76,19 +82,18 @@ def detection_of(result, truth):
 
 def offsets_of(result, truth):
     """Joint-field error and pull, and single-source pulls, per axis (mas)."""
-    offsets = result.offsets
-    if offsets.meta["verdict"] == "abstain":
+    offsets, solution = result.offsets, AstrometricSolution.from_table(result.offsets)
+    if not solution.bands:
         return None
-    xy_true = run.joint_offset(offsets, truth["sky_centroid"])
     known = np.stack([truth[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
-    error = np.sqrt(xy_true[1][:, [0, 1], [0, 1]])
+    found, error = solution.offset_at(truth["sky_centroid"]), solution.sigma_at(truth["sky_centroid"])
     joint = offsets[(offsets["band"] == "joint") & (offsets["weight"] > 0)]
     nearest, distance, _ = joint["sky_centroid"].match_to_catalog_sky(truth["sky_centroid"])
     ok = (distance < 0.3 * u.arcsec) & np.isfinite(joint["d_dec"])
     measured = np.stack([joint[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
     sigma = np.stack([joint[f"{n}_err"].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
     pull = ((measured - known[nearest]) / sigma)[ok]
-    return xy_true[0] - known, error, pull
+    return found - known, error, pull
 
 
 def nmad(x):

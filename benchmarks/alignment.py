@@ -32,7 +32,7 @@ from astropy.nddata import NDData, StdDevUncertainty
 from deblending import without_tokens
 from real_input import hsc_hst
 
-from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair
+from rosetta import AstrometricSolution, CrossSurveyEncoder, LearnedAligner, SkyPair
 from rosetta.astrometry import measurement
 from rosetta.astrometry.cross_correlation import correlate
 from rosetta.astrometry.field import evaluate
@@ -105,17 +105,17 @@ def ours(scene, aligner, psf):
     embedding = aligner.encoder(scene.pair(psf))
     middle = cpu()
     offsets = aligner(embedding)
-    row = {"cpu": cpu() - middle, "encoding": middle - start, "verdict": offsets.meta["verdict"]}
-    if row["verdict"] != "ok":
-        return {**row, "failed": offsets.meta["reason"]}
+    solution = AstrometricSolution.from_table(offsets)
+    row = {"cpu": cpu() - middle, "encoding": middle - start, "verdict": solution.verdict}
+    if solution.verdict != "ok":
+        return {**row, "failed": solution.reason}
     wcs = aligner.correct_wcs(scene.wcs["ground"], offsets, form="lookup")
     error = field_error(scene, lambda x, y: to_plane(wcs, x, y))
     a, b, _, _ = scene.grid()
-    cov = evaluate(offsets.meta["model"], tangent(_sky(a, b), offsets.meta["center"]))[1]
-    sigma = np.sqrt(cov[:, [0, 1], [0, 1]])
+    sigma = solution.sigma_at(_sky(a, b))
     return {
         **row, "rms": rms(error), "quoted": rms(sigma), "inside": float(np.mean(np.abs(error) < sigma)),
-        "mean": error.mean(0).tolist(), "kind": offsets.meta["model"]["bands"]["joint"]["kind"],
+        "mean": error.mean(0).tolist(), "kind": solution.kind(),
         **pulls(scene, offsets),
     }
 
@@ -254,13 +254,13 @@ def known_field(store, options):
 
     def measure(case, seed):
         scene, known = scene_of(case, seed), CASES[case]
-        offsets = aligner(scene.pair("none"))
-        model = offsets.meta["model"]["bands"]["joint"]
+        solution = AstrometricSolution.from_table(aligner(scene.pair("none")))
+        model = solution.fields["joint"]
         stray = [1e3 * known.get(name, 1e-5) for name in ("star_jitter", "galaxy_jitter")]
         told = {**model, "samples": [[1.0, stray, 1e3 * known["rms"], known["length"]]]}
         a, b, _, _ = scene.grid()
         true = -1e3 * np.stack(scene.delta(a, b), -1)
-        xy = tangent(_sky(a, b), offsets.meta["center"])
+        xy = tangent(_sky(a, b), solution.center)
         return {name: rms(evaluate(m, xy)[0] - true) for name, m in (("fitted", model), ("known", told))}
 
     for case in "CD":
@@ -310,7 +310,7 @@ def capture(store, options):
 
     def answer(pair, scene):
         offsets = aligner(pair)
-        row = {"verdict": offsets.meta["verdict"]}
+        row = {"verdict": AstrometricSolution.from_table(offsets).verdict}
         if row["verdict"] == "ok":
             wcs = aligner.correct_wcs(scene.wcs["ground"], offsets, form="lookup")
             row["rms"] = rms(field_error(scene, lambda x, y: to_plane(wcs, x, y)))
@@ -405,10 +405,11 @@ def nulls(store, options):
 
     def measure(test, seed):
         scene = simulate(seed, **({"shift": (0.0, 0.0)} if test == "no offset" else {}))
-        before = aligner(scene.pair("none"))
+        before = AstrometricSolution.from_table(aligner(scene.pair("none")))
         if test == "no offset":
-            value, cov = evaluate(before.meta["model"], np.zeros((1, 2)))
-            return {"pull": (value[0] / np.sqrt(np.diag(cov[0]))).tolist(), "size": float(np.abs(value).max())}
+            middle = before.center.reshape(1)
+            value, sigma = before.offset_at(middle)[0], before.sigma_at(middle)[0]
+            return {"pull": (value / sigma).tolist(), "size": float(np.abs(value).max())}
         images = {side: scene.nddata(side) for side in ("ground", "space")}
         expected = np.zeros(2)
         if test in moves:
@@ -417,8 +418,8 @@ def nulls(store, options):
             expected = sign * np.array([80.0, 30.0])
         elif test == "other grid":
             images["ground"] = turned(images["ground"])
-        after = aligner(SkyPair({"r": images["ground"]}, {"VIS": images["space"]}))
-        old, new = (evaluate(offsets.meta["model"], np.zeros((1, 2)))[0] for offsets in (before, after))
+        after = AstrometricSolution.from_table(aligner(SkyPair({"r": images["ground"]}, {"VIS": images["space"]})))
+        old, new = (solution.offset_at(solution.center.reshape(1)) for solution in (before, after))
         change = new - old
         return {"size": float(np.abs(change - expected).max())}
 
@@ -447,8 +448,8 @@ def turned(image):
 def own_error(offsets, truth, band):
     """Field error and its sigma at the sources of a simulated field, for one band's field."""
     known = np.stack([truth[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
-    found, cov = evaluate(offsets.meta["model"], tangent(truth["sky_centroid"], offsets.meta["center"]), band=band)
-    return found - known, np.sqrt(cov[:, [0, 1], [0, 1]])
+    solution = AstrometricSolution.from_table(offsets)
+    return solution.offset_at(truth["sky_centroid"], band) - known, solution.sigma_at(truth["sky_centroid"], band)
 
 
 def ten_bands(store, options):
@@ -462,7 +463,7 @@ def ten_bands(store, options):
         row = {}
         for name, bands in (("joint", ground), *((band, (band,)) for band in ground)):
             offsets = head(embedding, bands=bands)
-            if offsets.meta["verdict"] == "ok":
+            if AstrometricSolution.from_table(offsets).verdict == "ok":
                 error, sigma = own_error(offsets, truth, "joint")
                 row[name] = [rms(error), rms(sigma), float(np.mean(np.abs(error) < sigma))]
         return row
@@ -517,7 +518,8 @@ def real(store, options):
         return
     pair = hsc_hst(options.real)
     offsets = classical()(pair)
-    print(f"verdict: {offsets.meta['verdict']} {offsets.meta['reason']}")
+    solution = AstrometricSolution.from_table(offsets)
+    print(f"verdict: {solution.verdict} {solution.reason}")
     planes = band_images(pair)
     sources = measurement.find_sources(planes, offsets.meta["reference"])
     means = []

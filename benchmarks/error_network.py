@@ -20,7 +20,7 @@ from _tables import Tables, add_option
 from accuracy import field
 
 from rosetta import CrossSurveyEncoder, Flag, JEPADeblender, LearnedAligner
-from rosetta.astrometry.solution import ground_coord
+from rosetta.astrometry.solution import as_solution
 from rosetta.matching import match
 from rosetta.photometry import error_model
 from rosetta.photometry.catalogue import EmbeddingPhotometry, training_rows
@@ -56,7 +56,7 @@ class Measured:
             table = scene.to_table()
             rows, true = match(table, truth, scene.meta["reference_band"])
             coord = table["sky_centroid"]
-            header = ground_coord(coord, scene.offsets)
+            header = coord if scene.offsets is None else as_solution(scene.offsets).ground_position(coord)
             per_source = {
                 "mag": 31.4 - 2.5 * np.log10(truth["flux_i"].value[true]),
                 "blended": (np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,

@@ -14,7 +14,17 @@ from astropy.io import fits
 from astropy.nddata import NDData
 from astropy.wcs import WCS
 
-from rosetta import HSC, HST_ACS, CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender, LearnedAligner, SkyPair
+from rosetta import (
+    HSC,
+    HST_ACS,
+    AstrometricSolution,
+    CrossSurveyEncoder,
+    EmbeddingPhotometry,
+    Flag,
+    JEPADeblender,
+    LearnedAligner,
+    SkyPair,
+)
 from rosetta.io import read_pair
 from rosetta.pipeline.products import write
 from rosetta.pipeline.run import measure
@@ -47,7 +57,8 @@ def report(name, result):
     print(f"\n{name}: {len(catalog)} sources; {sum(result.seconds.values()):.1f} s")
     for survey, score, flags in result.embedding.to_table()["survey", "ood_score", "flags"].iterrows():
         print(f"    {survey}: out-of-distribution score {score:.2f}, {Flag(int(flags))!r}")
-    print(f"    alignment: {offsets.meta['verdict']} ({offsets.meta['reason']})")
+    solution = AstrometricSolution.from_table(offsets)
+    print(f"    alignment: {solution.verdict} ({solution.reason})")
     for band in dict.fromkeys(offsets["band"]):
         rows = offsets[(offsets["band"] == band) & np.isfinite(offsets["d_dec"])]
         if len(rows):

@@ -214,7 +214,7 @@ def config_of(config_class, document, name):
     Parameters
     ----------
     config_class : type
-        A dataclass in which every field has a default of the type it must have; it may hold other dataclasses.
+        A dataclass in which every field has a default of the type it must have; it may hold other such dataclasses.
     document : dict
         Read back from JSON.
     name : str
@@ -246,7 +246,7 @@ def _checked(default, document, name):
     found = {}
     for key, value in document.items():
         if is_dataclass(defaults[key]) and isinstance(value, dict):
-            found[key] = type(defaults[key])(**_checked(defaults[key], value, name))
+            found[key] = type(defaults[key])(**_checked(defaults[key], value, f"{name}: {key}"))
         elif is_dataclass(defaults[key]) or not _alike(value, defaults[key]):
             raise CheckpointError(f"{name} is of another architecture: setting {key} cannot be {value!r}")
         else:

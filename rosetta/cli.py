@@ -258,20 +258,20 @@ def _summary(result):
 def _offset_text(result):
     import numpy as np
 
-    from .astrometry.solution import joint_offset
+    from .astrometry.solution import as_solution
 
     offsets = result.offsets
     if offsets is None:
         return "not measured: one survey only"
-    verdict = offsets.meta["verdict"]
-    if verdict == "abstain":
-        return f"not measured ({offsets.meta['reason']}); rows are flagged UNALIGNED"
-    value, covariance = joint_offset(offsets, offsets.meta["center"].reshape(1))
-    error = np.sqrt(covariance[0, [0, 1], [0, 1]])
+    solution = as_solution(offsets)
+    if not solution.bands:
+        return f"not measured ({solution.reason}); rows are flagged UNALIGNED"
+    center = solution.center.reshape(1)
+    (east, north), error = solution.offset_at(center)[0], solution.sigma_at(center)[0]
     n_used = int(np.sum((offsets["band"] == "joint") & (offsets["weight"] > 0)))
     return (
-        f"{value[0, 0]:+.1f} ± {error[0]:.1f} mas east, {value[0, 1]:+.1f} ± {error[1]:.1f} mas north at the centre "
-        f"({verdict}, {n_used} sources; corrected = ground + offset)"
+        f"{east:+.1f} ± {error[0]:.1f} mas east, {north:+.1f} ± {error[1]:.1f} mas north at the centre "
+        f"({solution.verdict}, {n_used} sources; corrected = ground + offset)"
     )
 
 

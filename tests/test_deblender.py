@@ -346,6 +346,10 @@ def test_bad_arguments_are_named():
         deblender()(pair, QTable({"sky_centroid": place.ra}))
     with pytest.raises(ValueError, match="offsets must be the table"):
         deblender()(pair, offsets=QTable())
+    elsewhere = shift_offsets(0.0, 0.0)
+    elsewhere.meta["center"] = offset_coord(CENTER, 0.0, 3600.0)
+    with pytest.raises(ValueError, match="offsets are of another sky: .* arcmin from this pair"):
+        deblender()(pair, offsets=elsewhere)
     with pytest.raises(ValueError, match="band 'q' is not in this scene"):
         scene().flux("q")
     for label in (99, [1, 2]):
@@ -368,7 +372,11 @@ def shift_offsets(east, north, verdict="ok"):
     """What the aligner says of a ground frame that (east, north) mas bring onto the space frame."""
     model = {"kind": "shift", "order": 0, "scale": 1.0, "coefficients": [[east, north]],
              "coefficient_covariance": np.eye(2).tolist()}
-    return QTable(meta={"verdict": verdict, "center": CENTER, "model": {"version": 1, "bands": {"joint": model}}})
+    bands = {} if verdict == "abstain" else {"joint": model}
+    box = [[-SIZE / 2, -SIZE / 2], [SIZE / 2, SIZE / 2]]
+    return QTable(meta={
+        "verdict": verdict, "reason": "", "center": CENTER, "box": box, "model": {"version": 1, "bands": bands},
+    })
 
 
 def drawn_pair(shift):

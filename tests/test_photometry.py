@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from rosetta import EmbeddingPhotometry, Flag, JEPADeblender, checkpoint
+from rosetta import AstrometricSolution, EmbeddingPhotometry, Flag, JEPADeblender, checkpoint
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.positions import from_tangent
@@ -210,17 +210,19 @@ def test_a_scenes_own_offsets_may_be_given_again():
     given = scenes.shift_offsets(20.0, -10.0)
     pair = make_pair(XY, FLUX, MIXTURES)
     result = deblender()(pair, offsets=given)
-    for same in (given, given.copy(), result.offsets):
+    for same in (given, given.copy(), result.offsets, AstrometricSolution.from_table(given)):
         assert len(photometry()(pair, result, offsets=same)) == len(result)
     with pytest.raises(ValueError, match="the scene remembers"):
         photometry()(pair, result, offsets=scenes.shift_offsets(20.0, -11.0))
     with pytest.raises(ValueError, match="offsets must be the table"):
         photometry()(pair, result, offsets=QTable())
+    of_solution = deblender()(pair, offsets=AstrometricSolution.from_table(given))
+    np.testing.assert_array_equal(photometry()(pair, of_solution)["flux_g"], photometry()(pair, result)["flux_g"])
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="the scene remembers"):
-        photometry()(scene().embedding, scene(), offsets=QTable(meta={"model": {}, "center": CENTER, "verdict": "ok"}))
+        photometry()(scene().embedding, scene(), offsets=scenes.shift_offsets(0.0, 0.0))
     with pytest.raises(ValueError, match="truth has 1 tables for 2 pairs"):
         photometry().fit([None, None], [QTable()], seed=0)
 

@@ -25,12 +25,13 @@ ORDER = """
     encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
     training training.rows training.network training.loop
     head
-    astrometry astrometry.field astrometry.band_fields astrometry.corrected_wcs astrometry.solution
-    astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
-    astrometry.measurement astrometry.aligner
-    deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config deblending.engine.placement
-    deblending.engine.rendering deblending.engine.design deblending.engine.fluxes deblending.engine.shape_fit
-    deblending.engine.engine deblending.config
+    astrometry astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
+    astrometry.solution astrometry.corrected_wcs
+    astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
+    astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner
+    deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
+    deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
+    deblending.engine.shape_fit deblending.engine.engine deblending.config
     deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.features
     deblending.deblender

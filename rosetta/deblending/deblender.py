@@ -8,7 +8,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
-from ..astrometry.solution import VERDICTS, check_offsets, ground_coord
+from ..astrometry.solution import as_solution, solution_for
 from ..detection.detection import detected
 from ..flags import Flag
 from ..head import Head
@@ -66,7 +66,7 @@ class JEPADeblender(Head):
             not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
             equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
             is none), then once more on the residuals; what is found in pieces is one source.
-        offsets : `~astropy.table.QTable`, optional
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
@@ -83,10 +83,9 @@ class JEPADeblender(Head):
             If ``x``, ``sources`` or ``offsets`` cannot be used; the message says what to do.
         """
         embedding = self._embedding(x)
-        check_offsets(offsets)
         pair, config = embedding.pair, self._config
         images, engine = band_images(pair), SparseEngine(config.engine)
-        roles = Roles.of(images, config.n_ground_shape)
+        solution, roles = solution_for(offsets, images), Roles.of(images, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
         if sources is None:
             coord, label = found.table["sky_centroid"], np.asarray(found.table["label"])
@@ -99,13 +98,10 @@ class JEPADeblender(Head):
             if progress is not None:
                 progress(next(steps), 3 * len(field))
 
-        def ground(coord, band):
-            return ground_coord(coord, offsets)
-
         parts = []
         for tile in field:
             index = np.flatnonzero(tile.sees(coord))
-            some = Sources.at(index, coord[index], found, ground, config)
+            some = Sources.at(index, coord[index], found, solution, config)
             detections = found if sources is None else None
             parts.append(fit_tile(engine, tile.cut(images), roles, some, detections, tile.owns, config, report))
         whole = joined_field(parts, images)
@@ -139,7 +135,7 @@ class JEPADeblender(Head):
         columns = source_columns(field, fits[reference], fits[roles.blend])
         flags = source_flags(fits, images, len(label)) | columns.pop("flags")
         flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
-        flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
+        flags |= int(as_solution(offsets).flag) if offsets is not None else 0
         flags |= embedding.ood_at(field.coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})
         probability, seen = np.full(len(label), np.nan), table["n_band"] > 0

@@ -13,14 +13,14 @@ from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.wcs import WCS
 
 from ..astrometry import corrected_wcs
-from ..astrometry.solution import ground_coord
+from ..astrometry.solution import as_solution
 from ..flags import Flag
 from ..images.image import band_images
 from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
-from .sources import placed_on
+from .sources import placed_on, seen_at
 
 __all__ = ["DeblendedScene", "Templates"]
 
@@ -79,7 +79,7 @@ class DeblendedScene:
         self._templates = templates
         self._shape_covariance = shape_covariance
         self._fits = MappingProxyType(dict(fits))
-        self._offsets = None if offsets is None else offsets.copy()
+        self._offsets = copy.deepcopy(offsets)
         self._meta = meta
 
     labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
@@ -88,7 +88,7 @@ class DeblendedScene:
     fits = property(lambda self: self._fits, doc="Fit of each band (read-only mapping of `BandFit`).")
     images = property(lambda self: band_images(self._embedding.pair), doc="Images of the bands, as arrays.")
     offsets = property(
-        lambda self: None if self._offsets is None else self._offsets.copy(),
+        lambda self: copy.deepcopy(self._offsets),
         doc="The astrometric solution that was used (a copy), or None.",
     )
     meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
@@ -210,9 +210,8 @@ class DeblendedScene:
     def _placed(self, band):
         if band not in self._placements:
             templates, image = self._templates, self.images[band]
-            coord = templates.coord
-            if image.side == "ground":
-                coord = ground_coord(coord, self._offsets)
+            solution = None if self._offsets is None else as_solution(self._offsets)
+            coord = seen_at(templates.coord, image, solution)
             self._placements[band] = placed_on(
                 image, *image.place(coord), templates.truncation, templates.wavelength, templates.config
             )

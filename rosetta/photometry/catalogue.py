@@ -8,7 +8,7 @@ import numpy as np
 from astropy.table import QTable
 
 from .. import checkpoint
-from ..astrometry.solution import check_offsets
+from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
 from ..deblending.scene import DeblendedScene
@@ -84,7 +84,7 @@ class EmbeddingPhotometry(Head):
             with ``sky_centroid``, a scene is made first by the deblender that was given, else by the bundled one, or
             by an untrained one where the bundled one belongs to another encoder.
             ``meta["rosetta"]["options"]["deblender"]`` is its fingerprint, or "untrained".
-        offsets : `~astropy.table.QTable`, optional
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
 
         Returns
@@ -106,7 +106,7 @@ class EmbeddingPhotometry(Head):
         if isinstance(sources, DeblendedScene):
             _check_of_scene(x, sources)
             self._check_deblender("sources is a scene of", sources.meta["rosetta"]["head_fingerprint"])
-            if offsets is not None and not _same_offsets(offsets, sources.offsets):
+            if offsets is not None and not _same_offsets(as_solution(offsets), sources.offsets):
                 raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
             scene, embedding = sources, self._embedding(sources.embedding)
         else:
@@ -179,13 +179,8 @@ def _check_of_scene(x, scene):
 
 
 def _same_offsets(one, other):
-    """Whether two tables of offsets hold the same solution."""
-    check_offsets(one)
-    if other is None:
-        return False
-    return all(np.all(one.meta.get(name) == other.meta[name]) for name in ("verdict", "model")) and (
-        one.meta["center"].separation(other.meta["center"]).arcsec < 1e-6
-    )
+    """Whether a scene's offsets, or None, hold this solution."""
+    return other is not None and one.same_as(as_solution(other))
 
 
 def _formal(scene):

@@ -1,16 +1,6 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """What is read from the tables of results."""
 
-import astropy.units as u
-
-from ..astrometry.solution import joint_offset
-
-
-def uncorrected(coord, offsets):
-    """Where the ground headers have sources of true positions ``coord``."""
-    shift, _ = joint_offset(offsets, coord)
-    return coord.icrs.spherical_offsets_by(-shift[:, 0] * u.mas, -shift[:, 1] * u.mas)
-
 
 def is_flux(name):
     """Whether a column that begins with ``flux_`` holds fluxes of a band."""

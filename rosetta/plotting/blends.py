@@ -4,9 +4,9 @@
 import astropy.units as u
 import numpy as np
 
+from ..astrometry.solution import as_solution
 from ..flags import Flag
 from ._grid import grid_of, offsets_of
-from ._tables import uncorrected
 
 __all__ = ["choose_blend", "plot_blend"]
 
@@ -83,9 +83,9 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
     for line, (side, band) in zip(axes, chosen, strict=True):
         image = getattr(scene.embedding.pair, side)[band]
         sky, shown = center, table["sky_centroid"]
-        if side == "ground" and scene.offsets is not None and scene.offsets.meta["verdict"] != "abstain":
-            sky = uncorrected(center.reshape(1), scene.offsets)[0]
-            shown = uncorrected(shown, scene.offsets)
+        if side == "ground" and scene.offsets is not None:
+            solution = as_solution(scene.offsets)
+            sky, shown = solution.ground_position(center.reshape(1))[0], solution.ground_position(shown)
         grid = grid_of(image, sky, half_size)
         sigma = float(np.sqrt(np.median(image.uncertainty.array[~image.mask])))
         residual = scene.residual(band)

@@ -4,9 +4,10 @@
 import astropy.units as u
 import numpy as np
 
+from ..astrometry.solution import as_solution
 from ._grid import field_of
 from ._style import SKY_BLUE
-from ._tables import bands_of, uncorrected
+from ._tables import bands_of
 from .astrometry import plot_offsets
 from .blends import bands_to_show, choose_blend, plot_blend
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
@@ -40,7 +41,6 @@ def overview(result, truth=None):
     images = getattr(pair, sides[-1])
     center, half = field_of(images.get("VIS", next(iter(images.values()))))
     axes = top.subplots(1, 3)
-    aligned = offsets is not None and offsets.meta["verdict"] != "abstain"
     for ax, side in zip(axes, ("ground", "space"), strict=False):
         if side not in sides:
             ax.set_axis_off()
@@ -48,8 +48,8 @@ def overview(result, truth=None):
             continue
         plot_rgb(pair, side, center=center, half_size=half, ax=ax)
         coord = catalog["sky_centroid"]
-        if side == "ground" and aligned and len(catalog):
-            coord = uncorrected(coord, offsets)
+        if side == "ground" and offsets is not None and len(catalog):
+            coord = as_solution(offsets).ground_position(coord)
         if len(catalog):
             plot_sources(catalog, center=center, coord=coord, ax=ax)
             ax.legend(loc="upper left", fontsize=8, framealpha=0.7)
