@@ -1,20 +1,22 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The two things that travel through the library: a pair of images of one sky, and its embedding."""
+"""A pair: images of one sky by a ground survey and a space survey."""
 
 import copy
-from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
+from astropy.io.fits import Header
 from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from .flags import Flag
+from .images.wcs_cards import cards_of, is_fits_wcs, wcs_of
+from .readonly import ReadOnlyDict
 from .surveys import EUCLID, RUBIN, Survey
 
-__all__ = ["SIDES", "SkyPair", "slice_wcs"]
+__all__ = ["SIDES", "SkyPair", "frozen_image", "slice_wcs"]
 
 NJY = u.nJy
 SIDES = ("ground", "space")
@@ -62,7 +64,7 @@ class SkyPair:
         flags = {}
         self._ground = _check_side("ground", ground, surveys[0], flags)
         self._space = _check_side("space", space, surveys[1], flags)
-        self._flags = MappingProxyType(flags)
+        self._flags = ReadOnlyDict(flags)
         shared = set(self._ground or ()) & set(self._space or ())
         if shared:
             raise ValueError(f"bands {sorted(shared)} are on both sides: rename them in one of the surveys")
@@ -166,11 +168,16 @@ class SkyPair:
             sides[side][band] = piece
         if not any(sides.values()):
             raise ValueError(f"center {center.to_string('hmsdms')}: no image of this pair covers it")
-        new = copy.copy(self)  # images were checked when this pair was made; they stay as they are
-        new._ground = MappingProxyType(sides["ground"]) if sides["ground"] else None
-        new._space = MappingProxyType(sides["space"]) if sides["space"] else None
-        new._flags = MappingProxyType({band: self._flags[band] for band in new.bands})
-        return new
+        return self._of_checked(sides["ground"], sides["space"], self._surveys, self._flags)
+
+    @classmethod
+    def _of_checked(cls, ground, space, surveys, flags):
+        """A pair of images of `frozen_image`, in order of wavelength; ``flags`` may know other bands, too."""
+        pair = cls.__new__(cls)
+        pair._surveys = surveys
+        pair._ground, pair._space = (ReadOnlyDict(images) if images else None for images in (ground, space))
+        pair._flags = ReadOnlyDict({band: flags[band] for band in pair.bands})
+        return pair
 
     def __repr__(self):
         parts = []
@@ -196,7 +203,7 @@ def _check_side(side, images, survey, flags):
             raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
         checked[band], flags[band] = _check_image(f"{side}[{name!r}]", image)
     order = [band for band in survey.band_names if band in checked]
-    return MappingProxyType({band: checked[band] for band in order})
+    return ReadOnlyDict({band: checked[band] for band in order})
 
 
 def _check_image(where, image):
@@ -245,23 +252,68 @@ def _check_image(where, image):
     psf, truncated = (None, False) if image.psf is None else _check_psf(where, image.psf)
     if truncated:
         flags |= Flag.PSF_TRUNCATED
-    for array in (data, variance, mask):
-        array.setflags(write=False)
-    return _frozen(data, variance, mask, copy.deepcopy(image.wcs), image.meta, psf), flags
+    return frozen_image(data, variance, mask, copy.deepcopy(image.wcs), copy.deepcopy(dict(image.meta)), psf), flags
 
 
 class _Image(NDData):
-    """An image that stays as it is."""
+    """An image that cannot be changed: its arrays are read-only; uncertainty, WCS and meta are handed out as copies."""
 
     def __setattr__(self, name, value):
         if "_frozen" in self.__dict__:
             raise AttributeError(f"images of a SkyPair are read-only ({name}): make a new one, as with CCDData(image)")
         super().__setattr__(name, value)
 
+    @NDData.uncertainty.getter
+    def uncertainty(self):
+        """Variance; its array is that of the image, which is read-only."""
+        return VarianceUncertainty(self._uncertainty.array, copy=False, unit=NJY**2)
 
-def _frozen(data, variance, mask, wcs, meta, psf):
+    @NDData.wcs.getter
+    def wcs(self):
+        """A copy of the WCS."""
+        return copy.deepcopy(self._wcs)
+
+    @property
+    def meta(self):
+        """A copy of the header or other notes."""
+        return copy.deepcopy(self._meta)
+
+    @meta.setter
+    def meta(self, value):
+        self._meta = value
+
+    def __reduce__(self):
+        # Arrays come back from pickle and deepcopy writeable, a FITS WCS from pickle with 14 digits.
+        wcs = cards_of(self._wcs).tostring() if is_fits_wcs(self._wcs) else self._wcs
+        array = self._uncertainty.array
+        return _unpickled, (self.data, array, self.mask, wcs, self._meta, self.psf)
+
+
+def _unpickled(data, variance, mask, wcs, meta, psf):
+    """An image from what pickle kept of it."""
+    return frozen_image(data, variance, mask, wcs_of(Header.fromstring(wcs)) if isinstance(wcs, str) else wcs, meta, psf)
+
+
+def frozen_image(data, variance, mask, wcs, meta, psf):
+    """A read-only image of what was checked before.
+
+    Parameters
+    ----------
+    data, variance, mask : (ny, nx) array
+        nJy, nJy^2 and bool; they become read-only.
+    wcs : APE-14 WCS
+    meta : dict
+    psf : array or None
+
+    Returns
+    -------
+    `~astropy.nddata.NDData`
+    """
+    for array in (data, variance, mask, psf):
+        if array is not None:
+            array.setflags(write=False)
     uncertainty = VarianceUncertainty(variance, copy=False, unit=NJY**2)
-    image = _Image(data, uncertainty=uncertainty, mask=mask, wcs=wcs, meta=copy.deepcopy(dict(meta)), unit=NJY, psf=psf)
+    image = _Image(data, uncertainty=uncertainty, mask=mask, wcs=wcs, meta=meta, unit=NJY, psf=psf)
     image._frozen = True
     return image
 
@@ -328,7 +380,6 @@ def _check_psf(where, psf):
     psf /= psf.sum()
     missing = _light_beyond(psf)
     psf *= 1 - missing
-    psf.setflags(write=False)
     return psf, missing > 2e-3
 
 
@@ -388,7 +439,7 @@ def _slice_image(image, bounds):
     y0, y1, x0, x1 = bounds
     window = (slice(y0, y1), slice(x0, x1))
     wcs = slice_wcs(image.wcs, window)
-    return _frozen(
+    return frozen_image(
         image.data[window], image.uncertainty.array[window], image.mask[window], wcs, image.meta, image.psf
     )
 

@@ -14,11 +14,12 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    surveys flags checkpoint
+    surveys flags readonly checkpoint
     images images.cache images.moments images.psf_core images.psf images.positions
+    images.wcs_cards
     pair
     images.image images.sky images.filtering images.noise images.resampling
-    io._fits io.euclid io.rubin io.pair io._pair io
+    io._fits io._store io.euclid io.rubin io.pair io._pair io
     embedding matching
     detection detection.watershed detection.detection
     encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
@@ -44,7 +45,7 @@ ORDER = """
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
     "surveys", "pair", "embedding", "matching", "cli",
-    "images.positions", "images.psf", "images.image", "detection.detection",
+    "images.positions", "images.psf", "images.wcs_cards", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
     "deblending.deblender", "deblending.scene", "deblending.source_list", "deblending.features", "deblending.tiles",

@@ -1,0 +1,227 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""FITS files of the library's own results: arrays, tables and notes that come back bit for bit. Nothing is pickled."""
+
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from scipy import sparse
+
+from ._fits import open_fits
+
+__all__ = ["atomic_path", "check_format", "document", "document_hdu", "extensions", "record", "record_hdus", "save"]
+
+
+# ---------------------------------------------------------------------------- files
+@contextmanager
+def atomic_path(path):
+    """A file to write beside ``path``, which takes its place when the block ends without an error."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def save(hdus, path):
+    """Write HDUs to a file, whole or not at all; the primary header says how many extensions belong to it."""
+    hdus[0].header["NUMEXT"] = (len(hdus) - 1, "extensions in this file")
+    with atomic_path(path) as temporary:
+        fits.HDUList(hdus).writeto(temporary, overwrite=True)
+
+
+@contextmanager
+def extensions(path):
+    """The primary header of a file, and its extensions by (EXTNAME, EXTVER).
+
+    Raises
+    ------
+    ValueError
+        If the file is not FITS, is damaged, or ends before its last extension.
+    """
+    with open_fits(path, "path") as hdus:
+        expected = hdus[0].header.get("NUMEXT", len(hdus) - 1)
+        if expected != len(hdus) - 1:
+            raise ValueError(
+                f"path: {Path(path).name} is not complete: it holds {len(hdus) - 1} of {expected} extensions; "
+                "download or write it again"
+            )
+        yield hdus[0].header, {(hdu.name, hdu.ver): hdu for hdu in hdus[1:]}
+
+
+def check_format(header, path, card, known, what, advice):
+    """Refuse a file that is not of a kind, or of a later format than this version knows.
+
+    Parameters
+    ----------
+    header : `~astropy.io.fits.Header`
+        Primary header.
+    path : path-like
+    card : str
+        That holds the format's version.
+    known : int
+        The newest one that can be read.
+    what : str
+        Kind of file, for the message.
+    advice : str
+        What to do with another kind of file.
+
+    Returns
+    -------
+    int
+        The file's format.
+    """
+    name, version = Path(path).name, header.get(card)
+    if version is None:
+        raise ValueError(f"path: {name} is not a rosetta {what} file (no {card} card): {advice}")
+    if not isinstance(version, int):
+        raise ValueError(f"path: {name} has {what} format {version!r}: its header is damaged")
+    if version > known:
+        raise ValueError(f"path: {name} has {what} format {version}, newer than {known}: upgrade astro-rosetta")
+    return version
+
+
+# ---------------------------------------------------------------------------- notes
+def document_hdu(name, content):
+    """A dict as a table with one cell of JSON.
+
+    Positions and quantities keep their type, tuples become lists; anything else that JSON does not know is kept as
+    its text.
+    """
+    text = json.dumps(content, default=_jsonable)
+    return fits.BinTableHDU(np.array([(text,)], dtype=[("json", f"U{len(text)}")]), name=name)
+
+
+def document(found, name):
+    """The dict that `document_hdu` wrote."""
+    try:
+        return json.loads(str(found[name, 1].data["json"][0]), object_hook=_from_json)
+    except json.JSONDecodeError as error:
+        raise OSError(f"{name} holds no JSON") from error
+
+
+def _jsonable(value):
+    if isinstance(value, SkyCoord):
+        sky = value.icrs
+        return {"SkyCoord": [sky.ra.value.tolist(), sky.dec.value.tolist(), str(sky.ra.unit)]}
+    if isinstance(value, u.Quantity):
+        return {"Quantity": [value.value.tolist(), str(value.unit)]}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _from_json(content):
+    if set(content) == {"SkyCoord"}:
+        return SkyCoord(*content["SkyCoord"][:2], unit=content["SkyCoord"][2], frame="icrs")
+    if set(content) == {"Quantity"}:
+        return u.Quantity(*content["Quantity"])
+    return content
+
+
+# ---------------------------------------------------------------------------- arrays
+def record_hdus(name, fields, n, *, ver=1):
+    """Named values as tables.
+
+    Parameters
+    ----------
+    name : str
+        EXTNAME of the table with one row per item.
+    fields : mapping of str to object
+        Arrays, quantities and positions of ``n`` items are columns of that table. A sparse matrix is a table
+        ``<name>_<field>`` of its entries. All else (numbers, strings, arrays of other lengths) stands in the one
+        row of the table ``<name>_COMMON``; None stands nowhere.
+    n : int
+        Number of items.
+    ver : int
+        EXTVER.
+
+    Returns
+    -------
+    list of `~astropy.io.fits.BinTableHDU`
+    """
+    rows, common, hdus = {}, {}, []
+    for field, value in fields.items():
+        if value is None:
+            continue
+        if sparse.issparse(value):
+            entries = value.tocoo()
+            columns = {"row": entries.row, "column": entries.col, "value": entries.data}
+            hdus.append(_table(f"{name}_{field}", columns, len(entries.data), ver))
+            for card, what in (("OWNER", name), ("FIELD", field), ("SIDE", value.shape[0])):
+                hdus[-1].header[card] = what
+            continue
+        of_items = np.ndim(value) > 0 and np.shape(value)[0] == n
+        (rows if of_items else common)[field] = value if of_items else np.asanyarray(value)[None]
+    if common:
+        hdus.insert(0, _table(f"{name}_COMMON", common, 1, ver))
+    return [_table(name, rows, n, ver), *hdus]
+
+
+def _table(name, columns, n, ver):
+    arrays, units = {}, {}
+    for field, value in columns.items():
+        if isinstance(value, SkyCoord):
+            sky = value.icrs
+            for axis in ("ra", "dec"):  # in the unit they have: a conversion could change the last bit
+                arrays[f"{field}.{axis}"], units[f"{field}.{axis}"] = getattr(sky, axis).value, getattr(sky, axis).unit
+            continue
+        if isinstance(value, u.Quantity):
+            value, units[field] = value.value, value.unit
+        arrays[field] = np.asarray(value)
+    table = np.empty(n, [(field, array.dtype, array.shape[1:]) for field, array in arrays.items()])
+    for field, array in arrays.items():
+        table[field] = array
+    hdu = fits.BinTableHDU(table, name=name, ver=ver)
+    for field, unit in units.items():
+        hdu.columns[field].unit = unit.to_string()
+    return hdu
+
+
+def record(found, name, *, ver=1):
+    """The fields that `record_hdus` wrote, by name; those that were None are not there.
+
+    Raises
+    ------
+    KeyError
+        If the table is missing.
+    """
+    fields = _columns(found[name.upper(), ver])
+    common = found.get((f"{name}_COMMON".upper(), ver))
+    if common is not None:
+        fields |= {field: _item(value) for field, value in _columns(common).items()}
+    for (_, extver), hdu in found.items():
+        if extver == ver and hdu.header.get("OWNER") == name:
+            entries, side = _columns(hdu), hdu.header["SIDE"]
+            places = (entries["row"], entries["column"])
+            fields[hdu.header["FIELD"]] = sparse.csc_array(sparse.coo_array((entries["value"], places), (side, side)))
+    return fields
+
+
+def _item(value):
+    """The one row of a column: a number, a string or an array."""
+    item = value[0]
+    return item.item() if isinstance(item, np.generic) else item
+
+
+def _columns(hdu):
+    fields = {}
+    for column in hdu.columns:
+        array = np.asarray(hdu.data[column.name])
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+        field, _, axis = column.name.rpartition(".")
+        if axis == "dec":
+            fields[field] = SkyCoord(fields[field], array, unit=column.unit, frame="icrs")
+        elif axis == "ra" and field:
+            fields[field] = array
+        else:
+            fields[column.name] = array if column.unit is None else u.Quantity(array, column.unit, copy=False)
+    return fields
