@@ -291,7 +291,8 @@ class _Image(NDData):
 
 def _unpickled(data, variance, mask, wcs, meta, psf):
     """An image from what pickle kept of it."""
-    return frozen_image(data, variance, mask, wcs_of(Header.fromstring(wcs)) if isinstance(wcs, str) else wcs, meta, psf)
+    wcs = wcs_of(Header.fromstring(wcs)) if isinstance(wcs, str) else wcs
+    return frozen_image(data, variance, mask, wcs, meta, psf)
 
 
 def frozen_image(data, variance, mask, wcs, meta, psf):

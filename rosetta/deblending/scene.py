@@ -2,24 +2,30 @@
 """The deblender's result: every source's template, and what each band makes of it."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.table import QTable
 from astropy.wcs import WCS
 from scipy import sparse
 
 from ..astrometry import corrected_wcs
+from ..embedding import SkyEmbedding
 from ..flags import Flag
+from ..images.image import band_images
+from ..io._fits import as_path
+from ..io._store import check_format, document, document_hdu, extensions, record, record_hdus, save
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
 
 __all__ = ["BandFit", "DeblendedScene", "Templates"]
 
+FORMAT = 1  # of files
 PAINTED = 256  # sources drawn at a time
 GRADIENT = 0.3  # scatter of d ln(half-light radius) / d ln(wavelength) of the galaxies that the heads are trained on
 PSF_ERROR = 0.02  # of a PSF's width, relative
@@ -158,6 +164,12 @@ class DeblendedScene:
         self._fits = fits
         self._offsets = None if offsets is None else offsets.copy()
         self._meta = meta
+
+    def __reduce__(self):
+        fits = {band: replace(fit, plane=None) for band, fit in self._fits.items()}  # images are the pair's
+        return _restored, (
+            self._embedding, self._table, self._templates, self._shape_covariance, fits, self._offsets, self._meta,
+        )
 
     labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
     bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
@@ -349,6 +361,73 @@ class DeblendedScene:
         wcs, residual = self._fits_wcs[band]
         return wcs, {"band": band} if residual is None else {"band": band, "WCSRES": residual}
 
+    def write(self, path):
+        """Write the scene, with its embedding and its pair, to one FITS file, without loss.
+
+        The file is that of an embedding (`SkyEmbedding.write`) with more extensions: ``SOURCES`` (the table of the
+        sources), ``TEMPLATES`` (what draws them), per band ``FIT_<band>`` (a row per source), ``FIT_<band>_COMMON``
+        (what all sources share) and ``FIT_<band>_COVARIANCE`` (nJy^2, an entry per row), ``OFFSETS``, and
+        ``SCENE_META`` and ``OFFSETS_META`` as JSON.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Replaced, whole or not at all, if it exists.
+
+        Raises
+        ------
+        ValueError
+            If the pair cannot be written to such a file.
+        """
+        n, hdus = len(self), self._embedding._hdus()
+        hdus[0].header["SCNFMT"] = (FORMAT, "rosetta scene, format version")
+        hdus[0].header["NSOURCE"] = (n, "sources of the scene")
+        hdus[0].header["BANDS"] = (" ".join(self.bands), "bands that were fitted")
+        hdus += record_hdus("SOURCES", _columns(self._table), n)
+        hdus += record_hdus("TEMPLATES", {**_values(self._templates), "shape_covariance": self._shape_covariance}, n)
+        for band, fit in self._fits.items():
+            hdus += record_hdus(f"FIT_{band}", _values(replace(fit, plane=None)), n, ver=_extver(fit.plane.side))
+        hdus.append(document_hdu("SCENE_META", self._meta))
+        if self._offsets is not None:
+            hdus += record_hdus("OFFSETS", _columns(self._offsets), len(self._offsets))
+            hdus.append(document_hdu("OFFSETS_META", self._offsets.meta))
+        save(hdus, as_path(path, "path"))
+
+    @classmethod
+    def read(cls, path):
+        """Read a scene written by `write`.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        `DeblendedScene`
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, of another kind, or of a newer format.
+        """
+        path = as_path(path, "path")
+        with extensions(path) as (header, found):
+            advice = "read a pair with rosetta.io.pair.read, an embedding with SkyEmbedding.read"
+            check_format(header, path, "SCNFMT", FORMAT, "scene", advice)
+            embedding = SkyEmbedding._of_file(header, found, path)
+            sides = {band: side for side, band, _ in embedding.pair.images()}
+            fits = {
+                band: _instance(BandFit, record(found, f"FIT_{band}", ver=_extver(sides[band])))
+                for band in header["BANDS"].split()
+            }
+            templates, offsets = record(found, "TEMPLATES"), None
+            if ("OFFSETS", 1) in found:
+                offsets = QTable(record(found, "OFFSETS"), meta=document(found, "OFFSETS_META"))
+            return _restored(
+                embedding, QTable(record(found, "SOURCES")), _instance(Templates, templates),
+                templates["shape_covariance"], fits, offsets, document(found, "SCENE_META"),
+            )
+
     def to_regions(self):
         """Half-light ellipses of all sources.
 
@@ -390,6 +469,35 @@ class DeblendedScene:
             covariance[:, k, k] += fit.breadth_error**2
         covariance.setflags(write=False)
         return covariance
+
+
+# ---------------------------------------------------------------------------- travel
+def _restored(embedding, table, templates, shape_covariance, fits, offsets, meta):
+    """A scene from what was kept of it: the fits without images, which are those of the pair."""
+    images = band_images(embedding.pair)
+    return DeblendedScene(
+        embedding=embedding, table=table, templates=templates, shape_covariance=shape_covariance,
+        fits={band: replace(fit, plane=images[band]) for band, fit in fits.items()}, offsets=offsets, meta=meta,
+    )
+
+
+def _values(instance):
+    """The fields of a dataclass by name."""
+    return {field.name: getattr(instance, field.name) for field in fields(instance)}
+
+
+def _instance(kind, values):
+    """A dataclass from its fields by name."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _extver(side):
+    return 1 if side == "ground" else 2  # as in pair files
+
+
+def _columns(table):
+    """The columns of a table by name."""
+    return {name: table[name] for name in table.colnames}
 
 
 def _fits_wcs(plane):

@@ -9,7 +9,7 @@ last digits.
 import warnings
 
 from astropy.io import fits
-from astropy.wcs import WCS, FITSFixedWarning, WCSHDO_all, WCSHDO_P17
+from astropy.wcs import WCS, WCSHDO_P17, FITSFixedWarning, WCSHDO_all
 
 __all__ = ["cards_of", "is_fits_wcs", "wcs_of"]
 

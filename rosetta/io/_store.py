@@ -112,8 +112,8 @@ def document(found, name):
 
 def _jsonable(value):
     if isinstance(value, SkyCoord):
-        sky = value.icrs
-        return {"SkyCoord": [sky.ra.value.tolist(), sky.dec.value.tolist(), str(sky.ra.unit)]}
+        ra, dec = _angles(value)
+        return {"SkyCoord": [ra.value.tolist(), dec.value.tolist(), str(ra.unit)]}
     if isinstance(value, u.Quantity):
         return {"Quantity": [value.value.tolist(), str(value.unit)]}
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
@@ -128,6 +128,12 @@ def _from_json(content):
 
 
 # ---------------------------------------------------------------------------- arrays
+def _angles(coord):
+    """Right ascension and declination in the unit they are kept in: a conversion could change the last bit."""
+    sky = coord.icrs.represent_as("unitspherical")
+    return sky.lon, sky.lat.to(sky.lon.unit)
+
+
 def record_hdus(name, fields, n, *, ver=1):
     """Named values as tables.
 
@@ -138,7 +144,7 @@ def record_hdus(name, fields, n, *, ver=1):
     fields : mapping of str to object
         Arrays, quantities and positions of ``n`` items are columns of that table. A sparse matrix is a table
         ``<name>_<field>`` of its entries. All else (numbers, strings, arrays of other lengths) stands in the one
-        row of the table ``<name>_COMMON``; None stands nowhere.
+        row of the table ``<name>_COMMON``. Fields that are None are listed in the card ``ABSENT``.
     n : int
         Number of items.
     ver : int
@@ -163,16 +169,20 @@ def record_hdus(name, fields, n, *, ver=1):
         (rows if of_items else common)[field] = value if of_items else np.asanyarray(value)[None]
     if common:
         hdus.insert(0, _table(f"{name}_COMMON", common, 1, ver))
-    return [_table(name, rows, n, ver), *hdus]
+    hdus.insert(0, _table(name, rows, n, ver))
+    absent = [field for field, value in fields.items() if value is None]
+    if absent:
+        hdus[0].header["ABSENT"] = (" ".join(absent), "fields without a value")
+    return hdus
 
 
 def _table(name, columns, n, ver):
     arrays, units = {}, {}
     for field, value in columns.items():
         if isinstance(value, SkyCoord):
-            sky = value.icrs
-            for axis in ("ra", "dec"):  # in the unit they have: a conversion could change the last bit
-                arrays[f"{field}.{axis}"], units[f"{field}.{axis}"] = getattr(sky, axis).value, getattr(sky, axis).unit
+            ra, dec = _angles(value)
+            arrays |= {f"{field}.ra": ra.value, f"{field}.dec": dec.value}
+            units |= {f"{field}.ra": ra.unit, f"{field}.dec": dec.unit}
             continue
         if isinstance(value, u.Quantity):
             value, units[field] = value.value, value.unit
@@ -187,14 +197,15 @@ def _table(name, columns, n, ver):
 
 
 def record(found, name, *, ver=1):
-    """The fields that `record_hdus` wrote, by name; those that were None are not there.
+    """The fields that `record_hdus` wrote, by name.
 
     Raises
     ------
     KeyError
         If the table is missing.
     """
-    fields = _columns(found[name.upper(), ver])
+    hdu = found[name.upper(), ver]
+    fields = dict.fromkeys(hdu.header.get("ABSENT", "").split()) | _columns(hdu)
     common = found.get((f"{name}_COMMON".upper(), ver))
     if common is not None:
         fields |= {field: _item(value) for field, value in _columns(common).items()}

@@ -1,7 +1,6 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """A `~rosetta.SkyPair` in one multi-extension FITS file, and back."""
 
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
