@@ -22,24 +22,15 @@ _HOME = {
     "JEPADeblender": "deblending.deblender",
     "DeblendedScene": "deblending.scene",
     "EmbeddingPhotometry": "photometry.catalogue",
+    "measure": "pipeline.run",
+    "Result": "pipeline.run",
+    "TrainConfig": "encoding.pretraining",
+    "TrainingError": "encoding.pretraining",
+    "AlignmentError": "astrometry.aligner",
+    "CheckpointError": "checkpoint",
 }
 
-__all__ = [
-    "SkyPair",
-    "SkyEmbedding",
-    "Survey",
-    "RUBIN",
-    "RUBIN_DP1",
-    "EUCLID",
-    "HSC",
-    "HST_ACS",
-    "Flag",
-    "CrossSurveyEncoder",
-    "LearnedAligner",
-    "JEPADeblender",
-    "DeblendedScene",
-    "EmbeddingPhotometry",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name):

@@ -152,6 +152,10 @@ def _parser():
 
 def _job_options(parser):
     parser.add_argument("--overwrite", action="store_true", help="replace results of an earlier run")
+    parser.add_argument(
+        "--models", choices=("none", "bands", "sources"), default="sources",
+        help="models.fits: not written; model and residual of each band; or (default) these and an image of each source",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
 
 
@@ -163,7 +167,7 @@ def _demo(arguments):
 
     from .io import pair as pair_io
     from .pipeline.comparison import compare
-    from .pipeline.products import check_output, write
+    from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
     data = files("rosetta") / "data"
@@ -172,8 +176,8 @@ def _demo(arguments):
     with as_file(data / "sample_truth.fits") as path:
         truth = QTable.read(path)
     start = time.perf_counter()
-    result = _measure(pair, arguments.device, 38.4)
-    written = write(result, arguments.output, truth=truth, overwrite=arguments.overwrite)
+    result = _measure(pair, arguments)
+    written = _write(result, arguments, truth)
     for line in _against_truth(result, compare(result, truth)):
         print(line)
     _print_ending(written, start)
@@ -183,7 +187,7 @@ def _run(arguments):
     from . import SkyPair
     from .io import pair as pair_io
     from .io import read_pair
-    from .pipeline.products import check_output, write
+    from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
     if arguments.pair and (arguments.rubin or arguments.euclid):
@@ -195,26 +199,25 @@ def _run(arguments):
     else:
         raise ValueError("no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --pair FILE")
     start = time.perf_counter()
-    result = _measure(pair, arguments.device, arguments.window)
-    written = write(result, arguments.output, overwrite=arguments.overwrite)
+    result = _measure(pair, arguments, arguments.window)
+    written = _write(result, arguments)
     for line in _summary(result):
         print(line)
     _print_ending(written, start)
 
 
-def _measure(pair, device, window):
+def _measure(pair, arguments, window=38.4):
     import astropy.units as u
 
-    from . import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner
-    from .pipeline.run import STEPS, measure
+    from . import measure
+    from .pipeline.run import STEPS
 
-    encoder = CrossSurveyEncoder.from_pretrained(device=device)
-    heads = {
-        kind: head.from_pretrained(encoder=encoder, device=device)
-        for kind, head in zip(HEADS, (LearnedAligner, JEPADeblender, EmbeddingPhotometry), strict=True)
-    }
     with _Steps(STEPS) as progress:
-        return measure(pair, encoder=encoder, **heads, window=window * u.arcsec, progress=progress)
+        return measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
+
+
+def _write(result, arguments, truth=None):
+    return result.write(arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth)
 
 
 class _Steps:

@@ -18,8 +18,7 @@ from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair
 from rosetta.cli import HEADS, _against_truth, main
 from rosetta.io import pair as pair_io
 from rosetta.pipeline.comparison import compare
-from rosetta.pipeline.products import write
-from rosetta.pipeline.run import STEPS, measure
+from rosetta.pipeline.run import STEPS
 
 SHIFT = np.array([60.0, -40.0])  # mas
 
@@ -120,7 +119,7 @@ def test_an_empty_catalogue_can_be_read_back(result, models, tmp_path):
     pytest.importorskip("matplotlib")
     scene = models["deblender"](result.embedding, result.catalog["sky_centroid"][:0])
     empty = replace(result, scene=scene, catalog=models["photometry"](result.embedding, scene))
-    write(empty, tmp_path / "out")
+    empty.write(tmp_path / "out")
     assert len(QTable.read(tmp_path / "out" / "catalogue.ecsv")) == 0
 
 
@@ -137,7 +136,7 @@ def test_printed_table(result, sky):
 def test_products(result, sky, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
-    written = write(result, out, truth=sky[1])
+    written = result.write(out, truth=sky[1])
     names = {"catalogue.ecsv", "models.fits", "offsets.ecsv", "overview.png", "sources.reg"}
     assert {path.name for path in written} == {path.name for path in out.iterdir()} == names
     catalog = QTable.read(out / "catalogue.ecsv")
@@ -170,14 +169,14 @@ def test_no_partial_output(result, tmp_path, monkeypatch):
     monkeypatch.setattr("rosetta.plotting.overview", lambda *a, **k: 1 / 0)
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError):
-        write(result, out)
+        result.write(out)
     assert not list(tmp_path.iterdir())
     out.mkdir()
     (out / "catalogue.ecsv").write_text("mine")
     with pytest.raises(ValueError, match="is not empty: choose another directory"):
-        write(result, out)
+        result.write(out)
     with pytest.raises(ZeroDivisionError):
-        write(result, out, overwrite=True)
+        result.write(out, overwrite=True)
     assert (out / "catalogue.ecsv").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -202,7 +201,7 @@ def test_one_survey_only(sky, models, tmp_path):
     pytest.importorskip("matplotlib")
     found = measure(SkyPair(None, dict(sky[0].space)), **models, window=12.8 * u.arcsec)
     assert found.offsets is None
-    write(found, tmp_path / "out")
+    found.write(tmp_path / "out")
     assert not (tmp_path / "out" / "offsets.ecsv").exists()
 
 

@@ -36,7 +36,7 @@ ORDER = """
     photometry photometry.error_model photometry.catalogue
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.page plotting
-    pipeline pipeline.run pipeline.comparison pipeline.products
+    pipeline pipeline.output pipeline.products pipeline.run pipeline.comparison
     simulate.astrometry simulate.seds simulate.mixtures simulate.population simulate.rendering simulate.noise
     simulate.psf simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     cli

@@ -289,12 +289,41 @@ class DeblendedScene:
         meta.update(label=int(label), ORIGINX=int(xa), ORIGINY=int(ya))
         return CCDData(image, unit=u.nJy, wcs=wcs[ya:yb, xa:xb], meta=meta)
 
+    def source_models(self, band):
+        """The models of all sources in a band, one after the other; much quicker than `model` for each of them.
+
+        Parameters
+        ----------
+        band : str
+
+        Yields
+        ------
+        label : int
+        origin : tuple of int
+            0-based pixel (x, y) of the band's image that is the first one of ``image``.
+        image : (ny, nx) array
+            nJy; 0 for a source without a flux. Sources without a pixel in the band are left out.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        fit, labels = self._fit(band), self.labels.tolist()
+        for rows, design in self._designs(fit):
+            for row, (y0, _, x0, _), values in zip(rows, design.bounds.tolist(), design.values, strict=True):
+                if values.size:
+                    yield labels[row], (x0, y0), np.nan_to_num(fit.flux[row]) * values.astype(float)
+
+    def _designs(self, fit):
+        """Unit-flux images of the sources in a band, some at a time: yields their rows and a `Design`."""
+        for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
+            yield rows, Design(self._templates.stamps(fit, rows), fit.plane.shape, len(rows))
+
     def _painted(self, fit):
         """All sources on the whole image of a band, nJy."""
-        image, flux = np.zeros(fit.plane.shape), np.nan_to_num(fit.flux)
-        for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
-            image += Design(self._templates.stamps(fit, rows), image.shape, len(rows)).image(flux[rows])
-        return image
+        flux = np.nan_to_num(fit.flux)
+        return sum((design.image(flux[rows]) for rows, design in self._designs(fit)), np.zeros(fit.plane.shape))
 
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.
@@ -342,14 +371,32 @@ class DeblendedScene:
         ValueError
             If the band is not in this scene.
         """
-        fit = self._fit(band)
-        image = fit.plane.image
-        data = np.where(image.mask, np.nan, image.data - self._painted(fit))
+        return self.model_and_residual(band)[1]
+
+    def model_and_residual(self, band):
+        """``model(None, band)`` and ``residual(band)``, with the sources drawn once.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        model, residual : `~astropy.nddata.CCDData`
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        model, image = self.model(None, band), self._fit(band).plane.image
+        data = np.where(image.mask, np.nan, image.data - model.data)
         uncertainty = VarianceUncertainty(np.where(image.mask, np.nan, image.uncertainty.array))
         wcs, meta = self._wcs_of(band)
-        return CCDData(
+        residual = CCDData(
             data, unit=u.nJy, wcs=wcs.deepcopy(), mask=image.mask.copy(), uncertainty=uncertainty, meta=meta
         )
+        return model, residual
 
     @cached_property
     def _fits_wcs(self):
