@@ -154,7 +154,7 @@ def _job_options(parser):
     parser.add_argument("--overwrite", action="store_true", help="replace results of an earlier run")
     parser.add_argument(
         "--models", choices=("none", "bands", "sources"), default="sources",
-        help="models.fits: not written; model and residual of each band; or (default) these and an image of each source",
+        help="in models.fits: nothing (no file); model and residual of each band; these and each source (default)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
 

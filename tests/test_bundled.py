@@ -24,6 +24,7 @@ from rosetta import (
     LearnedAligner,
     SkyPair,
     checkpoint,
+    measure,
 )
 from rosetta.cli import main
 from rosetta.io import pair as pair_file

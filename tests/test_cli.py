@@ -14,10 +14,11 @@ from astropy.nddata import NDData, StdDevUncertainty
 from astropy.table import QTable
 from regions import Regions
 
-from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair
+from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair, measure
 from rosetta.cli import HEADS, _against_truth, main
 from rosetta.io import pair as pair_io
 from rosetta.pipeline.comparison import compare
+from rosetta.pipeline.products import write_models
 from rosetta.pipeline.run import STEPS
 
 SHIFT = np.array([60.0, -40.0])  # mas
@@ -162,6 +163,51 @@ def test_products(result, sky, tmp_path):
         np.testing.assert_allclose(hdu.data.sum(), row["flux_VIS"].value, rtol=2e-2)
         y, x = np.unravel_index(np.argmax(hdu.data), hdu.data.shape)
         assert WCS(hdu.header).pixel_to_world(x, y).separation(row["sky_centroid"]) < 0.08 * u.arcsec
+
+
+def test_models_file_holds_what_is_asked_for(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = {}
+    for models in ("none", "bands", "sources"):
+        written = result.write(tmp_path / "out", overwrite=True, models=models)
+        path = tmp_path / "out" / "models.fits"
+        assert (path in written) == path.exists() == (models != "none")
+        if path.exists():
+            with fits.open(path) as hdus:
+                hdus.verify("exception")
+                names[models] = {hdu.name for hdu in hdus[1:]}
+    assert names["bands"] == {f"{kind}_{band}" for kind in ("MODEL", "RESIDUAL") for band in ("R", "VIS")}
+    assert names["sources"] - names["bands"] == {"SOURCE"}
+    with pytest.raises(ValueError, match="models must be one of none, bands, sources, got 'all'"):
+        result.write(tmp_path / "out", overwrite=True, models="all")
+
+
+def test_source_images_are_those_of_the_scene(result, tmp_path):
+    """Drawn in one batch, they are what `DeblendedScene.model` gives for each."""
+    from astropy.wcs import WCS
+
+    write_models(result.scene, tmp_path / "models.fits")
+    with fits.open(tmp_path / "models.fits") as hdus:
+        sources = [hdu for hdu in hdus if hdu.name == "SOURCE"]
+        assert len(sources) == len(result.scene)
+        for hdu in sources:
+            model = result.scene.model(hdu.header["LABEL"], "VIS")
+            x, y = (hdu.header[f"ORIGIN{axis}"] - model.meta[f"ORIGIN{axis}"] for axis in "XY")
+            ny, nx = hdu.data.shape
+            np.testing.assert_array_equal(hdu.data, model.data[y : y + ny, x : x + nx].astype(np.float32))
+            left = model.data.copy()
+            left[y : y + ny, x : x + nx] = 0
+            assert np.abs(left).max() <= 1e-4 * np.abs(model.data).max()
+            one, two = (WCS(hdu.header).pixel_to_world(0, 0), model.wcs.pixel_to_world(x, y))
+            assert one.separation(two) < 1 * u.uas
+            assert hdu.ver == hdu.header["LABEL"]
+
+
+def test_measure_takes_models_or_loads_them(sky, models):
+    with pytest.raises(TypeError, match="pair must be a SkyPair, got dict: make one with SkyPair"):
+        measure({})
+    with pytest.raises(ValueError, match="load the encoder it belongs to"):
+        measure(sky[0], encoder=models["encoder"])  # the bundled heads belong to the bundled encoder
 
 
 def test_no_partial_output(result, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def _with_shapes(result):
 def _write_overview(result, path, truth):
     from ..plotting import overview
 
-    overview(result, truth=truth).savefig(path, dpi=110)
+    overview(result, truth=truth).savefig(path, dpi=110, pil_kwargs={"compress_level": 3})
 
 
 def write_models(scene, path, *, sources=True):

@@ -56,7 +56,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
         return ax
     typical = float(np.median(np.hypot(*offset[good].T)))
     key = _round_number(max(typical, 1.0))
-    length = key / (0.18 * half_size)  # mas per arcsec of the plot
+    length = key / (0.14 * half_size)  # mas per arcsec of the plot
     arrows = {"angles": "xy", "scale_units": "xy", "scale": length, "units": "dots"}
     ax.quiver(
         east[good], north[good], *offset[good].T, color=GREY, width=1.3, headwidth=6, alpha=0.8, label="sources",
