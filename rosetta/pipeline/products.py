@@ -97,20 +97,21 @@ def write_models(scene, path, *, sources=True):
         header = cards_of(residual.wcs)
         header["BUNIT"], header["BAND"] = "nJy", band
         with fits.open(path, mode="append") as file:
-            for name, image in (("MODEL", model), ("RESIDUAL", residual)):
-                file.append(_compressed(image.data, header, f"{name}_{band}", sides[band]))
+            for hdu in (
+                # GZIP_2 without quantisation is lossless. Tiles of two rows take a fifth less time than one or eight.
+                fits.CompImageHDU(
+                    model.data.astype(np.float32), header, name=f"MODEL_{band}", compression_type="GZIP_2",
+                    quantize_level=0, tile_shape=(min(2, model.shape[0]), model.shape[1]),
+                ),
+                # Noise takes as long to compress as a model, for a twelfth of its size.
+                fits.ImageHDU(residual.data.astype(np.float32), header, name=f"RESIDUAL_{band}"),
+            ):
+                hdu.ver = 1 if sides[band] == "ground" else 2
+                file.append(hdu)
         if band == reference:
             of_sources = header
     if sources:
         _write_sources(scene, reference, of_sources, path)
-
-
-def _compressed(array, header, name, side):
-    # GZIP_2 without quantisation is lossless.
-    data = array.astype(np.float32)
-    hdu = fits.CompImageHDU(data, header, name=name, compression_type="GZIP_2", quantize_level=0)
-    hdu.ver = 1 if side == "ground" else 2
-    return hdu
 
 
 def _write_sources(scene, band, header, path):

@@ -77,6 +77,7 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
     row = scene._row(label)
     center = table["sky_centroid"][row].icrs
     chosen = bands_to_show(scene)
+    ticks = 0.75 * half_size * np.array([-1, 0, 1])
     if axes is None:
         from matplotlib.figure import Figure
 
@@ -119,6 +120,8 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
                 ax.plot(east[inside], north[inside], "+", color="white" if k == 0 else "black", ms=6, mew=0.9)
             ax.set_xlim(half_size, -half_size)
             ax.set_ylim(-half_size, half_size)
+            ax.set_xticks(ticks)
+            ax.set_yticks(ticks)
             ax.set_title(name, fontsize=9)
             ax.tick_params(labelsize=7)
             ax.label_outer()
