@@ -248,7 +248,7 @@ class _Steps:
 
 
 def _summary(result):
-    """What was found, as lines."""
+    """The lines of the summary."""
     import numpy as np
 
     from .flags import Flag
@@ -280,7 +280,7 @@ def _offset_text(result):
 
 
 def _against_truth(result, numbers):
-    """What was found, and how right it is, as lines."""
+    """The lines of the summary and of the comparison with the truth."""
     band = numbers["reference_band"]
     yield from _summary(result)
     offset = numbers.get("offset")
@@ -362,7 +362,7 @@ def _simulate_pair(arguments):
 
 
 def _rounded(pair):
-    """The pair on steps of 1/32 to 1/64 of the noise: less than half of the bytes, 0.01% more noise."""
+    """The pair rounded to 1/32 to 1/64 of the noise: less than half the file size for 0.01% more noise."""
     import numpy as np
     from astropy.nddata import NDData, VarianceUncertainty
 
@@ -421,10 +421,10 @@ def _pretrain(arguments):
             print(f"{state} keeps the training: the same command goes on from there", file=sys.stderr)
         raise
     print(f"Wrote {path}: encoder {encoder.save(path)}")
-    for window, gauge in encoder.provenance.get("held_out", {}).items():
+    for window, measured in encoder.provenance.get("held_out", {}).items():
         print(
-            f"Held out, windows of {window}: retrieval {gauge['retrieval']:.3f} among {gauge['gallery']}, "
-            f"cosine gap {gauge['gap']:.3f}, rank {gauge['rank']:.0f}"
+            f"Held out, windows of {window}: retrieval {measured['retrieval']:.3f} among {measured['gallery']}, "
+            f"cosine gap {measured['gap']:.3f}, rank {measured['rank']:.0f}"
         )
 
 
@@ -480,12 +480,12 @@ def _train_head(arguments):
     state = path.with_name(f"{path.name}.state")
     print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles; training state in {state}", flush=True)
     start = time.perf_counter()
-    head.fit(_Counted(pairs, start), pairs.truth, seed=arguments.seed, checkpoint=state)
+    head.fit(_Reported(pairs, start), pairs.truth, seed=arguments.seed, checkpoint=state)
     print(f"Wrote {path}: {arguments.kind} {head.save(path)}, {(time.perf_counter() - start) / 60:.1f} min")
 
 
-class _Counted:
-    """A sequence that says on standard error how far its reader is."""
+class _Reported:
+    """A sequence that prints, on standard error, which item is being read."""
 
     def __init__(self, items, start):
         self._items, self._start = items, start

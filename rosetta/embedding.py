@@ -211,7 +211,7 @@ class SkyEmbedding:
         return NDData(np.moveaxis(tokens.reshape(ny, nx, -1), -1, 0), wcs=wcs, meta=self.meta)
 
     def write(self, path):
-        """Write the embedding, with its pair, to one FITS file, without loss.
+        """Write the embedding, together with its pair, to one FITS file, without loss.
 
         The file is a pair file (`rosetta.io.pair`) with more extensions: ``EMBEDDING_GROUND`` and
         ``EMBEDDING_SPACE`` have a row per window and a column per array of ``sides``, ``WINDOWS`` holds the window
@@ -242,7 +242,7 @@ class SkyEmbedding:
 
     @classmethod
     def read(cls, path):
-        """Read an embedding written by `write`; from the file of a scene, the embedding in it.
+        """Read an embedding written by `write`, or the one in the file of a scene.
 
         Parameters
         ----------

@@ -172,7 +172,7 @@ class SkyPair:
 
     @classmethod
     def _of_checked(cls, ground, space, surveys, flags):
-        """A pair of images of `frozen_image`, in order of wavelength; ``flags`` may know other bands, too."""
+        """A pair of images of `frozen_image`, in order of wavelength; ``flags`` may hold more bands than these."""
         pair = cls.__new__(cls)
         pair._surveys = surveys
         pair._ground, pair._space = (ReadOnlyDict(images) if images else None for images in (ground, space))
@@ -189,7 +189,7 @@ class SkyPair:
 
 
 def _check_side(side, images, survey, flags):
-    """Canonical, read-only images of one side, in order of wavelength; None if the side is None."""
+    """The checked, read-only images of one side, in order of wavelength; None if the side is None."""
     if images is None:
         return None
     if not hasattr(images, "items"):
@@ -290,13 +290,13 @@ class _Image(NDData):
 
 
 def _unpickled(data, variance, mask, wcs, meta, psf):
-    """An image from what pickle kept of it."""
+    """The image that `_Image.__reduce__` took apart."""
     wcs = wcs_of(Header.fromstring(wcs)) if isinstance(wcs, str) else wcs
     return frozen_image(data, variance, mask, wcs, meta, psf)
 
 
 def frozen_image(data, variance, mask, wcs, meta, psf):
-    """A read-only image of what was checked before.
+    """A read-only image made of arrays that have been checked.
 
     Parameters
     ----------

@@ -520,7 +520,7 @@ class DeblendedScene:
 
 # ---------------------------------------------------------------------------- travel
 def _restored(embedding, table, templates, shape_covariance, fits, offsets, meta):
-    """A scene from what was kept of it: the fits without images, which are those of the pair."""
+    """A scene from its parts; the images that its fits refer to are made from the pair again."""
     images = band_images(embedding.pair)
     return DeblendedScene(
         embedding=embedding, table=table, templates=templates, shape_covariance=shape_covariance,

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""FITS files of the library's own results: arrays, tables and notes that come back bit for bit. Nothing is pickled."""
+"""FITS files of the library's own results: arrays, tables and JSON, read back bit for bit. Nothing is pickled."""
 
 import json
 import os
@@ -21,7 +21,7 @@ __all__ = ["atomic_path", "check_format", "document", "document_hdu", "extension
 # ---------------------------------------------------------------------------- files
 @contextmanager
 def atomic_path(path):
-    """A file to write beside ``path``, which takes its place when the block ends without an error."""
+    """A temporary file beside ``path``; it replaces ``path`` when the block ends without an error."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -60,7 +60,7 @@ def extensions(path):
 
 
 def check_format(header, path, card, known, what, advice):
-    """Refuse a file that is not of a kind, or of a later format than this version knows.
+    """Refuse a file that is of another kind, or of a later format than this version can read.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def check_format(header, path, card, known, what, advice):
     return version
 
 
-# ---------------------------------------------------------------------------- notes
+# ---------------------------------------------------------------------------- JSON
 def document_hdu(name, content):
     """A dict as a table with one cell of JSON.
 

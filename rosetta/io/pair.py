@@ -47,7 +47,7 @@ def write(pair, path):
 
 
 def hdus_of(pair):
-    """The HDUs of a pair file, for files that hold a pair and more.
+    """The HDUs of a pair file, also for files that hold more than a pair.
 
     Parameters
     ----------
@@ -98,8 +98,7 @@ def _extensions(side, band, image, flags):
 
 
 def read(path):
-    """Read a pair written by `write` (or by ``rosetta simulate --pair``); from the file of an embedding or a scene,
-    the pair in it.
+    """Read a pair written by `write` or ``rosetta simulate --pair``, or the one in the file of an embedding or scene.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ def replaced(directory, products):
     ValueError
         If another process is writing to the directory.
     """
-    target = Path(directory).resolve()  # of a link: what it points at, so that the link stays
+    target = Path(directory).resolve()  # a link stays: what it points at is replaced
     beside = os.access(target.parent, os.W_OK) and not target.is_mount()
     stem = (target.parent if beside else target) / f".rosetta-{target.name}"
     new, old, lock = (stem.with_name(f"{stem.name}.{part}") for part in ("new", "old", "lock"))
@@ -105,7 +105,7 @@ def replaced(directory, products):
 
 @contextmanager
 def _locked(path, directory):
-    """The right to write to a directory; a killed process loses it."""
+    """Hold the lock on a directory; the lock of a killed process is released by the system."""
     if fcntl is None:
         yield
         return

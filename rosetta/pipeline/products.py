@@ -53,7 +53,7 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources"):
 
 
 def _with_shapes(result):
-    """The catalogue, with what the scene knows beside: sizes, shapes, blendedness."""
+    """The catalogue with the sizes, shapes and blendedness of the scene's table."""
     catalog, table = result.catalog.copy(), result.scene.to_table()
     for name in table.colnames:
         if name not in catalog.colnames:
@@ -91,7 +91,7 @@ def write_models(scene, path, *, sources=True):
     primary.header["REFBAND"] = (reference, "band of the SOURCE images")
     primary.header["NSOURCE"] = len(scene)
     primary.writeto(path)
-    # Band after band: the file holds them all, the memory one.
+    # Band by band, so that memory is needed for one of them.
     for band in scene.bands:
         model, residual = scene.model_and_residual(band)
         header = cards_of(residual.wcs)
@@ -115,7 +115,7 @@ def write_models(scene, path, *, sources=True):
 
 
 def _write_sources(scene, band, header, path):
-    """Append a ``SOURCE`` image per source; of their headers, all alike, only a few cards are made anew."""
+    """Append a ``SOURCE`` image per source; their headers differ in a few cards only, so one header serves all."""
     header = fits.ImageHDU(np.zeros((1, 1), np.float32), header, name="SOURCE", ver=1).header
     crpix = header["CRPIX1"], header["CRPIX2"]
     with open(path, "ab") as file:

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Where things lie in a picture: arcsec about its centre, north up and east left."""
+"""The sky grid of a picture: offsets in arcsec from its centre, north up and east left."""
 
 import astropy.units as u
 import numpy as np
@@ -39,7 +39,7 @@ class _Grid:
         return self._center.spherical_offsets_by(east.ravel() * u.arcsec, north.ravel() * u.arcsec)
 
     def pixels(self, wcs):
-        """Pixel positions (y, x) of all points: the WCS is asked at every sixteenth or so, and once per image."""
+        """Pixel positions (y, x) of all points: the WCS is evaluated at about every sixteenth, once per image."""
         if self._known is None or self._known[0] is not wcs:
             n = self.shape[0]
             nodes = np.linspace(0, n - 1, max(2, n // 16 + 1))

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Offsets between the surveys, and what the field through them leaves."""
+"""Offsets between the surveys, and the residuals from the field fitted to them."""
 
 from textwrap import fill
 
@@ -100,7 +100,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
 
 
 def plot_residuals(offsets, *, truth=None, axes=None):
-    """Positions before and after the field is taken away, and whether their errors are right.
+    """Offsets before and after the field is subtracted, and a test of their errors.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ def rgb(pair, side, *, center=None, half_size=None):
         balanced.append(np.nan_to_num(channel) * np.clip(gain, 0.1, 10))
     blue, green, red = balanced
     picture = make_lupton_rgb(red, green, blue, minimum=-noise, stretch=12 * noise, Q=8, output_dtype=float)
-    # What is no brighter than the noise has no colour that could be told: it is drawn grey.
+    # Pixels no brighter than the noise are drawn grey: their colour would be noise.
     signal = np.nan_to_num(light[..., None] / (3 * noise)) ** 2
     grey = picture.mean(axis=-1, keepdims=True)
     picture = grey + (picture - grey) * signal / (1 + signal)
@@ -70,7 +70,7 @@ def rgb(pair, side, *, center=None, half_size=None):
 
 
 def _stack(grid, images):
-    """Noise-weighted mean on the grid; where every band is masked, the mean of what the pixels hold."""
+    """Noise-weighted mean on the grid; where every band is masked, the mean of the masked pixels."""
     top = bottom = 0.0
     for image in images:
         wcs = image.wcs
@@ -84,7 +84,7 @@ def _stack(grid, images):
 
 
 def _compass(ax):
-    """North up, east left: said once in a corner."""
+    """Arrows to the north and east in a corner."""
     arrow = {"arrowstyle": "<-", "color": "white", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
     for end, text in (((0.95, 0.2), "N"), ((0.81, 0.06), "E")):
         ax.annotate(

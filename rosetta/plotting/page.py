@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Everything about one run on one page."""
+"""The overview page of one run."""
 
 import astropy.units as u
 import numpy as np
