@@ -2,6 +2,7 @@
 """The command line and the main job behind it, with untrained models."""
 
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -201,6 +202,16 @@ def test_source_images_are_those_of_the_scene(result, tmp_path):
             one, two = (WCS(hdu.header).pixel_to_world(0, 0), model.wcs.pixel_to_world(x, y))
             assert one.separation(two) < 1 * u.uas
             assert hdu.ver == hdu.header["LABEL"]
+
+
+def test_a_result_can_be_sent_to_another_process(result):
+    twin = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(twin.catalog["flux_VIS"], result.catalog["flux_VIS"])
+    assert twin.seconds == result.seconds
+    with pytest.raises(AttributeError):
+        twin.catalog = None
+    with pytest.raises(TypeError):
+        twin.seconds["encode"] = 0
 
 
 def test_measure_takes_models_or_loads_them(sky, models):

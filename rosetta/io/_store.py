@@ -160,10 +160,12 @@ def record_hdus(name, fields, n, *, ver=1):
             continue
         if sparse.issparse(value):
             entries = value.tocoo()
-            columns = {"row": entries.row, "column": entries.col, "value": entries.data}
+            places = (entries.row.astype(np.int32), entries.col.astype(np.int32))
+            columns = {"row": places[0], "column": places[1], "value": entries.data}
             hdus.append(_table(f"{name}_{field}", columns, len(entries.data), ver))
-            for card, what in (("OWNER", name), ("FIELD", field), ("SIDE", value.shape[0])):
-                hdus[-1].header[card] = what
+            hdus[-1].header["OWNER"] = (name, "what this matrix belongs to")
+            hdus[-1].header["FIELD"] = (field, "which of its fields it is")
+            hdus[-1].header["SIDE"] = (value.shape[0], "rows and columns of the matrix; the first is 0")
             continue
         of_items = np.ndim(value) > 0 and np.shape(value)[0] == n
         (rows if of_items else common)[field] = value if of_items else np.asanyarray(value)[None]
