@@ -24,10 +24,9 @@ from rosetta import (
     JEPADeblender,
     LearnedAligner,
     SkyPair,
+    measure,
 )
 from rosetta.io import read_pair
-from rosetta.pipeline.products import write
-from rosetta.pipeline.run import measure
 
 ACS_ZERO_POINT = 25.94  # AB, F814W; the scale of this file is not documented: see the ratio printed below
 
@@ -87,7 +86,7 @@ def main(data, out):
     out.mkdir(exist_ok=True, parents=True)
     for name, load in (("euclid_q1", euclid_q1), ("hsc_hst", hsc_hst)):
         result = measure(load(data), encoder=encoder, **heads)
-        write(result, out / name, overwrite=True)
+        result.write(out / name, overwrite=True)
         report(name, result)
         if name == "hsc_hst":
             ratio = result.catalog["flux_F814W"] / result.catalog["flux_i"]

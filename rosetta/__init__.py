@@ -24,6 +24,12 @@ _HOME = {
     "AstrometricSolution": "astrometry.solution",
     "DeblendedScene": "deblending.scene",
     **{name: module for module, name in (place.split(":") for place in HEADS.values())},
+    "measure": "pipeline.run",
+    "Result": "pipeline.run",
+    "TrainConfig": "encoding.pretraining",
+    "TrainingError": "encoding.pretraining",
+    "AlignmentError": "astrometry.solution",
+    "CheckpointError": "checkpoint",
 }
 
 __all__ = list(_HOME)

@@ -151,6 +151,10 @@ def _parser():
 
 def _job_options(parser):
     parser.add_argument("--overwrite", action="store_true", help="replace results of an earlier run")
+    parser.add_argument(
+        "--models", choices=("none", "bands", "sources"), default="sources",
+        help="in models.fits: nothing (no file); model and residual of each band; these and each source (default)",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
 
 
@@ -162,7 +166,7 @@ def _demo(arguments):
 
     from .io import pair as pair_io
     from .pipeline.comparison import compare
-    from .pipeline.products import check_output, write
+    from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
     data = files("rosetta") / "data"
@@ -171,8 +175,8 @@ def _demo(arguments):
     with as_file(data / "sample_truth.fits") as path:
         truth = QTable.read(path)
     start = time.perf_counter()
-    result = _measure(pair, arguments.device, 38.4)
-    written = write(result, arguments.output, truth=truth, overwrite=arguments.overwrite)
+    result = _measure(pair, arguments)
+    written = _write(result, arguments, truth)
     for line in _against_truth(result, compare(result, truth)):
         print(line)
     _print_ending(written, start)
@@ -182,7 +186,7 @@ def _run(arguments):
     from . import SkyPair
     from .io import pair as pair_io
     from .io import read_pair
-    from .pipeline.products import check_output, write
+    from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
     if arguments.pair and (arguments.rubin or arguments.euclid):
@@ -194,26 +198,25 @@ def _run(arguments):
     else:
         raise ValueError("no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --pair FILE")
     start = time.perf_counter()
-    result = _measure(pair, arguments.device, arguments.window)
-    written = write(result, arguments.output, overwrite=arguments.overwrite)
+    result = _measure(pair, arguments, arguments.window)
+    written = _write(result, arguments)
     for line in _summary(result):
         print(line)
     _print_ending(written, start)
 
 
-def _measure(pair, device, window):
+def _measure(pair, arguments, window=38.4):
     import astropy.units as u
 
-    from . import CrossSurveyEncoder
-    from .pipeline.run import STEPS, measure
+    from . import measure
+    from .pipeline.run import STEPS
 
-    encoder = CrossSurveyEncoder.from_pretrained(device=device)
-    heads = {
-        kind: head_class(kind).from_pretrained(encoder=encoder, device=device)
-        for kind in ("aligner", "deblender", "photometry")
-    }
     with _Steps(STEPS) as progress:
-        return measure(pair, encoder=encoder, **heads, window=window * u.arcsec, progress=progress)
+        return measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
+
+
+def _write(result, arguments, truth=None):
+    return result.write(arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth)
 
 
 class _Steps:
@@ -244,7 +247,7 @@ class _Steps:
 
 
 def _summary(result):
-    """What was found, as lines."""
+    """The lines of the summary."""
     import numpy as np
 
     from .flags import Flag
@@ -276,7 +279,7 @@ def _offset_text(result):
 
 
 def _against_truth(result, numbers):
-    """What was found, and how right it is, as lines."""
+    """The lines of the summary and of the comparison with the truth."""
     band = numbers["reference_band"]
     yield from _summary(result)
     offset = numbers.get("offset")
@@ -358,7 +361,7 @@ def _simulate_pair(arguments):
 
 
 def _rounded(pair):
-    """The pair on steps of 1/32 to 1/64 of the noise: less than half of the bytes, 0.01% more noise."""
+    """The pair rounded to 1/32 to 1/64 of the noise: less than half the file size for 0.01% more noise."""
     import numpy as np
     from astropy.nddata import NDData, VarianceUncertainty
 
@@ -417,10 +420,10 @@ def _pretrain(arguments):
             print(f"{state} keeps the training: the same command goes on from there", file=sys.stderr)
         raise
     print(f"Wrote {path}: encoder {encoder.save(path)}")
-    for window, gauge in encoder.provenance.get("held_out", {}).items():
+    for window, measured in encoder.provenance.get("held_out", {}).items():
         print(
-            f"Held out, windows of {window}: retrieval {gauge['retrieval']:.3f} among {gauge['gallery']}, "
-            f"cosine gap {gauge['gap']:.3f}, rank {gauge['rank']:.0f}"
+            f"Held out, windows of {window}: retrieval {measured['retrieval']:.3f} among {measured['gallery']}, "
+            f"cosine gap {measured['gap']:.3f}, rank {measured['rank']:.0f}"
         )
 
 
@@ -480,12 +483,12 @@ def _train_head(arguments):
     state = path.with_name(f"{path.name}.state")
     print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles; training state in {state}", flush=True)
     start = time.perf_counter()
-    head.fit(_Counted(pairs, start), pairs.truth, seed=arguments.seed, checkpoint=state)
+    head.fit(_Reported(pairs, start), pairs.truth, seed=arguments.seed, checkpoint=state)
     print(f"Wrote {path}: {arguments.kind} {head.save(path)}, {(time.perf_counter() - start) / 60:.1f} min")
 
 
-class _Counted:
-    """A sequence that says on standard error how far its reader is."""
+class _Reported:
+    """A sequence that prints, on standard error, which item is being read."""
 
     def __init__(self, items, start):
         self._items, self._start = items, start

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""A run against a known truth."""
+"""Comparison of a run with a known truth."""
 
 import astropy.units as u
 import numpy as np

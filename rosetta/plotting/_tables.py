@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What is read from the tables of results."""
+"""Columns and bands of the tables of results."""
 
 
 def is_flux(name):

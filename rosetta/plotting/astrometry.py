@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Offsets between the surveys, and what the field through them leaves."""
+"""Offsets between the surveys, and the residuals from the field fitted to them."""
 
 from textwrap import fill
 
@@ -57,7 +57,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
         return ax
     typical = float(np.median(np.hypot(*offset[good].T)))
     key = _round_number(max(typical, 1.0))
-    length = key / (0.18 * half_size)  # mas per arcsec of the plot
+    length = key / (0.14 * half_size)  # mas per arcsec of the plot
     arrows = {"angles": "xy", "scale_units": "xy", "scale": length, "units": "dots"}
     ax.quiver(
         east[good], north[good], *offset[good].T, color=GREY, width=1.3, headwidth=6, alpha=0.8, label="sources",
@@ -101,7 +101,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
 
 
 def plot_residuals(offsets, *, truth=None, axes=None):
-    """Positions before and after the field is taken away, and whether their errors are right.
+    """Offsets before and after the field is subtracted, and a test of their errors.
 
     Parameters
     ----------
