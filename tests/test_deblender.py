@@ -19,7 +19,7 @@ from rosetta import Flag, JEPADeblender, SkyPair
 from rosetta.deblending import blend_probability, tiles
 from rosetta.deblending.band_fit import RINGS
 from rosetta.deblending.config import DeblenderConfig, MergingConfig
-from rosetta.deblending.deblender import _occupants
+from rosetta.deblending.deblender import occupants
 from rosetta.deblending.engine.design import Design
 from rosetta.deblending.engine.rendering import render
 from rosetta.deblending.features import source_features
@@ -42,7 +42,7 @@ def deblender():
     config = EncoderConfig(
         dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
     )
-    return JEPADeblender(CrossSurveyEncoder._with_config(config, device="cpu"))
+    return JEPADeblender(CrossSurveyEncoder(config=config, device="cpu"))
 
 
 def gaussian_psf(fwhm, scale):
@@ -692,7 +692,7 @@ def test_a_galaxy_with_a_red_bulge_in_a_blue_disc_keeps_its_flux_in_every_band()
 def test_a_true_source_belongs_to_the_nearest_position():
     found = from_tangent(np.array([[0.0, 0.0], [1.5, 0.0], [9.0, 9.0]]), CENTER)
     true = from_tangent(np.array([[-0.4, 0.0], [0.4, 0.0], [1.4, 0.0], [0.0, 1.2], [0.1, 0.0]]), CENTER)
-    first, second = _occupants(found, true, np.array([8.0, 10.0, 3.0, 99.0, 1.0]))
+    first, second = occupants(found, true, np.array([8.0, 10.0, 3.0, 99.0, 1.0]), 1.0)
     np.testing.assert_array_equal(first, [10, 3, 0])  # 1.2" away is nobody's, however bright
     np.testing.assert_array_equal(second, [8, 0, 0])
 

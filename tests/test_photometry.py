@@ -137,7 +137,7 @@ def test_a_bundled_deblender_is_used_where_it_belongs_and_never_swallowed(monkey
     fingerprint = trained.save(path)
 
     config = EncoderConfig(dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2)
-    stranger = CrossSurveyEncoder._with_config(config, seed=9, device="cpu")
+    stranger = CrossSurveyEncoder(config=config, seed=9, device="cpu")
     assert EmbeddingPhotometry(stranger)._deblender().fingerprint is None
     head = EmbeddingPhotometry(deblender().encoder)
     head._device = "cpu"

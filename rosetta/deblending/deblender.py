@@ -24,7 +24,7 @@ from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
 
-__all__ = ["DeblendedScene", "JEPADeblender"]
+__all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
 
 log = logging.getLogger("rosetta")
 
@@ -155,7 +155,7 @@ class JEPADeblender(Head):
             if len(scene) == 0 or len(truth) == 0:
                 continue
             flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
-            first, second = _occupants(scene.to_table()["sky_centroid"], truth["sky_centroid"].icrs, flux)
+            first, second = occupants(scene.to_table()["sky_centroid"], truth["sky_centroid"].icrs, flux, REACH)
             true = first > 0
             features = source_features(scene.to_table(), scene.fits, scene.images, scene.template_covariance)
             rows.append({"features": features[true], "is_blend": (second > HIDDEN * first)[true]})
@@ -199,15 +199,15 @@ def _labels(index, label):
     return out
 
 
-def _occupants(coord, true, flux):
+def occupants(coord, true, flux, reach):
     """Fluxes of the brightest true source that each position stands for, and of the second: (n,) and (n,), or 0.
 
-    A true source belongs to the position nearest to it, if that is within an arcsecond.
+    A true source belongs to the position nearest to it, if that is within ``reach`` arcsec.
     """
     first, second = np.zeros(len(coord)), np.zeros(len(coord))
     if len(coord) and len(true):
         nearest, separation, _ = true.match_to_catalog_sky(coord)
-        for j in np.flatnonzero(separation < REACH * u.arcsec):
+        for j in np.flatnonzero(separation < reach * u.arcsec):
             i = nearest[j]
             first[i], second[i] = max(first[i], flux[j]), max(second[i], min(first[i], flux[j]))
     return first, second

@@ -11,8 +11,8 @@ from ..images.resampling import resampled
 from .network import View, conditions
 
 __all__ = [
-    "PIXEL", "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "observing_conditions",
-    "same_grid", "side_view", "window_grid",
+    "PIXEL", "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "native_corner",
+    "observing_conditions", "same_grid", "side_view", "window_grid",
 ]
 
 PATCH = 16  # native pixels per token side
@@ -63,7 +63,7 @@ def side_view(plane_list, centers, window, knots):
     reference = plane_list[0]
     native = is_native(reference, PIXEL[side])
     if native:
-        corner = _native_corner(reference, centers, n)  # (n_window, 2) whole pixels (x, y)
+        corner = native_corner(reference, centers, n)  # (n_window, 2) whole pixels (x, y)
         positions = _token_offsets(reference, corner, centers, n)
     else:
         positions = np.broadcast_to(_ideal_offsets(n, PIXEL[side]), (len(centers), (n // PATCH) ** 2, 2))
@@ -121,7 +121,7 @@ def same_grid(plane, other):
     return max(np.abs(xo - x).max(), np.abs(yo - y).max()) < 0.01
 
 
-def _native_corner(plane, centers, n):
+def native_corner(plane, centers, n):
     """First pixel (x, y) of the whole-pixel crop nearest to each centre: (n_window, 2) int."""
     center = np.stack(plane.sky_to_pixel(centers), -1)
     return np.round(center - (n - 1) / 2).astype(int)

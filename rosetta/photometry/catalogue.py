@@ -20,7 +20,7 @@ from ..pair import SkyPair
 from ..training.rows import joined_rows, split_by_pair, training_parts, views
 from . import error_model
 
-__all__ = ["EmbeddingPhotometry"]
+__all__ = ["EmbeddingPhotometry", "training_rows"]
 
 log = logging.getLogger("rosetta")
 
@@ -129,7 +129,7 @@ class EmbeddingPhotometry(Head):
 
         def prepare(pair, table):
             seen = views(self._embedding(pair), ("ground", "space"))
-            return joined_rows([_training_rows(deblender(view), table) for view in seen])
+            return joined_rows([training_rows(deblender(view), table) for view in seen])
 
         parts = training_parts(
             pairs, truth, ("sky_centroid",), prepare,
@@ -209,7 +209,7 @@ def _formal(scene):
     return catalog
 
 
-def _training_rows(scene, truth):
+def training_rows(scene, truth):
     """What the error network learns from in one scene: a row for each flux of the sources that are a true one."""
     if len(scene) == 0 or len(truth) == 0:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["N_FEATURE", "ErrorConfig", "ErrorNet", "predict", "seeded", "train"]
+__all__ = ["N_FEATURE", "ErrorConfig", "ErrorNet", "log_score", "predict", "seeded", "train"]
 
 N_FEATURE = 55
 DROPPED = 0.2  # share of hidden units: some thousand sources are soon known by heart
@@ -145,12 +145,12 @@ def train(network, data, held_out, *, seed):
     pull = np.abs(flux - true) / sigma
     scale = float(np.quantile(pull, 0.6827))
     network.scale.fill_(scale)
-    constant = max(_log_score(flux - true, k * error) for k in np.geomspace(0.5, 10.0, 60))
+    constant = max(log_score(flux - true, k * error) for k in np.geomspace(0.5, 10.0, 60))
     return {
         "coverage_before": float(np.mean(np.abs(flux - true) < error)),
         "coverage": float(np.mean(pull < scale)),
         "scale": scale,
-        "log_score": _log_score(flux - true, scale * sigma) - constant,
+        "log_score": log_score(flux - true, scale * sigma) - constant,
         "n": int(good.sum()),
     }
 
@@ -173,6 +173,6 @@ def _loss(network, part):
     return (loss * part["good"]).sum() / part["good"].sum().clamp(min=1)
 
 
-def _log_score(residual, sigma):
+def log_score(residual, sigma):
     """Mean Gaussian log likelihood; no pull counts for more than ten sigma."""
     return float(np.mean(-0.5 * np.clip(residual / sigma, -10.0, 10.0) ** 2 - np.log(sigma)))
