@@ -16,7 +16,7 @@ from astropy.wcs import WCS, Sip
 
 from rosetta import SkyPair
 from rosetta.encoding.network import EncoderConfig
-from rosetta.encoding.windows import PIXEL, _native_corner, side_view
+from rosetta.encoding.windows import PIXEL, native_corner, side_view
 from rosetta.images.image import band_images
 from rosetta.images.positions import tangent
 
@@ -87,7 +87,7 @@ def one_pair(rng, kind):
         position = max(position, np.abs(found_offset(view) - truth).max() / PIXEL[plane.side])
         if kind in ("tan", "sip"):
             n = round(WINDOW / PIXEL[plane.side])
-            middle = _native_corner(plane, center.reshape(1), n)[0] + (n - 1) / 2
+            middle = native_corner(plane, center.reshape(1), n)[0] + (n - 1) / 2
             crop = max(crop, np.abs(middle - np.ravel(plane.sky_to_pixel(center))).max())
     return crop, position
 
