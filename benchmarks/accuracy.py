@@ -19,13 +19,11 @@ import numpy as np
 from astropy.coordinates import search_around_sky
 from kit.fields import field_number, magnitude, misaligned, true_offsets
 from kit.models import HEADS, trained
-from kit.solution import AstrometricSolution
 from kit.statistics import covered, interval, nmad, rms, shown
 from kit.tables import Tables, parser_of_fields
 
-from rosetta import CrossSurveyEncoder, Flag
+from rosetta import AstrometricSolution, CrossSurveyEncoder, Flag, measure
 from rosetta.matching import match
-from rosetta.pipeline.run import measure
 
 MAG_BINS = ((18, 22), (22, 23), (23, 24), (24, 25), (25, 26))
 

@@ -30,11 +30,10 @@ from kit.models import NoTokens, tiny_encoder
 from kit.peers.alignment import PEERS, scamp_at_hand
 from kit.real import hsc_hst
 from kit.scenes import CASES, GROUND_PSF, field_bound, simulate, source_bound, to_plane
-from kit.solution import AstrometricSolution
 from kit.statistics import covered, interval, nmad, rms, shown
 from kit.store import Rows
 
-from rosetta import CrossSurveyEncoder, LearnedAligner, SkyPair
+from rosetta import AstrometricSolution, CrossSurveyEncoder, LearnedAligner, SkyPair
 from rosetta.astrometry import measurement
 from rosetta.astrometry.cross_correlation import correlate
 from rosetta.astrometry.field import evaluate

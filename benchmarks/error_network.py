@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from kit.fields import magnitude, misaligned
 from kit.models import trained
-from kit.solution import AstrometricSolution
 from kit.statistics import covered
 from kit.store import arrays
 from kit.tables import Tables, add_option
 
-from rosetta import CrossSurveyEncoder, Flag, JEPADeblender
+from rosetta import AstrometricSolution, CrossSurveyEncoder, EmbeddingPhotometry, Flag, JEPADeblender
 from rosetta.matching import match
 from rosetta.photometry import error_model
 from rosetta.photometry.catalogue import training_rows
+from rosetta.training.loop import seeded, train
 from rosetta.training.rows import joined_rows, split_by_pair
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -87,9 +87,14 @@ def with_tokens(sets, name):
 
 def calibrated_errors(sets, features, seed):
     """Errors (n,) that a network, trained on the first of the sets and held against the second, gives the last."""
-    network = error_model.seeded({"n_feature": features[0].shape[-1]}, seed)
-    train, held_out = ({**s, "features": f} for s, f in zip(sets[:2], features[:2], strict=True))
-    error_model.train(network, train, held_out, seed=seed)
+    with seeded(seed):
+        network = error_model.ErrorNet(error_model.ErrorConfig(n_feature=features[0].shape[-1]))
+    rows, held_out = (
+        {"features": f} | {name: s[name] for name in ("flux", "error", "true")}
+        for s, f in zip(sets[:2], features[:2], strict=True)
+    )
+    train(network, rows, held_out, EmbeddingPhotometry.trainer, seed=seed)
+    error_model.calibrate(network, held_out)
     widen, extra = error_model.predict(network, features[2])
     return np.hypot(widen * sets[2]["error"], extra * sets[2]["flux"])
 
@@ -100,7 +105,8 @@ def main():
     add_option(parser)
     options = parser.parse_args()
     measured = Measured(options.folder)
-    sets = [*split_by_pair([measured(f"train-{k}", lambda k=k: draw(k), False) for k in range(N_PAIR)])]
+    parts = [measured(f"train-{k}", lambda k=k: draw(k), False) for k in range(N_PAIR)]
+    sets = [error_model.usable(rows) for rows in split_by_pair(parts)]
     test = joined_rows([measured(f"test-{s}", lambda s=s: misaligned(s, options.folder), True) for s in TEST])
     sets.append(test)
     residual, error = test["flux"] - test["true"], test["error"]

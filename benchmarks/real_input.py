@@ -10,14 +10,10 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from kit.models import HEADS, trained
 from kit.real import euclid_q1, hsc_hst
-from kit.solution import AstrometricSolution
 from kit.statistics import nmad
 
-from rosetta import CrossSurveyEncoder, Flag
-from rosetta.pipeline.products import write
-from rosetta.pipeline.run import measure
+from rosetta import AstrometricSolution, Flag, measure
 
 
 def report(name, result):
@@ -45,12 +41,9 @@ def report(name, result):
 
 
 def main(data, out):
-    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
-    heads = trained(encoder, *HEADS)
-    out.mkdir(exist_ok=True, parents=True)
     for name, load in (("euclid_q1", euclid_q1), ("hsc_hst", hsc_hst)):
-        result = measure(load(data), encoder=encoder, **heads)
-        write(result, out / name, overwrite=True)
+        result = measure(load(data), device="cpu")
+        result.write(out / name, overwrite=True)
         report(name, result)
         if name == "hsc_hst":
             ratio = result.catalog["flux_F814W"] / result.catalog["flux_i"]

@@ -22,10 +22,11 @@ from kit.store import arrays
 from kit.tables import Tables, parser_of_fields
 
 from rosetta import SkyPair
+from rosetta.deblending.blend_probability import BlendConfig
 from rosetta.deblending.deblender import occupants
 from rosetta.matching import match
 
-HIDDEN, REACH = 0.2, 1.0  # share of the flux, and arcsec: a fainter or more distant neighbour makes no blend
+DEFINITION = BlendConfig()  # of a blend
 
 LIMIT = 26  # i, of the brightest true source
 BINS = (0, 6, 8, 11, 15, 22, 30, 60, np.inf)  # of S/N
@@ -37,14 +38,14 @@ def record(scene, truth):
     table, flux = scene.to_table(), truth["flux_i"].to_value(u.nJy)
     ground_only = scene.embedding.pair.space is None
     coord = header_coord(truth) if ground_only else truth["sky_centroid"].icrs
-    first, second = occupants(table["sky_centroid"], coord, flux, REACH)
+    first, second = occupants(table["sky_centroid"], coord, flux, DEFINITION.reach)
     rows, true = match(table, truth, "i")
     hidden, matched = np.zeros(len(table)), np.zeros(len(table))
     hidden[rows], matched[rows] = hidden_share(truth, true)[true], flux[true]
     return {
         "probability": np.asarray(table["blend_probability"]), "snr": np.asarray(table["snr"]),
-        "blend": second > HIDDEN * first, "mag": magnitude(first),
-        "blend_matched": hidden > HIDDEN, "mag_matched": magnitude(matched),
+        "blend": second > DEFINITION.hidden * first, "mag": magnitude(first),
+        "blend_matched": hidden > DEFINITION.hidden, "mag_matched": magnitude(matched),
     }  # fmt: skip
 
 

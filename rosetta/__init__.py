@@ -7,6 +7,8 @@ The public names below are imported when they are first used (PEP 562), so that
 
 from importlib import import_module
 
+from .registry import HEADS
+
 _HOME = {
     "SkyPair": "pair",
     "SkyEmbedding": "embedding",
@@ -19,29 +21,18 @@ _HOME = {
     "HST_ACS": "surveys",
     "Flag": "flags",
     "CrossSurveyEncoder": "encoding.encoder",
-    "LearnedAligner": "astrometry.aligner",
-    "JEPADeblender": "deblending.deblender",
+    "AstrometricSolution": "astrometry.solution",
     "DeblendedScene": "deblending.scene",
-    "EmbeddingPhotometry": "photometry.catalogue",
+    **{name: module for module, name in (place.split(":") for place in HEADS.values())},
+    "measure": "pipeline.run",
+    "Result": "pipeline.run",
+    "TrainConfig": "encoding.pretraining",
+    "TrainingError": "encoding.pretraining",
+    "AlignmentError": "astrometry.solution",
+    "CheckpointError": "checkpoint",
 }
 
-__all__ = [
-    "SkyPair",
-    "SkyEmbedding",
-    "PSF",
-    "Survey",
-    "RUBIN",
-    "RUBIN_DP1",
-    "EUCLID",
-    "HSC",
-    "HST_ACS",
-    "Flag",
-    "CrossSurveyEncoder",
-    "LearnedAligner",
-    "JEPADeblender",
-    "DeblendedScene",
-    "EmbeddingPhotometry",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name):

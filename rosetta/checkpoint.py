@@ -7,9 +7,8 @@ fingerprint of all of it, so that a file is either whole and known, or refused.
 
 import hashlib
 import json
-import os
-import tempfile
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,7 +16,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-__all__ = ["Checkpoint", "CheckpointError", "bundled", "device_of", "load", "save", "versions"]
+from .files import atomic_write
+
+__all__ = [
+    "Checkpoint", "CheckpointError", "bundled", "config_of", "device_of", "fingerprint_of", "load", "read_header",
+    "restore", "save", "versions",
+]
 
 FORMAT = 1
 KEY = "rosetta"
@@ -104,7 +108,9 @@ def save(path, tensors, *, kind, config, provenance):
     Raises
     ------
     ValueError
-        If the name does not end in ``.safetensors`` or the folder does not exist.
+        If the name does not end in ``.safetensors``, the folder does not exist, or a tensor is not finite.
+    OSError
+        If the file cannot be written, for instance because the disk is full.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -112,6 +118,8 @@ def save(path, tensors, *, kind, config, provenance):
     if not path.parent.is_dir():
         raise ValueError(f"path {str(path)!r}: the folder {str(path.parent)!r} does not exist, create it first")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if bad := _not_finite(tensors):
+        raise ValueError(f"tensors {', '.join(bad)} hold NaN or infinity: train again, a checkpoint must be usable")
     fingerprint = fingerprint_of(kind, tensors, config)
     header = {
         "format": FORMAT,
@@ -120,16 +128,16 @@ def save(path, tensors, *, kind, config, provenance):
         "provenance": {**provenance, "versions": versions()},
         "fingerprint": fingerprint,
     }
-    # Whoever finds the file finds it whole: write beside it, then rename.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        safetensors.torch.save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    # As bytes: the package's own writer reports a full disk as another kind of error.
+    content = safetensors.torch.save(tensors, metadata={KEY: json.dumps(header)})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
     return fingerprint
+
+
+def _not_finite(tensors):
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
 
 
 def read_header(path):
@@ -182,7 +190,7 @@ def load(path, *, kind):
     FileNotFoundError
         If there is no such file.
     CheckpointError
-        If it is corrupted, from a newer format, of another kind, or a pickle.
+        If it is corrupted, from a newer format, of another kind, a pickle, or holds NaN or infinity.
     """
     header = read_header(path)
     name = Path(path).name
@@ -195,11 +203,82 @@ def load(path, *, kind):
     found = fingerprint_of(kind, tensors, header["config"])
     if found != header["fingerprint"]:
         raise CheckpointError(f"{name} is corrupted: fingerprint {found}, header says {header['fingerprint']}")
+    if bad := _not_finite(tensors):
+        raise CheckpointError(f"{name} holds NaN or infinity in {', '.join(bad)}: it cannot be used, train again")
     return Checkpoint(kind, tensors, header["config"], header["provenance"], found)
 
 
-def restore(module, tensors, name):
-    """Load ``tensors`` into ``module``; every tensor must be there with its shape.
+def config_of(config_class, document, name):
+    """A configuration as it was stored.
+
+    Parameters
+    ----------
+    config_class : type
+        A dataclass in which every field has a default of the type it must have; it may hold other such dataclasses.
+    document : dict
+        Read back from JSON.
+    name : str
+        Of the file, for messages.
+
+    Raises
+    ------
+    CheckpointError
+        If a setting is missing, unknown, or of another type; the message names it.
+    """
+    try:
+        return config_class(**_checked(config_class(), document, name))
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"{name} is of another architecture: {error}") from error
+
+
+def _checked(default, document, name):
+    """The settings of a document, which must be those of a default configuration; nested ones are checked alike."""
+    defaults = {field.name: getattr(default, field.name) for field in fields(default)}
+    unknown, missing = sorted(set(document) - set(defaults)), sorted(set(defaults) - set(document))
+    if unknown or missing:
+        what = [f"{kind} {', '.join(keys)}" for kind, keys in (("unknown", unknown), ("missing", missing)) if keys]
+        raise CheckpointError(
+            f"{name} is of another architecture: settings {' and '.join(what)}. Use the version of astro-rosetta that "
+            "wrote it, or train again"
+        )
+    found = {}
+    for key, value in document.items():
+        if is_dataclass(defaults[key]) and isinstance(value, dict):
+            found[key] = type(defaults[key])(**_checked(defaults[key], value, f"{name}: {key}"))
+        elif is_dataclass(defaults[key]) or not _alike(value, defaults[key]):
+            raise CheckpointError(f"{name} is of another architecture: setting {key} cannot be {value!r}")
+        else:
+            found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _alike(value, default):
+    """Whether a value from JSON can take the place of a default: same type, finite, and no negative sizes."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return type(value) is type(default)
+    if isinstance(default, int):
+        return isinstance(value, int) and value >= 0
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(_alike(v, default[0]) for v in value)
+    return isinstance(value, type(default))
+
+
+def restore(build, tensors, name, device):
+    """A model with the tensors of a checkpoint.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the untrained model (`torch.nn.Module`). It is called where tensors take no memory, and nothing is
+        allocated before all shapes agree with the file: a forged size costs nothing.
+    tensors : dict of str to `torch.Tensor`
+    name : str
+        Of the file, for messages.
+    device : `torch.device`
 
     Raises
     ------
@@ -207,7 +286,18 @@ def restore(module, tensors, name):
         If the tensors belong to another architecture.
     """
     try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
+        with torch.device("meta"):
+            module = build()
+    except Exception as error:  # a forged configuration can fail in any way
         raise CheckpointError(f"{name} is of another architecture: {error}") from error
+    built, stored = ({k: tuple(t.shape) for k, t in state.items()} for state in (module.state_dict(), tensors))
+    if built != stored:
+        differ = sorted(k for k in built.keys() | stored.keys() if built.get(k) != stored.get(k))
+        raise CheckpointError(
+            f"{name} is of another architecture: "
+            + "; ".join(f"{k} is {stored.get(k, 'absent')}, not {built.get(k, 'expected')}" for k in differ[:3])
+            + (f"; and {len(differ) - 3} more" if len(differ) > 3 else "")
+        )
+    module = module.to_empty(device=device)
+    module.load_state_dict(tensors, strict=True)
     return module

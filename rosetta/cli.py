@@ -8,14 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from .registry import HEADS, KINDS, head_class
+
 __all__ = ["main"]
 
-HEADS = {
-    "aligner": ("astrometry.aligner", "LearnedAligner"),
-    "deblender": ("deblending.deblender", "JEPADeblender"),
-    "photometry": ("photometry.catalogue", "EmbeddingPhotometry"),
-}
-KINDS = ("encoder", *HEADS)
 LOG_EVERY = 10  # training steps per line
 
 
@@ -142,6 +138,9 @@ def _parser():
     head.add_argument("--data", required=True, metavar="DIR", help="tiles written by rosetta simulate")
     head.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .safetensors")
     head.add_argument("--encoder", metavar="FILE", help="default: the bundled one")
+    head.add_argument(
+        "--deblender", metavar="FILE", help="for photometry, whose errors hold for its scenes; default: the bundled one"
+    )
     head.add_argument("--seed", type=int, default=0, help="default: 0")
     head.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
 
@@ -152,6 +151,10 @@ def _parser():
 
 def _job_options(parser):
     parser.add_argument("--overwrite", action="store_true", help="replace results of an earlier run")
+    parser.add_argument(
+        "--models", choices=("none", "bands", "sources"), default="sources",
+        help="in models.fits: nothing (no file); model and residual of each band; these and each source (default)",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
 
 
@@ -163,7 +166,7 @@ def _demo(arguments):
 
     from .io import pair as pair_io
     from .pipeline.comparison import compare
-    from .pipeline.products import check_output, write
+    from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
     data = files("rosetta") / "data"
@@ -172,8 +175,8 @@ def _demo(arguments):
     with as_file(data / "sample_truth.fits") as path:
         truth = QTable.read(path)
     start = time.perf_counter()
-    result = _measure(pair, arguments.device, 38.4)
-    written = write(result, arguments.output, truth=truth, overwrite=arguments.overwrite)
+    result = _measure(pair, arguments)
+    written = _write(result, arguments, truth)
     for line in _against_truth(result, compare(result, truth)):
         print(line)
     _print_ending(written, start)
@@ -183,7 +186,7 @@ def _run(arguments):
     from . import SkyPair
     from .io import pair as pair_io
     from .io import read_pair
-    from .pipeline.products import check_output, write
+    from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
     if arguments.pair and (arguments.rubin or arguments.euclid):
@@ -195,26 +198,25 @@ def _run(arguments):
     else:
         raise ValueError("no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --pair FILE")
     start = time.perf_counter()
-    result = _measure(pair, arguments.device, arguments.window)
-    written = write(result, arguments.output, overwrite=arguments.overwrite)
+    result = _measure(pair, arguments, arguments.window)
+    written = _write(result, arguments)
     for line in _summary(result):
         print(line)
     _print_ending(written, start)
 
 
-def _measure(pair, device, window):
+def _measure(pair, arguments, window=38.4):
     import astropy.units as u
 
-    from . import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner
-    from .pipeline.run import STEPS, measure
+    from . import measure
+    from .pipeline.run import STEPS
 
-    encoder = CrossSurveyEncoder.from_pretrained(device=device)
-    heads = {
-        kind: head.from_pretrained(encoder=encoder, device=device)
-        for kind, head in zip(HEADS, (LearnedAligner, JEPADeblender, EmbeddingPhotometry), strict=True)
-    }
     with _Steps(STEPS) as progress:
-        return measure(pair, encoder=encoder, **heads, window=window * u.arcsec, progress=progress)
+        return measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
+
+
+def _write(result, arguments, truth=None):
+    return result.write(arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth)
 
 
 class _Steps:
@@ -245,7 +247,7 @@ class _Steps:
 
 
 def _summary(result):
-    """What was found, as lines."""
+    """The lines of the summary."""
     import numpy as np
 
     from .flags import Flag
@@ -259,25 +261,25 @@ def _summary(result):
 def _offset_text(result):
     import numpy as np
 
-    from .astrometry.solution import joint_offset
+    from .astrometry.solution import as_solution
 
     offsets = result.offsets
     if offsets is None:
         return "not measured: one survey only"
-    verdict = offsets.meta["verdict"]
-    if verdict == "abstain":
-        return f"not measured ({offsets.meta['reason']}); rows are flagged UNALIGNED"
-    value, covariance = joint_offset(offsets, offsets.meta["center"].reshape(1))
-    error = np.sqrt(covariance[0, [0, 1], [0, 1]])
+    solution = as_solution(offsets)
+    if not solution.bands:
+        return f"not measured ({solution.reason}); rows are flagged UNALIGNED"
+    center = solution.center.reshape(1)
+    (east, north), error = solution.offset_at(center)[0], solution.sigma_at(center)[0]
     n_used = int(np.sum((offsets["band"] == "joint") & (offsets["weight"] > 0)))
     return (
-        f"{value[0, 0]:+.1f} ± {error[0]:.1f} mas east, {value[0, 1]:+.1f} ± {error[1]:.1f} mas north at the centre "
-        f"({verdict}, {n_used} sources; corrected = ground + offset)"
+        f"{east:+.1f} ± {error[0]:.1f} mas east, {north:+.1f} ± {error[1]:.1f} mas north at the centre "
+        f"({solution.verdict}, {n_used} sources; corrected = ground + offset)"
     )
 
 
 def _against_truth(result, numbers):
-    """What was found, and how right it is, as lines."""
+    """The lines of the summary and of the comparison with the truth."""
     band = numbers["reference_band"]
     yield from _summary(result)
     offset = numbers.get("offset")
@@ -359,7 +361,7 @@ def _simulate_pair(arguments):
 
 
 def _rounded(pair):
-    """The pair on steps of 1/32 to 1/64 of the noise: less than half of the bytes, 0.01% more noise."""
+    """The pair rounded to 1/32 to 1/64 of the noise: less than half the file size for 0.01% more noise."""
     import numpy as np
     from astropy.nddata import NDData, VarianceUncertainty
 
@@ -418,10 +420,10 @@ def _pretrain(arguments):
             print(f"{state} keeps the training: the same command goes on from there", file=sys.stderr)
         raise
     print(f"Wrote {path}: encoder {encoder.save(path)}")
-    for window, gauge in encoder.provenance.get("held_out", {}).items():
+    for window, measured in encoder.provenance.get("held_out", {}).items():
         print(
-            f"Held out, windows of {window}: retrieval {gauge['retrieval']:.3f} among {gauge['gallery']}, "
-            f"cosine gap {gauge['gap']:.3f}, rank {gauge['rank']:.0f}"
+            f"Held out, windows of {window}: retrieval {measured['retrieval']:.3f} among {measured['gallery']}, "
+            f"cosine gap {measured['gap']:.3f}, rank {measured['rank']:.0f}"
         )
 
 
@@ -465,24 +467,28 @@ def _print_step(step, metrics):
 
 def _train_head(arguments):
     path = _checkpoint_path(arguments.output)
-    from importlib import import_module
-
-    from . import CrossSurveyEncoder
+    if arguments.deblender and arguments.kind != "photometry":
+        raise ValueError(f"--deblender is of no use to train-head {arguments.kind}: leave it out")
+    from . import CrossSurveyEncoder, JEPADeblender
     from .simulate.observed import ObservedSet
 
     encoder = CrossSurveyEncoder.from_pretrained(arguments.encoder, device=arguments.device)
     pairs = ObservedSet(arguments.data, seed=arguments.seed)
-    module, name = HEADS[arguments.kind]
-    head = getattr(import_module(f"rosetta.{module}"), name)(encoder)
+    given = {}
+    if arguments.deblender:
+        given["deblender"] = JEPADeblender.from_pretrained(
+            arguments.deblender, encoder=encoder, device=arguments.device
+        )
+    head = head_class(arguments.kind)(encoder, **given)
     state = path.with_name(f"{path.name}.state")
     print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles; training state in {state}", flush=True)
     start = time.perf_counter()
-    head.fit(_Counted(pairs, start), pairs.truth, seed=arguments.seed, checkpoint=state)
+    head.fit(_Reported(pairs, start), pairs.truth, seed=arguments.seed, checkpoint=state)
     print(f"Wrote {path}: {arguments.kind} {head.save(path)}, {(time.perf_counter() - start) / 60:.1f} min")
 
 
-class _Counted:
-    """A sequence that says on standard error how far its reader is."""
+class _Reported:
+    """A sequence that prints, on standard error, which item is being read."""
 
     def __init__(self, items, start):
         self._items, self._start = items, start
@@ -517,10 +523,15 @@ def _info(arguments):
             print(f"{kind:11} {headers[kind]['fingerprint']}  {size:6.1f} MB  {path.name}")
         else:
             print(f"{kind:11} not bundled")
-    if "encoder" in headers:
-        owner = headers["encoder"]["fingerprint"]
-        other = [kind for kind in HEADS if kind in headers and headers[kind]["config"]["encoder"] != owner]
-        print(f"the heads {'belong to this encoder' if not other else 'do NOT all belong: ' + ', '.join(other)}")
+    strangers = [
+        f"{kind} (to {owner} {header['config'][owner] or 'untrained'})"
+        for kind, header in headers.items() for owner in KINDS
+        if owner in header["config"] and header["config"][owner] != headers.get(owner, {}).get("fingerprint")
+    ]
+    if strangers:
+        print(f"NOT one set: {', '.join(strangers)} belong to others")
+    else:
+        print("one set: the heads belong to this encoder, and the errors of photometry to this deblender")
     return 0
 
 

@@ -2,7 +2,6 @@
 """What the frozen encoder sees in a pair of images."""
 
 import copy
-from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
@@ -12,9 +11,15 @@ from astropy.wcs import WCS
 
 from .flags import Flag
 from .images.positions import plain_icrs
+from .io import pair as pair_io
+from .io._fits import as_path
+from .io._store import check_format, document, document_hdu, extensions, record, record_hdus, save
 from .pair import SIDES
+from .readonly import ReadOnlyDict
 
 __all__ = ["SkyEmbedding"]
+
+FORMAT = 1  # of files
 
 
 class SkyEmbedding:
@@ -46,15 +51,12 @@ class SkyEmbedding:
     def __init__(self, pair, *, fingerprint, window, centers, sides, meta):
         self._pair, self._fingerprint, self._window = pair, fingerprint, window
         self._centers, self._meta = centers, meta
-        self._sides = MappingProxyType({side: MappingProxyType(dict(arrays)) for side, arrays in sides.items()})
-        for arrays in self._sides.values():
-            for array in arrays.values():
-                array.setflags(write=False)
+        self._sides = ReadOnlyDict({side: ReadOnlyDict(arrays) for side, arrays in sides.items()})
 
     pair = property(lambda self: self._pair, doc="The images it was made from.")
     fingerprint = property(lambda self: self._fingerprint, doc="Fingerprint of the encoder that made it.")
-    window = property(lambda self: self._window, doc="Side length of a window (angle).")
-    centers = property(lambda self: self._centers, doc="Window centres, shape (n_window,).")
+    window = property(lambda self: self._window.copy(), doc="Side length of a window (angle).")
+    centers = property(lambda self: self._centers.copy(), doc="Window centres, shape (n_window,) (a copy).")
     sides = property(lambda self: self._sides, doc="Read-only arrays by side.")
     meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
 
@@ -207,6 +209,69 @@ class SkyEmbedding:
         y, x = np.mgrid[:ny, :nx]
         tokens = self.tokens_at(wcs.celestial.pixel_to_world(x.ravel(), y.ravel()), survey)
         return NDData(np.moveaxis(tokens.reshape(ny, nx, -1), -1, 0), wcs=wcs, meta=self.meta)
+
+    def write(self, path):
+        """Write the embedding, together with its pair, to one FITS file, without loss.
+
+        The file is a pair file (`rosetta.io.pair`) with more extensions: ``EMBEDDING_GROUND`` and
+        ``EMBEDDING_SPACE`` have a row per window and a column per array of ``sides``, ``WINDOWS`` holds the window
+        centres, and ``EMBEDDING_META`` is the provenance as JSON.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Replaced, whole or not at all, if it exists.
+
+        Raises
+        ------
+        ValueError
+            If the pair cannot be written to such a file.
+        """
+        save(self._hdus(), as_path(path, "path"))
+
+    def _hdus(self):
+        """The HDUs of the file, the primary one first."""
+        hdus = pair_io.hdus_of(self._pair)
+        hdus[0].header["EMBFMT"] = (FORMAT, "rosetta embedding, format version")
+        hdus[0].header["ENCODER"] = (self._fingerprint, "fingerprint of the encoder")
+        windows = {"center": plain_icrs(self._centers), "side": self._window}
+        hdus += record_hdus("WINDOWS", windows, len(self._centers))
+        for side, arrays in self._sides.items():
+            hdus += record_hdus(f"EMBEDDING_{side.upper()}", arrays, len(self._centers))
+        return [*hdus, document_hdu("EMBEDDING_META", self._meta)]
+
+    @classmethod
+    def read(cls, path):
+        """Read an embedding written by `write`, or the one in the file of a scene.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        `SkyEmbedding`
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, of another kind, or of a newer format.
+        """
+        path = as_path(path, "path")
+        with extensions(path) as (header, found):
+            return cls._of_file(header, found, path)
+
+    @classmethod
+    def _of_file(cls, header, found, path):
+        advice = "read a pair with rosetta.io.pair.read, a scene with DeblendedScene.read"
+        check_format(header, path, "EMBFMT", FORMAT, "embedding", advice)
+        windows = record(found, "WINDOWS")
+        names = {side: f"EMBEDDING_{side.upper()}" for side in SIDES}
+        return cls(
+            pair_io.pair_of(header, found, path), fingerprint=header["ENCODER"], window=windows["side"],
+            centers=windows["center"], meta=document(found, "EMBEDDING_META"),
+            sides={side: record(found, name) for side, name in names.items() if (name, 1) in found},
+        )
 
     def __repr__(self):
         sides = ", ".join(f"{s} {a['tokens'].shape}" for s, a in self._sides.items())

@@ -1,19 +1,33 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What the three heads share: a frozen encoder, a small network, and a checkpoint that ties the two."""
+"""What all heads share: a frozen encoder, a small network, how it is trained, and a checkpoint that ties the two."""
 
+import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from . import checkpoint
 from .embedding import SkyEmbedding
 from .encoding.encoder import CrossSurveyEncoder
 from .pair import SkyPair
+from .training.loop import seeded, train
+from .training.rows import split_by_pair, training_parts
+
+__all__ = ["Head"]
+
+log = logging.getLogger("rosetta")
 
 
 class Head:
     """A small trained network on a frozen encoder.
 
-    Subclasses set ``_kind`` (the checkpoint's kind), ``_default_config`` (dict) and ``_build(config)``, which
-    returns the untrained network (a core module).
+    A subclass stands in `rosetta.registry.HEADS` and gives
+
+    - ``_kind``, its name there and in checkpoints; ``_config_class``, a frozen dataclass of all settings that matter
+      to a result, each with a default; ``trainer``, how it is trained, a `~rosetta.training.loop.TrainerConfig`;
+    - ``_build(config)``, the untrained network, a `~rosetta.training.network.HeadNetwork` with its loss;
+    - ``_rows(pair, truth, index, seed)``, what one pair teaches: a dict of arrays with a row per example, or None;
+    - ``_truth_columns``, the columns that truth must have, and ``_needs_truth``;
+    - where needed, ``_prepared``, ``_config_for`` and ``_finish``, which surround the training.
 
     Parameters
     ----------
@@ -22,21 +36,48 @@ class Head:
     """
 
     _kind = None
-    _default_config = {}
+    _config_class = None
+    trainer = None
+    _truth_columns = ("sky_centroid",)
+    _needs_truth = True
+    _owner_kinds = ("encoder",)  # kinds of checkpoints whose fingerprints stand in this head's, see `_trained_on`
 
     def __init__(self, encoder=None):
         if encoder is not None and not isinstance(encoder, CrossSurveyEncoder):
             raise TypeError(f"encoder must be a CrossSurveyEncoder or None, got {type(encoder).__name__}")
         self._encoder = encoder
         self._device = None
-        self._config = dict(self._default_config)
-        self._network = self._build(self._config)
+        self._config = self._config_class()
+        with seeded(0):
+            self._network = self._build(self._config).eval()
         self._provenance = {"trained": False}
-        self._fingerprint = None
+        self._owners = None  # what it was trained on: {kind: fingerprint}
+        self._fingerprint = None  # not known until it is asked for
 
     @staticmethod
     def _build(config):
+        """The untrained network."""
         raise NotImplementedError
+
+    def _rows(self, pair, truth, index, seed):
+        """Training rows of one pair: dict of arrays with the same first axis; None where there is nothing to learn."""
+        raise NotImplementedError
+
+    def _prepared(self, data, held_out):
+        """Training and held-out rows as the network reads them; raises `ValueError` where they are too few."""
+        return data, held_out
+
+    def _config_for(self, data):
+        """The configuration of a network for these training rows."""
+        return self._config
+
+    def _finish(self, network, data, held_out):
+        """Calibrate the trained network; what was measured on held-out rows, a dict for the provenance."""
+        return {}
+
+    def _trained_on(self):
+        """Fingerprints of the checkpoints that the rows come from, {kind: fingerprint}."""
+        return {"encoder": self.encoder.fingerprint}
 
     @property
     def encoder(self):
@@ -47,8 +88,14 @@ class Head:
 
     @property
     def fingerprint(self):
-        """Fingerprint of the head's checkpoint, or None if it was never saved or loaded."""
+        """Sixteen hex digits that name the trained head, those of its checkpoint; None if it is untrained."""
+        if self._fingerprint is None and self._provenance.get("trained"):
+            self._fingerprint = checkpoint.fingerprint_of(self._kind, self._network.state_dict(), self._document())
         return self._fingerprint
+
+    def _document(self):
+        """The configuration as a checkpoint holds it, with what the head belongs to."""
+        return {**asdict(self._config), **self._owners}
 
     @classmethod
     def from_pretrained(cls, path=None, *, encoder=None, device=None):
@@ -78,23 +125,77 @@ class Head:
         """
         path = Path(path) if path is not None else checkpoint.bundled(cls._kind)
         found = checkpoint.load(path, kind=cls._kind)
+        settings, owners = dict(found.config), {}
+        for kind in cls._owner_kinds:
+            if kind not in settings:
+                raise checkpoint.CheckpointError(
+                    f"{path.name} is of another architecture: it does not say which {kind} it belongs to, train again"
+                )
+            owners[kind] = settings.pop(kind)
+        config = checkpoint.config_of(cls._config_class, settings, path.name)
         head = cls(encoder)
         head._device = checkpoint.device_of(device)
-        needed = found.config.get("encoder")
-        if head.encoder.fingerprint != needed:
+        if head.encoder.fingerprint != owners["encoder"]:
             raise ValueError(
-                f"encoder has fingerprint {head.encoder.fingerprint}, but {path.name} was trained on {needed}: "
-                "load the encoder it belongs to, or train the head with fit()"
+                f"encoder has fingerprint {head.encoder.fingerprint}, but {path.name} was trained on "
+                f"{owners['encoder']}: load the encoder it belongs to, or train the head with fit()"
             )
-        head._config = {k: v for k, v in found.config.items() if k != "encoder"}
-        try:
-            network = cls._build(head._config)
-        except TypeError as error:
-            raise checkpoint.CheckpointError(f"{path.name} is of another architecture: {error}") from error
-        head._network = checkpoint.restore(network, found.tensors, path.name)
-        head._network.to(head._device).eval()
+        network = checkpoint.restore(lambda: cls._build(config), found.tensors, path.name, head._device)
+        head._config, head._network, head._owners = config, network.eval(), owners
         head._provenance, head._fingerprint = found.provenance, found.fingerprint
         return head
+
+    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
+        """Train the head's network; the encoder stays frozen.
+
+        Of the pairs that have rows every fifth and the last are held out: they choose when to stop, and what is
+        measured on them stands in the checkpoint.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            At least 2; read one at a time.
+        truth : sequence of `~astropy.table.QTable`, optional
+            One per pair, as `rosetta.simulate` gives them. Only the aligner can do without.
+        seed : int
+            The same rows and seed give the same head, on the same device.
+        checkpoint : path-like, optional
+            File of the training rows of finished pairs: an interrupted run resumes from it.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If truth is needed and missing, or does not match the pairs; if the pairs give too few rows; or if the
+            checkpoint is damaged or of something else.
+        OSError
+            If the checkpoint cannot be written.
+        """
+        if truth is None and self._needs_truth:
+            raise ValueError("truth is None: this head learns from known fluxes, give one truth table per pair")
+        owners = self._trained_on()
+        parts = training_parts(
+            pairs, truth, lambda pair, table, index: self._rows(pair, table, index, seed),
+            columns=self._truth_columns, owner=f"{self._kind} {' '.join(map(str, owners.values()))} {seed}",
+            checkpoint=checkpoint,
+        )
+        data, held_out = self._prepared(*split_by_pair(parts))
+        config = self._config_for(data)
+        with seeded(seed):
+            network = self._build(config)
+        network.to(self._device or self.encoder.device)
+        report = train(network, data, held_out, self.trainer, seed=seed)
+        report |= self._finish(network, data, held_out)
+        log.info("%s trained: %s", self._kind, report)
+        self._config, self._network, self._owners, self._fingerprint = config, network, owners, None
+        self._provenance = {
+            "trained": True, "seed": seed, "truth": truth is not None, "n_pair": sum(p is not None for p in parts),
+            "trainer": asdict(self.trainer), **report,
+        }
+        return self
 
     def save(self, path):
         """Write the head to a file, tied to its encoder's fingerprint.
@@ -112,13 +213,12 @@ class Head:
         Raises
         ------
         ValueError
-            If the head or its encoder has not been trained or loaded, or the path cannot be used.
+            If the head has not been trained or loaded, or the path cannot be used.
         """
         if not self._provenance.get("trained"):
             raise ValueError(f"this {type(self).__name__} has not been trained: call fit() first")
-        config = {**self._config, "encoder": self.encoder.fingerprint}
         self._fingerprint = checkpoint.save(
-            path, self._network.state_dict(), kind=self._kind, config=config, provenance=self._provenance
+            path, self._network.state_dict(), kind=self._kind, config=self._document(), provenance=self._provenance
         )
         return self._fingerprint
 
@@ -140,7 +240,7 @@ class Head:
         return {
             "rosetta": {
                 "head": self._kind,
-                "head_fingerprint": self._fingerprint,
+                "head_fingerprint": self.fingerprint,
                 "encoder_fingerprint": embedding.fingerprint,
                 "versions": checkpoint.versions(),
                 "inputs": embedding.meta.get("inputs", {}),

@@ -1,21 +1,23 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The two things that travel through the library: a pair of images of one sky, and its embedding."""
+"""A pair: images of one sky by a ground survey and a space survey."""
 
 import copy
-from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
+from astropy.io.fits import Header
 from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from .flags import Flag
 from .images.psf import PSF, checked_array
+from .images.wcs_cards import cards_of, is_fits_wcs, wcs_of
+from .readonly import ReadOnlyDict
 from .surveys import EUCLID, RUBIN, Survey
 
-__all__ = ["SIDES", "SkyPair", "slice_wcs"]
+__all__ = ["SIDES", "SkyPair", "frozen_image", "slice_wcs"]
 
 NJY = u.nJy
 SIDES = ("ground", "space")
@@ -64,10 +66,9 @@ class SkyPair:
         if len(self._surveys) != 2 or not all(isinstance(survey, Survey) for survey in self._surveys):
             raise TypeError(f"surveys must be two Survey objects (ground, space), got {surveys!r}")
         flags, given = {}, _psf_by_band(psf, self._surveys)
-        self._psfs = {}
-        self._ground = _check_side("ground", ground, surveys[0], flags, given, self._psfs)
-        self._space = _check_side("space", space, surveys[1], flags, given, self._psfs)
-        self._flags = MappingProxyType(flags)
+        self._ground = _check_side("ground", ground, surveys[0], flags, given)
+        self._space = _check_side("space", space, surveys[1], flags, given)
+        self._flags = ReadOnlyDict(flags)
         if given:
             raise ValueError(f"psf has bands {sorted(given)} without an image: leave them out")
         shared = set(self._ground or ()) & set(self._space or ())
@@ -105,7 +106,7 @@ class SkyPair:
         """
         if band not in self.bands:
             raise ValueError(f"band {band!r} is not in this pair: use one of {', '.join(self.bands)}")
-        return self._psfs.get(band)
+        return next(image.psf_anywhere for _, name, image in self.images() if name == band)
 
     def survey(self, side):
         """The survey of one side.
@@ -183,7 +184,7 @@ class SkyPair:
             raise ValueError(f"size must be an angle or two (height, width), got {size!r}") from error
         if not (0 < height < np.inf and 0 < width < np.inf):
             raise ValueError(f"size must be positive and finite, got {size!r}")
-        sides, psfs = {side: {} for side in SIDES}, {}
+        sides = {side: {} for side in SIDES}
         for side, band, image in self.images():
             bounds = _cutout_bounds(image, center, height, width)
             if bounds is None:
@@ -192,16 +193,18 @@ class SkyPair:
             if piece.mask.all():
                 continue
             sides[side][band] = piece
-            if band in self._psfs:
-                psfs[band] = self._psfs[band].cut(bounds[2], bounds[0])
         if not any(sides.values()):
             raise ValueError(f"center {center.to_string('hmsdms')}: no image of this pair covers it")
-        new = copy.copy(self)  # images were checked when this pair was made; they stay as they are
-        new._ground = MappingProxyType(sides["ground"]) if sides["ground"] else None
-        new._space = MappingProxyType(sides["space"]) if sides["space"] else None
-        new._psfs = psfs
-        new._flags = MappingProxyType({band: self._flags[band] for band in new.bands})
-        return new
+        return self._of_checked(sides["ground"], sides["space"], self._surveys, self._flags)
+
+    @classmethod
+    def _of_checked(cls, ground, space, surveys, flags):
+        """A pair of images of `frozen_image`, in order of wavelength; ``flags`` may hold more bands than these."""
+        pair = cls.__new__(cls)
+        pair._surveys = surveys
+        pair._ground, pair._space = (ReadOnlyDict(images) if images else None for images in (ground, space))
+        pair._flags = ReadOnlyDict({band: flags[band] for band in pair.bands})
+        return pair
 
     def __repr__(self):
         parts = []
@@ -212,8 +215,8 @@ class SkyPair:
         return f"<SkyPair {'; '.join(parts)}>"
 
 
-def _check_side(side, images, survey, flags, given, psfs):
-    """Canonical, read-only images of one side, in order of wavelength; None if the side is None."""
+def _check_side(side, images, survey, flags, given):
+    """The checked, read-only images of one side, in order of wavelength; None if the side is None."""
     if images is None:
         return None
     if not hasattr(images, "items"):
@@ -225,16 +228,13 @@ def _check_side(side, images, survey, flags, given, psfs):
         band = survey[name].name
         if band in checked:
             raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
-        where = f"{side}[{name!r}]"
-        checked[band], flags[band], psf = _check_image(where, image, given.pop(band, None))
-        if psf is not None:
-            psfs[band] = psf
+        checked[band], flags[band] = _check_image(f"{side}[{name!r}]", image, given.pop(band, None))
     order = [band for band in survey.band_names if band in checked]
-    return MappingProxyType({band: checked[band] for band in order})
+    return ReadOnlyDict({band: checked[band] for band in order})
 
 
 def _check_image(where, image, psf):
-    """One input image as read-only NDData in nJy with variance and mask; its flags; and its PSF, or None."""
+    """One input image as read-only NDData in nJy with variance, mask and PSF; and its flags."""
     if not isinstance(image, NDData):
         raise TypeError(f"{where} must be an astropy NDData (or CCDData), got {type(image).__name__}")
     data = np.asarray(image.data)
@@ -281,24 +281,72 @@ def _check_image(where, image, psf):
         psf, truncated = _check_psf(f"{where}: psf", psf, data.shape)
         if truncated:
             flags |= Flag.PSF_TRUNCATED
-    for array in (data, variance, mask):
-        array.setflags(write=False)
-    stamp = None if psf is None else psf.mean_over(data.shape)
-    return _frozen(data, variance, mask, copy.deepcopy(image.wcs), image.meta, stamp), flags, psf
+    return frozen_image(data, variance, mask, copy.deepcopy(image.wcs), copy.deepcopy(dict(image.meta)), psf), flags
 
 
 class _Image(NDData):
-    """An image that stays as it is."""
+    """An image that cannot be changed: its arrays are read-only; uncertainty, WCS and meta are handed out as copies."""
 
     def __setattr__(self, name, value):
         if "_frozen" in self.__dict__:
             raise AttributeError(f"images of a SkyPair are read-only ({name}): make a new one, as with CCDData(image)")
         super().__setattr__(name, value)
 
+    @NDData.uncertainty.getter
+    def uncertainty(self):
+        """Variance; its array is that of the image, which is read-only."""
+        return VarianceUncertainty(self._uncertainty.array, copy=False, unit=NJY**2)
 
-def _frozen(data, variance, mask, wcs, meta, psf):
+    @NDData.wcs.getter
+    def wcs(self):
+        """A copy of the WCS."""
+        return copy.deepcopy(self._wcs)
+
+    @property
+    def meta(self):
+        """A copy of the header or other notes."""
+        return copy.deepcopy(self._meta)
+
+    @meta.setter
+    def meta(self, value):
+        self._meta = value
+
+    def __reduce__(self):
+        # Arrays come back from pickle and deepcopy writeable, a FITS WCS from pickle with 14 digits.
+        wcs = cards_of(self._wcs).tostring() if is_fits_wcs(self._wcs) else self._wcs
+        array = self._uncertainty.array
+        return _unpickled, (self.data, array, self.mask, wcs, self._meta, self.psf_anywhere)
+
+
+def _unpickled(data, variance, mask, wcs, meta, psf):
+    """The image that `_Image.__reduce__` took apart."""
+    wcs = wcs_of(Header.fromstring(wcs)) if isinstance(wcs, str) else wcs
+    return frozen_image(data, variance, mask, wcs, meta, psf)
+
+
+def frozen_image(data, variance, mask, wcs, meta, psf):
+    """A read-only image made of arrays that have been checked.
+
+    Parameters
+    ----------
+    data, variance, mask : (ny, nx) array
+        nJy, nJy^2 and bool; they become read-only.
+    wcs : APE-14 WCS
+    meta : dict
+    psf : `~rosetta.PSF` or None
+
+    Returns
+    -------
+    `~astropy.nddata.NDData`
+        Its ``psf`` is the mean PSF of the image, an array or None; ``psf_anywhere`` is that of every place.
+    """
+    stamp = None if psf is None else psf.mean_over(data.shape)
+    for array in (data, variance, mask, stamp):
+        if array is not None:
+            array.setflags(write=False)
     uncertainty = VarianceUncertainty(variance, copy=False, unit=NJY**2)
-    image = _Image(data, uncertainty=uncertainty, mask=mask, wcs=wcs, meta=copy.deepcopy(dict(meta)), unit=NJY, psf=psf)
+    image = _Image(data, uncertainty=uncertainty, mask=mask, wcs=wcs, meta=meta, unit=NJY, psf=stamp)
+    image.psf_anywhere = psf
     image._frozen = True
     return image
 
@@ -451,8 +499,9 @@ def _slice_image(image, bounds):
     y0, y1, x0, x1 = bounds
     window = (slice(y0, y1), slice(x0, x1))
     wcs = slice_wcs(image.wcs, window)
-    return _frozen(
-        image.data[window], image.uncertainty.array[window], image.mask[window], wcs, image.meta, image.psf
+    psf = None if image.psf_anywhere is None else image.psf_anywhere.cut(x0, y0)
+    return frozen_image(
+        image.data[window], image.uncertainty.array[window], image.mask[window], wcs, image.meta, psf
     )
 
 

@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The aligner: signs, grids, refusals, corrected WCS. Scenes are Gaussians drawn on the spot."""
 
+import json
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import astropy.units as u
@@ -12,10 +14,13 @@ from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from rosetta import Flag, LearnedAligner, SkyPair
+from rosetta import AstrometricSolution, Flag, LearnedAligner, SkyPair
 from rosetta.astrometry import measurement
-from rosetta.astrometry.aligner import AlignmentError
-from rosetta.astrometry.field import evaluate
+from rosetta.astrometry.aligner import AlignerConfig
+from rosetta.astrometry.measurement import MeasurementConfig
+from rosetta.astrometry.solution import AlignmentError
+from rosetta.checkpoint import CheckpointError, config_of
+from rosetta.detection.detection import DetectionConfig, detected
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.image import band_images
@@ -115,8 +120,9 @@ def curved(xy):
 
 def joint_field(offsets, band="joint"):
     """Field at the centre of the image and its errors, mas."""
-    value, cov = evaluate(offsets.meta["model"], np.zeros((1, 2)), band=band)
-    return value[0], np.sqrt(np.diag(cov[0]))
+    solution = AstrometricSolution.from_table(offsets)
+    center = solution.center.reshape(1)
+    return solution.offset_at(center, band)[0], solution.sigma_at(center, band)[0]
 
 
 def test_shift_is_recovered_with_its_sign_and_errors():
@@ -220,7 +226,8 @@ def refused(ground, space):
     assert offsets.meta["verdict"] == "abstain" and offsets.meta["reason"]
     assert np.isnan(offsets["d_ra_cosdec"]).all() and np.isnan(offsets["d_dec_err"]).all()
     assert (offsets["flags"] & int(Flag.UNALIGNED) > 0).all()
-    assert not offsets.meta["model"]["bands"]
+    solution = AstrometricSolution.from_table(offsets)
+    assert not solution.bands and solution.flag == Flag.UNALIGNED
     with pytest.raises(AlignmentError, match="hold no alignment"):
         aligner().correct_wcs(ground["r"].wcs, offsets)
     with pytest.raises(AlignmentError, match="hold no alignment"):
@@ -345,8 +352,7 @@ def test_a_wrong_psf_biases_nothing(claim):
 
 def test_point_sources_are_known():
     pair = SkyPair(*images())
-    planes = band_images(pair)
-    found = measurement.find_sources(planes, "VIS")
+    found = measurement.find_sources(detected(pair, DetectionConfig()), MeasurementConfig())
     xy, flux, sigma, _ = scene(1)
     nearest, distance, _ = found.sky.match_to_catalog_sky(from_tangent(xy, CENTER))
     apart = np.hypot(*(xy[:, None] - xy).transpose(2, 0, 1)) + 99 * np.eye(len(xy))
@@ -357,8 +363,9 @@ def test_point_sources_are_known():
 
 def header_pixels(wcs, true, offsets, band="joint"):
     """Pixels of sources of true positions: the header position is the true one less the offset there."""
-    east, north = 1e-3 * evaluate(offsets.meta["model"], tangent(true, offsets.meta["center"]), band=band)[0].T
-    return wcs.world_to_pixel(offset_coord(true, -east, -north))
+    shape = np.shape(true)
+    header = AstrometricSolution.from_table(offsets).ground_position(true.ravel(), band)
+    return wcs.world_to_pixel(header.reshape(shape))
 
 
 @pytest.mark.parametrize("form, kind, model, limit", [
@@ -389,7 +396,7 @@ def test_corrected_wcs_holds_the_field_and_survives_fits(form, kind, model, limi
 def test_sip_states_how_well_it_holds_a_process():
     pair = SkyPair(*images(offset=curved, bands=("g", "r")))
     offsets, image = offsets_of("curved"), aligner().align(pair)["r"]
-    assert offsets.meta["model"]["bands"]["joint"]["kind"] == "gp"
+    assert AstrometricSolution.from_table(offsets).kind() == "gp"
     x, y = (p.ravel() for p in np.meshgrid(*2 * [np.linspace(0, 191, 25)]))
     true = image.wcs.pixel_to_world(x, y)
     apart = np.hypot(*(np.stack(header_pixels(pair.ground["r"].wcs, true, offsets, "r")) - [x, y])) * 200.0  # mas
@@ -521,22 +528,39 @@ def test_align_and_field():
     assert plane.data.shape == (2, 192, 192) and plane.unit == u.mas
     header = pair.ground["r"].wcs.pixel_to_world(50.0, 120.0)
     true = offset_coord(header, *(1e-3 * plane.data[:, 120, 50]))
-    xy = tangent(true, offsets.meta["center"])
-    value, cov = evaluate(offsets.meta["model"], xy)
-    np.testing.assert_allclose(plane.data[:, 120, 50], value[0], atol=0.1)
-    np.testing.assert_allclose(plane.uncertainty.array[:, 120, 50], np.sqrt(np.diag(cov[0])), rtol=0.05)
+    solution = AstrometricSolution.from_table(offsets)
+    np.testing.assert_allclose(plane.data[:, 120, 50], solution.offset_at(true)[0], atol=0.1)
+    np.testing.assert_allclose(plane.uncertainty.array[:, 120, 50], solution.sigma_at(true)[0], rtol=0.05)
 
 
-def test_table_survives_ecsv(tmp_path):
+@pytest.mark.parametrize("end", ["ecsv", "parquet"])
+def test_the_solution_survives_a_file_of_the_table(end, tmp_path):
+    if end == "parquet":
+        for needed in ("pyarrow", "pandas"):  # by astropy
+            pytest.importorskip(needed, reason="Parquet support is not installed")
     offsets = offsets_of("curved")
-    offsets.write(tmp_path / "offsets.ecsv")
-    back = QTable.read(tmp_path / "offsets.ecsv")
+    offsets.write(tmp_path / f"offsets.{end}")
+    back = QTable.read(tmp_path / f"offsets.{end}")
     assert back["d_dec"].unit == u.mas
-    xy = np.array([[3.0, 4.0]])
-    np.testing.assert_allclose(evaluate(back.meta["model"], xy)[0], evaluate(offsets.meta["model"], xy)[0])
-    assert back.meta["center"].separation(offsets.meta["center"]).mas < 1e-6
-    new = aligner().correct_wcs(grid_wcs(0.2), back, band="r")
-    assert isinstance(new, WCS)
+    before, after = (AstrometricSolution.from_table(table) for table in (offsets, back))
+    assert after.same_as(before) and before.same_as(after)
+    assert (after.verdict, after.reason, after.bands, after.box) == ("ok", "", before.bands, before.box)
+    place = from_tangent([[3.0, 4.0]], CENTER)
+    for band in ("g", "joint"):
+        np.testing.assert_array_equal(after.offset_at(place, band), before.offset_at(place, band))
+        np.testing.assert_array_equal(after.sigma_at(place, band), before.sigma_at(place, band))
+    assert not after.same_as(AstrometricSolution.from_table(offsets_of("shift")))
+
+
+def test_the_solution_serves_as_offsets():
+    offsets = offsets_of("curved")
+    solution, wcs = AstrometricSolution.from_table(offsets), grid_wcs(0.2)
+    x, y = np.array([3.0, 100.0]), np.array([180.0, 90.0])
+    for form in ("sip", "lookup"):
+        one, other = (aligner().correct_wcs(wcs, given, form=form) for given in (offsets, solution))
+        assert one.pixel_to_world(x, y).separation(other.pixel_to_world(x, y)).mas.max() == 0
+    one, other = (aligner().field(given, wcs, (192, 192)).data for given in (offsets, solution))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_bad_arguments():
@@ -557,6 +581,51 @@ def test_bad_arguments():
         aligner().field(None, grid_wcs(0.2), (192, 192))
     with pytest.raises(TypeError, match="seed"):
         aligner().fit([pair])
+
+
+def test_settings_travel_with_the_weights():
+    field = replace(AlignerConfig().measurement.field, margin=4.0)
+    config = replace(AlignerConfig(), coarse_error=80.0, measurement=measurement.MeasurementConfig(field=field))
+    document = json.loads(json.dumps(asdict(config)))
+    assert config_of(AlignerConfig, document, "a.safetensors") == config
+    document["measurement"]["field"]["smoothness"] = 1.0
+    told = "a.safetensors: measurement: field is of another architecture: settings unknown smoothness"
+    with pytest.raises(CheckpointError, match=told):
+        config_of(AlignerConfig, document, "a.safetensors")
+
+
+def test_settings_decide_results():
+    pair, strict = SkyPair(*images()), LearnedAligner(aligner().encoder)
+    strict._config = replace(AlignerConfig(), measurement=measurement.MeasurementConfig(min_snr=50.0))
+    few, many = ((head(pair)["weight"] > 0).sum() for head in (strict, aligner()))
+    assert 0 < few < many
+
+
+def test_either_wcs_is_asked_a_few_times_only():
+    """Once per band and list of sources, not once per step of the fit."""
+    ground, space = images()
+    pair = SkyPair(ground, space)
+    planes = dict(band_images(pair))
+    found = measurement.find_sources(detected(pair, DetectionConfig()), MeasurementConfig())
+    assert found.jacobian.shape == (len(found.xy), 2, 2)
+    asked = []
+    for band, image in planes.items():
+        planes[band] = replace(image, wcs=Counting(image.wcs, asked))
+    found = replace(found, reference=planes["VIS"])
+    assert found.jacobian.shape == (len(found.xy), 2, 2) and len(asked) == 1
+    measured = measurement.measure_band(planes["r"], found, np.zeros(2))
+    assert measured.usable.sum() > 20 and len(asked) <= 6
+
+
+class Counting:
+    """A WCS that remembers how often it was asked."""
+
+    def __init__(self, wcs, asked):
+        self._wcs, self._asked = wcs, asked
+
+    def __getattr__(self, name):
+        self._asked.append(name)
+        return getattr(self._wcs, name)
 
 
 class Skies:
@@ -592,16 +661,16 @@ def test_fit_learns_the_scatter(with_truth, tmp_path):
     head = LearnedAligner(aligner().encoder)
     with pytest.raises(ValueError, match="has not been trained"):
         head.save(tmp_path / "aligner.safetensors")
-    assert head.fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows.npz") is head
+    assert head.fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows") is head
     report = head._provenance
     assert report["loss_with"] < report["loss_without"]
     # A resumed run gives the same head; a saved one answers alike.
-    again = LearnedAligner(aligner().encoder).fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows.npz")
-    with pytest.raises(ValueError, match="checkpoint 'rows.npz' is of other pairs"):
-        head.fit(Skies(2), truth and truth[:2], seed=1, checkpoint=tmp_path / "rows.npz")
-    with pytest.raises(ValueError, match="checkpoint 'rows.npz' is of other pairs"):
+    again = LearnedAligner(aligner().encoder).fit(pairs, truth, seed=1, checkpoint=tmp_path / "rows")
+    with pytest.raises(ValueError, match="checkpoint 'rows' is of other pairs: it holds rows of 3, here are 2"):
+        head.fit(Skies(2), truth and truth[:2], seed=1, checkpoint=tmp_path / "rows")
+    with pytest.raises(ValueError, match="'rows' is of another head, encoder, seed or kind of truth, or of other"):
         head.fit([Skies(1)[0].cutout(CENTER, 20 * u.arcsec), *3 * [None]][:3], truth, seed=1,
-                 checkpoint=tmp_path / "rows.npz")
+                 checkpoint=tmp_path / "rows")
     head.save(tmp_path / "aligner.safetensors")
     loaded = LearnedAligner.from_pretrained(tmp_path / "aligner.safetensors", encoder=aligner().encoder, device="cpu")
     pair = Skies(9)[8]

@@ -24,16 +24,15 @@ from rosetta import (
     LearnedAligner,
     SkyPair,
     checkpoint,
+    measure,
 )
 from rosetta.cli import main
 from rosetta.io import pair as pair_file
 from rosetta.io import read_pair
-from rosetta.pipeline.products import write
-from rosetta.pipeline.run import measure
+from rosetta.registry import KINDS
 
 WEIGHTS = Path(checkpoint.bundled("encoder")).parent
 SAMPLE = WEIGHTS.parent / "data" / "sample.fits"
-KINDS = ("encoder", "aligner", "deblender", "photometry")
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real_pixels = pytest.mark.skipif(not REAL.is_dir(), reason="the folder of real images is not beside this checkout")
 
@@ -55,8 +54,9 @@ def test_weights_are_small_known_and_of_one_set(kind):
     assert path.stat().st_size < 30e6
     header = checkpoint.read_header(path)
     assert header["provenance"]["trained"]
-    if kind != "encoder":
-        assert header["config"]["encoder"] == checkpoint.read_header(WEIGHTS / "encoder.safetensors")["fingerprint"]
+    belongs = {"encoder": (), "photometry": ("encoder", "deblender")}.get(kind, ("encoder",))
+    for owner in belongs:
+        assert header["config"][owner] == checkpoint.read_header(WEIGHTS / f"{owner}.safetensors")["fingerprint"]
 
 
 @pytest.mark.parametrize("bands", ["r VIS", "g r VIS", "g r i VIS Y_E J_E H_E", "u g r i z y VIS", "i H_E"])
@@ -122,7 +122,7 @@ def test_euclid_q1(models, tmp_path):
         warnings.simplefilter("ignore")
         pair = SkyPair(*read_pair((), [REAL / "euclid_q1_edfs_lens.fits"]))
     result = measure(pair, **models)
-    write(result, tmp_path / "q1")
+    result.write(tmp_path / "q1")
     catalog = result.catalog
     image = pair.space["VIS"]
     middle = image.wcs.pixel_to_world(49.5, 49.5)
@@ -151,7 +151,7 @@ def test_hsc_and_hst(models, tmp_path):
     }
     space = {"F814W": NDData(hst, unit=u.nJy, wcs=wcs[1], psf=hst_psf)}
     result = measure(SkyPair(ground, space, surveys=(HSC, HST_ACS)), **models)
-    write(result, tmp_path / "cosmos")
+    result.write(tmp_path / "cosmos")
     assert len(result.catalog) >= 5
     assert np.all(result.embedding.sides["space"]["flags"] & Flag.BAND_EXTRAPOLATED)
     # Six galaxies are there to be seen. On so strange a sky their errors are large, and neighbours share their light.

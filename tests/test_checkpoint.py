@@ -103,6 +103,20 @@ def test_newer_format_and_strangers(saved, tmp_path):
         checkpoint.load(tmp_path / "none.safetensors", kind="thing")
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_refused(saved, bad):
+    """When a checkpoint is written, and in a file from elsewhere whose fingerprint is right."""
+    path, tensors, _ = saved
+    tensors = {**tensors, "w": torch.tensor([1.0, bad])}
+    with pytest.raises(ValueError, match="tensors w hold NaN or infinity"):
+        checkpoint.save(path, tensors, kind="thing", config={}, provenance={})
+    header = {"format": 1, "kind": "thing", "config": {}, "provenance": {}}
+    header["fingerprint"] = checkpoint.fingerprint_of("thing", tensors, {})
+    save_file(tensors, path, metadata={"rosetta": json.dumps(header)})
+    with pytest.raises(CheckpointError, match="holds NaN or infinity in w"):
+        checkpoint.load(path, kind="thing")
+
+
 def test_save_refuses_bad_paths(tmp_path):
     for path, message in ((tmp_path / "x.pt", "must end in"), (tmp_path / "no" / "x.safetensors", "does not exist")):
         with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 """The command line and the main job behind it, with untrained models."""
 
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +15,13 @@ from astropy.nddata import NDData, StdDevUncertainty
 from astropy.table import QTable
 from regions import Regions
 
-from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair
-from rosetta.cli import HEADS, _against_truth, main
+from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair, measure
+from rosetta.cli import _against_truth, main
 from rosetta.io import pair as pair_io
 from rosetta.pipeline.comparison import compare
-from rosetta.pipeline.products import write
-from rosetta.pipeline.run import STEPS, measure
+from rosetta.pipeline.products import write_models
+from rosetta.pipeline.run import STEPS
+from rosetta.registry import KINDS
 
 SHIFT = np.array([60.0, -40.0])  # mas
 
@@ -120,7 +122,7 @@ def test_an_empty_catalogue_can_be_read_back(result, models, tmp_path):
     pytest.importorskip("matplotlib")
     scene = models["deblender"](result.embedding, result.catalog["sky_centroid"][:0])
     empty = replace(result, scene=scene, catalog=models["photometry"](result.embedding, scene))
-    write(empty, tmp_path / "out")
+    empty.write(tmp_path / "out")
     assert len(QTable.read(tmp_path / "out" / "catalogue.ecsv")) == 0
 
 
@@ -137,7 +139,7 @@ def test_printed_table(result, sky):
 def test_products(result, sky, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
-    written = write(result, out, truth=sky[1])
+    written = result.write(out, truth=sky[1])
     names = {"catalogue.ecsv", "models.fits", "offsets.ecsv", "overview.png", "sources.reg"}
     assert {path.name for path in written} == {path.name for path in out.iterdir()} == names
     catalog = QTable.read(out / "catalogue.ecsv")
@@ -165,19 +167,74 @@ def test_products(result, sky, tmp_path):
         assert WCS(hdu.header).pixel_to_world(x, y).separation(row["sky_centroid"]) < 0.08 * u.arcsec
 
 
+def test_models_file_holds_what_is_asked_for(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = {}
+    for models in ("none", "bands", "sources"):
+        written = result.write(tmp_path / "out", overwrite=True, models=models)
+        path = tmp_path / "out" / "models.fits"
+        assert (path in written) == path.exists() == (models != "none")
+        if path.exists():
+            with fits.open(path) as hdus:
+                hdus.verify("exception")
+                names[models] = {hdu.name for hdu in hdus[1:]}
+    assert names["bands"] == {f"{kind}_{band}" for kind in ("MODEL", "RESIDUAL") for band in ("R", "VIS")}
+    assert names["sources"] - names["bands"] == {"SOURCE"}
+    with pytest.raises(ValueError, match="models must be one of none, bands, sources, got 'all'"):
+        result.write(tmp_path / "out", overwrite=True, models="all")
+
+
+def test_source_images_are_those_of_the_scene(result, tmp_path):
+    """Drawn in one batch, they are what `DeblendedScene.model` gives for each."""
+    from astropy.wcs import WCS
+
+    write_models(result.scene, tmp_path / "models.fits")
+    with fits.open(tmp_path / "models.fits") as hdus:
+        sources = [hdu for hdu in hdus if hdu.name == "SOURCE"]
+        assert len(sources) == len(result.scene)
+        for hdu in sources:
+            model = result.scene.model(hdu.header["LABEL"], "VIS")
+            x, y = (hdu.header[f"ORIGIN{axis}"] - model.meta[f"ORIGIN{axis}"] for axis in "XY")
+            ny, nx = hdu.data.shape
+            np.testing.assert_array_equal(hdu.data, model.data[y : y + ny, x : x + nx].astype(np.float32))
+            left = model.data.copy()
+            left[y : y + ny, x : x + nx] = 0
+            assert np.abs(left).max() <= 1e-4 * np.abs(model.data).max()
+            one, two = (WCS(hdu.header).pixel_to_world(0, 0), model.wcs.pixel_to_world(x, y))
+            assert one.separation(two) < 1 * u.uas
+            assert hdu.ver == hdu.header["LABEL"]
+
+
+def test_a_result_can_be_sent_to_another_process(result):
+    twin = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(twin.catalog["flux_VIS"], result.catalog["flux_VIS"])
+    assert twin.seconds == result.seconds
+    with pytest.raises(AttributeError):
+        twin.catalog = None
+    with pytest.raises(TypeError):
+        twin.seconds["encode"] = 0
+
+
+def test_measure_takes_models_or_loads_them(sky, models):
+    with pytest.raises(TypeError, match="pair must be a SkyPair, got dict: make one with SkyPair"):
+        measure({})
+    with pytest.raises(ValueError, match="load the encoder it belongs to"):
+        measure(sky[0], encoder=models["encoder"])  # the bundled heads belong to the bundled encoder
+
+
 def test_no_partial_output(result, tmp_path, monkeypatch):
     """A failure in the last product leaves nothing, and an earlier result stays as it was."""
     monkeypatch.setattr("rosetta.plotting.overview", lambda *a, **k: 1 / 0)
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError):
-        write(result, out)
+        result.write(out)
     assert not list(tmp_path.iterdir())
     out.mkdir()
     (out / "catalogue.ecsv").write_text("mine")
     with pytest.raises(ValueError, match="is not empty: choose another directory"):
-        write(result, out)
+        result.write(out)
     with pytest.raises(ZeroDivisionError):
-        write(result, out, overwrite=True)
+        result.write(out, overwrite=True)
     assert (out / "catalogue.ecsv").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -202,7 +259,7 @@ def test_one_survey_only(sky, models, tmp_path):
     pytest.importorskip("matplotlib")
     found = measure(SkyPair(None, dict(sky[0].space)), **models, window=12.8 * u.arcsec)
     assert found.offsets is None
-    write(found, tmp_path / "out")
+    found.write(tmp_path / "out")
     assert not (tmp_path / "out" / "offsets.ecsv").exists()
 
 
@@ -253,6 +310,8 @@ def test_training_refusals(capsys, tmp_path):
     assert "no end: give --steps" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file)
     assert "manifest.json" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1")
     assert "--batch is 6" in refused(capsys, "pretrain", "--data", tmp_path, "-o", file, "--steps", "1", "--batch", "6")
+    wrong = refused(capsys, "train-head", "aligner", "--deblender", file, "--data", tmp_path, "-o", file)
+    assert "--deblender is of no use to train-head aligner" in wrong
     assert not list(tmp_path.iterdir())
 
 
@@ -270,7 +329,8 @@ def test_info(capsys, tmp_path, tiny_encoder):
     assert "is a pickle" in refused(capsys, "info", tmp_path / "pickle.safetensors")
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:5]] == ["encoder", *HEADS]
+    assert [line.split()[0] for line in lines[1:5]] == list(KINDS)
+    assert lines[5].startswith("one set: the heads belong to this encoder, and the errors of photometry to this")
 
 
 def test_version(capsys):

@@ -30,6 +30,7 @@ from rosetta.images.image import band_images
 from rosetta.images.noise import significance
 from rosetta.images.positions import from_tangent, offset_coord
 from rosetta.images.psf import PSF
+from rosetta.training.loop import TrainerConfig
 
 CENTER = SkyCoord(53.1, -28.1, unit="deg")
 FWHM = {"g": 0.8, "i": 0.7, "VIS": 0.2, "H_E": 0.5}
@@ -169,7 +170,7 @@ def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
     for band in result.bands:
         model = result.model(table["label"][whole], band)
         assert model.data.sum() == pytest.approx(result.flux(band)[whole].value, rel=2e-3)
-    monkeypatch.setattr(JEPADeblender, "_settings", DeblenderConfig(merging=MergingConfig(misfit=np.inf)))
+    monkeypatch.setattr(deblender(), "_config", DeblenderConfig(merging=MergingConfig(misfit=np.inf)))
     shredded = deblender()(pair)
     assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
 
@@ -345,6 +346,10 @@ def test_bad_arguments_are_named():
         deblender()(pair, QTable({"sky_centroid": place.ra}))
     with pytest.raises(ValueError, match="offsets must be the table"):
         deblender()(pair, offsets=QTable())
+    elsewhere = shift_offsets(0.0, 0.0)
+    elsewhere.meta["center"] = offset_coord(CENTER, 0.0, 3600.0)
+    with pytest.raises(ValueError, match="offsets are of another sky: .* arcmin from this pair"):
+        deblender()(pair, offsets=elsewhere)
     with pytest.raises(ValueError, match="band 'q' is not in this scene"):
         scene().flux("q")
     for label in (99, [1, 2]):
@@ -367,7 +372,11 @@ def shift_offsets(east, north, verdict="ok"):
     """What the aligner says of a ground frame that (east, north) mas bring onto the space frame."""
     model = {"kind": "shift", "order": 0, "scale": 1.0, "coefficients": [[east, north]],
              "coefficient_covariance": np.eye(2).tolist()}
-    return QTable(meta={"verdict": verdict, "center": CENTER, "model": {"version": 1, "bands": {"joint": model}}})
+    bands = {} if verdict == "abstain" else {"joint": model}
+    box = [[-SIZE / 2, -SIZE / 2], [SIZE / 2, SIZE / 2]]
+    return QTable(meta={
+        "verdict": verdict, "reason": "", "center": CENTER, "box": box, "model": {"version": 1, "bands": bands},
+    })
 
 
 def drawn_pair(shift):
@@ -500,7 +509,7 @@ def known_sky(n):
 
 
 def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp_path):
-    monkeypatch.setattr(blend_probability, "STEPS", 3)
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=3, batch=64))
     pairs, truths = known_sky(3)
     pairs[1] = make_pair(np.zeros((1, 2)), np.zeros(1), MIXTURES[:1])  # nothing there: a pair without rows
     path = tmp_path / "rows"
@@ -510,10 +519,10 @@ def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp
         file.write((10_000).to_bytes(8, "little") + b"killed while writing")
     rest = Interrupted(pairs, 3)
     resumed = JEPADeblender(deblender().encoder).fit(rest, truths, seed=3, checkpoint=path)
-    assert set(rest.read) == {2}  # the unfinished one
+    assert rest.read == [0, 2]  # the first, to know it again, and the unfinished one
     again = Interrupted(pairs, 3)
     third = JEPADeblender(deblender().encoder).fit(again, truths, seed=3, checkpoint=path)
-    assert not again.read
+    assert again.read == [0]
     whole = JEPADeblender(deblender().encoder).fit(pairs, truths, seed=3)
     assert whole._provenance == resumed._provenance == third._provenance
     for name, tensor in whole._network.state_dict().items():
@@ -521,12 +530,12 @@ def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp
 
 
 def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(blend_probability, "STEPS", 3)
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=3, batch=64))
     pairs, truths = known_sky(2)
     head, path = JEPADeblender(deblender().encoder), tmp_path / "rows"
     head.fit(pairs, truths, seed=3, checkpoint=path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="'rows' holds no training rows of this head, encoder and seed"):
+    with pytest.raises(ValueError, match="'rows' is of another head, encoder, seed"):
         head.fit(pairs, truths, seed=4, checkpoint=path)
     other = truths[0][:2]
     with pytest.raises(ValueError, match=r"'rows' was made with another truth\[1\]"):
@@ -540,7 +549,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_pat
 
 
 def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
-    monkeypatch.setattr(blend_probability, "STEPS", 80)
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=80, batch=64))
     head = JEPADeblender(deblender().encoder)
     pairs, truths = known_sky(2)
     path = tmp_path / "deblender.safetensors"
@@ -735,7 +744,7 @@ def test_significance_is_that_of_a_point_source():
 
 def test_rows_hold_both_sides_and_the_ground_alone():
     (pair,), (truth,) = known_sky(1)
-    rows = deblender()._training_rows(pair, truth)
+    rows = deblender()._rows(pair, truth, 0, 0)
     assert rows["features"].shape == (len(rows["is_blend"]), blend_probability.N_FEATURE)
     both, ground = (deblender()(make_pair(XY, FLUX, MIXTURES, sides=s)) for s in (("ground", "space"), ("ground",)))
     expected = features_of(both)
@@ -746,7 +755,7 @@ def test_rows_hold_both_sides_and_the_ground_alone():
 
 
 def test_a_source_without_a_pixel_has_no_probability(monkeypatch):
-    monkeypatch.setattr(blend_probability, "STEPS", 3)
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=3, batch=64))
     head = JEPADeblender(deblender().encoder).fit(*known_sky(2), seed=3)
     places = from_tangent(np.concatenate([XY, [[60.0, 0.0]]]), CENTER)
     probability = head(known_sky(1)[0][0], places).to_table()["blend_probability"]

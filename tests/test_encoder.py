@@ -172,12 +172,25 @@ def test_another_architecture_is_refused(tiny_encoder, tmp_path):
     path = tmp_path / "encoder.safetensors"
     tensors = tiny_encoder.model.packed()
     checkpoint.save(path, tensors, kind="encoder", config={"layers": 3}, provenance={})
-    with pytest.raises(CheckpointError, match="another architecture"):
+    with pytest.raises(CheckpointError, match="another architecture: settings unknown layers and missing depth, dim"):
         CrossSurveyEncoder.from_pretrained(path)
     tensors.pop(next(iter(tensors)))
     checkpoint.save(path, tensors, kind="encoder", config=asdict(tiny_encoder.config), provenance={})
     with pytest.raises(CheckpointError, match="another architecture"):
         CrossSurveyEncoder.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{"depth": 10**9}, {"predictor_depth": 10**9}, {"dim": 6 * 10**9}, {"heads": 10**9}, {"patch": 4 * 10**6},
+     {"proj_dim": 10**12}, {"knots_ground": [6.0] * 40}],
+)  # fmt: skip
+def test_forged_sizes_cost_nothing(tiny_encoder, tmp_path, forged):
+    path = tmp_path / "encoder.safetensors"
+    config = {**asdict(tiny_encoder.config), **forged}
+    checkpoint.save(path, tiny_encoder.model.packed(), kind="encoder", config=config, provenance={})
+    with pytest.raises(CheckpointError, match="another architecture"):
+        CrossSurveyEncoder.from_pretrained(path, device="cpu")
 
 
 def test_fit_refuses_what_it_cannot_train_on(tiny_encoder, pair):

@@ -103,5 +103,5 @@ def test_not_a_pair_file(make_image, tmp_path):
         pair_io.read(tmp_path / "cut.fits")
     with fits.open(tmp_path / "pair.fits", mode="update") as hdus:
         hdus[0].header["RSTFMT"] = 99
-    with pytest.raises(ValueError, match="newer than 1: upgrade"):
+    with pytest.raises(ValueError, match="newer than 2: upgrade"):
         pair_io.read(tmp_path / "pair.fits")

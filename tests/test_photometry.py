@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from rosetta import EmbeddingPhotometry, Flag, JEPADeblender, checkpoint
+from rosetta import AstrometricSolution, EmbeddingPhotometry, Flag, JEPADeblender, checkpoint
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.positions import from_tangent
 from rosetta.photometry import error_model
+from rosetta.training.loop import TrainerConfig, seeded, train
 
 # Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
 _spec = importlib.util.spec_from_file_location("deblender_scenes", Path(__file__).with_name("test_deblender.py"))
@@ -85,7 +86,7 @@ def test_an_empty_scene_gives_an_empty_catalogue():
 
 
 def test_training_calibrates_the_errors(monkeypatch, tmp_path):
-    monkeypatch.setattr(error_model, "STEPS", 150)
+    monkeypatch.setattr(EmbeddingPhotometry, "trainer", TrainerConfig(steps=150, batch=1024))
     rng = np.random.default_rng(5)
     pairs, truths = [], []
     for seed in range(3):
@@ -98,14 +99,13 @@ def test_training_calibrates_the_errors(monkeypatch, tmp_path):
         for band in FWHM:
             table[f"flux_{band}"] = flux * u.nJy
         truths.append(table)
-    head = EmbeddingPhotometry(deblender().encoder)
-    monkeypatch.setattr(head, "_deblender", deblender)
+    head = EmbeddingPhotometry(deblender().encoder, deblender())
     path, rows = tmp_path / "photometry.safetensors", tmp_path / "rows"
     with pytest.raises(KeyboardInterrupt):
         head.fit(scenes.Interrupted(pairs, 2), truths, seed=1, checkpoint=rows)
     rest = scenes.Interrupted(pairs, 3)
     head.fit(rest, truths, seed=1, checkpoint=rows)
-    assert rest.read == [2]
+    assert rest.read == [0, 2]
     head.save(path)
     assert head._provenance["coverage"] == pytest.approx(0.683, abs=0.02)
     again = EmbeddingPhotometry.from_pretrained(path, encoder=deblender().encoder, device="cpu")
@@ -115,9 +115,8 @@ def test_training_calibrates_the_errors(monkeypatch, tmp_path):
     assert np.all(np.linalg.eigvalsh(one["flux_cov"].value) > 0)
 
 
-def test_too_little_truth_is_refused(monkeypatch):
-    head = EmbeddingPhotometry(deblender().encoder)
-    monkeypatch.setattr(head, "_deblender", deblender)
+def test_too_little_truth_is_refused():
+    head = EmbeddingPhotometry(deblender().encoder, deblender())
     pairs = [make_pair(XY[:3], FLUX[:3], MIXTURES[:3], seed=seed) for seed in range(2)]
     truth = QTable({"sky_centroid": from_tangent(XY[:3], CENTER), **{f"flux_{b}": FLUX[:3] * u.nJy for b in FWHM}})
     with pytest.raises(ValueError, match="pairs give 24 training fluxes with truth, at least 30"):
@@ -132,18 +131,18 @@ def test_a_bundled_deblender_is_used_where_it_belongs_and_never_swallowed(monkey
     monkeypatch.setattr(checkpoint, "bundled", lambda kind: tmp_path / f"{kind}.safetensors")
     used = EmbeddingPhotometry(deblender().encoder)(pair, places)  # none is bundled
     assert used.meta["rosetta"]["options"]["deblender"] == "untrained" and "no bundled deblender" in caplog.text
-    trained = JEPADeblender(deblender().encoder)
-    trained._provenance = {"trained": True}
+    trained = named(JEPADeblender(deblender().encoder))
     fingerprint = trained.save(path)
 
     config = EncoderConfig(dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2)
     stranger = CrossSurveyEncoder(config=config, seed=9, device="cpu")
-    assert EmbeddingPhotometry(stranger)._deblender().fingerprint is None
+    assert EmbeddingPhotometry(stranger)._own_deblender().fingerprint is None
     head = EmbeddingPhotometry(deblender().encoder)
     head._device = "cpu"
-    assert head._deblender().fingerprint == fingerprint
-    assert head._deblender() is head._deblender()  # loaded once
-    assert str(head._deblender()._device) == "cpu"
+    assert head._own_deblender().fingerprint == fingerprint
+    assert head._own_deblender() is head._own_deblender()  # loaded once
+    assert str(head._own_deblender()._device) == "cpu"
+    assert head(pair, places).meta["rosetta"]["options"]["deblender"] == fingerprint
 
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(checkpoint.CheckpointError, match="corrupted"):
@@ -152,6 +151,48 @@ def test_a_bundled_deblender_is_used_where_it_belongs_and_never_swallowed(monkey
     trained.save(path)
     with pytest.raises(ValueError, match="no number"):
         EmbeddingPhotometry(deblender().encoder)(pair, places)
+
+
+def named(head, **owners):
+    """The head as if it had been trained, on ``owners`` instead of its own."""
+    head._provenance, head._owners = {"trained": True}, {**head._trained_on(), **owners}
+    return head
+
+
+def test_errors_are_calibrated_on_one_deblender(tmp_path):
+    """Scenes of any other are refused, also of an untrained one, also after saving; by name on either side."""
+    encoder, pair, places = deblender().encoder, make_pair(XY, FLUX, MIXTURES), from_tangent(XY, CENTER)
+    trained = named(JEPADeblender(encoder))
+    ours = trained(pair, places)
+    assert ours.meta["rosetta"]["head_fingerprint"] == trained.fingerprint is not None
+    assert scene().meta["rosetta"]["head_fingerprint"] is None
+    head = named(EmbeddingPhotometry(deblender=trained))
+    assert head.encoder is encoder
+    head.save(tmp_path / "photometry.safetensors")
+    loaded = EmbeddingPhotometry.from_pretrained(tmp_path / "photometry.safetensors", encoder=encoder, device="cpu")
+    for calibrated in (head, loaded):
+        assert calibrated(ours.embedding, ours).meta["rosetta"]["options"] == {
+            "deblender": trained.fingerprint
+        }
+        with pytest.raises(ValueError, match=f"of an untrained deblender, but .* on deblender {trained.fingerprint}"):
+            calibrated(scene().embedding, scene())
+    other = named(EmbeddingPhotometry(encoder, deblender()), deblender="0123456789abcdef")
+    with pytest.raises(ValueError, match=f"a scene of deblender {trained.fingerprint}, but .* 0123456789abcdef: give"):
+        other(ours.embedding, ours)
+    with pytest.raises(ValueError, match="through an untrained deblender, but .* calibrated on deblender 0123"):
+        other(pair, places)
+    on_untrained = named(EmbeddingPhotometry(encoder, deblender()))
+    assert len(on_untrained(scene().embedding, scene())) == len(scene())
+    with pytest.raises(ValueError, match="are calibrated on an untrained deblender"):
+        on_untrained(ours.embedding, ours)
+    assert len(EmbeddingPhotometry(encoder)(ours.embedding, ours)) == len(ours)  # formal errors hold for any scene
+
+
+def test_a_deblender_of_another_encoder_is_refused(tiny_encoder):
+    with pytest.raises(ValueError, match="deblender belongs to encoder .*, but encoder is .*: give the one"):
+        EmbeddingPhotometry(tiny_encoder, deblender())
+    with pytest.raises(TypeError, match="deblender must be a JEPADeblender or None, got str"):
+        EmbeddingPhotometry(tiny_encoder, "deblender")
 
 
 def test_x_must_be_what_the_scene_was_made_from():
@@ -169,20 +210,21 @@ def test_a_scenes_own_offsets_may_be_given_again():
     given = scenes.shift_offsets(20.0, -10.0)
     pair = make_pair(XY, FLUX, MIXTURES)
     result = deblender()(pair, offsets=given)
-    for same in (given, given.copy(), result.offsets):
+    for same in (given, given.copy(), result.offsets, AstrometricSolution.from_table(given)):
         assert len(photometry()(pair, result, offsets=same)) == len(result)
     with pytest.raises(ValueError, match="the scene remembers"):
         photometry()(pair, result, offsets=scenes.shift_offsets(20.0, -11.0))
     with pytest.raises(ValueError, match="offsets must be the table"):
         photometry()(pair, result, offsets=QTable())
+    of_solution = deblender()(pair, offsets=AstrometricSolution.from_table(given))
+    np.testing.assert_array_equal(photometry()(pair, of_solution)["flux_g"], photometry()(pair, result)["flux_g"])
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="the scene remembers"):
-        photometry()(scene().embedding, scene(), offsets=QTable(meta={"model": {}, "center": CENTER, "verdict": "ok"}))
+        photometry()(scene().embedding, scene(), offsets=scenes.shift_offsets(0.0, 0.0))
     with pytest.raises(ValueError, match="truth has 1 tables for 2 pairs"):
         photometry().fit([None, None], [QTable()], seed=0)
-
 
 
 def test_unmeasured_fluxes_do_not_poison_the_error_network():
@@ -196,8 +238,13 @@ def test_unmeasured_fluxes_do_not_poison_the_error_network():
     }
     data["flux"][::7] = np.nan
     data["error"][::5] = np.nan
-    network = error_model.seeded({"width": 8}, 0)
-    error_model.train(network, data, data, seed=0)
+    rows = error_model.usable(data)
+    assert len(rows["flux"]) == (np.isfinite(data["flux"]) & np.isfinite(data["error"])).sum()
+    with seeded(0):
+        network = error_model.ErrorNet(error_model.ErrorConfig(width=8))
+    train(network, rows, rows, EmbeddingPhotometry.trainer, seed=0)
+    report = error_model.calibrate(network, rows)
+    assert report["coverage"] == pytest.approx(0.683, abs=0.01)
     widen, extra = error_model.predict(network, data["features"])
     relative = np.hypot(widen * 5.0, extra * true) / true
     assert np.median(relative) == pytest.approx(0.2, rel=0.25)

@@ -41,7 +41,8 @@ def offsets(n=5, verdict="ok"):
         "kind": "shift", "order": 0, "scale": 1.0, "coefficients": [[40.0, -30.0]],
         "coefficient_covariance": [[4.0, 0.0], [0.0, 9.0]],
     }
-    table.meta.update(verdict=verdict, reason="too few", center=CENTER, model={"bands": {"joint": model}})
+    box = [[-20.0, -20.0], [20.0, 20.0]]
+    table.meta.update(verdict=verdict, reason="too few", center=CENTER, box=box, model={"bands": {"joint": model}})
     return table
 
 

@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """PSFs that vary over an image, in whatever form they are given."""
 
+import copy
 import pickle
 
 import astropy.units as u
@@ -15,6 +16,7 @@ from photutils.psf import GriddedPSFModel
 from rosetta import PSF, Flag, SkyPair
 from rosetta.deblending.engine.rendering import render
 from rosetta.images.image import band_images
+from rosetta.io import pair as pair_file
 
 
 def gaussian(fwhm, half=15, fine=1, x=0.0, y=0.0):
@@ -118,6 +120,18 @@ def test_a_gridded_model_is_read_as_photutils_reads_it():
     for x0, y0 in ((20, 30), (70, 75)):
         theirs = model.evaluate(x + x0, y + y0, 1.0, x0, y0)
         np.testing.assert_allclose(psf.at(x0, y0), theirs / theirs.sum(), atol=3e-4 * theirs.max())
+
+
+@pytest.mark.parametrize("form", [*FORMS, "oversampled"])
+def test_psfs_travel_with_their_pair(form, tmp_path):
+    psf = PSF(gaussian(3.0, fine=3), oversampling=3) if form == "oversampled" else FORMS[form]
+    pair = SkyPair({"r": blank()}, psf={"r": psf})
+    pair_file.write(pair, tmp_path / "pair.fits")
+    for again in (pair_file.read(tmp_path / "pair.fits"), pickle.loads(pickle.dumps(pair)), copy.deepcopy(pair)):
+        for x, y in ((0, 0), (40, 70), (95, 3)):
+            np.testing.assert_array_equal(again.psf("r").at(x, y), pair.psf("r").at(x, y))
+        np.testing.assert_array_equal(again.ground["r"].psf, pair.ground["r"].psf)
+        assert again.flags == pair.flags and (again.psf("r").cores is None) == (pair.psf("r").cores is None)
 
 
 def blank(n=96):

@@ -6,6 +6,7 @@ import pytest
 
 from rosetta.astrometry import registration
 from rosetta.astrometry.psf_correction import corrected_psf
+from rosetta.astrometry.template import Sharp, transfer
 from rosetta.images.moments import adaptive_moments
 
 N, STEP = 240, 30  # reference pixels; the target's are the same
@@ -37,7 +38,8 @@ def corrected(true, given, seed=0):
     valid, variance = np.ones((N, N), bool), np.full((N, N), NOISE**2)
     owner = np.ones((N, N), int)
     own = stamp(1.2)
-    template = registration.transfer(sharp, variance, valid, owner, own / own.sum(), given, np.eye(2))
+    reference = Sharp(sharp, variance, valid, owner, own / own.sum())
+    template = transfer(reference, given, np.eye(2))
     n = len(xy)
     eye = np.tile(np.eye(2), (n, 1, 1))
     geometry = registration.Geometry(np.ones(n, int), xy.astype(int), xy, eye, eye)
@@ -70,10 +72,10 @@ def test_a_wrong_width_and_a_missing_wing_are_found(wing):
 
 def test_too_few_stars_change_nothing():
     given = unit(stamp(3.0))
-    template = registration.transfer(
-        np.zeros((N, N)), np.ones((N, N)), np.ones((N, N), bool), np.ones((N, N), int), unit(stamp(1.2)), given,
-        np.eye(2),
+    blank = Sharp(
+        np.zeros((N, N)), np.ones((N, N)), np.ones((N, N), bool), np.ones((N, N), int), unit(stamp(1.2))
     )
+    template = transfer(blank, given, np.eye(2))
     faint = np.full(5, 3.0)
     where = np.full((5, 2), 120)
     eye = np.tile(np.eye(2), (5, 1, 1))

@@ -14,30 +14,31 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    surveys flags checkpoint
-    images images.cache images.moments images.psf_core images.psf images.positions images.sky
+    registry surveys flags readonly files checkpoint
+    images images.cache images.moments images.psf_core images.psf images.positions images.sky images.wcs_cards
     pair
     images.image images.filtering images.noise images.resampling
-    io._fits io.euclid io.rubin io.pair io._pair io
+    io._fits io._store io.euclid io.rubin io.pair io._pair io
     embedding matching
     detection detection.watershed detection.detection
     encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
     encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
+    training training.rows training.network training.loop
     head
-    training training.rows
-    astrometry astrometry.field astrometry.band_fields astrometry.corrected_wcs astrometry.solution
-    astrometry.registration astrometry.psf_correction astrometry.cross_correlation astrometry.excess_noise
-    astrometry.measurement astrometry.aligner
-    deblending deblending.shapes deblending.engine deblending.engine.config deblending.engine.placement
-    deblending.engine.rendering deblending.engine.design deblending.engine.fluxes deblending.engine.shape_fit
-    deblending.engine.engine deblending.config
+    astrometry astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
+    astrometry.solution astrometry.corrected_wcs
+    astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
+    astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner
+    deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
+    deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
+    deblending.engine.shape_fit deblending.engine.engine deblending.config
     deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.features
-    deblending.blend_probability deblending.deblender
+    deblending.deblender
     photometry photometry.error_model photometry.catalogue
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.page plotting
-    pipeline pipeline.run pipeline.comparison pipeline.products
+    pipeline pipeline.output pipeline.products pipeline.run pipeline.comparison
     simulate.astrometry simulate.seds simulate.mixtures simulate.population simulate.rendering simulate.noise
     simulate.psf simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     cli
@@ -46,7 +47,7 @@ ORDER = """
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
     "surveys", "pair", "embedding", "matching", "cli",
-    "images.positions", "images.image", "detection.detection",
+    "images.positions", "images.wcs_cards", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
     "deblending.source_list", "deblending.sources", "deblending.residual_search", "deblending.tile_fit",

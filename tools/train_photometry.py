@@ -2,7 +2,8 @@
 """Train the photometry's head on simulated pairs as users have them: PSFs that vary, frames that nearly agree.
 
 Training tiles know one exact PSF over all of them, and a head that has never seen a wrong one quotes too small errors.
-Usage: python tools/train_photometry.py OUTPUT.safetensors [ENCODER.safetensors]; goes on where it was stopped.
+Usage: python tools/train_photometry.py OUTPUT.safetensors [ENCODER.safetensors [DEBLENDER.safetensors]]; goes on where
+it was stopped. The head belongs to the deblender: the bundled one, if none is given.
 """
 
 import sys
@@ -11,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from training_pairs import Column, nearly_aligned
 
-from rosetta import CrossSurveyEncoder, EmbeddingPhotometry
+from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender
 
 N_PAIR = 64
 FIRST_SEED = 5200
@@ -23,8 +24,9 @@ def draw(index):
     return nearly_aligned(FIRST_SEED + index, np.random.default_rng([52, index]), density=(0.3, 1.4))
 
 
-def main(output, encoder=None):
-    head = EmbeddingPhotometry(CrossSurveyEncoder.from_pretrained(encoder))
+def main(output, encoder=None, deblender=None):
+    encoder = CrossSurveyEncoder.from_pretrained(encoder)
+    head = EmbeddingPhotometry(encoder, JEPADeblender.from_pretrained(deblender, encoder=encoder))
     head.fit(*(Column(draw, N_PAIR, k) for k in (0, 1)), seed=6, checkpoint=f"{output}.state")
     print(f"Wrote {output}: photometry {head.save(output)}")
 

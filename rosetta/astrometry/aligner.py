@@ -1,44 +1,65 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """`LearnedAligner`: the two surveys on one astrometric frame, with an honest error or a clear refusal."""
 
-import hashlib
 import logging
-import os
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
-from astropy.table import QTable, Table, vstack
+from astropy.table import QTable, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
 from ..detection.detection import DetectionConfig, detected
 from ..flags import Flag
 from ..head import Head
-from ..images.image import band_images
-from ..images.positions import offset_coord, tangent
+from ..images.image import band_images, extent
+from ..images.positions import offset_coord
 from ..pair import SkyPair
+from ..training.loop import TrainerConfig
+from ..training.rows import joined_rows
 from . import band_fields, corrected_wcs, excess_noise, measurement
 from . import field as offset_field
+from .excess_noise import ExcessNoiseConfig
+from .field_fit import predict_held_out
+from .measurement import MeasurementConfig
+from .solution import AlignmentError, AstrometricSolution, as_solution
 
-__all__ = ["AlignmentError", "LearnedAligner"]
+__all__ = ["AlignerConfig", "AlignmentError", "LearnedAligner"]
 
 log = logging.getLogger("rosetta")
 
 MAS = u.mas
-COARSE_SIGNIFICANCE = 8.0  # of the correlation peak, to start from it
-COARSE_RIVAL = 1.3  # how much higher it must be than any other peak
-COARSE_ERROR = 100.0  # mas, of an offset that only the correlation supports
-COARSE_ALONE = 15.0  # significance at which the correlation is believed without single sources,
-COARSE_ALONE_RIVAL = 6.0  # and how far above any other peak: few bright sources make high chance peaks
+MIN_ROWS = 20  # sources to learn from
 
 
-class AlignmentError(ValueError):
-    """The data do not support an alignment; the message says why."""
+@dataclass(frozen=True)
+class AlignerConfig:
+    """What decides the answer of a `LearnedAligner`; it is saved with its weights.
+
+    Attributes
+    ----------
+    detection : `~rosetta.detection.detection.DetectionConfig`
+    coarse_significance, coarse_rival : float
+        Of the peak of the cross-correlation, to start from it, and how many times higher than any other it must be.
+    alone_significance, alone_rival : float
+        The same for the peak to be believed without single sources: few bright sources make high chance peaks.
+    coarse_error : float
+        Of an offset that only the correlation supports, mas.
+    measurement : `~rosetta.astrometry.measurement.MeasurementConfig`
+    network : `~rosetta.astrometry.excess_noise.ExcessNoiseConfig`
+    """
+
+    detection: DetectionConfig = DetectionConfig()
+    coarse_significance: float = 8.0
+    coarse_rival: float = 1.3
+    alone_significance: float = 15.0
+    alone_rival: float = 6.0
+    coarse_error: float = 100.0
+    measurement: MeasurementConfig = MeasurementConfig()
+    network: ExcessNoiseConfig = ExcessNoiseConfig()
 
 
 class LearnedAligner(Head):
@@ -57,6 +78,9 @@ class LearnedAligner(Head):
     moved between the two images of a pair (tiles observed twice through `rosetta.simulate` are one sky, without
     motion).
 
+    `fit` trains it on truth with ``sky_centroid``, ``d_ra_cosdec`` and ``d_dec``. Without truth, a known shift is
+    injected into each ground WCS, and sources are compared with that shift plus the field that all others define.
+
     Sign: corrected position = ground position + offset. Offsets are (east, north), east being
     d(RA) cos(Dec).
 
@@ -68,21 +92,21 @@ class LearnedAligner(Head):
 
     Examples
     --------
-    >>> from rosetta import LearnedAligner
+    >>> from rosetta import AstrometricSolution, LearnedAligner
     >>> offsets = LearnedAligner.from_pretrained()(embedding)  # doctest: +SKIP
-    >>> offsets.meta["verdict"]  # doctest: +SKIP
+    >>> AstrometricSolution.from_table(offsets).verdict  # doctest: +SKIP
     'ok'
     """
 
     _kind = "aligner"
-    _default_config = {"token_dim": 384, "width": 32}
+    _config_class = AlignerConfig
+    trainer = TrainerConfig(steps=600, batch=256, rate=1e-3, weight_decay=0.05, look_every=20)
+    _truth_columns = ("sky_centroid", "d_ra_cosdec", "d_dec")
+    _needs_truth = False
 
     @staticmethod
     def _build(config):
-        return excess_noise.ExcessNoise(**config)
-
-    def __init__(self, encoder=None):
-        super().__init__(encoder)
+        return excess_noise.ExcessNoise(config.network)
 
     def __call__(self, x, *, bands=None, model="auto"):
         """Measure the offsets.
@@ -105,9 +129,9 @@ class LearnedAligner(Head):
             two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``: ``verdict`` ("ok",
             "coarse": only the cross-correlation worked; all ground rows hold its offset and are flagged
             COARSE_ALIGNMENT, space bands have none; or "abstain": offsets are NaN and rows are flagged
-            UNALIGNED), ``reason``, ``center``, ``model`` (one field per band, for
-            `rosetta.astrometry.field.evaluate`), ``reference``, ``coarse`` and provenance. Errors include the fitted
-            scatter.
+            UNALIGNED), ``reason``, ``center``, ``box``, ``model`` (one field per band): what
+            `~rosetta.AstrometricSolution.from_table` reads; ``score``, ``reference``, ``coarse`` and provenance.
+            Errors include the fitted scatter.
 
         Raises
         ------
@@ -124,11 +148,11 @@ class LearnedAligner(Head):
         if model != "auto" and model not in offset_field.MODELS:
             raise ValueError(f"model must be 'auto' or one of {', '.join(offset_field.MODELS)}; got {model!r}")
         planes = band_images(pair)
-        detections = detected(pair, DetectionConfig())
+        detections = detected(pair, self._config.detection)
         reference = detections.image.band
         wanted = _wanted_bands(pair, planes, reference, bands)
-        sources = measurement.find_sources(detections)
-        found = _measure(planes, sources, wanted)
+        sources = measurement.find_sources(detections, self._config.measurement)
+        found = _measure(planes, sources, wanted, self._config)
         extras = {}
         if self._provenance.get("trained"):
             tokens = _tokens(embedding, sources)
@@ -136,7 +160,7 @@ class LearnedAligner(Head):
                 extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
         meta = self._provenance_of(embedding, bands=wanted, model=model)
         meta["reference"] = reference
-        return _table(planes, sources, found, extras, model, meta)
+        return _table(planes, sources, found, extras, model, meta, self._config)
 
     def correct_wcs(self, wcs, offsets, *, band="joint", form="sip"):
         """A new WCS that carries the offset field.
@@ -145,7 +169,7 @@ class LearnedAligner(Head):
         ----------
         wcs : APE-14 WCS
             Of a ground image (or of the band the field was measured in). It is not modified.
-        offsets : `~astropy.table.QTable`
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`
             From this aligner.
         band : str
             Whose field: a band of ``offsets`` or "joint".
@@ -159,8 +183,8 @@ class LearnedAligner(Head):
         `~astropy.wcs.WCS`
             ICRS. The largest approximation error is logged; `align` states it in its ``meta``. It holds for the
             region that was fitted: the image, where ``wcs.pixel_shape`` (else ``wcs.pixel_bounds``) tells its size,
-            or the box around the sources in ``offsets`` with a margin of 5 % and 5 pixels. Set ``pixel_shape``
-            where the image is not that large; outside of the region a polynomial is good for nothing.
+            or what the reference image covers with a margin of 5 % and 5 pixels. Set ``pixel_shape`` where the image
+            is not that large; outside of the region a polynomial is good for nothing.
 
         Raises
         ------
@@ -170,7 +194,7 @@ class LearnedAligner(Head):
             If ``offsets`` is not the aligner's table with its ``meta``, ``wcs`` is no WCS, or the form or the band is
             not known.
         """
-        return _correct(wcs, offsets, band, form)[0]
+        return _correct(wcs, as_solution(offsets), band, form)[0]
 
     def align(self, pair):
         """All ground images with corrected WCS; their pixels are untouched.
@@ -193,21 +217,20 @@ class LearnedAligner(Head):
             If the data do not support an alignment.
         """
         offsets = self(pair)
-        _check_usable(offsets)
+        solution = as_solution(offsets)
+        solution.require_fields()
+        sources = offsets["sky_centroid"][offsets["band"] == "joint"]
         pair = pair if isinstance(pair, SkyPair) else pair.pair
         aligned = {}
         for band, image in pair.ground.items():
-            wcs, residual = _correct(image.wcs, offsets, band, "sip", image.data.shape)
-            model = offsets.meta["model"]["bands"][band]
-            rows = offsets["band"] == "joint"
-            xy = tangent(offsets["sky_centroid"][rows], offsets.meta["center"])
-            cov = offset_field.evaluate(model, xy)[1]
+            wcs, residual = _correct(image.wcs, solution, band, "sip", image.data.shape)
+            sigma = solution.sigma_at(sources, band)
             statement = {  # keywords and values that a FITS header can hold
-                "ALIGN": offsets.meta["verdict"],
-                "ALIGNMOD": model["kind"],
-                "ALIGNFRM": model.get("borrowed", band),
+                "ALIGN": solution.verdict,
+                "ALIGNMOD": solution.kind(band),
+                "ALIGNFRM": solution.frame(band),
                 "ALIGNRES": residual,
-                "ALIGNSIG": float(np.sqrt(np.median(np.trace(cov, axis1=1, axis2=2)) / 2)),
+                "ALIGNSIG": float(np.sqrt(np.median((sigma**2).sum(1)) / 2)),
             }
             aligned[band] = CCDData(
                 image.data.copy(),
@@ -225,7 +248,7 @@ class LearnedAligner(Head):
 
         Parameters
         ----------
-        offsets : `~astropy.table.QTable`
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`
             From this aligner.
         wcs : APE-14 WCS
             Of the grid, in the uncorrected frame of the band: a pixel's true position is its position there plus the
@@ -249,7 +272,7 @@ class LearnedAligner(Head):
             If ``offsets`` is not the aligner's table with its ``meta``, the band is not known, ``wcs`` is no WCS, or
             ``shape`` is not that of an image of 2 x 2 pixels or more.
         """
-        _check_usable(offsets)
+        solution = as_solution(offsets)
         if not hasattr(wcs, "pixel_to_world"):
             raise TypeError(f"wcs must be a WCS, got {type(wcs).__name__}")
         if np.shape(shape) != (2,) or not all(n >= 2 for n in shape):
@@ -258,11 +281,10 @@ class LearnedAligner(Head):
         # The field is smooth: ask it at some nodes and interpolate.
         nodes = [np.linspace(0, n - 1, int(np.clip(n // 8, 4, 65))) for n in (ny, nx)]
         y, x = np.meshgrid(*nodes, indexing="ij")
-        header = wcs.pixel_to_world(x.ravel(), y.ravel())
-        true = corrected_wcs.true_position(header, _field_of(offsets, band))
-        xy = tangent(true, offsets.meta["center"])
-        mean, cov = offset_field.evaluate(offsets.meta["model"], xy, band=band)
-        planes = np.concatenate([mean, np.sqrt(cov[:, [0, 1], [0, 1]])], 1).T.reshape(4, *x.shape)
+        solution.require_fields()
+        true = solution.true_position(wcs.pixel_to_world(x.ravel(), y.ravel()), band)
+        planes = np.concatenate([solution.offset_at(true, band), solution.sigma_at(true, band)], 1)
+        planes = planes.T.reshape(4, *x.shape)
         fine = np.arange(ny), np.arange(nx)
         planes = np.stack([RectBivariateSpline(*nodes, p)(*fine) for p in planes]).astype(np.float32)
         return CCDData(
@@ -270,61 +292,13 @@ class LearnedAligner(Head):
             meta={"PLANE1": "d_ra_cosdec", "PLANE2": "d_dec", "band": band},
         )
 
-    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
-        """Learn how far sources stray from their frame. The encoder stays frozen.
-
-        Only what strays in ``pairs`` is learnt: without proper motion between the two images there, none is
-        allowed for on other sky.
-
-        Parameters
-        ----------
-        pairs : sequence of `~rosetta.SkyPair`
-            Read one at a time.
-        truth : sequence of `~astropy.table.QTable`, optional
-            Parallel to ``pairs``: ``sky_centroid``, ``d_ra_cosdec``, ``d_dec`` (as from `rosetta.simulate`).
-            None: a known shift is injected into each ground WCS, and sources are compared with that shift plus the
-            field that all other sources define.
-        seed : int
-        checkpoint : path-like, optional
-            ``.npz`` file with the measurements so far: an interrupted run on the same pairs resumes from it.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If ``truth`` is not as long as ``pairs``, the pairs give too few sources, or ``checkpoint`` is of
-            another encoder, seed, kind of truth or of other pairs.
-        """
-        if truth is not None and len(truth) != len(pairs):
-            raise ValueError(f"truth has {len(truth)} entries, pairs has {len(pairs)}: they must be parallel")
-        owner = "" if checkpoint is None else _owner(self.encoder, pairs, truth, seed)
-        rows = _load_rows(checkpoint, owner)
-        done = int(rows["done"]) if rows else 0
-        for index in range(done, len(pairs)):
-            new = self._training_rows(pairs[index], None if truth is None else truth[index], index, seed)
-            rows = _append(rows, new, index)
-            if checkpoint is not None:
-                _save_rows(checkpoint, rows, owner)
-        if not rows or len(rows["group"]) < 20:
-            raise ValueError(f"pairs gave {len(rows['group']) if rows else 0} usable sources, 20 are needed: add pairs")
-        dim = rows["ground"].shape[1]
-        self._config = {**self._config, "token_dim": int(dim)}
-        self._network = excess_noise.seeded(self._config, seed)
-        names = ("ground", "space", "scalars", "residual", "cov", "group")
-        report = excess_noise.train(self._network, *(rows[name] for name in names), seed=seed)
-        self._provenance = {"trained": True, "seed": seed, "truth": truth is not None, **report}
-        self._fingerprint = None
-        return self
-
-    def _training_rows(self, pair, truth, index, seed):
+    def _rows(self, pair, truth, index, seed):
         """Tokens, scalars, residuals and covariances of the usable sources of one pair; None if it has none."""
         _check_sides(pair)
         embedding = self.encoder(pair)
         planes = band_images(pair)
-        sources = measurement.find_sources(detected(pair, DetectionConfig()))
+        detections = detected(pair, self._config.detection)
+        sources = measurement.find_sources(detections, self._config.measurement)
         wanted = [band for band in planes if planes[band].side == "ground"]
         injected = np.zeros(2)
         if truth is None:
@@ -333,7 +307,7 @@ class LearnedAligner(Head):
                 band: replace(p, wcs=_Shifted(p.wcs, 1e-3 * injected)) if p.side == "ground" else p
                 for band, p in planes.items()
             }
-        found = _measure(planes, sources, wanted)
+        found = _measure(planes, sources, wanted, self._config)
         if found.verdict != "ok":
             log.warning("pairs[%d] left out of training: %s", index, found.reason)
             return None
@@ -352,15 +326,29 @@ class LearnedAligner(Head):
             elif use.sum() >= 10:
                 # What is known of the header error is the injected shift; the rest is the field of the others.
                 rest = part.offset[use] + injected
-                mean, spare = offset_field.predict_held_out(sources.xy[use], rest, part.cov[use])
+                mean, spare = predict_held_out(sources.xy[use], rest, part.cov[use])
                 residual, cov = rest - mean, part.cov[use] + spare
             else:
                 continue
             parts.append({
                 "ground": tokens[0][use], "space": tokens[1][use], "scalars": _scalars(part, sources)[use],
-                "residual": residual, "cov": cov, "group": np.full(use.sum(), index),
+                "residual": residual, "cov": cov,
             })
-        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else None
+        rows = joined_rows(parts)
+        return rows if rows and len(rows["residual"]) else None
+
+    def _prepared(self, data, held_out):
+        n = len(data["residual"]) + len(held_out["residual"])
+        if n < MIN_ROWS:
+            raise ValueError(f"pairs gave {n} usable sources, {MIN_ROWS} are needed: add pairs")
+        return data, held_out
+
+    def _config_for(self, data):
+        network = replace(self._config.network, token_dim=data["ground"].shape[1])
+        return replace(self._config, network=network)
+
+    def _finish(self, network, data, held_out):
+        return excess_noise.report(network, held_out)
 
 
 class _Shifted:
@@ -420,15 +408,15 @@ def _cards(meta):
     }
 
 
-def _measure(planes, sources, wanted):
+def _measure(planes, sources, wanted, config):
     """Coarse step, then every band; `_Found`."""
-    if len(sources.xy) < measurement.MIN_SOURCES:
+    if len(sources.xy) < sources.config.min_sources:
         return _Found([], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
     match = measurement.coarse_match(planes, sources)
     believed = (
         match is not None
-        and match.significance > COARSE_SIGNIFICANCE
-        and match.significance > COARSE_RIVAL * match.rival
+        and match.significance > config.coarse_significance
+        and match.significance > config.coarse_rival * match.rival
     )
     start = match.offset if believed else np.zeros(2)
     parts = []
@@ -440,8 +428,8 @@ def _measure(planes, sources, wanted):
     if agreeing:
         return _Found(parts, measurement.combine(agreeing), "ok", "", match)
     most = max((int(p.usable.sum()) for p in ground), default=0)
-    alone = believed and match.significance > max(COARSE_ALONE, COARSE_ALONE_RIVAL * match.rival)
-    if alone and most >= measurement.MIN_SOURCES:  # two or three sources correlate well with anything
+    alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
+    if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
         reason = "single sources do not agree on an offset; the cross-correlation of the images does"
         return _Found(parts, None, "coarse", reason, match)
     strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
@@ -469,7 +457,7 @@ def _scalars(part, sources):
     return np.clip(np.nan_to_num(np.stack(columns, -1), posinf=0, neginf=0), -4, 4).astype(np.float32)
 
 
-def _table(planes, sources, found, extras, model, meta):
+def _table(planes, sources, found, extras, model, meta, config):
     """The result: rows per band, fields, verdict."""
     n = len(sources.xy)
     eye = np.eye(2)
@@ -485,16 +473,12 @@ def _table(planes, sources, found, extras, model, meta):
     if found.verdict == "ok":
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
         sides = {band: planes[band].side for band in fields if band != "joint"}
-        fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model)
+        fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
         for band, fit in fits.items():
-            covs[band] = covs[band] + (scatter[band] ** 2 @ np.square(fit.model["floor"]))[:, None, None] * eye
+            covs[band] = covs[band] + (scatter[band] ** 2 @ fit.floor**2)[:, None, None] * eye
     elif found.verdict == "coarse":
-        shift = (1e3 * found.match.offset).tolist()
-        models["joint"] = {
-            "version": 1, "kind": "coarse", "order": 0, "scale": 1.0, "coefficients": [shift],
-            "coefficient_covariance": (COARSE_ERROR**2 * eye).tolist(), "floor": [], "score": None, "n_source": n,
-        }
+        models["joint"] = offset_field.constant(1e3 * found.match.offset, config.coarse_error)
     if "joint" in models:
         for part in found.parts:
             if part.band not in models and planes[part.band].side == "ground":
@@ -503,19 +487,19 @@ def _table(planes, sources, found, extras, model, meta):
     for part in parts:
         tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
         if found.verdict == "coarse" and planes[part.band].side == "ground":
-            _set_coarse(tables[-1], found.match)
+            _set_coarse(tables[-1], found.match, config.coarse_error)
     if found.joint is None:
         tables.append(_rows(sources, None, None, None, found.verdict))
         if found.verdict == "coarse":
-            _set_coarse(tables[-1], found.match)
+            _set_coarse(tables[-1], found.match, config.coarse_error)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
+    center, low, high = extent([sources.reference])
+    box = tuple(tuple(corner.tolist()) for corner in (low, high))
+    solution = AstrometricSolution(found.verdict, found.reason, center, box, models)
     result.meta.update(meta)
     result.meta.update(
-        verdict=found.verdict,
-        reason=found.reason,
-        center=sources.center,
-        model={"version": 1, "bands": models},
-        score={band: m["score"] for band, m in models.items() if m["score"] is not None},
+        solution.to_meta(),
+        score={band: fit.score for band, fit in fits.items()},
         coarse=None if found.match is None else {
             "d_ra_cosdec": float(1e3 * found.match.offset[0]), "d_dec": float(1e3 * found.match.offset[1]),
             "significance": found.match.significance, "rival": found.match.rival,
@@ -558,84 +542,20 @@ def _rows(sources, part, cov, fit, verdict):
     return table
 
 
-def _set_coarse(table, match):
+def _set_coarse(table, match, error):
     """Give all rows of a ground band the offset of the cross-correlation."""
     for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
         table[column] = 1e3 * match.offset[axis] * MAS
-        table[f"{column}_err"] = COARSE_ERROR * MAS
+        table[f"{column}_err"] = error * MAS
     table["corr"] = 0.0
     table["flags"] = table["flags"] & ~int(Flag.UNALIGNED) | int(Flag.COARSE_ALIGNMENT)
 
 
-def _check_usable(offsets):
-    advice = "offsets must be the table that LearnedAligner returns, with its meta: pass it unchanged"
-    if not isinstance(offsets, Table):
-        raise TypeError(f"{advice}; got {type(offsets).__name__}")
-    if not {"verdict", "reason", "center", "model"} <= set(offsets.meta) or "sky_centroid" not in offsets.colnames:
-        raise ValueError(f"{advice}; this one has lost it")
-    if offsets.meta["verdict"] == "abstain":
-        raise AlignmentError(f"offsets hold no alignment ({offsets.meta['reason']}): keep the header WCS")
-
-
-def _field_of(offsets, band):
-    """The offset field of a band as a function: true position (n,) -> (n, 2), (east, north) arcsec."""
-    center, model = offsets.meta["center"], offsets.meta["model"]
-    return lambda sky: 1e-3 * offset_field.evaluate(
-        model, tangent(sky, center), band=band, covariance=False
-    )[0]
-
-
-def _correct(wcs, offsets, band, form, shape=None):
+def _correct(wcs, solution, band, form, shape=None):
     """Corrected WCS and its largest approximation error in mas; ``shape`` (ny, nx) where the image is known."""
     if form not in corrected_wcs.FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, corrected_wcs.FORMS))}; got {form!r}")
-    _check_usable(offsets)
-    field = _field_of(offsets, band)
-    new, residual = corrected_wcs.corrected(wcs, field, form, offsets["sky_centroid"], shape)
+    solution.require_fields()
+    new, residual = corrected_wcs.corrected(wcs, solution, band, form, shape)
     log.info("corrected WCS (%s, %s): largest approximation error %.3f mas", band, form, residual)
     return new, residual
-
-
-def _append(rows, new, index):
-    if rows and new:
-        rows = {name: np.concatenate([rows[name], new[name]]) for name in new}
-    elif new:
-        rows = new
-    if rows:
-        rows["done"] = index + 1
-    return rows
-
-
-def _owner(encoder, pairs, truth, seed):
-    """What a state of `fit` belongs to; pairs are told apart by their number and by the first one's pixel grids."""
-    grids = []
-    for side, band, image in pairs[0].images() if len(pairs) else ():
-        ny, nx = image.data.shape
-        middle = image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2).icrs
-        grids.append(f"{side} {band} {ny} {nx} {middle.ra.deg:.6f} {middle.dec.deg:.6f}")
-    data = hashlib.sha256("\n".join([str(len(pairs)), *grids]).encode()).hexdigest()[:16]
-    return f"{encoder.fingerprint} {seed} {truth is not None} {data}"
-
-
-def _load_rows(path, owner):
-    if path is None or not Path(path).exists():
-        return {}
-    with np.load(path, allow_pickle=False) as stored:
-        found = {name: stored[name] for name in stored.files}
-    if str(found.pop("owner", "")) != owner:
-        raise ValueError(
-            f"checkpoint {Path(path).name!r} is of other pairs, or of another encoder, seed or kind of truth: "
-            "use a new file"
-        )
-    return found
-
-
-def _save_rows(path, rows, owner):
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    os.close(handle)
-    try:
-        np.savez(temporary, owner=owner, **rows)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

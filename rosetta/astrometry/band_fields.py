@@ -3,14 +3,12 @@
 field from its own noise."""
 
 from . import field
+from .field_fit import fit_field, on_top_of
 
 __all__ = ["band_fields"]
 
-_MARGIN = 3.0  # nats of held-out likelihood by which an affine field must beat a shift
-_MIN_AFFINE = 12  # sources
 
-
-def band_fields(xy, measured, side, scatter, model):
+def band_fields(xy, measured, side, scatter, model, config):
     """Fit the fields of all bands.
 
     Parameters
@@ -24,20 +22,25 @@ def band_fields(xy, measured, side, scatter, model):
     scatter : dict
         Band (or "joint") -> (n, n_component) shapes of what the sources may stray by; their sizes are fitted.
     model : str
-        As for `~rosetta.astrometry.field.fit_field`; rules the joint field. A ground band has that field plus a
+        As for `~rosetta.astrometry.field_fit.fit_field`; rules the joint field. A ground band has that field plus a
         shift (or an affine one), and a space band a shift (or an affine one), as its frame is the reference's own.
+    config : `~rosetta.astrometry.field_fit.FieldConfig`
 
     Returns
     -------
     dict
-        Band -> `~rosetta.astrometry.field.FieldFit`.
+        Band -> `~rosetta.astrometry.field_fit.FieldFit`.
     """
     fits = {}
     ground = [band for band in measured if side.get(band) == "ground"]
     if "joint" in measured:
         part, cov = measured["joint"]
         use = part.usable
-        fits["joint"] = field.fit_field(xy[use], part.offset[use], cov[use], scatter=scatter["joint"][use], model=model)
+        fits["joint"] = fit_field(
+            xy[use], part.offset[use], cov[use], scatter=scatter["joint"][use], model=model, config=config
+        )
+        if len(ground) > 1:
+            joint = field.evaluate(fits["joint"].model, xy, covariance=False)[0]
     for band, (part, cov) in measured.items():
         use = part.usable
         if band == "joint":
@@ -45,18 +48,17 @@ def band_fields(xy, measured, side, scatter, model):
         if side[band] == "ground" and len(ground) == 1:
             fits[band] = fits["joint"]
         elif side[band] == "ground":
-            base = fits["joint"].model
-            rest = part.offset[use] - field.evaluate(base, xy[use], covariance=False)[0]
-            fits[band] = field.on_top_of(base, _low_order(xy[use], rest, cov[use], scatter[band][use], model))
+            own = _low_order(xy[use], (part.offset - joint)[use], cov[use], scatter[band][use], model, config)
+            fits[band] = on_top_of(fits["joint"].model, own)
         else:
-            fits[band] = _low_order(xy[use], part.offset[use], cov[use], scatter[band][use], model)
+            fits[band] = _low_order(xy[use], part.offset[use], cov[use], scatter[band][use], model, config)
     return fits
 
 
-def _low_order(xy, offset, cov, scatter, model):
+def _low_order(xy, offset, cov, scatter, model, config):
     """A shift, or an affine field where left-out sources clearly ask for it."""
-    shift = field.fit_field(xy, offset, cov, scatter=scatter, model="shift")
-    if model == "shift" or len(xy) < _MIN_AFFINE:
+    shift = fit_field(xy, offset, cov, scatter=scatter, model="shift", config=config)
+    if model == "shift" or len(xy) < config.min_affine:
         return shift
-    affine = field.fit_field(xy, offset, cov, scatter=scatter, model="affine")
-    return affine if (affine.score - shift.score) * len(xy) > _MARGIN else shift
+    affine = fit_field(xy, offset, cov, scatter=scatter, model="affine", config=config)
+    return affine if (affine.score - shift.score) * len(xy) > config.margin else shift

@@ -10,9 +10,9 @@ from astropy.wcs import WCS, DistortionLookupTable, Sip
 from astropy.wcs.wcsapi import BaseHighLevelWCS, BaseLowLevelWCS, HighLevelWCSWrapper
 from scipy.interpolate import RectBivariateSpline
 
-from ..images.positions import from_tangent, offset_coord, plain_icrs, tangent
+from ..images.positions import from_tangent, tangent
 
-__all__ = ["FORMS", "corrected", "true_position"]
+__all__ = ["FORMS", "corrected"]
 
 FORMS = ("sip", "lookup", "tan")
 _GRID = 41  # nodes per axis of the fitted grid
@@ -21,49 +21,21 @@ _GOAL = 0.02  # mas: no higher order is tried below this residual
 _LOOKUP_STEP = 4.0  # pixels between the entries of a lookup table
 _LOOKUP_MAX = 513  # entries per axis
 _LOOKUP_NODES = 65  # per axis, at which the field itself is asked
-_ITERATIONS = 4  # of the inversion: each gains a factor of the field's gradient, some 1e-3
 
 
-def true_position(header, field):
-    """The position that a header position stands for.
-
-    The field is a function of the true position p, and a header position is q = p - field(p); the field
-    several arcsec away, at q, is another one. Solved for p by fixed-point iteration.
-
-    Parameters
-    ----------
-    header : `~astropy.coordinates.SkyCoord`, shape (n,)
-    field : callable
-        `~astropy.coordinates.SkyCoord` (n,) -> offset (n, 2), (east, north) arcsec.
-
-    Returns
-    -------
-    `~astropy.coordinates.SkyCoord`, shape (n,)
-        ICRS.
-    """
-    header = plain_icrs(header)
-    sky = header
-    for _ in range(_ITERATIONS):
-        found = offset_coord(sky, *-field(sky).T)
-        east, north = found.spherical_offsets_to(header)
-        sky = offset_coord(sky, east.arcsec, north.arcsec)
-    return sky
-
-
-def corrected(wcs, field, form, positions, shape=None):
+def corrected(wcs, solution, band, form, shape=None):
     """The corrected WCS and how well it holds the field.
 
     Parameters
     ----------
     wcs : APE-14 WCS
         Two celestial axes.
-    field : callable
-        True position, `~astropy.coordinates.SkyCoord` (n,) -> offset (n, 2), (east, north) arcsec.
+    solution : `~rosetta.AstrometricSolution`
+    band : str
+        Whose field.
     form : {"sip", "lookup", "tan"}
-    positions : `~astropy.coordinates.SkyCoord`
-        Sources of the field: they bound the region to be fitted where nothing knows the image size.
     shape : tuple of int, optional
-        (ny, nx) of the image; default: what ``wcs`` says.
+        (ny, nx) of the image; default: what ``wcs`` says, else the region that the reference image covers.
 
     Returns
     -------
@@ -76,21 +48,21 @@ def corrected(wcs, field, form, positions, shape=None):
         wcs = HighLevelWCSWrapper(wcs)
     if not isinstance(wcs, BaseHighLevelWCS):
         raise TypeError(f"wcs must be an APE-14 WCS, got {type(wcs).__name__}")
-    pixel_shape, low, high = _region(wcs, field, positions, shape)
+    pixel_shape, low, high = _region(wcs, solution, band, shape)
     axes = [np.linspace(a, b, _GRID) for a, b in zip(low, high, strict=True)]
     x, y = (a.ravel() for a in np.meshgrid(*axes))
-    sky = true_position(wcs.pixel_to_world(x, y), field)
+    sky = solution.true_position(wcs.pixel_to_world(x, y), band)
     if form == "tan":
         new = _tan(wcs, x, y, sky)
     elif form == "sip":
         new = _sip(wcs, x, y, sky)
     else:
-        new = _lookup(wcs, field, low, high)
+        new = _lookup(wcs, solution, band, low, high)
     new.pixel_shape = pixel_shape
     return new, _residual(new, x, y, sky)
 
 
-def _region(wcs, field, positions, shape):
+def _region(wcs, solution, band, shape):
     """Image shape (nx, ny) or None, and the pixel box to fit."""
     size = wcs.low_level_wcs.pixel_shape if shape is None else shape[::-1]
     if size is not None:
@@ -99,8 +71,9 @@ def _region(wcs, field, positions, shape):
     if bounds is not None and all(b is not None for b in bounds):
         low, high = np.array(bounds, float).T
         return None, low, high
-    header = offset_coord(positions, *-field(positions).T)
-    pixels = np.stack(wcs.world_to_pixel(header), -1)
+    (west, south), (east, north) = solution.box
+    edge = from_tangent([(west, south), (east, south), (west, north), (east, north)], solution.center)
+    pixels = np.stack(wcs.world_to_pixel(solution.ground_position(edge, band)), -1)
     low, high = pixels.min(0), pixels.max(0)
     margin = 0.05 * (high - low) + 5.0
     return None, low - margin, high + margin
@@ -201,13 +174,13 @@ def _sip_of_order(x, y, sky, crpix, order):
     return new
 
 
-def _lookup(wcs, field, low, high):
+def _lookup(wcs, solution, band, low, high):
     """TAN, and per axis a table of pixel shifts that holds everything else, the input's own distortion included."""
     n = [int(np.clip(np.ceil((b - a) / _LOOKUP_STEP) + 1, 2, _LOOKUP_MAX)) for a, b in zip(low, high, strict=True)]
     fine = [np.linspace(a, b, k) for a, b, k in zip(low, high, n, strict=True)]
     nodes = [np.linspace(a, b, _LOOKUP_NODES) for a, b in zip(low, high, strict=True)]
     x, y = (a.ravel() for a in np.meshgrid(*nodes))
-    sky = true_position(wcs.pixel_to_world(x, y), field)
+    sky = solution.true_position(wcs.pixel_to_world(x, y), band)
     crpix = _start(wcs, x, y)
     center, _, coefficient = _fit(x, y, sky, crpix, 1)
     cd = coefficient.T

@@ -6,30 +6,58 @@ scatter (mas, per axis) that is added in quadrature to the measured covariance. 
 Colour gradients and blends stray in any pair; proper motion is known only where training pairs had it.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["N_SCALAR", "ExcessNoise", "excess_noise", "seeded", "train"]
+from ..training.network import HeadNetwork
+
+__all__ = ["N_SCALAR", "ExcessNoise", "ExcessNoiseConfig", "excess_noise", "report"]
 
 N_SCALAR = 6
-_LOW, _HIGH = np.log(0.05), np.log(300.0)  # mas
 
 
-class ExcessNoise(nn.Module):
+@dataclass(frozen=True)
+class ExcessNoiseConfig:
+    """Sizes and limits of an `ExcessNoise`.
+
+    Attributes
+    ----------
+    token_dim : int
+        Length of a token.
+    n_scalar : int
+        Classical numbers of a source.
+    width : int
+        Hidden units.
+    least, most : float
+        Limits of the extra scatter, mas.
+    """
+
+    token_dim: int = 384
+    n_scalar: int = N_SCALAR
+    width: int = 32
+    least: float = 0.05
+    most: float = 300.0
+
+
+class ExcessNoise(HeadNetwork):
     """Tokens (ground, space) and scalars -> ln of the extra scatter in mas.
 
     Parameters
     ----------
-    token_dim, width : int
+    config : `ExcessNoiseConfig`
     """
 
-    def __init__(self, token_dim=384, width=32):
+    def __init__(self, config):
         super().__init__()
+        width = config.width
+        self.limits = float(np.log(config.least)), float(np.log(config.most))
         self.tokens = nn.ModuleList(
-            [nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width)) for _ in range(2)]
+            [nn.Sequential(nn.LayerNorm(config.token_dim), nn.Linear(config.token_dim, width)) for _ in range(2)]
         )
-        self.scalars = nn.Linear(N_SCALAR, width)
+        self.scalars = nn.Linear(config.n_scalar, width)
         self.head = nn.Sequential(nn.GELU(), nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.constant_(self.head[-1].bias, np.log(5.0))
@@ -38,28 +66,29 @@ class ExcessNoise(nn.Module):
         """(n, dim), (n, dim), (n, N_SCALAR) -> (n,)"""
         parts = [layer(t) for layer, t in zip(self.tokens, (ground, space), strict=True)]
         out = self.head(torch.cat([*parts, self.scalars(scalars)], -1))[:, 0]
-        return out.clamp(_LOW, _HIGH)
+        return out.clamp(*self.limits)
+
+    def loss(self, rows):
+        """Of residuals of known offsets, a row per source and band.
+
+        ``ground``, ``space`` (n, token_dim) and ``scalars`` (n, n_scalar) are read; ``residual`` (n, 2) is measured
+        minus true offset, mas, and ``cov`` (n, 2, 2) its covariance from pixel noise, mas^2.
+        """
+        return _negative_log_density(self(*(rows[name] for name in _READ)), rows["residual"], rows["cov"]).mean()
 
 
-def seeded(config, seed):
-    """An untrained network; the global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ExcessNoise(**config)
+_READ = ("ground", "space", "scalars")
 
 
-def _tensors(arrays, device):
-    return [torch.as_tensor(np.asarray(a, np.float32), device=device) for a in arrays]
-
-
-@torch.no_grad()
+@torch.inference_mode()
 def excess_noise(network, ground, space, scalars):
-    """Extra scatter of each source: arrays (n, dim), (n, dim), (n, N_SCALAR) -> (n,) mas."""
+    """Extra scatter of each source: arrays (n, dim), (n, dim), (n, n_scalar) -> (n,) mas."""
     device = next(network.parameters()).device
-    return network(*_tensors((ground, space, scalars), device)).exp().cpu().numpy().astype(float)
+    tensors = (torch.as_tensor(np.asarray(a, np.float32), device=device) for a in (ground, space, scalars))
+    return network(*tensors).exp().cpu().numpy().astype(float)
 
 
-def _loss(log_extra, residual, cov, dof=5.0):
+def _negative_log_density(log_extra, residual, cov, dof=5.0):
     """Negative log-density of a bivariate Student-t (heavy tails: mismatches must not set the scale)."""
     total = cov + torch.exp(2 * log_extra)[:, None, None] * torch.eye(2, device=cov.device)
     det = total[:, 0, 0] * total[:, 1, 1] - total[:, 0, 1] ** 2
@@ -69,72 +98,21 @@ def _loss(log_extra, residual, cov, dof=5.0):
     return 0.5 * torch.log(det) + 0.5 * (dof + 2) * torch.log1p(chi2 / dof)
 
 
-def train(network, ground, space, scalars, residual, cov, group, *, seed=0, steps=600):
-    """Fit the network to residuals of known offsets.
-
-    Parameters
-    ----------
-    network : ExcessNoise
-    ground, space : numpy.ndarray, shape (n, dim)
-        Tokens.
-    scalars : numpy.ndarray, shape (n, N_SCALAR)
-    residual : numpy.ndarray, shape (n, 2)
-        Measured minus true offset, mas.
-    cov : numpy.ndarray, shape (n, 2, 2)
-        Its covariance from pixel noise, mas^2.
-    group : numpy.ndarray of int, shape (n,)
-        Which pair a row is from; whole pairs are held out.
-    seed : int
-    steps : int
+def report(network, held_out):
+    """What a trained network knows of held-out rows.
 
     Returns
     -------
     dict
-        Held-out loss before and after, and the pull scatter (NMAD) before and after.
+        ``loss_without`` and ``loss_with`` the extra scatter, and ``pull_without`` and ``pull_with``, the scatter of
+        residuals in units of their error (NMAD; 1 is right).
     """
-    device = next(network.parameters()).device
-    rng = np.random.default_rng(seed)
-    names = rng.permutation(np.unique(group))
-    n_out = max(1, len(names) // 5) if len(names) > 1 else 0
-    held = np.isin(group, names[:n_out]) if n_out else rng.random(len(group)) < 0.2
-    ground, space, scalars, residual, cov = _tensors((ground, space, scalars, residual, cov), device)
-    rows = np.flatnonzero(~held)
-    out = torch.as_tensor(np.flatnonzero(held), device=device)
-
-    def held_out():
-        network.eval()
-        with torch.no_grad():
-            log_extra = network(ground[out], space[out], scalars[out])
-            return float(_loss(log_extra, residual[out], cov[out]).mean()), log_extra
-
-    def scatter(log_extra):
-        var = torch.diagonal(cov[out], dim1=1, dim2=2) + torch.exp(2 * log_extra)[:, None]
-        return float(1.4826 * (residual[out] / var.sqrt()).abs().median())
-
-    quiet = torch.full((len(out),), float(_LOW), device=device)
-    report = {
-        "n_source": len(group),
-        "n_pair": len(names),
-        "loss_without": float(_loss(quiet, residual[out], cov[out]).mean()),
-        "pull_without": scatter(quiet),
-    }
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    best = (np.inf, None)
-    for step in range(steps):
-        network.train()
-        pick = torch.as_tensor(rng.choice(rows, min(256, len(rows)), replace=False), device=device)
-        loss = _loss(network(ground[pick], space[pick], scalars[pick]), residual[pick], cov[pick]).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 20 == 19 or step == steps - 1:
-            now, _ = held_out()
-            if now < best[0]:
-                best = now, {k: v.detach().clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(best[1])
-    loss, log_extra = held_out()
-    report.update(loss_with=loss, pull_with=scatter(log_extra))
-    return report
+    out = {}
+    extra = excess_noise(network, *(held_out[name] for name in _READ))
+    residual, cov = (torch.as_tensor(np.asarray(held_out[name], float)) for name in ("residual", "cov"))
+    for name, scatter in (("without", np.full_like(extra, np.exp(network.limits[0]))), ("with", extra)):
+        log_extra = torch.log(torch.as_tensor(scatter))
+        variance = torch.diagonal(cov, dim1=1, dim2=2) + torch.exp(2 * log_extra)[:, None]
+        out[f"loss_{name}"] = float(_negative_log_density(log_extra, residual, cov).mean())
+        out[f"pull_{name}"] = float(1.4826 * (residual / variance.sqrt()).abs().median())
+    return out

@@ -1,7 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Offsets of every source in every band, from planes: the geometry around `rosetta.astrometry.registration`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -10,21 +11,56 @@ from scipy.spatial import cKDTree
 from ..flags import Flag
 from ..images.filtering import filter_sigma, filtered
 from ..images.positions import from_tangent, offset_coord, tangent
+from ..images.resampling import NODES, interpolated
 from . import cross_correlation, field, psf_correction, registration
+from .field_fit import FieldConfig, fit_field
+from .psf_correction import PsfCorrectionConfig
+from .template import RegistrationConfig, Sharp, transfer
 
-__all__ = ["BandOffsets", "Sources", "coarse_match", "combine", "find_sources", "measure_band"]
+__all__ = ["BandOffsets", "MeasurementConfig", "Sources", "coarse_match", "combine", "find_sources", "measure_band"]
 
-MIN_SNR = 5.0  # of the amplitude, for a source to count
-MIN_SOURCES = 4  # for any verdict
-# A band is on the right sky when this share of the sources that should be seen are seen, in one place.
-AGREE_SHARE = 0.3
-EXPECTED_SNR = 8.0
-NEAR = 0.15  # arcsec from its true place a source can be used to correct the PSF
-POINT = 0.85  # least concentration of a point source, relative to the PSF's
-FAINT_GALAXY = 0.3  # arcsec, FWHM before the PSF: the size that the correlated images are filtered for
-PITCH = 0.2  # arcsec, grid of the coarse correlation
-MAX_OFFSET = 20.0  # arcsec
-COARSE_BANDS = 3  # the deepest ground bands carry the coarse step
+
+@dataclass(frozen=True)
+class MeasurementConfig:
+    """What decides the offset of a source, and whether it counts.
+
+    Attributes
+    ----------
+    min_snr : float
+        Of the amplitude, for a source to count.
+    min_sources : int
+        For any verdict.
+    agree_share, expected_snr : float
+        A band is on the right sky when this share of the sources that should be seen with this S/N are seen, in one
+        place.
+    near : float
+        Arcsec from its true place at which a source can be used to correct the PSF.
+    point : float
+        Least concentration of a point source, relative to the PSF's.
+    pitch, most_offset : float
+        Grid and reach of the cross-correlation, arcsec.
+    coarse_bands : int
+        The deepest ground bands, which are cross-correlated.
+    faint_galaxy : float
+        FWHM before the PSF, arcsec: the size that the correlated images are filtered for.
+    registration : `~rosetta.astrometry.template.RegistrationConfig`
+    psf : `~rosetta.astrometry.psf_correction.PsfCorrectionConfig`
+    field : `~rosetta.astrometry.field_fit.FieldConfig`
+    """
+
+    min_snr: float = 5.0
+    min_sources: int = 4
+    agree_share: float = 0.3
+    expected_snr: float = 8.0
+    near: float = 0.15
+    point: float = 0.85
+    pitch: float = 0.2
+    most_offset: float = 20.0
+    coarse_bands: int = 3
+    faint_galaxy: float = 0.3
+    registration: RegistrationConfig = RegistrationConfig()
+    psf: PsfCorrectionConfig = PsfCorrectionConfig()
+    field: FieldConfig = FieldConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +68,8 @@ class Sources:
     """What is detected on the reference image.
 
     ``sky`` holds the positions in the reference frame, ``xy`` the same as (east, north) arcsec about ``center``;
-    ``owner`` gives each reference pixel to the nearest source; ``point`` tells which ones look like the PSF (stars
-    move between epochs, and galaxies do not).
+    ``point`` tells which ones look like the PSF (stars move between epochs, and galaxies do not). ``sharp`` is the
+    reference image itself, each pixel given to the nearest source; ``config`` is how its sources are measured.
     """
 
     reference: object
@@ -42,8 +78,14 @@ class Sources:
     center: object
     xy: np.ndarray
     label: np.ndarray
-    owner: np.ndarray
     point: np.ndarray
+    sharp: Sharp
+    config: MeasurementConfig
+
+    @cached_property
+    def jacobian(self):
+        """d(x, y) of the reference image / d(east, north) at each source, pixel per arcsec: (n, 2, 2)."""
+        return self.reference.jacobian(self.sky)
 
     def scatter(self, *more):
         """Shapes of what sources stray by beyond pixel noise, (n, n_component): point sources', all others', more."""
@@ -75,7 +117,7 @@ class BandOffsets:
         return self.cov_target + self.cov_reference
 
 
-def find_sources(detections):
+def find_sources(detections, config):
     """`Sources` of the reference image, from its `~rosetta.detection.detection.Detections`."""
     reference, table, labels = detections.image, detections.table, detections.segments
     if len(table):
@@ -86,8 +128,12 @@ def find_sources(detections):
     width = 0.5 * reference.fwhm / reference.pixel_scale
     middle = np.array([[n // 2] for n in reference.mean_psf.shape[::-1]], float)
     own = _concentration(reference.mean_psf, width, *middle)
-    point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"])) > POINT * own
-    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), labels, point)
+    point = _concentration(reference.data, width, np.asarray(table["x"]), np.asarray(table["y"]))
+    point = point > config.point * own
+    sharp = Sharp(
+        reference.data, reference.variance, reference.valid, labels, reference.mean_psf, config.registration
+    )
+    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), point, sharp, config)
 
 
 def _concentration(image, width, x, y):
@@ -102,18 +148,29 @@ def _concentration(image, width, x, y):
     return np.divide(narrow, wide, out=np.zeros_like(narrow, float), where=wide > 0)
 
 
-def _geometry(plane, sources, offset):
-    """Stamps of all sources in a plane, at header positions that the offset (arcsec) corrects."""
-    reference = sources.reference
-    x, y = plane.sky_to_pixel(offset_coord(sources.sky, -offset[:, 0], -offset[:, 1]))
-    big = 10 * max(plane.data.shape)
-    center = np.rint(np.clip(np.nan_to_num(np.stack([x, y], -1), nan=-big), -big, big)).astype(int)
-    step = 4
-    moves = [(0, 0), (step, 0), (-step, 0), (0, step), (0, -step)]
-    where = [reference.sky_to_pixel(plane.pixel_to_sky(center[:, 0] + dx, center[:, 1] + dy)) for dx, dy in moves]
-    middle, right, left, up, down = (np.nan_to_num(np.stack(w, -1), nan=-1e6) for w in where)
-    matrix = np.stack([(right - left) / (2 * step), (up - down) / (2 * step)], -1)
-    return registration.Geometry(sources.label, center, middle, matrix, reference.jacobian(sources.sky))
+class _Places:
+    """Where sources lie on a plane and on the reference, from one look at either WCS: offsets move them linearly."""
+
+    def __init__(self, plane, sources, start):
+        self.start, reference = start, sources.reference
+        pixel, self.turn = plane.place(offset_coord(sources.sky, *-start))  # (n, 2), (n, 2, 2)
+        far = 10 * max(plane.shape)  # where no distortion is known
+        self.pixel = np.clip(pixel, -far, far)
+        center = np.rint(self.pixel).astype(int)
+        step = 4
+        moves = step * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
+        x, y = (center[:, None, :] + moves).reshape(-1, 2).T
+        where = np.stack(reference.sky_to_pixel(plane.pixel_to_sky(x, y)), -1).reshape(-1, 5, 2)
+        middle, right, left, up, down = np.moveaxis(np.nan_to_num(where, nan=-1e6), 1, 0)
+        matrix = np.stack([(right - left) / (2 * step), (up - down) / (2 * step)], -1)
+        self.geometry = registration.Geometry(sources.label, center, middle, matrix, sources.jacobian)
+
+    def at(self, offset):
+        """The stamps of sources whose headers the offsets (n, 2), arcsec, correct."""
+        away = np.einsum("nij,nj->ni", self.turn, self.start - offset)
+        center = np.rint(self.pixel + away).astype(int)
+        moved = np.einsum("nij,nj->ni", self.geometry.matrix, center - self.geometry.center)
+        return replace(self.geometry, center=center, reference=self.geometry.reference + moved)
 
 
 def _crowded(xy, rank, radius):
@@ -138,19 +195,16 @@ def measure_band(plane, sources, start):
     -------
     BandOffsets
     """
-    n = len(sources.xy)
-    reference = sources.reference
+    n, config = len(sources.xy), sources.config
+    places = _Places(plane, sources, np.asarray(start, float))
     base = np.tile(np.asarray(start, float), (n, 1))
     radius = registration.stamp_radius(plane.fwhm / plane.pixel_scale)
     fit, template, psf, refined = None, None, plane.mean_psf, False
     for step in range(5):
-        geometry = _geometry(plane, sources, base)
+        geometry = places.at(base)
         if template is None:
             middle = int(np.argmin((sources.xy**2).sum(1)))
-            template = registration.transfer(
-                reference.data, reference.variance, reference.valid, sources.owner, reference.mean_psf, psf,
-                geometry.matrix[middle],
-            )
+            template = transfer(sources.sharp, psf, geometry.matrix[middle])
         amplitude = None if fit is None else fit.amplitude
         fit = registration.fit_offsets(
             template, plane.data, plane.variance, plane.valid, geometry, base, radius, amplitude=amplitude
@@ -159,16 +213,16 @@ def measure_band(plane, sources, start):
         scale = np.maximum(fit.chi2, 1.0)[:, None, None]  # what the template cannot describe adds to the noise
         cov_target, cov_reference = 1e6 * scale * fit.cov_target, 1e6 * fit.cov_reference
         cov = cov_target + cov_reference
-        good = np.isfinite(offset).all(1) & (fit.amplitude > 0) & (fit.snr > MIN_SNR)
+        good = np.isfinite(offset).all(1) & (fit.amplitude > 0) & (fit.snr > config.min_snr)
         good &= np.isfinite(fit.chi2) & (np.nan_to_num(np.trace(cov, axis1=1, axis2=2), nan=np.inf) < 2 * 300.0**2)
         rank = np.where(good, np.nan_to_num(fit.snr), -1.0)
         crowded = _crowded(sources.xy, rank, plane.fwhm)
         usable = good & ~crowded
-        if usable.sum() < MIN_SOURCES:
+        if usable.sum() < config.min_sources:
             model = None
             break
         kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
-        found = field.fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind)
+        found = fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind, config=config.field)
         model = found.model
         new = 1e-3 * field.evaluate(model, sources.xy, covariance=False)[0]
         # Well-measured sources are linearised about their own place; faint ones would only chase noise.
@@ -179,11 +233,11 @@ def measure_band(plane, sources, start):
         base = new
         if step >= 1 and moved < 2e-3:
             break
-        if not refined and moved < NEAR:  # the given PSF may be wrong, or none was given
+        if not refined and moved < config.near:  # the given PSF may be wrong, or none was given
             refined = True
             better = psf_correction.corrected_psf(
-                psf, template, plane.data, plane.variance, plane.valid, _geometry(plane, sources, base), base, radius,
-                np.where(usable, fit.snr, np.nan), fit.amplitude,
+                psf, template, plane.data, plane.variance, plane.valid, places.at(base), base, radius,
+                np.where(usable, fit.snr, np.nan), fit.amplitude, config.psf,
             )
             if better is not psf:
                 psf, template = better, None
@@ -211,18 +265,19 @@ def measure_band(plane, sources, start):
 def _agree(sources, fit, offset, cov, model):
     """Are the sources that this band should show really there, and all displaced alike?"""
     seen = np.isfinite(fit.amplitude) & np.isfinite(fit.amplitude_err)
-    strong = seen & (fit.snr > MIN_SNR)
-    if strong.sum() < MIN_SOURCES:
+    config = sources.config
+    strong = seen & (fit.snr > config.min_snr)
+    if strong.sum() < config.min_sources:
         return False
     typical = max(np.median(fit.amplitude[strong]), 1e-6)
-    expected = seen & (typical / np.where(seen, fit.amplitude_err, np.inf) > EXPECTED_SNR)
+    expected = seen & (typical / np.where(seen, fit.amplitude_err, np.inf) > config.expected_snr)
     expected &= (sources.table["snr"] > 10.0)
     away = np.hypot(*(offset - field.evaluate(model, sources.xy, covariance=False)[0]).T)
     sigma = np.sqrt(np.trace(cov, axis1=1, axis2=2))
     with np.errstate(invalid="ignore"):
         close = strong & (away < np.minimum(100.0 + 3 * sigma, 200.0)) & (fit.amplitude > 0.1 * typical)
     both = close & expected
-    return both.sum() >= MIN_SOURCES and both.sum() >= AGREE_SHARE * expected.sum()
+    return both.sum() >= config.min_sources and both.sum() >= config.agree_share * expected.sum()
 
 
 def combine(parts):
@@ -273,33 +328,33 @@ def _root(cov):
 
 
 def coarse_match(planes, sources):
-    """Large offset between the ground bands and the reference, from images alone: a `core.coarse.Match` or None."""
-    reference = sources.reference
-    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[:COARSE_BANDS]
+    """Large offset between the ground bands and the reference, from images alone: a `Match` or None."""
+    reference, config = sources.reference, sources.config
+    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[: config.coarse_bands]
     ny, nx = reference.data.shape
     corners = tangent(
         reference.pixel_to_sky(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])), sources.center
     )
     low, high = corners.min(0), corners.max(0)
-    limit = min(MAX_OFFSET, 0.4 * (high - low).min())
+    limit = min(config.most_offset, 0.4 * (high - low).min())
     low, high = low - limit, high + limit
-    east, north = (np.arange(a, b, PITCH) for a, b in zip(low, high, strict=True))
-    space = _on_sky(reference, sources.center, east, north, max(p.fwhm for p in ground))
+    east, north = (np.arange(a, b, config.pitch) for a, b in zip(low, high, strict=True))
+    space = _on_sky(reference, sources.center, east, north, max(p.fwhm for p in ground), config)
     return cross_correlation.correlate(
-        [(*_on_sky(plane, sources.center, east, north, 0.0), *space) for plane in ground], PITCH, limit
+        [(*_on_sky(plane, sources.center, east, north, 0.0, config), *space) for plane in ground], config.pitch, limit
     )
 
 
-def _on_sky(plane, center, east, north, blur):
+def _on_sky(plane, center, east, north, blur, config):
     """Compressed significance of a plane on a north-up grid, and where it is valid: two arrays (n_north, n_east)."""
     seen = plane.with_pixels(plane.data, plane.variance, fwhm=max(plane.fwhm, blur))
-    _, significance = filtered(seen, filter_sigma(seen, FAINT_GALAXY))
+    _, significance = filtered(seen, filter_sigma(seen, config.faint_galaxy))
     image = cross_correlation.compress(significance / max(1.4826 * np.median(np.abs(significance)), 0.3))
-    nodes_e, nodes_n = (np.linspace(axis[0], axis[-1], 17) for axis in (east, north))
-    grid = np.stack(np.meshgrid(nodes_e, nodes_n), -1).reshape(-1, 2)
-    x, y = plane.sky_to_pixel(from_tangent(grid, center))
-    where = np.meshgrid(np.linspace(0, 16, len(north)), np.linspace(0, 16, len(east)), indexing="ij")
-    x, y = (ndimage.map_coordinates(v.reshape(17, 17), where, order=1) for v in (x, y))
+    nodes = np.meshgrid(*(np.linspace(axis[0], axis[-1], NODES) for axis in (east, north)))
+    x, y = (
+        interpolated(v.reshape(NODES, NODES), north, east)
+        for v in plane.sky_to_pixel(from_tangent(np.stack(nodes, -1).reshape(-1, 2), center))
+    )
     ny, nx = plane.data.shape
     inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
     valid = inside & plane.valid[np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)]

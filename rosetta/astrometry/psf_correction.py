@@ -7,26 +7,45 @@ chosen by their marginal likelihood (MacKay 1992), so that a right PSF stays as 
 puts the PSF is a convention: its adaptive-moment centroid stays at the central pixel.
 """
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from scipy import fft, linalg
 
 from ..images.moments import adaptive_moments, fourier_shift, half_maximum_width
-from . import registration
+from . import registration, splines
+from .template import blurred
 
-__all__ = ["corrected_psf"]
+__all__ = ["PsfCorrectionConfig", "corrected_psf"]
 
 _ORDER = 6  # of the Gauss-Hermite functions
 _POWERS = [(p, q) for q in range(_ORDER + 1) for p in range(_ORDER + 1 - q)]
-_SOURCES = 30  # the brightest
-_MIN_SNR = 30.0
-_MIN_SOURCES = 3
-_COLOR = 0.01  # of its light: what a source may differ from its template for reasons of its own
 _WIDTHS = 10.0 ** np.arange(-4.0, 0.1, 0.5)  # prior widths that are tried, in units of the PSF's peak
 
 
-def corrected_psf(psf, template, data, variance, valid, geometry, offset, radius, snr, amplitude):
+@dataclass(frozen=True)
+class PsfCorrectionConfig:
+    """Which sources a PSF is corrected on.
+
+    Attributes
+    ----------
+    most_sources, min_sources : int
+        The brightest ones, and how many there must be.
+    min_snr : float
+    color : float
+        Share of its light by which a source may differ from its template for reasons of its own.
+    """
+
+    most_sources: int = 30
+    min_sources: int = 3
+    min_snr: float = 30.0
+    color: float = 0.01
+
+
+def corrected_psf(
+    psf, template, data, variance, valid, geometry, offset, radius, snr, amplitude, config=PsfCorrectionConfig()
+):
     """The PSF of a target image, corrected on its brightest sources.
 
     Parameters
@@ -37,22 +56,23 @@ def corrected_psf(psf, template, data, variance, valid, geometry, offset, radius
         As for `~rosetta.astrometry.registration.fit_offsets`; the template was made with ``psf``.
     snr, amplitude : numpy.ndarray, shape (n,)
         Of that fit; NaN where a source could not be fitted.
+    config : PsfCorrectionConfig
 
     Returns
     -------
     numpy.ndarray, of the shape of ``psf``
         ``psf`` itself where the data do not ask for another one.
     """
-    bright = np.flatnonzero(np.nan_to_num(snr) > _MIN_SNR)
-    chosen = bright[np.argsort(-snr[bright])][:_SOURCES]
-    if len(chosen) < _MIN_SOURCES:
+    bright = np.flatnonzero(np.nan_to_num(snr) > config.min_snr)
+    chosen = bright[np.argsort(-snr[bright])][: config.most_sources]
+    if len(chosen) < config.min_sources:
         return psf
     sigma = half_maximum_width(psf) / 2.3548
     px, py, x, y, nearest, use, design = registration.stamps(template, data, valid, geometry, offset, radius, chosen)
     a = amplitude[chosen]
     model = a[:, None] * design[..., 0]
-    noise = variance[py, px] + a[:, None] ** 2 * template.correlation.max() * template.variance[nearest]
-    noise = np.sqrt(noise + (_COLOR * model) ** 2)
+    noise = variance[py, px] + a[:, None] ** 2 * template.correlation.max() * template.sharp.variance[nearest]
+    noise = np.sqrt(noise + (config.color * model) ** 2)
     # What each function adds to the template, in counts of the target.
     light = a[:, None, None] * psf.max() * _blurred(template, geometry, offset, radius, chosen, sigma, x, y)
     triangles, size = [], []
@@ -61,7 +81,7 @@ def corrected_psf(psf, template, data, variance, valid, geometry, offset, radius
             whole = np.column_stack([a[k] * design[k], light[k], data[py[k], px[k]]])[use[k]] / noise[k, use[k], None]
             triangles.append(linalg.qr(whole, mode="r", check_finite=False)[0][: whole.shape[1]])
             size.append(len(whole))
-    if len(size) < _MIN_SOURCES:
+    if len(size) < config.min_sources:
         return psf
     coefficient = _solve(np.array(triangles), np.array(size))
     if not coefficient.any():
@@ -95,14 +115,14 @@ def _blurred(template, geometry, offset, radius, chosen, sigma, x, y):
     fx, fy = np.fft.rfftfreq(n), np.fft.fftfreq(n)[:, None]
     gx, gy = (matrix[0, i] * fx + matrix[1, i] * fy for i in (0, 1))  # cycles per target pixel
     row_x, row_y = (_hermite(2.0 * np.pi * sigma * g) for g in (gx, gy))
-    sharp = registration.sharpener(template.own, matrix, n)[:, : n // 2 + 1] * 2.0 * np.pi * sigma**2
+    sharp = template.sharp.sharpener(matrix, n)[:, : n // 2 + 1] * splines.spline_filter(n) * 2 * np.pi * sigma**2
     origin = geometry.reference[chosen] + np.einsum("nij,nj->ni", geometry.sky[chosen], offset[chosen])
-    light, corner = template.cut(origin, n)
+    light, corner = template.sharp.cut(origin, n)
     light = fft.rfft2(light)
     kernels = [sharp * (-1j) ** (p + q) * row_x[p] * row_y[q] for p, q in _POWERS]
-    splines = np.stack([registration.blurred(light, kernel) for kernel in kernels], -1)
+    stacks = np.stack([blurred(light, kernel) for kernel in kernels], -1)
     x, y = x - corner[:, 0, None] - n // 4, y - corner[:, 1, None] - n // 4
-    return registration.values(splines, x, y)
+    return splines.values_of_stacks(stacks, x, y)
 
 
 def _solve(triangles, size):
@@ -135,12 +155,11 @@ def _shrunken(total, size):
     normal, right = total[:-1, :-1], total[:-1, -1]
     odd = np.array([(p + q) % 2 for p, q in _POWERS])
     noise = (total[-1, -1] - right @ linalg.solve(normal + 1e-9 * normal.max() * np.eye(len(right)), right)) / size
-    best, answer = 0.0, np.zeros(len(right))
-    for widths in product(_WIDTHS, _WIDTHS):
-        precision = noise / np.array(widths)[odd] ** 2
-        factor = linalg.cho_factor(normal + np.diag(precision), check_finite=False)
-        solution = linalg.cho_solve(factor, right, check_finite=False)
-        evidence = 0.5 * (right @ solution / noise - 2 * np.log(np.diag(factor[0])).sum() + np.log(precision).sum())
-        if evidence > best:
-            best, answer = evidence, solution
-    return answer
+    widths = np.array(list(product(_WIDTHS, _WIDTHS)))[:, odd]  # (n_width, n_function)
+    precision = noise / widths**2
+    matrix = normal + precision[:, :, None] * np.eye(len(right))
+    solution = np.linalg.solve(matrix, right[:, None])[..., 0]
+    log_det = np.linalg.slogdet(matrix)[1]
+    evidence = 0.5 * (solution @ right / noise - log_det + np.log(precision).sum(1))
+    best = np.argmax(evidence)
+    return solution[best] if evidence[best] > 0 else np.zeros(len(right))

@@ -11,96 +11,17 @@ are (east, north) in arcsec. The sense is that of the package: true position = h
 """
 
 from dataclasses import dataclass
-from dataclasses import field as dataclass_field
 
 import numpy as np
-from scipy import fft, linalg, ndimage
+from scipy import linalg
 from scipy.linalg import lapack
 
-__all__ = [
-    "Fit", "Geometry", "Template", "blurred", "fit_offsets", "sharpener", "stamp_radius", "stamps", "transfer",
-    "values",
-]
+from .splines import value_and_slopes, value_at
 
-# Light that a template may miss because the reference is invalid (or ends) under its kernel.
-_MAX_MISSING = 0.01
-# Ridge of the deconvolution, relative to the unit-sum transfer function: bounds the noise gain where
-# the reference carries no information, and is invisible where it does.
-_RIDGE = 5e-3
-# Scatter of the neighbours' amplitudes about the source's own (colours), relative.
-_NEIGHBOUR_COLOUR = 0.5
-# Least share of the normal matrix that must be the sky's own and not the template's noise.
-_SIGNAL = 0.3
+__all__ = ["Fit", "Geometry", "fit_offsets", "stamp_radius", "stamps"]
+
 # Weight matrices are prepared for these ratios of reference to target noise power.
 _RATIOS = 10.0 ** np.arange(-3.0, 1.6, 0.5)
-
-
-@dataclass(frozen=True)
-class Template:
-    """A reference image convolved to another image's PSF, ready to be read anywhere.
-
-    Attributes
-    ----------
-    spline : numpy.ndarray, shape (ny, nx)
-        Cubic B-spline coefficients on the reference grid, in flux per *target* pixel.
-    missing : numpy.ndarray, shape (ny, nx)
-        Share of the kernel that falls on invalid reference pixels.
-    variance : numpy.ndarray, shape (ny, nx)
-        Variance of the reference pixels; 0 where invalid.
-    correlation : numpy.ndarray, shape (n, n)
-        Spline coefficients of the autocorrelation of the kernel against the lag in reference pixels;
-        zero lag at ``[n // 2, n // 2]``.
-    otf : numpy.ndarray, shape (n, n // 2 + 1), complex
-        Transfer function of the kernel, for convolving the light of single sources.
-    data : numpy.ndarray, shape (ny, nx)
-        The reference image itself.
-    owner : numpy.ndarray of int, shape (ny, nx)
-        Label of the source that each reference pixel belongs to.
-    own : numpy.ndarray
-        PSF of the reference.
-    noise : dict
-        Noise correlations and weights prepared by `fit_offsets`, by stamp radius: they do not depend on the offset.
-    """
-
-    spline: np.ndarray
-    missing: np.ndarray
-    variance: np.ndarray
-    correlation: np.ndarray
-    otf: np.ndarray
-    data: np.ndarray
-    owner: np.ndarray
-    own: np.ndarray
-    noise: dict = dataclass_field(default_factory=dict, compare=False, repr=False)
-
-    def light_of(self, labels, position):
-        """Spline coefficients of single sources' light at the target's PSF.
-
-        Parameters
-        ----------
-        labels : numpy.ndarray of int, shape (n,)
-        position : numpy.ndarray, shape (n, 2)
-            Reference pixels (x, y) around which the light is cut.
-
-        Returns
-        -------
-        spline : numpy.ndarray, shape (n, size, size)
-        corner : numpy.ndarray of int, shape (n, 2)
-            Reference pixel (x, y) of element [0, 0].
-        """
-        light, corner = self.cut(position, self.otf.shape[0], labels)
-        return blurred(fft.rfft2(light), self.otf), corner + self.otf.shape[0] // 4
-
-    def cut(self, position, size, labels=None):
-        """Stamps (n, size, size) of the reference, of single sources where ``labels`` names them, and their corners."""
-        corner = np.rint(position).astype(int) - size // 2
-        light = np.zeros((len(position), size, size), np.float32)
-        ny, nx = self.data.shape
-        for k, (x, y) in enumerate(corner):
-            ys, xs = slice(max(y, 0), min(y + size, ny)), slice(max(x, 0), min(x + size, nx))
-            if ys.stop > ys.start and xs.stop > xs.start:
-                mine = 1 if labels is None else self.owner[ys, xs] == labels[k]
-                light[k, ys.start - y : ys.stop - y, xs.start - x : xs.stop - x] = self.data[ys, xs] * mine
-        return light, corner
 
 
 @dataclass(frozen=True)
@@ -165,146 +86,6 @@ def stamp_radius(fwhm_pixel):
     return int(np.clip(np.ceil(2.0 * fwhm_pixel), 5, 15))
 
 
-def _transfer_function(psf, matrix, n):
-    """OTF of ``psf`` on the (n, n) frequency grid (cycles per reference pixel) of another pixel grid.
-
-    ``matrix`` is d(reference)/d(target); a PSF sampled on target pixels x sits at reference positions
-    matrix @ x, so that its OTF at frequency f is the one at matrix.T @ f on its own grid.
-    """
-    pad = 4 * int(2 ** np.ceil(np.log2(psf.shape[0])))
-    stamp = np.zeros((pad, pad))
-    half = psf.shape[0] // 2
-    stamp[: psf.shape[0], : psf.shape[1]] = psf
-    stamp = np.roll(stamp, (-half, -(psf.shape[1] // 2)), (0, 1))
-    otf = fft.fftshift(fft.fft2(stamp))
-    freq = fft.fftfreq(n)
-    fx, fy = np.meshgrid(freq, freq)
-    gx = matrix[0, 0] * fx + matrix[1, 0] * fy
-    gy = matrix[0, 1] * fx + matrix[1, 1] * fy
-    where = [gy * pad + pad // 2, gx * pad + pad // 2]
-    real = ndimage.map_coordinates(otf.real, where, order=3, mode="grid-wrap")
-    imag = ndimage.map_coordinates(otf.imag, where, order=3, mode="grid-wrap")
-    inside = (np.abs(gx) < 0.5) & (np.abs(gy) < 0.5)  # beyond its Nyquist frequency nothing is known
-    return np.where(inside, real + 1j * imag, 0.0)
-
-
-def sharpener(psf, matrix, n):
-    """What takes the reference's own PSF out, as an OTF: ridge-regularised; flux per target pixel."""
-    own = _transfer_function(psf, np.eye(2), n)
-    return own.conj() / (np.abs(own) ** 2 + _RIDGE**2) * (1.0 + _RIDGE**2) * abs(np.linalg.det(matrix))
-
-
-def transfer(data, variance, valid, owner, psf, target_psf, matrix):
-    """Bring a reference image to the PSF of another image.
-
-    Parameters
-    ----------
-    data, variance, valid : numpy.ndarray, shape (ny, nx)
-        The reference image; ``data`` is 0 where invalid.
-    owner : numpy.ndarray of int, shape (ny, nx)
-        Label of the source that each pixel belongs to.
-    psf : numpy.ndarray
-        PSF of the reference on its own pixels (odd, unit sum, centred).
-    target_psf : numpy.ndarray
-        PSF of the other image on the other image's pixels.
-    matrix : numpy.ndarray, shape (2, 2)
-        d(reference x, y) / d(target x, y) near the middle of the images.
-
-    Returns
-    -------
-    Template
-    """
-    span = np.abs(matrix) @ np.array(target_psf.shape[::-1])
-    n = fft.next_fast_len(int(np.ceil(max(span.max(), psf.shape[0]) * 1.25)) // 2 * 2 + 2)
-    n += n % 2
-    kernel_otf = _transfer_function(target_psf, matrix, n) * sharpener(psf, matrix, n)
-    kernel = fft.fftshift(fft.ifft2(kernel_otf).real)  # (n, n), origin at [n // 2, n // 2]
-    correlation = fft.fftshift(fft.ifft2(np.abs(kernel_otf) ** 2).real)
-
-    shape = [fft.next_fast_len(size + n, real=True) for size in data.shape]
-    otf = fft.rfft2(np.roll(_embed(kernel, shape), (-(n // 2), -(n // 2)), (0, 1)))
-    spread = np.abs(kernel) / np.abs(kernel).sum()
-    spread = fft.rfft2(np.roll(_embed(spread, shape), (-(n // 2), -(n // 2)), (0, 1)).astype(np.float32))
-    lost = np.ones(shape, np.float32)
-    lost[: data.shape[0], : data.shape[1]] = ~valid
-
-    crop = np.s_[: data.shape[0], : data.shape[1]]
-    image = fft.irfft2(fft.rfft2(_embed(data, shape)) * otf, shape)[crop]
-    missing = np.clip(fft.irfft2(fft.rfft2(lost) * spread, shape)[crop], 0.0, 1.0)
-    return Template(
-        spline=ndimage.spline_filter(image, order=3, mode="mirror"),
-        missing=missing,
-        variance=np.where(valid, variance, 0.0).astype(np.float32),
-        correlation=ndimage.spline_filter(correlation, order=3, mode="mirror"),
-        otf=fft.rfft2(fft.ifftshift(kernel)).astype(np.complex64),
-        data=data,
-        owner=owner,
-        own=psf,
-    )
-
-
-def blurred(light, otf):
-    """Spline coefficients of stamps convolved with a kernel, both as transforms, without the quarter of the width at
-    each side that is wrapped round."""
-    size = light.shape[-2]
-    image = fft.irfft2(light * otf, (size, size))
-    rim = size // 4
-    image = image[:, rim : size - rim, rim : size - rim]
-    for axis in (1, 2):
-        image = ndimage.spline_filter1d(image, order=3, axis=axis, mode="mirror")
-    return image
-
-
-def _embed(stamp, shape):
-    out = np.zeros(shape)
-    out[: stamp.shape[0], : stamp.shape[1]] = stamp
-    return out
-
-
-def _bspline(t):
-    """Values and derivatives of the four cubic B-spline weights at fraction t (Unser 1999)."""
-    s = 1.0 - t
-    value = np.stack([s**3, 3 * t**3 - 6 * t**2 + 4, 3 * s**3 - 6 * s**2 + 4, t**3], -1) / 6.0
-    slope = np.stack([-(s**2), 3 * t**2 - 4 * t, -3 * s**2 + 4 * s, t**2], -1) / 2.0
-    return value, slope
-
-
-def _read(spline, x, y):
-    """Value and gradient (per reference pixel) of a spline image; positions are clipped to the image.
-
-    With a stack of images (n, ny, nx), x and y are (n, n_pixel), one row per image.
-    """
-    ny, nx = spline.shape[-2:]
-    x, y = np.clip(x, 1.0, nx - 3.0), np.clip(y, 1.0, ny - 3.0)
-    ix, iy = np.floor(x).astype(int), np.floor(y).astype(int)
-    wx, sx = _bspline(x - ix)
-    wy, sy = _bspline(y - iy)
-    taps = np.arange(-1, 3)
-    where = (iy[..., None] + taps)[..., :, None], (ix[..., None] + taps)[..., None, :]
-    if spline.ndim == 3:
-        where = (np.arange(len(spline))[:, None, None, None], *where)
-    block = spline[where]
-    row = np.einsum("...ab,...b->...a", block, wx)
-    value = np.einsum("...a,...a->...", row, wy)
-    along_y = np.einsum("...a,...a->...", row, sy)
-    along_x = np.einsum("...ab,...b,...a->...", block, sx, wy)
-    return value, along_x, along_y
-
-
-def values(splines, x, y):
-    """Values of stacks of spline images (n, ny, nx, n_function) at x, y (n, n_pixel): (n, n_pixel, n_function)."""
-    n, ny, nx, _ = splines.shape
-    x, y = np.clip(x, 1.0, nx - 3.0), np.clip(y, 1.0, ny - 3.0)
-    ix, iy = np.floor(x).astype(int), np.floor(y).astype(int)
-    wx, wy = _bspline(x - ix)[0], _bspline(y - iy)[0]
-    image = np.arange(n)[:, None]
-    out = 0.0
-    for j in range(4):
-        for i in range(4):
-            out = out + splines[image, iy + j - 1, ix + i - 1] * (wy[..., j] * wx[..., i])[..., None]
-    return out
-
-
 class _Noise:
     """Correlation of template noise between the pixels of a stamp, and weights that allow for it."""
 
@@ -314,7 +95,7 @@ class _Noise:
         half = template.correlation.shape[0] // 2
         x = half + matrix[0, 0] * lx + matrix[0, 1] * ly
         y = half + matrix[1, 0] * lx + matrix[1, 1] * ly
-        value, _, _ = _read(template.correlation, x, y)
+        value = value_at(template.correlation, x, y)
         side = np.arange(2 * radius + 1)
         px, py = (a.ravel() for a in np.meshgrid(side, side))
         index = (py[:, None] - py + 2 * radius, px[:, None] - px + 2 * radius)
@@ -326,7 +107,7 @@ class _Noise:
             for b in (0, 1):
                 up, down = [], []
                 for sign in (1, -1):
-                    gx = _read(template.correlation, x + sign * step * (b == 0), y + sign * step * (b == 1))
+                    gx = value_and_slopes(template.correlation, x + sign * step * (b == 0), y + sign * step * (b == 1))
                     (up if sign == 1 else down).append(gx[1 + a])
                 curvature[a, b] = -(up[0] - down[0]) / (2 * step)
         self.gradient = np.einsum("ai,abyx,bj->ijyx", sky, curvature, sky)[(slice(None), slice(None)) + index]
@@ -417,25 +198,31 @@ def stamps(template, data, valid, geometry, offset, radius, part):
     ny, nx = template.spline.shape
     inside &= (x > 1) & (y > 1) & (x < nx - 3) & (y < ny - 3)
     nearest = np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)
-    use = inside & valid[py, px] & (template.missing[nearest] < _MAX_MISSING)
+    use = inside & valid[py, px] & (template.missing[nearest] < template.sharp.config.most_missing)
 
-    value, _, _ = _read(template.spline, x, y)
+    value = value_at(template.spline, x, y)
     light, corner = template.light_of(geometry.label[part], origin)
-    mine, gx, gy = _read(light, x - corner[:, 0, None], y - corner[:, 1, None])
+    mine, gx, gy = value_and_slopes(light, x - corner[:, 0, None], y - corner[:, 1, None])
     east = gx * sky[:, 0, 0, None] + gy * sky[:, 1, 0, None]
     north = gx * sky[:, 0, 1, None] + gy * sky[:, 1, 1, None]
     design = np.stack([value, east, north, np.ones_like(value), value - mine], -1)  # (n, n_pixel, 5)
     return px, py, x, y, nearest, use, design
 
 
+def _times(matrix, stack):
+    """A matrix (p, p) times each of a stack (m, p, k), as one product."""
+    m, p, k = stack.shape
+    return (matrix @ stack.transpose(1, 0, 2).reshape(p, m * k)).reshape(p, m, k).transpose(1, 0, 2)
+
+
 def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplitude, noise, part, out):
     px, py, x, y, nearest, use, design = stamps(template, data, valid, geometry, offset, radius, part)
     _, east, north = np.moveaxis(design[..., :3], -1, 0)
     prior = np.zeros((len(px), 5, 5))
-    prior[:, 4, 4] = 1.0 / (_NEIGHBOUR_COLOUR * amplitude[part]) ** 2
+    prior[:, 4, 4] = 1.0 / (template.sharp.config.neighbour_color * amplitude[part]) ** 2
     v_target = np.where(use, variance[py, px], np.inf).astype(float)
     pull = east**2 + north**2
-    v_ref = (np.where(use, template.variance[nearest], 0.0) * pull).sum(1)
+    v_ref = (np.where(use, template.sharp.variance[nearest], 0.0) * pull).sum(1)
     v_ref /= np.maximum(np.where(use, pull, 0.0).sum(1), 1e-300)
     with np.errstate(invalid="ignore", divide="ignore"):
         sigma = 1.0 / np.sqrt(v_target)  # 0 where unusable
@@ -448,7 +235,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
         rows = good[choice[good] == k]
         weight, products = noise.weight(k)
         scaled = design[rows] * sigma[rows, :, None]  # (m, n_pixel, 5)
-        back = np.matmul(weight, scaled) * sigma[rows, :, None]  # (m, n_pixel, 5): Omega A
+        back = _times(weight, scaled) * sigma[rows, :, None]  # (m, n_pixel, 5): Omega A
         normal = back.swapaxes(1, 2) @ design[rows]
         right = np.einsum("mpi,mp->mi", back, image[rows])
         # The template's noise squared, part of `normal` but not of the sky.
@@ -458,7 +245,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
             own[:, i, j] = own[:, j, i] = ((spread @ product) * spread).sum(1)
         clean = normal - own * v_ref[rows, None, None] + prior[rows]
         left, all_ = (np.diagonal(a, axis1=1, axis2=2)[:, :3] for a in (clean, normal))
-        fine = (left > _SIGNAL * all_).all(1)
+        fine = (left > template.sharp.config.signal * all_).all(1)
         rows, back, clean, right = rows[fine], back[fine], clean[fine], right[fine]
         if len(rows) == 0:
             continue
@@ -468,7 +255,7 @@ def _fit_chunk(template, data, variance, valid, geometry, offset, radius, amplit
         finite_v = np.where(use[rows], v_target[rows], 0.0)
         c_target = back.swapaxes(1, 2) @ (finite_v[..., None] * back) + prior[rows]
         c_target = inverse @ c_target @ inverse.swapaxes(1, 2)
-        c_ref = back.swapaxes(1, 2) @ np.matmul(noise.pixels, back)
+        c_ref = back.swapaxes(1, 2) @ _times(noise.pixels, back)
         c_ref = inverse @ c_ref @ inverse.swapaxes(1, 2) * (a**2 * v_ref[rows])[:, None, None]
         shift = p[:, 1:3] / a[:, None]
         # d(shift)/d(a, a s_east, a s_north)

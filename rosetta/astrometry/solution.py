@@ -1,43 +1,249 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The astrometric solution: where the ground images put what the space image sees."""
+"""`AstrometricSolution`: how far the ground images' positions are from the space image's, anywhere in a field."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.table import Table
+
 from ..flags import Flag
-from ..images.positions import offset_coord, tangent
+from ..images.image import extent
+from ..images.positions import offset_coord, plain_icrs, tangent
 from .field import evaluate
 
-__all__ = ["VERDICTS", "check_offsets", "ground_coord", "joint_offset"]
+__all__ = ["AlignmentError", "AstrometricSolution", "as_solution", "solution_for"]
+
+FLAGS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # of each verdict
+ITERATIONS = 4  # of the inversion: each gains a factor of the field's gradient, some 1e-3
 
 
-def ground_coord(coord, offsets):
-    """Where the ground headers put sources of true positions ``coord``.
+class AlignmentError(ValueError):
+    """The data do not support an alignment; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class AstrometricSolution:
+    """Smooth fields of astrometric offsets, one per band and a joint one for all ground bands.
+
+    True position = position in an image's header + offset. The true positions are those of the reference image, the
+    sharpest space image. A `~rosetta.LearnedAligner` fits the solution, and `from_table` reads it from the table it
+    returns. Wherever this library takes ``offsets`` it takes either.
+
+    Attributes
+    ----------
+    verdict : str
+        "ok"; "coarse": only the cross-correlation of the images worked, and all ground bands have its offset; or
+        "abstain": nothing is known, there is no field, and header positions stay as they are.
+    reason : str
+        Why the verdict is not "ok".
+    center : `~astropy.coordinates.SkyCoord`
+        Centre of the reference image.
+    box : tuple
+        ((east, north), (east, north)): lower and upper corner of the reference image about ``center``, arcsec.
+    fields : dict
+        Band (or "joint") -> its field, as `rosetta.astrometry.field` writes it.
+    """
+
+    verdict: str
+    reason: str
+    center: SkyCoord
+    box: tuple
+    fields: dict
+
+    @classmethod
+    def from_table(cls, offsets):
+        """The solution that a table of offsets carries.
+
+        Parameters
+        ----------
+        offsets : `~astropy.table.QTable`
+            From `~rosetta.LearnedAligner`, or read from an ECSV or Parquet file of it. (FITS files lose the solution.)
+
+        Raises
+        ------
+        TypeError
+            If ``offsets`` is no table.
+        ValueError
+            If it has lost its ``meta``.
+        """
+        advice = "offsets must be the table that LearnedAligner returns, with its meta, or its AstrometricSolution"
+        if not isinstance(offsets, Table):
+            raise TypeError(f"{advice}; got {type(offsets).__name__}")
+        meta = offsets.meta
+        lost = [name for name in ("verdict", "reason", "center", "box", "model") if name not in meta]
+        if lost:
+            raise ValueError(f"{advice}; this table has lost {', '.join(lost)} from its meta: pass it unchanged")
+        if meta["verdict"] not in FLAGS:
+            raise ValueError(f"{advice}; this table's verdict is {meta['verdict']!r}: pass it unchanged")
+        fields = deepcopy(meta["model"]["bands"])
+        return cls(meta["verdict"], meta["reason"], meta["center"], tuple(map(tuple, meta["box"])), fields)
+
+    def to_meta(self):
+        """The entries of a table's ``meta`` that `from_table` reads (dict)."""
+        return {
+            "verdict": self.verdict, "reason": self.reason, "center": self.center,
+            "box": [list(corner) for corner in self.box], "model": {"version": 1, "bands": deepcopy(self.fields)},
+        }
+
+    @property
+    def bands(self):
+        """Bands that have a field, "joint" among them (tuple of str, sorted); none if the alignment abstained."""
+        return tuple(sorted(self.fields))  # files do not keep their order
+
+    @property
+    def flag(self):
+        """The `~rosetta.Flag` of every source that is measured with this solution."""
+        return FLAGS[self.verdict]
+
+    def kind(self, band="joint"):
+        """Name of the model of a band's field: "shift", "affine", "polynomial2", "gp", "gp+shift", "coarse", ..."""
+        return self._field(band)["kind"]
+
+    def frame(self, band):
+        """The band whose field ``band`` has: itself, or "joint" where its own sources were too few."""
+        return self._field(band).get("borrowed", band)
+
+    def offset_at(self, coord, band="joint"):
+        """Offsets at true positions.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        band : str
+            Whose field.
+
+        Returns
+        -------
+        numpy.ndarray, shape (n, 2)
+            (east, north) in mas, to be added to header positions; east is d(RA) cos(Dec).
+
+        Raises
+        ------
+        AlignmentError
+            If the alignment abstained.
+        ValueError
+            If the band has no field.
+        """
+        return evaluate(self._field(band), tangent(coord, self.center), covariance=False)[0]
+
+    def sigma_at(self, coord, band="joint"):
+        """One-sigma errors of `offset_at`, which has the same arguments.
+
+        Returns
+        -------
+        numpy.ndarray, shape (n, 2)
+            (east, north) in mas. They are those of the field; single sources stray from it.
+        """
+        covariance = evaluate(self._field(band), tangent(coord, self.center))[1]
+        return np.sqrt(covariance[:, [0, 1], [0, 1]])
+
+    def ground_position(self, coord, band="joint"):
+        """Where an image's header puts sources of true positions ``coord``.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        band : str
+            The image's band, or "joint" for the common frame of the ground bands.
+
+        Returns
+        -------
+        `~astropy.coordinates.SkyCoord`, shape (n,)
+            ``coord`` itself if the alignment abstained.
+        """
+        if self.verdict == "abstain":
+            return coord
+        return offset_coord(coord, *(-1e-3 * self.offset_at(coord, band)).T)
+
+    def true_position(self, header_coord, band="joint"):
+        """The true positions of sources that an image's header puts at ``header_coord``: undoes `ground_position`.
+
+        The field is a function of the true position, which may lie several arcsec from the header's: it is found by
+        fixed-point iteration.
+
+        Parameters
+        ----------
+        header_coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        band : str
+
+        Returns
+        -------
+        `~astropy.coordinates.SkyCoord`, shape (n,)
+            ICRS.
+        """
+        header = plain_icrs(header_coord)
+        sky = header
+        for _ in range(ITERATIONS):
+            east, north = self.ground_position(sky, band).spherical_offsets_to(header)
+            sky = offset_coord(sky, east.arcsec, north.arcsec)
+        return sky
+
+    def require_fields(self):
+        """Raise `AlignmentError` if the alignment abstained."""
+        if self.verdict == "abstain":
+            raise AlignmentError(f"offsets hold no alignment ({self.reason}): keep the header WCS")
+
+    def same_as(self, other):
+        """Whether another solution is this one, as after a round trip through a file (bool)."""
+        return (
+            (self.verdict, self.fields) == (other.verdict, other.fields)
+            and self.center.separation(other.center).arcsec < 1e-6
+        )
+
+    def _field(self, band):
+        self.require_fields()
+        if band not in self.fields:
+            raise ValueError(f"no offset field for band {band!r}; the solution has: {', '.join(self.bands)}")
+        return self.fields[band]
+
+
+def as_solution(offsets):
+    """``offsets``, a table of the aligner or an `AstrometricSolution`, as the latter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither, or the table has lost its ``meta``.
+    """
+    return offsets if isinstance(offsets, AstrometricSolution) else AstrometricSolution.from_table(offsets)
+
+
+def solution_for(offsets, images):
+    """The solution to measure a pair's images with.
 
     Parameters
     ----------
-    coord : `~astropy.coordinates.SkyCoord`
-    offsets : `~astropy.table.QTable` or None
-        From the aligner; None, or a verdict of "abstain", leaves positions as in the headers.
+    offsets : `~astropy.table.QTable`, AstrometricSolution or None
+    images : dict of str to `~rosetta.images.image.BandImage`
 
     Returns
     -------
-    `~astropy.coordinates.SkyCoord`
+    AstrometricSolution or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``offsets`` is something else, or its field of view and the images' do not touch.
     """
-    if offsets is None or offsets.meta["verdict"] == "abstain":
-        return coord
-    shift, _ = evaluate(offsets.meta["model"], tangent(coord, offsets.meta["center"]))
-    # Offsets vary over arcseconds by far less than they are, so no inversion is needed.
-    return offset_coord(coord, -shift[:, 0] / 1e3, -shift[:, 1] / 1e3)
-
-
-def joint_offset(offsets, coord):
-    """The joint field at sky positions: offsets (n, 2) and covariance (n, 2, 2), mas and mas^2."""
-    return evaluate(offsets.meta["model"], tangent(coord, offsets.meta["center"]), band="joint")
-
-VERDICTS = {"ok": Flag(0), "coarse": Flag.COARSE_ALIGNMENT, "abstain": Flag.UNALIGNED}  # and what they flag
-
-
-def check_offsets(offsets):
-    """Refuse what is neither None nor a table from the aligner."""
     if offsets is None:
-        return
-    meta = getattr(offsets, "meta", None)
-    if meta is None or not {"model", "center", "verdict"} <= set(meta) or meta["verdict"] not in VERDICTS:
-        raise ValueError("offsets must be the table that LearnedAligner returns, with its meta: pass it unchanged")
+        return None
+    solution = as_solution(offsets)
+    center, low, high = extent(list(images.values()))
+    apart = center.separation(solution.center).arcsec
+    reach = sum(np.hypot(*np.abs(box).max(0)) for box in ((low, high), solution.box))
+    if apart > reach:
+        raise ValueError(
+            f"offsets are of another sky: their field is centred {_readable(apart)} from this pair's, and the two do "
+            "not touch; align this pair"
+        )
+    return solution
+
+
+def _readable(arcsec):
+    """An angle as text."""
+    for unit, size in (("deg", 3600.0), ("arcmin", 60.0)):
+        if arcsec >= size:
+            return f"{arcsec / size:.3g} {unit}"
+    return f"{arcsec:.3g} arcsec"

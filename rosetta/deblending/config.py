@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 
 from ..detection.detection import DetectionConfig
+from .blend_probability import BlendConfig
 from .engine.config import EngineConfig
 
 __all__ = ["DeblenderConfig", "MergingConfig"]
@@ -40,6 +41,7 @@ class DeblenderConfig:
     detection : `~rosetta.detection.detection.DetectionConfig`
     engine : `~rosetta.deblending.engine.config.EngineConfig`
     merging : `MergingConfig`
+    blend : `~rosetta.deblending.blend_probability.BlendConfig`
     match : float
         arcsec: a detection and a position are one source.
     n_ground_shape : int
@@ -53,6 +55,7 @@ class DeblenderConfig:
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     merging: MergingConfig = field(default_factory=MergingConfig)
+    blend: BlendConfig = field(default_factory=BlendConfig)
     match: float = 0.3
     n_ground_shape: int = 2
     start_radius: float = 0.2

@@ -8,12 +8,13 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
-from ..astrometry.solution import VERDICTS, check_offsets, ground_coord
+from ..astrometry.solution import as_solution, solution_for
 from ..detection.detection import detected
 from ..flags import Flag
 from ..head import Head
 from ..images.image import band_images
-from ..training.rows import joined_rows, split_by_pair, training_parts, views
+from ..training.loop import TrainerConfig
+from ..training.rows import joined_rows, views
 from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
@@ -28,9 +29,6 @@ __all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
 
 log = logging.getLogger("rosetta")
 
-HIDDEN = 0.2  # of its flux: a fainter neighbour does not make a source a blend
-REACH = 1.0  # arcsec: nor does one farther away
-
 
 class JEPADeblender(Head):
     """Separates overlapping sources: a template for each, and their models in every band.
@@ -39,7 +37,8 @@ class JEPADeblender(Head):
     shape to the sharpest image and the deepest ground bands, with the start as prior; then the fluxes of all
     overlapping sources are solved together in every band. A small network reads the numbers of the fits, and the
     residuals around a source, and says how likely it is a blend: it knows both sky seen by both sides and sky seen
-    from the ground alone. It does not read the encoder's tokens: they did not make it better.
+    from the ground alone. It does not read the encoder's tokens: they did not make it better. `fit` trains it on
+    truth with ``sky_centroid`` and ``flux_<band>``.
 
     Parameters
     ----------
@@ -48,12 +47,12 @@ class JEPADeblender(Head):
     """
 
     _kind = "deblender"
-    _settings = DeblenderConfig()
-    _default_config = blend_probability.BlendConfig().to_dict()
+    _config_class = DeblenderConfig
+    trainer = TrainerConfig(steps=1000, batch=256)
 
     @staticmethod
     def _build(config):
-        return blend_probability.BlendNet(blend_probability.BlendConfig(**config))
+        return blend_probability.BlendNet(config.blend)
 
     def __call__(self, x, sources=None, *, offsets=None, progress=None):
         """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
@@ -67,7 +66,7 @@ class JEPADeblender(Head):
             not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
             equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
             is none), then once more on the residuals; what is found in pieces is one source.
-        offsets : `~astropy.table.QTable`, optional
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
@@ -84,10 +83,9 @@ class JEPADeblender(Head):
             If ``x``, ``sources`` or ``offsets`` cannot be used; the message says what to do.
         """
         embedding = self._embedding(x)
-        check_offsets(offsets)
-        pair, config = embedding.pair, self._settings
+        pair, config = embedding.pair, self._config
         images, engine = band_images(pair), SparseEngine(config.engine)
-        roles = Roles.of(images, config.n_ground_shape)
+        solution, roles = solution_for(offsets, images), Roles.of(images, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
         if sources is None:
             coord, label = found.table["sky_centroid"], np.asarray(found.table["label"])
@@ -100,66 +98,34 @@ class JEPADeblender(Head):
             if progress is not None:
                 progress(next(steps), 3 * len(field))
 
-        def ground(coord, band):
-            return ground_coord(coord, offsets)
-
         parts = []
         for tile in field:
             index = np.flatnonzero(tile.sees(coord))
-            some = Sources.at(index, coord[index], found, ground, config)
+            some = Sources.at(index, coord[index], found, solution, config)
             detections = found if sources is None else None
             parts.append(fit_tile(engine, tile.cut(images), roles, some, detections, tile.owns, config, report))
         whole = joined_field(parts, images)
         return self._scene(embedding, images, roles, whole, _labels(whole.index, label), offsets)
 
-    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
-        """Train the network of ``blend_probability`` on sky with known truth; the encoder stays frozen.
-
-        Parameters
-        ----------
-        pairs : sequence of `~rosetta.SkyPair`
-            Read one at a time.
-        truth : sequence of `~astropy.table.QTable`
-            One per pair: ``sky_centroid`` and ``flux_<band>``, as `rosetta.simulate` gives them.
-        seed : int
-        checkpoint : path-like, optional
-            File of the training rows of finished pairs: an interrupted run resumes from it.
-
-        Returns
-        -------
-        JEPADeblender
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            If there is no truth, or it does not match the pairs, or the checkpoint is of something else.
-        """
-        parts = training_parts(
-            pairs, truth, ("sky_centroid",), self._training_rows,
-            owner=f"{self._kind} {self.encoder.fingerprint} {seed}", checkpoint=checkpoint,
-        )
-        data, held_out = split_by_pair(parts)
-        self._network = blend_probability.seeded(self._config, seed).to(self._device or "cpu")
-        result = blend_probability.train(self._network, data, held_out, seed=seed)
-        self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
-        log.info("deblender trained: %s", self._provenance)
-        self._fingerprint = None
-        return self
-
-    def _training_rows(self, pair, truth):
+    def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
         untrained, rows = type(self)(self.encoder), []
         for view in views(self._embedding(pair), ("ground",)):
             scene = untrained(view)
             if len(scene) == 0 or len(truth) == 0:
                 continue
-            flux = truth[f"flux_{scene.meta['reference_band']}"].to_value(u.nJy)
-            first, second = occupants(scene.to_table()["sky_centroid"], truth["sky_centroid"].icrs, flux, REACH)
+            name = f"flux_{scene.meta['reference_band']}"
+            if name not in truth.colnames:
+                raise ValueError(f"truth[{index}] has no column {name!r}: use tables as rosetta.simulate makes them")
+            place, flux = truth["sky_centroid"].icrs, truth[name].to_value(u.nJy)
+            first, second = occupants(scene.to_table()["sky_centroid"], place, flux, self._config.blend.reach)
             true = first > 0
             features = source_features(scene.to_table(), scene.fits, scene.images, scene.template_covariance)
-            rows.append({"features": features[true], "is_blend": (second > HIDDEN * first)[true]})
+            rows.append({"features": features[true], "is_blend": (second > self._config.blend.hidden * first)[true]})
         return joined_rows(rows)
+
+    def _finish(self, network, data, held_out):
+        return blend_probability.report(network, data, held_out)
 
     def _scene(self, embedding, images, roles, field, label, offsets):
         fits, place, reference = field.bands, coincident(field.coord), roles.reference.band
@@ -169,7 +135,7 @@ class JEPADeblender(Head):
         columns = source_columns(field, fits[reference], fits[roles.blend])
         flags = source_flags(fits, images, len(label)) | columns.pop("flags")
         flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
-        flags |= int(VERDICTS[offsets.meta["verdict"]]) if offsets is not None else 0
+        flags |= int(as_solution(offsets).flag) if offsets is not None else 0
         flags |= embedding.ood_at(field.coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})
         probability, seen = np.full(len(label), np.nan), table["n_band"] > 0
@@ -182,7 +148,7 @@ class JEPADeblender(Head):
         meta["blendedness_band"], meta["reference_band"] = roles.blend, reference
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
         templates = Templates(
-            field.coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._settings.engine
+            field.coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._config.engine
         )
         return DeblendedScene(
             embedding=embedding, table=table, templates=templates, shape_covariance=covariance, fits=fits,

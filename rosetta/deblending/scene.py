@@ -2,28 +2,34 @@
 """The deblender's result: every source's template, and what each band makes of it."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.table import QTable
 from astropy.wcs import WCS
 
 from ..astrometry import corrected_wcs
-from ..astrometry.solution import ground_coord
+from ..astrometry.solution import AstrometricSolution, as_solution
+from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images
+from ..io._fits import as_path
+from ..io._store import check_format, document, document_hdu, extensions, record, record_hdus, save
+from ..readonly import ReadOnlyDict
+from .band_fit import BandFit
 from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
-from .sources import placed_on
+from .sources import placed_on, seen_at
 
 __all__ = ["DeblendedScene", "Templates"]
 
+FORMAT = 1  # of files
 PAINTED = 256  # sources drawn at a time
 BLENDED_ABOVE, LOWEST_SNR, POOR_CHI2 = 0.05, 3.0, 3.0  # blendedness, S/N and reduced chi2 at which flags are set
 TAN_GOAL = 5.0  # mas: a WCS that TAN holds worse than this is given SIP terms
@@ -78,9 +84,15 @@ class DeblendedScene:
         self._table = table
         self._templates = templates
         self._shape_covariance = shape_covariance
-        self._fits = MappingProxyType(dict(fits))
-        self._offsets = None if offsets is None else offsets.copy()
+        self._fits = ReadOnlyDict(fits)
+        self._offsets = copy.deepcopy(offsets)
         self._meta = meta
+
+    def __reduce__(self):
+        return _restored, (  # the images are the pair's
+            self._embedding, self._table, self._templates, self._shape_covariance, dict(self._fits), self._offsets,
+            self._meta,
+        )
 
     labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
     bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
@@ -88,7 +100,7 @@ class DeblendedScene:
     fits = property(lambda self: self._fits, doc="Fit of each band (read-only mapping of `BandFit`).")
     images = property(lambda self: band_images(self._embedding.pair), doc="Images of the bands, as arrays.")
     offsets = property(
-        lambda self: None if self._offsets is None else self._offsets.copy(),
+        lambda self: copy.deepcopy(self._offsets),
         doc="The astrometric solution that was used (a copy), or None.",
     )
     meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
@@ -202,6 +214,32 @@ class DeblendedScene:
         meta.update(label=int(label), ORIGINX=int(xa), ORIGINY=int(ya))
         return CCDData(data, unit=u.nJy, wcs=wcs[ya:yb, xa:xb], meta=meta)
 
+    def source_models(self, band):
+        """The models of all sources in a band, one after the other; much quicker than `model` for each of them.
+
+        Parameters
+        ----------
+        band : str
+
+        Yields
+        ------
+        label : int
+        origin : tuple of int
+            0-based pixel (x, y) of the band's image that is the first one of ``image``.
+        image : (ny, nx) array
+            nJy; 0 for a source without a flux. Sources without a pixel in the band are left out.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        fit, labels = self._fit(band), self.labels.tolist()
+        for rows, design in self._designs(band):
+            for row, (y0, _, x0, _), values in zip(rows, design.bounds.tolist(), design.values, strict=True):
+                if values.size:
+                    yield labels[row], (x0, y0), np.nan_to_num(fit.flux[row]) * values.astype(float)
+
     @cached_property
     def _placements(self):
         """How all sources lie on the images, by band; filled as bands are asked for."""
@@ -210,9 +248,8 @@ class DeblendedScene:
     def _placed(self, band):
         if band not in self._placements:
             templates, image = self._templates, self.images[band]
-            coord = templates.coord
-            if image.side == "ground":
-                coord = ground_coord(coord, self._offsets)
+            solution = None if self._offsets is None else as_solution(self._offsets)
+            coord = seen_at(templates.coord, image, solution)
             self._placements[band] = placed_on(
                 image, *image.place(coord), templates.truncation, templates.wavelength, templates.config
             )
@@ -225,12 +262,15 @@ class DeblendedScene:
         sizes = stamp_sizes(seen, placed.jacobian, placed.image.psf, placed.truncation)
         return render(seen, placed.xy, placed.jacobian, placed.image.psf, sizes=sizes)
 
+    def _designs(self, band):
+        """Unit-flux images of the sources in a band, some at a time: yields their rows and a `Design`."""
+        for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
+            yield rows, Design(self._stamps(band, rows), self.images[band].shape, len(rows))
+
     def _painted(self, band):
         """All sources on the whole image of a band, nJy."""
-        image, flux = np.zeros(self.images[band].shape), np.nan_to_num(self._fits[band].flux)
-        for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
-            image += Design(self._stamps(band, rows), image.shape, len(rows)).image(flux[rows])
-        return image
+        flux, blank = np.nan_to_num(self._fits[band].flux), np.zeros(self.images[band].shape)
+        return sum((design.image(flux[rows]) for rows, design in self._designs(band)), blank)
 
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.
@@ -278,14 +318,32 @@ class DeblendedScene:
         ValueError
             If the band is not in this scene.
         """
-        self._fit(band)
-        pixels = self.images[band].pixels
-        data = np.where(pixels.mask, np.nan, pixels.data - self._painted(band))
+        return self.model_and_residual(band)[1]
+
+    def model_and_residual(self, band):
+        """``model(None, band)`` and ``residual(band)``, with the sources drawn once.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        model, residual : `~astropy.nddata.CCDData`
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        model, pixels = self.model(None, band), self.images[band].pixels
+        data = np.where(pixels.mask, np.nan, pixels.data - model.data)
         uncertainty = VarianceUncertainty(np.where(pixels.mask, np.nan, pixels.uncertainty.array))
         wcs, meta = self._wcs_of(band)
-        return CCDData(
+        residual = CCDData(
             data, unit=u.nJy, wcs=wcs.deepcopy(), mask=pixels.mask.copy(), uncertainty=uncertainty, meta=meta
         )
+        return model, residual
 
     @cached_property
     def _fits_wcs(self):
@@ -296,6 +354,81 @@ class DeblendedScene:
         """WCS of an image of a band, and the start of its meta."""
         wcs, residual = self._fits_wcs[band]
         return wcs, {"band": band} if residual is None else {"band": band, "WCSRES": residual}
+
+    def write(self, path):
+        """Write the scene, with its embedding and its pair, to one FITS file, without loss.
+
+        The file is that of an embedding (`SkyEmbedding.write`) with more extensions: ``SOURCES`` (the table of the
+        sources), ``TEMPLATES`` (what draws them), per band ``FIT_<band>`` (a row per source), ``FIT_<band>_COMMON``
+        (what all sources share) and ``FIT_<band>_COVARIANCE`` (nJy^2, an entry per row), ``OFFSETS``, and
+        ``SCENE_META``, ``SCENE_CONFIG`` and ``OFFSETS_META`` as JSON.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Replaced, whole or not at all, if it exists.
+
+        Raises
+        ------
+        ValueError
+            If the pair cannot be written to such a file.
+        """
+        n, hdus = len(self), self._embedding._hdus()
+        hdus[0].header["SCNFMT"] = (FORMAT, "rosetta scene, format version")
+        hdus[0].header["NSOURCE"] = (n, "sources of the scene")
+        hdus[0].header["BANDS"] = (" ".join(self.bands), "bands that were fitted")
+        hdus += record_hdus("SOURCES", _columns(self._table), n)
+        templates = {**_values(self._templates), "shape_covariance": self._shape_covariance}
+        config = templates.pop("config")
+        hdus += record_hdus("TEMPLATES", templates, n)
+        for band, fit in self._fits.items():
+            hdus += record_hdus(f"FIT_{band}", _values(fit), n, ver=_extver(self.images[band].side))
+        hdus.append(document_hdu("SCENE_META", self._meta))
+        hdus.append(document_hdu("SCENE_CONFIG", asdict(config)))
+        if isinstance(self._offsets, AstrometricSolution):
+            hdus.append(document_hdu("OFFSETS_META", self._offsets.to_meta()))
+        elif self._offsets is not None:
+            hdus += record_hdus("OFFSETS", _columns(self._offsets), len(self._offsets))
+            hdus.append(document_hdu("OFFSETS_META", self._offsets.meta))
+        save(hdus, as_path(path, "path"))
+
+    @classmethod
+    def read(cls, path):
+        """Read a scene written by `write`.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        `DeblendedScene`
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, of another kind, or of a newer format.
+        """
+        path = as_path(path, "path")
+        with extensions(path) as (header, found):
+            advice = "read a pair with rosetta.io.pair.read, an embedding with SkyEmbedding.read"
+            check_format(header, path, "SCNFMT", FORMAT, "scene", advice)
+            embedding = SkyEmbedding._of_file(header, found, path)
+            sides = {band: side for side, band, _ in embedding.pair.images()}
+            fits = {
+                band: _instance(BandFit, record(found, f"FIT_{band}", ver=_extver(sides[band])))
+                for band in header["BANDS"].split()
+            }
+            templates, offsets = record(found, "TEMPLATES"), None
+            templates["config"] = EngineConfig(**document(found, "SCENE_CONFIG"))
+            if ("OFFSETS", 1) in found:
+                offsets = QTable(record(found, "OFFSETS"), meta=document(found, "OFFSETS_META"))
+            elif ("OFFSETS_META", 1) in found:
+                offsets = AstrometricSolution.from_table(QTable(meta=document(found, "OFFSETS_META")))
+            return _restored(
+                embedding, QTable(record(found, "SOURCES")), _instance(Templates, templates),
+                templates["shape_covariance"], fits, offsets, document(found, "SCENE_META"),
+            )
 
     def to_regions(self):
         """Half-light ellipses of all sources.
@@ -344,6 +477,34 @@ def template_covariance(fits, shape_covariance):
     for k, fit in enumerate(fits.values()):
         covariance[:, k, k] += fit.breadth_error**2
     return covariance
+
+
+# ---------------------------------------------------------------------------- travel
+def _restored(embedding, table, templates, shape_covariance, fits, offsets, meta):
+    """A scene from its parts."""
+    return DeblendedScene(
+        embedding=embedding, table=table, templates=templates, shape_covariance=shape_covariance, fits=fits,
+        offsets=offsets, meta=meta,
+    )
+
+
+def _values(instance):
+    """The fields of a dataclass by name."""
+    return {field.name: getattr(instance, field.name) for field in fields(instance)}
+
+
+def _instance(kind, values):
+    """A dataclass from its fields by name."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _extver(side):
+    return 1 if side == "ground" else 2  # as in pair files
+
+
+def _columns(table):
+    """The columns of a table by name."""
+    return {name: table[name] for name in table.colnames}
 
 
 def _fits_wcs(image):

@@ -14,7 +14,7 @@ from . import shapes
 from .engine.placement import Placement
 from .source_list import coincident
 
-__all__ = ["Sources", "placed_on", "truncation"]
+__all__ = ["Sources", "placed_on", "seen_at", "truncation"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,23 +31,23 @@ class Sources:
         Of the detection; 0 where there was none.
     start : (n, N_PARAMETER) array
         Shapes to start from.
-    ground : callable
-        (coord, band) -> positions in the frame of the ground image's header.
+    solution : `~rosetta.AstrometricSolution` or None
+        Says where the ground headers put the sources; None: at their true positions.
     """
 
     index: np.ndarray
     coord: SkyCoord
     snr: np.ndarray
     start: np.ndarray
-    ground: object
+    solution: object
     _places: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def at(cls, index, coord, detections, ground, config):
+    def at(cls, index, coord, detections, solution, config):
         """Sources at positions, which start from the moments of the nearest detection."""
         coord = coord[coincident(coord)]
         start, snr = _start(detections, coord, config)
-        return cls(index, coord, snr, start, ground)
+        return cls(index, coord, snr, start, solution)
 
     def __len__(self):
         return len(self.index)
@@ -55,7 +55,7 @@ class Sources:
     def of(self, rows):
         """Some of the sources."""
         places = {band: (xy[rows], jacobian[rows]) for band, (xy, jacobian) in self._places.items()}
-        return Sources(self.index[rows], self.coord[rows], self.snr[rows], self.start[rows], self.ground, places)
+        return Sources(self.index[rows], self.coord[rows], self.snr[rows], self.start[rows], self.solution, places)
 
     def starting_from(self, start):
         """The same sources with other shapes to start from."""
@@ -63,11 +63,11 @@ class Sources:
 
     def and_at(self, coord, detections, config):
         """These sources and more, at positions that the residuals showed."""
-        new = Sources.at(np.full(len(coord), -1), coord, detections, self.ground, config)
+        new = Sources.at(np.full(len(coord), -1), coord, detections, self.solution, config)
         index, snr, start = (
             np.concatenate([getattr(one, name) for one in (self, new)]) for name in ("index", "snr", "start")
         )
-        return Sources(index, joined([self.coord, new.coord]), snr, start, self.ground)
+        return Sources(index, joined([self.coord, new.coord]), snr, start, self.solution)
 
     def on(self, image, wavelength, config, light=1.0):
         """How the sources lie on an image, a `Placement`.
@@ -82,10 +82,17 @@ class Sources:
             Stamps may leave out this many times as much light as they usually do.
         """
         if image.band not in self._places:  # the WCS is asked once for a source and band
-            coord = self.ground(self.coord, image.band) if image.side == "ground" else self.coord
-            self._places[image.band] = image.place(coord)
+            self._places[image.band] = image.place(seen_at(self.coord, image, self.solution))
         share = truncation(self.snr)
         return placed_on(image, *self._places[image.band], share if light == 1.0 else light * share, wavelength, config)
+
+
+def seen_at(coord, image, solution):
+    """Where the header of an image puts sources of true positions ``coord``.
+
+    The joint frame of the ground bands: on simulated fields a single band's own field is farther from the truth.
+    """
+    return coord if solution is None or image.side == "space" else solution.ground_position(coord)
 
 
 def placed_on(image, xy, jacobian, share, wavelength, config):

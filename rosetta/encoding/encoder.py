@@ -82,13 +82,15 @@ class CrossSurveyEncoder:
         """
         path = Path(path) if path is not None else checkpoint.bundled("encoder")
         found = checkpoint.load(path, kind="encoder")
-        try:
-            config = EncoderConfig(**found.config)
-        except TypeError as error:
-            raise checkpoint.CheckpointError(f"{path.name} is of another architecture: {error}") from error
-        model = inference.Model.blank(config, checkpoint.device_of(device))
+        config = checkpoint.config_of(EncoderConfig, found.config, path.name)
+        if max(config.depth, config.predictor_depth) > len(found.tensors):
+            raise checkpoint.CheckpointError(
+                f"{path.name} is of another architecture: more blocks than it has tensors ({len(found.tensors)})"
+            )
+        device = checkpoint.device_of(device)
+        model = checkpoint.restore(lambda: inference.Model(config), found.tensors, path.name, device)
         encoder = cls.__new__(cls)
-        encoder._set(config, checkpoint.restore(model, found.tensors, path.name), device, found.provenance)
+        encoder._set(config, model, device, found.provenance)
         return encoder
 
     config = property(lambda self: self._config, doc="Sizes of the network (`EncoderConfig`).")
@@ -105,6 +107,11 @@ class CrossSurveyEncoder:
     def provenance(self):
         """Where the weights came from: how and on how much they were trained, and what was measured (dict)."""
         return dict(self._provenance)
+
+    @property
+    def device(self):
+        """Where the encoder computes (`torch.device`)."""
+        return self._device
 
     def save(self, path):
         """Write the encoder to a file.

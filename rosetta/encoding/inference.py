@@ -42,13 +42,6 @@ class Model(nn.Module):
             torch.manual_seed(seed)
             return cls(config).round_()
 
-    @classmethod
-    def blank(cls, config, device):
-        """A model without values, for a checkpoint to fill: nothing is drawn that would be overwritten."""
-        with torch.device("meta"):
-            model = cls(config)
-        return model.to_empty(device=device)
-
     @torch.no_grad()
     def round_(self):
         """Round the weights to bfloat16 in place."""

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
+from ..files import atomic_write
 from .losses import Objective, cosine_gap, rank_me, retrieval, same_sky
 from .network import SIDES
 from .observing import CONDITIONS
@@ -346,17 +346,12 @@ def _save_state(path, model, optimizer, identity, step, elapsed, seen):
         # A parameter that no term of the objective reads has no state.
         tensors |= {f"{key}.{name}": optimizer.state[parameter][key] for key in _ADAM if parameter in optimizer.state}
     meta = {"format": STATE_FORMAT, "step": step, "elapsed": elapsed, "seen": seen, **identity}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"rosetta-training": json.dumps(meta)},
-        )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = save(
+        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
+        metadata={"rosetta-training": json.dumps(meta)},
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _load_state(path, model, optimizer, identity):

@@ -28,7 +28,7 @@ def filtered(image, width):
         The best-fitting flux of a filter-shaped source at each pixel, and that over its error.
     """
     sigma = width / image.pixel_scale
-    weight = _sky_weight(image.data, image.variance)
+    weight = image.sky_weight
     half = int(np.ceil(3.5 * sigma))
     axis = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     axis /= axis.sum()
@@ -44,25 +44,6 @@ def filtered(image, width):
     flux = np.divide(top, bottom, out=np.zeros_like(top), where=seen)
     significance = np.divide(top, np.sqrt(bottom), out=np.zeros_like(top), where=seen)
     return flux, significance
-
-
-def _sky_weight(data, variance, block=64):
-    """Inverse variance without the sources' own photon noise, which would hollow out bright cores.
-
-    Only where there is a source: elsewhere a large variance means shallow coverage, and counts.
-    """
-    ny, nx = variance.shape
-    finite = np.where(np.isfinite(variance), variance, np.nan)
-    overall = np.nanmedian(finite) if np.isfinite(finite).any() else 1.0
-    sky = np.full((-(-ny // block), -(-nx // block)), overall)
-    for j in range(sky.shape[0]):
-        for i in range(sky.shape[1]):
-            part = finite[j * block : (j + 1) * block, i * block : (i + 1) * block]
-            if np.isfinite(part).any():
-                sky[j, i] = np.nanmedian(part)
-    sky = np.repeat(np.repeat(sky, block, axis=0), block, axis=1)[:ny, :nx]
-    bright = data > 5.0 * np.sqrt(variance)
-    return np.where(np.isfinite(variance), 1.0 / np.where(bright, np.minimum(variance, 1.2 * sky), variance), 0.0)
 
 
 def nmad(values):

@@ -14,6 +14,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 
 from ..flags import Flag
 from ..pair import slice_wcs
+from ..readonly import ReadOnlyDict
 from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
@@ -162,12 +163,12 @@ class BandImage:
 
 @once_per_pair
 def band_images(pair):
-    """``dict[band, BandImage]`` of a `~rosetta.SkyPair`, ground bands first; made once per pair."""
-    return {name: _band_image(pair, side, name, pixels) for side, name, pixels in pair.images()}
+    """Read-only mapping of band to `BandImage` of a `~rosetta.SkyPair`, ground bands first; made once per pair."""
+    return ReadOnlyDict({name: _band_image(pair, side, name, pixels) for side, name, pixels in pair.images()})
 
 
 def _band_image(pair, side, name, pixels):
-    band, flags, psf = pair.survey(side)[name], pair.flags[name], pair.psf(name)
+    band, flags, psf = pair.survey(side)[name], pair.flags[name], pixels.psf_anywhere
     parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
     if psf is not None:
         return BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)

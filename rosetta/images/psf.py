@@ -59,11 +59,22 @@ class PSF:
         new._set(samples, nodes, self._smooth, self._oversampling, results)
         return new
 
-    def __getstate__(self):
-        return self._samples, self._nodes, self._smooth, self._oversampling
+    def __reduce__(self):
+        return PSF.of_parts, tuple(self.parts().values())
 
-    def __setstate__(self, state):
-        self._set(*state)
+    def parts(self):
+        """What `of_parts` makes the same PSF of (dict): the samples of all cells, their places, how they are read."""
+        x, y = self._nodes
+        return {
+            "samples": self._samples, "x": x, "y": y, "smooth": self._smooth, "oversampling": self._oversampling,
+        }
+
+    @classmethod
+    def of_parts(cls, samples, x, y, smooth, oversampling):
+        """The PSF that `parts` took apart: (n_cell, k, l) samples, rows of cells one after the other."""
+        new = cls.__new__(cls)
+        new._set(samples, (np.array(x, float), np.array(y, float)), bool(smooth), int(oversampling))
+        return new
 
     @classmethod
     def on_grid(cls, cells, x, y, *, oversampling=1, smooth=True, name="cells"):

@@ -5,7 +5,7 @@ import numpy as np
 from scipy import ndimage, sparse
 from scipy.interpolate import RectBivariateSpline
 
-__all__ = ["interpolated", "on_grid", "resampled"]
+__all__ = ["NODES", "interpolated", "on_grid", "resampled"]
 
 NODES = 17  # per axis: a WCS is smooth, so it is asked at few places
 

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Survey files to images, by header, never by guess; and pairs in files of their own."""
+"""Readers of survey files, which trust the header alone and never guess; pair files."""
 
 from . import euclid, pair, rubin
 from ._pair import read_pair

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What both readers need from FITS: honest errors, native byte order, a celestial WCS."""
+"""What all readers need from FITS: clear errors, native byte order, a celestial WCS."""
 
 import os
 import warnings
@@ -102,7 +102,7 @@ def celestial_wcs(header, argument, shift=(0, 0), shape=None):
         warnings.simplefilter("ignore", FITSFixedWarning)  # obsolete dates and the like
         try:
             wcs = WCS(header)
-        except Exception as error:  # wcslib has a type for every kind of nonsense
+        except Exception as error:  # wcslib has many types of error
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"{argument}: the header's WCS cannot be read ({reason}): repair it") from error
     if not wcs.has_celestial or wcs.naxis != 2:

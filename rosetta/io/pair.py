@@ -1,34 +1,33 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """A `~rosetta.SkyPair` in one multi-extension FITS file, and back."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import astropy.units as u
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import NDData, VarianceUncertainty
-from astropy.wcs import WCS
 
 from .. import surveys as _surveys
 from ..flags import Flag
-from ..pair import SIDES, SkyPair
-from ._fits import as_path, celestial_wcs, native, open_fits
+from ..images.psf import PSF
+from ..images.wcs_cards import cards_of, is_fits_wcs
+from ..pair import SIDES, SkyPair, frozen_image
+from ._fits import as_path, celestial_wcs, native
+from ._store import check_format, document, document_hdu, extensions, save
 
-__all__ = ["read", "write"]
+__all__ = ["hdus_of", "pair_of", "read", "write"]
 
-FORMAT = 1
+FORMAT = 2  # 1 held no FLAGS and no meta, and left out variances that were measured on the image
 _KNOWN = {s.name: s for s in vars(_surveys).values() if isinstance(s, _surveys.Survey)}
 
 
 def write(pair, path):
     """Write a pair to one FITS file, without loss.
 
-    The primary header names the surveys. Per band there are the extensions ``SCI_<band>`` (nJy),
-    ``VAR_<band>`` (nJy^2; absent where the noise was measured on the image, as it is again on reading),
-    ``MASK_<band>`` (1: do not use) and ``PSF_<band>`` (absent where none was given). ``EXTVER`` is 1 on the ground and
-    2 in space, because FITS readers do not tell ``y`` from ``Y``. ``meta`` of the images is not kept.
+    The primary header names the surveys and the number of extensions. Per band there are the extensions
+    ``SCI_<band>`` (nJy; card ``FLAGS``: what had to be assumed), ``VAR_<band>`` (nJy^2), ``MASK_<band>`` (1: do not
+    use) and ``PSF_<band>`` (absent where none was given; of a PSF that varies a cell per plane, with the places of the
+    cells as JSON in ``PSF_PARTS_<band>``). ``EXTVER`` is 1 on the ground and 2 in space, because FITS
+    readers do not tell ``y`` from ``Y``. The table ``PAIR_META`` holds the ``meta`` of all images as JSON.
 
     Parameters
     ----------
@@ -45,7 +44,21 @@ def write(pair, path):
     """
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}")
-    path = as_path(path, "path")
+    save(hdus_of(pair), as_path(path, "path"))
+
+
+def hdus_of(pair):
+    """The HDUs of a pair file, also for files that hold more than a pair.
+
+    Parameters
+    ----------
+    pair : `~rosetta.SkyPair`
+
+    Returns
+    -------
+    list of HDUs
+        The primary one first.
+    """
     primary = fits.PrimaryHDU()
     primary.header["RSTFMT"] = (FORMAT, "rosetta pair file, format version")
     for side, survey in zip(SIDES, pair.surveys, strict=True):
@@ -55,45 +68,43 @@ def write(pair, path):
                 f"a pair file can name only {', '.join(_KNOWN)}"
             )
         primary.header[side.upper()] = (survey.name, f"survey of the {side} side")
-    hdus = fits.HDUList([primary])
+    hdus = [primary]
     for side, band, image in pair.images():
         hdus.extend(_extensions(side, band, image, pair.flags[band]))
-    # Whoever finds the file finds it whole.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".fits")
-    os.close(handle)
-    try:
-        hdus.writeto(temporary, overwrite=True)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    hdus.append(document_hdu("PAIR_META", {band: dict(image.meta) for _, band, image in pair.images()}))
+    return hdus
 
 
 def _extensions(side, band, image, flags):
     wcs = image.wcs
-    if not isinstance(wcs, WCS) or wcs.cpdis1 is not None or wcs.det2im1 is not None:
+    if not is_fits_wcs(wcs):
         raise ValueError(
             f"pair: the WCS of {side}[{band!r}] is not a plain FITS WCS (TAN, SIP, PV), the only one a pair file "
             "can hold: fit one first, for instance with astropy.wcs.utils.fit_wcs_from_points"
         )
-    header = wcs.to_header(relax=True)
+    header = cards_of(wcs)
     header["BUNIT"] = "nJy"
     header["BAND"] = band
-    planes = [("SCI", image.data, header)]
-    if not flags & Flag.VARIANCE_ESTIMATED:  # measured again on reading
-        planes.append(("VAR", image.uncertainty.array, None))
-    planes.append(("MASK", image.mask.astype(np.uint8), None))
+    header["FLAGS"] = (int(flags), "rosetta.Flag: what had to be assumed")
+    planes = [
+        ("SCI", image.data, header), ("VAR", image.uncertainty.array, None), ("MASK", image.mask.astype(np.uint8), None)
+    ]
     for name, array, head in planes:
         # GZIP_2 is lossless, floats included.
         hdu = fits.CompImageHDU(array, header=head, name=f"{name}_{band}", compression_type="GZIP_2", quantize_level=0)
         hdu.ver = 1 + SIDES.index(side)
         yield hdu
-    if image.psf is not None:
-        yield fits.ImageHDU(np.asarray(image.psf), name=f"PSF_{band}", ver=1 + SIDES.index(side))
+    psf = image.psf_anywhere
+    if psf is not None:
+        parts = psf.parts()
+        samples = np.asarray(parts.pop("samples"))  # (n_cell, k, l)
+        yield fits.ImageHDU(samples[0] if len(samples) == 1 else samples, name=f"PSF_{band}", ver=1 + SIDES.index(side))
+        if not psf.constant or parts["oversampling"] > 1:
+            yield document_hdu(f"PSF_PARTS_{band}", parts, ver=1 + SIDES.index(side))
 
 
 def read(path):
-    """Read a pair written by `write` (or by ``rosetta simulate --pair``).
+    """Read a pair written by `write` or ``rosetta simulate --pair``, or the one in the file of an embedding or scene.
 
     Parameters
     ----------
@@ -109,28 +120,55 @@ def read(path):
         If the file is truncated, not FITS, not a pair file, or of a newer format.
     """
     path = as_path(path, "path")
-    with open_fits(path, "path") as hdus:
-        header = hdus[0].header
-        version = header.get("RSTFMT")
-        if version is None:
-            raise ValueError(
-                f"path: {path.name} is not a rosetta pair file (no RSTFMT card): read survey files with "
-                "rosetta.io.rubin and rosetta.io.euclid"
-            )
-        if not isinstance(version, int):
-            raise ValueError(f"path: {path.name} has pair format {version!r}: its header is damaged")
-        if version > FORMAT:
-            raise ValueError(f"path: {path.name} has pair format {version}, newer than {FORMAT}: upgrade astro-rosetta")
-        found = {(hdu.name, hdu.ver): hdu for hdu in hdus[1:]}
-        sides = {side: _side(found, 1 + k, path) for k, side in enumerate(SIDES)}
-        surveys = []
-        for side in SIDES:
-            name = header.get(side.upper())
-            if name not in _KNOWN:
-                known = ", ".join(_KNOWN)
-                raise ValueError(f"path: {path.name} names the unknown {side} survey {name!r} (known: {known})")
-            surveys.append(_KNOWN[name])
+    with extensions(path) as (header, found):
+        return pair_of(header, found, path)
+
+
+def pair_of(header, found, path):
+    """The pair in an open file.
+
+    Parameters
+    ----------
+    header : `~astropy.io.fits.Header`
+        Primary header.
+    found : dict
+        Extensions by (EXTNAME, EXTVER).
+    path : `~pathlib.Path`
+        For messages.
+
+    Returns
+    -------
+    `~rosetta.SkyPair`
+
+    Raises
+    ------
+    ValueError
+        If the file does not hold one, or a newer format of it.
+    """
+    advice = "read survey files with rosetta.io.rubin and rosetta.io.euclid"
+    version = check_format(header, path, "RSTFMT", FORMAT, "pair", advice)
+    surveys = []
+    for side in SIDES:
+        name = header.get(side.upper())
+        if name not in _KNOWN:
+            known = ", ".join(_KNOWN)
+            raise ValueError(f"path: {path.name} names the unknown {side} survey {name!r} (known: {known})")
+        surveys.append(_KNOWN[name])
+    sides = {side: _side(found, 1 + k, path) for k, side in enumerate(SIDES)}
+    if version == 1:
         return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=tuple(surveys))
+    meta, flags = document(found, "PAIR_META"), {}
+    for k, side in enumerate(SIDES):
+        for band, image in sides[side].items():
+            flags[band] = Flag(found[f"SCI_{band}".upper(), 1 + k].header["FLAGS"])
+            if image.uncertainty is None or image.mask is None:
+                raise ValueError(f"path: {path.name} has no variance or no mask of band {band!r}: write it again")
+            arrays = image.data, image.uncertainty.array, image.mask
+            usable = np.isfinite(arrays[0]) & np.isfinite(arrays[1]) & (arrays[1] > 0)
+            if not (usable | arrays[2]).all():
+                raise ValueError(f"path: {path.name} has unusable pixels in band {band!r} that are not masked")
+            sides[side][band] = frozen_image(*arrays, image.wcs, meta[band], image.psf)
+    return SkyPair._of_checked(sides["ground"], sides["space"], tuple(surveys), flags)
 
 
 def _side(found, version, path):
@@ -146,7 +184,13 @@ def _side(found, version, path):
         if parts["MASK"] is not None:
             mask = native(parts["MASK"], bool)
         if parts["PSF"] is not None:
-            psf = native(parts["PSF"], np.float64)
+            slices = (slice(None),) * parts["PSF"].header["NAXIS"]
+            samples = native(parts["PSF"], np.float64, slices)
+            psf = PSF(samples) if samples.ndim == 2 else None
+            name = name.replace("SCI", "PSF_PARTS", 1)
+            if (name, ver) in found:
+                cells = samples.reshape(-1, *samples.shape[-2:])
+                psf = PSF.of_parts(cells, **document(found, name, ver=ver))
         images[hdu.header["BAND"]] = NDData(
             native(hdu, np.float32),
             uncertainty=uncertainty,

@@ -8,7 +8,7 @@ import numpy as np
 from astropy.table import QTable
 
 from .. import checkpoint
-from ..astrometry.solution import check_offsets
+from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
 from ..deblending.scene import DeblendedScene
@@ -17,7 +17,8 @@ from ..embedding import SkyEmbedding
 from ..head import Head
 from ..matching import match
 from ..pair import SkyPair
-from ..training.rows import joined_rows, split_by_pair, training_parts, views
+from ..training.loop import TrainerConfig
+from ..training.rows import joined_rows, views
 from . import error_model
 
 __all__ = ["EmbeddingPhotometry", "training_rows"]
@@ -39,22 +40,37 @@ class EmbeddingPhotometry(Head):
     did not make the errors better. Untrained, as the constructor makes it, it gives the first two alone, which are
     nearly right where no source is hidden, galaxies are smooth and PSFs exact.
 
+    Errors are calibrated on the scenes of one deblender: trained, it refuses those of another. `fit` needs truth with
+    ``sky_centroid`` and ``flux_<band>``.
+
     Parameters
     ----------
     encoder : `~rosetta.CrossSurveyEncoder`, optional
         None: the bundled one, loaded when needed.
+    deblender : `~rosetta.JEPADeblender`, optional
+        Makes the scenes where positions are given, and those that `fit` learns from. None: the bundled one, or an
+        untrained one where the bundled one belongs to another encoder.
     """
 
     _kind = "photometry"
-    _default_config = error_model.ErrorConfig().to_dict()
+    _config_class = error_model.ErrorConfig
+    trainer = TrainerConfig(steps=1500, batch=4096, look_every=100)
+    _owner_kinds = ("encoder", "deblender")
 
     @staticmethod
     def _build(config):
-        return error_model.ErrorNet(error_model.ErrorConfig(**config))
+        return error_model.ErrorNet(config)
 
-    def __init__(self, encoder=None):
-        super().__init__(encoder)
-        self._helper = None  # (encoder's fingerprint, its deblender), once one was needed
+    def __init__(self, encoder=None, deblender=None):
+        if deblender is not None and not isinstance(deblender, JEPADeblender):
+            raise TypeError(f"deblender must be a JEPADeblender or None, got {type(deblender).__name__}")
+        super().__init__(deblender.encoder if encoder is None and deblender is not None else encoder)
+        if deblender is not None and deblender.encoder.fingerprint != self.encoder.fingerprint:
+            raise ValueError(
+                f"deblender belongs to encoder {deblender.encoder.fingerprint}, but encoder is "
+                f"{self.encoder.fingerprint}: give the one it belongs to"
+            )
+        self._deblender = deblender
 
     def __call__(self, x, sources, *, offsets=None):
         """Measure a catalogue.
@@ -65,9 +81,10 @@ class EmbeddingPhotometry(Head):
             Where ``sources`` is a scene: its embedding, or the pair it was made from.
         sources : `~rosetta.DeblendedScene`, `~astropy.coordinates.SkyCoord` or table
             A scene is measured as it is, with the offsets it remembers. For positions, or a table
-            with ``sky_centroid``, a scene is made first by the bundled deblender, or by an untrained one where
-            the bundled one belongs to another encoder (``meta["rosetta"]["options"]["deblender"]`` says which).
-        offsets : `~astropy.table.QTable`, optional
+            with ``sky_centroid``, a scene is made first by the deblender that was given, else by the bundled one, or
+            by an untrained one where the bundled one belongs to another encoder.
+            ``meta["rosetta"]["options"]["deblender"]`` is its fingerprint, or "untrained".
+        offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
 
         Returns
@@ -83,85 +100,71 @@ class EmbeddingPhotometry(Head):
         Raises
         ------
         TypeError, ValueError
-            If an argument cannot be used; the message says what to do.
+            If an argument cannot be used, or the scene is of another deblender than the errors were calibrated on;
+            the message says what to do.
         """
         if isinstance(sources, DeblendedScene):
             _check_of_scene(x, sources)
-            if offsets is not None and not _same_offsets(offsets, sources.offsets):
+            self._check_deblender("sources is a scene of", sources.meta["rosetta"]["head_fingerprint"])
+            if offsets is not None and not _same_offsets(as_solution(offsets), sources.offsets):
                 raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
             scene, embedding = sources, self._embedding(sources.embedding)
         else:
+            deblender = self._own_deblender()
+            self._check_deblender("positions are measured through", deblender.fingerprint)
             embedding = self._embedding(x)
-            scene = self._deblender()(embedding, sources, offsets=offsets)
+            scene = deblender(embedding, sources, offsets=offsets)
+        made_by = scene.meta["rosetta"]["head_fingerprint"]
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
             _calibrate(catalog, scene, self._network)
-        catalog.meta.update(self._provenance_of(embedding, deblender=scene.meta["deblender"]))
+        catalog.meta.update(self._provenance_of(embedding, deblender=made_by or "untrained"))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
         return catalog
 
-    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
-        """Train the error network on sky with known truth; encoder and deblender stay as they are.
+    def _trained_on(self):
+        return {**super()._trained_on(), "deblender": self._own_deblender().fingerprint}
 
-        Parameters
-        ----------
-        pairs : sequence of `~rosetta.SkyPair`
-            Read one at a time.
-        truth : sequence of `~astropy.table.QTable`
-            One per pair: ``sky_centroid`` and ``flux_<band>``, as `rosetta.simulate` gives them.
-        seed : int
-        checkpoint : path-like, optional
-            File of the training rows of finished pairs: an interrupted run resumes from it.
+    def _rows(self, pair, truth, index, seed):
+        """A row for each flux of the sources that are a true one, seen by both sides and by each alone."""
+        deblender, seen = self._own_deblender(), views(self._embedding(pair), ("ground", "space"))
+        return joined_rows([training_rows(deblender(view), truth) for view in seen])
 
-        Returns
-        -------
-        EmbeddingPhotometry
-            Itself.
-
-        Raises
-        ------
-        ValueError
-            If there is no truth, it does not match the pairs, too few sources have a measured flux, or the
-            checkpoint is of something else.
-        """
-        deblender = self._deblender()
-
-        def prepare(pair, table):
-            seen = views(self._embedding(pair), ("ground", "space"))
-            return joined_rows([training_rows(deblender(view), table) for view in seen])
-
-        parts = training_parts(
-            pairs, truth, ("sky_centroid",), prepare,
-            owner=f"{self._kind} {self.encoder.fingerprint} {deblender.fingerprint} {seed}", checkpoint=checkpoint,
-        )
-        data, held_out = split_by_pair(parts)
+    def _prepared(self, data, held_out):
+        data, held_out = error_model.usable(data), error_model.usable(held_out)
         for name, rows in (("training", data), ("held-out", held_out)):
-            n = int(np.isfinite((rows["flux"] - rows["true"]) / rows["error"]).sum())
+            n = len(rows["flux"])
             if n < MIN_FLUXES:
                 raise ValueError(
                     f"pairs give {n} {name} fluxes with truth, at least {MIN_FLUXES} are needed to calibrate errors: "
                     "give more pairs or larger ones"
                 )
-        self._network = error_model.seeded(self._config, seed).to(self._device or "cpu")
-        result = error_model.train(self._network, data, held_out, seed=seed)
-        log.info("photometry trained: %s", result)
-        self._provenance = {"trained": True, "seed": seed, "n_pair": len(parts), **result}
-        self._fingerprint = None
-        return self
+        return data, held_out
 
-    def _deblender(self):
-        """The bundled deblender, or an untrained one where that belongs to another encoder."""
-        fingerprint = self.encoder.fingerprint
-        if self._helper is None or self._helper[0] != fingerprint:
-            path = checkpoint.bundled("deblender")
+    def _finish(self, network, data, held_out):
+        return error_model.calibrate(network, held_out)
+
+    def _check_deblender(self, what, fingerprint):
+        """That errors are calibrated on scenes of the deblender with this fingerprint, if they are calibrated."""
+        if self._owners is not None and fingerprint != self._owners["deblender"]:
+            made, needed = (f"deblender {f}" if f else "an untrained deblender" for f in
+                            (fingerprint, self._owners["deblender"]))  # fmt: skip
+            raise ValueError(
+                f"{what} {made}, but the errors of this photometry are calibrated on {needed}: give a scene made by "
+                "that one, or train with EmbeddingPhotometry(encoder, deblender).fit()"
+            )
+
+    def _own_deblender(self):
+        """The deblender that was given; else the bundled one, or an untrained one where that is of another encoder."""
+        if self._deblender is None:
+            path, fingerprint = checkpoint.bundled("deblender"), self.encoder.fingerprint
             if path.is_file() and checkpoint.read_header(path)["config"].get("encoder") == fingerprint:
-                deblender = JEPADeblender.from_pretrained(encoder=self.encoder, device=self._device)
+                self._deblender = JEPADeblender.from_pretrained(encoder=self.encoder, device=self._device)
             else:
-                log.warning("no bundled deblender belongs to this encoder: templates start from the classical answer")
-                deblender = JEPADeblender(self.encoder)
-            self._helper = fingerprint, deblender
-        return self._helper[1]
+                log.warning("no bundled deblender belongs to this encoder: an untrained one is used")
+                self._deblender = JEPADeblender(self.encoder)
+        return self._deblender
 
 
 def _check_of_scene(x, scene):
@@ -176,13 +179,8 @@ def _check_of_scene(x, scene):
 
 
 def _same_offsets(one, other):
-    """Whether two tables of offsets hold the same solution."""
-    check_offsets(one)
-    if other is None:
-        return False
-    return all(np.all(one.meta.get(name) == other.meta[name]) for name in ("verdict", "model")) and (
-        one.meta["center"].separation(other.meta["center"]).arcsec < 1e-6
-    )
+    """Whether a scene's offsets, or None, hold this solution."""
+    return other is not None and one.same_as(as_solution(other))
 
 
 def _formal(scene):

@@ -1,2 +1,2 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The main job: run, products, comparison with a known truth."""
+"""The main job, the files it writes, and the comparison of its results with a known truth."""

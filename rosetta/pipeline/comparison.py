@@ -1,10 +1,10 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""A run against a known truth."""
+"""Comparison of a run with a known truth."""
 
 import astropy.units as u
 import numpy as np
 
-from ..astrometry.solution import joint_offset
+from ..astrometry.solution import as_solution
 from ..flags import Flag
 from ..matching import match
 
@@ -51,8 +51,9 @@ def compare(result, truth):
         for kind, of in (("isolated", ~blended), ("blended", blended)):
             found_of = _flux_numbers(catalog[rows][of], truth[true][of], name)
             numbers["flux"].append({"band": name, "kind": kind, **found_of})
-    if result.offsets is not None and result.offsets.meta["verdict"] != "abstain":
-        numbers["offset"] = _offset_numbers(result.offsets, truth)
+    solution = None if result.offsets is None else as_solution(result.offsets)
+    if solution is not None and solution.bands:
+        numbers["offset"] = _offset_numbers(solution, truth)
     return numbers
 
 
@@ -72,15 +73,15 @@ def _flux_numbers(catalog, truth, band):
     }
 
 
-def _offset_numbers(offsets, truth):
+def _offset_numbers(solution, truth):
     """The joint field at the field centre, and its error over the true sources."""
     known = np.stack([truth[name].to_value(u.mas) for name in ("d_ra_cosdec", "d_dec")], -1)
-    value, covariance = joint_offset(offsets, truth["sky_centroid"])
-    error = np.sqrt(covariance[:, [0, 1], [0, 1]])  # (n, 2)
+    value = solution.offset_at(truth["sky_centroid"])
+    error = solution.sigma_at(truth["sky_centroid"])  # (n, 2)
     return {
         "value": value.mean(0).tolist(),
         "error": np.median(error, axis=0).tolist(),
         "truth": known.mean(0).tolist(),
         "rms": float(np.sqrt(np.mean((value - known) ** 2))),
-        "model": offsets.meta["model"]["bands"]["joint"]["kind"],
+        "model": solution.kind(),
     }

@@ -2,16 +2,29 @@
 """The main job: a pair of images to a catalogue."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import astropy.units as u
+from astropy.table import QTable
+
+from ..astrometry.aligner import LearnedAligner
+from ..deblending.deblender import JEPADeblender
+from ..deblending.scene import DeblendedScene
+from ..embedding import SkyEmbedding
+from ..encoding.encoder import CrossSurveyEncoder
+from ..pair import SkyPair
+from ..photometry.catalogue import EmbeddingPhotometry
+from ..readonly import ReadOnlyDict
+from . import products
 
 __all__ = ["STEPS", "Result", "measure"]
+
+STEPS = ("encode", "align", "deblend", "measure")
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What one run of the main job gives.
+    """What one run of the main job gives; made by `rosetta.measure`.
 
     Attributes
     ----------
@@ -21,23 +34,54 @@ class Result:
         None where only one survey looked.
     scene : `~rosetta.DeblendedScene`
     catalog : `~astropy.table.QTable`
-    seconds : dict of str to float
+    seconds : mapping of str to float
         Wall-clock time of each step.
     """
 
-    pair: object
-    embedding: object
-    offsets: object
-    scene: object
-    catalog: object
-    seconds: dict = field(default_factory=dict)
+    pair: SkyPair
+    embedding: SkyEmbedding
+    offsets: QTable | None
+    scene: DeblendedScene
+    catalog: QTable
+    seconds: ReadOnlyDict
+
+    def write(self, directory, *, overwrite=False, models="sources", truth=None):
+        """Write the results into a directory: all of them, or none.
+
+        ``catalogue.ecsv`` (fluxes, then the columns of the scene's table); ``offsets.ecsv`` (with both surveys);
+        ``models.fits``; ``sources.reg`` (DS9); ``overview.png`` (needs matplotlib).
+
+        Parameters
+        ----------
+        directory : path-like
+            Created.
+        overwrite : bool
+            Whether the directory may hold something. Results of an earlier run are replaced together, other files in
+            it are left alone.
+        models : {"none", "bands", "sources"}
+            What ``models.fits`` holds: "bands", model and residual of every band; "sources", these and an image of
+            every source in the reference band; "none", the file is not written.
+        truth : `~astropy.table.QTable`, optional
+            As from `rosetta.simulate.simulate_pair`; drawn in the overview.
+
+        Returns
+        -------
+        list of `~pathlib.Path`
+            The files.
+
+        Raises
+        ------
+        ValueError
+            If the directory cannot be used, another process writes to it, or ``models`` is unknown.
+        """
+        return products.write(self, directory, truth=truth, overwrite=overwrite, models=models)
 
 
-STEPS = ("encode", "align", "deblend", "measure")
-
-
-def measure(pair, *, encoder, aligner, deblender, photometry, window=38.4 * u.arcsec, progress=None):
-    """Encode, align, deblend and measure a pair.
+def measure(
+    pair, *, device=None, window=38.4 * u.arcsec, progress=None, encoder=None, aligner=None, deblender=None,
+    photometry=None,
+):
+    """The main job: encode, align, deblend and measure a pair.
 
     Without both surveys there is nothing to align; where the aligner abstains the job goes on unaligned
     and every row is flagged ``UNALIGNED``.
@@ -45,18 +89,39 @@ def measure(pair, *, encoder, aligner, deblender, photometry, window=38.4 * u.ar
     Parameters
     ----------
     pair : `~rosetta.SkyPair`
-    encoder, aligner, deblender, photometry
-        The four models.
+    device : str, optional
+        "cpu", "cuda" or "cuda:N", for models that are loaded here; None: CUDA where there is one.
     window : `~astropy.units.Quantity`
-        Side of the encoder's windows.
+        Side of the encoder's windows (angle).
     progress : callable, optional
-        Called as ``progress(step, done, total)`` when a step of `STEPS` begins (``done`` is 0) and, within those that
-        go window by window or tile by tile, after each.
+        Called as ``progress(step, done, total)`` when a step ("encode", "align", "deblend", "measure") begins
+        (``done`` is 0) and, within those that go window by window or tile by tile, after each.
+    encoder : `~rosetta.CrossSurveyEncoder`, optional
+    aligner : `~rosetta.LearnedAligner`, optional
+    deblender : `~rosetta.JEPADeblender`, optional
+    photometry : `~rosetta.EmbeddingPhotometry`, optional
+        The models; None: the bundled one.
 
     Returns
     -------
-    Result
+    `~rosetta.Result`
+
+    Raises
+    ------
+    TypeError
+        If ``pair`` is not a pair.
+    ValueError
+        If the models do not belong together, or the window or the device cannot be used.
     """
+    if not isinstance(pair, SkyPair):
+        raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: make one with SkyPair(ground, space)")
+    heads = {"aligner": aligner, "deblender": deblender, "photometry": photometry}
+    if encoder is None:
+        given = [head for head in heads.values() if head is not None]
+        encoder = given[0].encoder if given else CrossSurveyEncoder.from_pretrained(device=device)
+    for kind, head in zip(heads, (LearnedAligner, JEPADeblender, EmbeddingPhotometry), strict=True):
+        if heads[kind] is None:
+            heads[kind] = head.from_pretrained(encoder=encoder, device=device)
     seconds = {}
 
     def timed(step, work):
@@ -73,33 +138,7 @@ def measure(pair, *, encoder, aligner, deblender, photometry, window=38.4 * u.ar
     embedding = timed("encode", lambda within: encoder(pair, window=window, progress=within))
     offsets = None
     if pair.ground and pair.space:
-        offsets = timed("align", lambda _: aligner(embedding))
-    scene = timed("deblend", lambda within: deblender(embedding, offsets=offsets, progress=within))
-    catalog = timed("measure", lambda _: photometry(embedding, scene))
-    return Result(pair, embedding, offsets, scene, catalog, seconds)
-
-
-# ---------------------------------------------------------------------------- files
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-# ---------------------------------------------------------------------------- against a truth
-
-
-
-
-
-
+        offsets = timed("align", lambda _: heads["aligner"](embedding))
+    scene = timed("deblend", lambda within: heads["deblender"](embedding, offsets=offsets, progress=within))
+    catalog = timed("measure", lambda _: heads["photometry"](embedding, scene))
+    return Result(pair, embedding, offsets, scene, catalog, ReadOnlyDict(seconds))

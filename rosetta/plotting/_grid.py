@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Where things lie in a picture: arcsec about its centre, north up and east left."""
+"""The sky grid of a picture: offsets in arcsec from its centre, north up and east left."""
 
 import astropy.units as u
 import numpy as np
@@ -25,28 +25,33 @@ def field_of(image):
 
 
 class _Grid:
-    """A north-up grid of n x n points; ``x`` and ``y`` of an image's pixels are asked once per WCS."""
+    """A north-up grid of n x n points."""
 
     def __init__(self, center, half, n):
-        axis = (np.arange(n) + 0.5) / n * 2 * half - half
-        north, east = np.meshgrid(axis, -axis, indexing="ij")
         self.shape, self.extent = (n, n), (half, -half, -half, half)
-        self._sky = center.icrs.spherical_offsets_by(east.ravel() * u.arcsec, north.ravel() * u.arcsec)
-        self._known = []
+        self._center, self._known = center.icrs, None
+
+    def _sky(self, nodes):
+        """Sky positions of the grid's points ``nodes`` (fractional indices) along both axes."""
+        half = self.extent[0]
+        axis = (nodes + 0.5) / self.shape[0] * 2 * half - half
+        north, east = np.meshgrid(axis, -axis, indexing="ij")
+        return self._center.spherical_offsets_by(east.ravel() * u.arcsec, north.ravel() * u.arcsec)
 
     def pixels(self, wcs):
-        for known, place in self._known:
-            if known is wcs:
-                return place
-        x, y = wcs.world_to_pixel(self._sky)
-        place = np.stack([y, x])
-        self._known.append((wcs, place))
-        return place
+        """Pixel positions (y, x) of all points: the WCS is evaluated at about every sixteenth, once per image."""
+        if self._known is None or self._known[0] is not wcs:
+            n = self.shape[0]
+            nodes = np.linspace(0, n - 1, max(2, n // 16 + 1))
+            x, y = (np.reshape(v, (len(nodes), -1)) for v in wcs.world_to_pixel(self._sky(nodes)))
+            at = np.arange(n) / (n - 1) * (len(nodes) - 1)
+            at = np.stack(np.meshgrid(at, at, indexing="ij")).reshape(2, -1)
+            self._known = wcs, np.stack([map_coordinates(v, at, order=1, mode="nearest") for v in (y, x)])
+        return self._known[1]
 
     def read(self, array, wcs):
         """Linear interpolation; NaN off the image."""
-        values = map_coordinates(array, self.pixels(wcs), order=1, cval=np.nan)
-        return values.reshape(self.shape)
+        return map_coordinates(array, self.pixels(wcs), order=1, cval=np.nan).reshape(self.shape)
 
 
 def grid_of(image, center=None, half=None):

@@ -3,13 +3,13 @@
 
 import numpy as np
 
-# Okabe & Ito (2008): told apart by everyone.
+# Okabe & Ito (2008): distinct for colour-blind readers, too.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 SKY_BLUE = "#56B4E9"
 
 
 def axes_of(ax, size=(5.0, 5.0)):
-    """The given axes, or those of a new figure that belongs to no window system."""
+    """The given axes, or axes of a new figure (which opens no window)."""
     if ax is not None:
         return ax
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def pull_histogram(ax, pull, colour, name):
 
 
 def unit_gaussian(ax):
-    """What pulls should look like."""
+    """The unit Gaussian, which pulls should follow."""
     x = np.linspace(-5, 5, 201)
     ax.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="black", lw=0.9, ls="--", label="Gaussian: 68%")
     ax.set_xlim(-5, 5)

@@ -1,15 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What is read from the tables of results."""
-
-import astropy.units as u
-
-from ..astrometry.solution import joint_offset
-
-
-def uncorrected(coord, offsets):
-    """Where the ground headers have sources of true positions ``coord``."""
-    shift, _ = joint_offset(offsets, coord)
-    return coord.icrs.spherical_offsets_by(-shift[:, 0] * u.mas, -shift[:, 1] * u.mas)
+"""Columns and bands of the tables of results."""
 
 
 def is_flux(name):

@@ -1,12 +1,12 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Offsets between the surveys, and what the field through them leaves."""
+"""Offsets between the surveys, and the residuals from the field fitted to them."""
 
 from textwrap import fill
 
 import astropy.units as u
 import numpy as np
 
-from ..astrometry.solution import joint_offset
+from ..astrometry.solution import as_solution
 from ._grid import offsets_of, sky_axes
 from ._style import BLUE, GREY, ORANGE, axes_of, pull_histogram, unit_gaussian
 
@@ -23,7 +23,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     offsets : `~astropy.table.QTable`
         From `~rosetta.LearnedAligner`.
     center : `~astropy.coordinates.SkyCoord`, optional
-        Default: ``offsets.meta["center"]``.
+        Default: that of the reference image.
     half_size : float, optional
         Half the side of the plot, arcsec.
     truth : `~astropy.table.QTable`, optional
@@ -38,7 +38,8 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     from matplotlib.patches import Ellipse, Rectangle
 
     ax = axes_of(ax)
-    center = offsets.meta["center"] if center is None else center
+    solution = as_solution(offsets)
+    center = solution.center if center is None else center
     joint = offsets[offsets["band"] == "joint"]
     east, north = offsets_of(joint["sky_centroid"], center)
     if half_size is None:
@@ -47,16 +48,16 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     offset = np.stack([joint[c].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
     error = np.stack([joint[f"{c}_err"].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
     good = np.isfinite(offset).all(1) & (np.asarray(joint["weight"]) > 0)
-    if offsets.meta["verdict"] != "ok" or not good.any():
-        sky_axes(ax, extent, f"Offsets: {offsets.meta['verdict']}")
+    if solution.verdict != "ok" or not good.any():
+        sky_axes(ax, extent, f"Offsets: {solution.verdict}")
         ax.text(
-            0.5, 0.5, fill(offsets.meta["reason"] or "no usable source", 36), transform=ax.transAxes,
+            0.5, 0.5, fill(solution.reason or "no usable source", 36), transform=ax.transAxes,
             ha="center", va="center",
         )
         return ax
     typical = float(np.median(np.hypot(*offset[good].T)))
     key = _round_number(max(typical, 1.0))
-    length = key / (0.18 * half_size)  # mas per arcsec of the plot
+    length = key / (0.14 * half_size)  # mas per arcsec of the plot
     arrows = {"angles": "xy", "scale_units": "xy", "scale": length, "units": "dots"}
     ax.quiver(
         east[good], north[good], *offset[good].T, color=GREY, width=1.3, headwidth=6, alpha=0.8, label="sources",
@@ -75,14 +76,14 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
     axis = np.linspace(-0.8, 0.8, 5) * half_size
     place = np.stack([v.ravel() for v in np.meshgrid(axis, axis)], -1)
     sky = center.icrs.spherical_offsets_by(place[:, 0] * u.arcsec, place[:, 1] * u.arcsec)
-    field, covariance = joint_offset(offsets, sky)
+    field, sigma = solution.offset_at(sky), solution.sigma_at(sky)
     arrows_of_field = ax.quiver(
         *place.T, *field.T, color=BLUE, width=2.4, headwidth=4.5, label="field", zorder=3, **arrows
     )
     ax.add_patch(Rectangle((0.72, 0.91), 0.27, 0.08, transform=ax.transAxes, fc="white", ec="0.8", zorder=5))
     scale = ax.quiverkey(arrows_of_field, 0.79, 0.95, key, f"{key:g} mas", labelpos="E", coordinates="axes")
     scale.set_zorder(6)
-    middle, sigma = field.mean(0), np.sqrt(covariance.mean(0)[[0, 1], [0, 1]])
+    middle, sigma = field.mean(0), np.sqrt((sigma**2).mean(0))
     title = f"Offset (mas): east {_pm(middle[0], sigma[0])}, north {_pm(middle[1], sigma[1])}"
     if truth is not None:
         known = np.stack([truth[c].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
@@ -100,7 +101,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
 
 
 def plot_residuals(offsets, *, truth=None, axes=None):
-    """Positions before and after the field is taken away, and whether their errors are right.
+    """Offsets before and after the field is subtracted, and a test of their errors.
 
     Parameters
     ----------
@@ -123,14 +124,15 @@ def plot_residuals(offsets, *, truth=None, axes=None):
 
         axes = Figure(figsize=(10, 4.5), layout="constrained").subplots(1, 2)
     left, right = axes
+    solution = as_solution(offsets)
     joint = offsets[(offsets["band"] == "joint") & (np.asarray(offsets["weight"]) > 0)]
-    if offsets.meta["verdict"] != "ok" or not len(joint):
-        reason = fill(offsets.meta["reason"] or "no usable source", 36)
+    if solution.verdict != "ok" or not len(joint):
+        reason = fill(solution.reason or "no usable source", 36)
         left.text(0.5, 0.5, reason, transform=left.transAxes, ha="center", va="center")
         return np.asarray(axes)
     offset = np.stack([joint[c].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
     error = np.stack([joint[f"{c}_err"].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)
-    field, covariance = joint_offset(offsets, joint["sky_centroid"])
+    field = solution.offset_at(joint["sky_centroid"])
     for points, colour, name in ((offset, GREY, "before"), (offset - field, BLUE, "after")):
         weight = error**-2.0
         rms = np.sqrt((weight * points**2).sum() / weight.sum())
@@ -143,7 +145,7 @@ def plot_residuals(offsets, *, truth=None, axes=None):
     left.set_ylabel("offset to the north (mas)")
     left.legend(fontsize=8, loc="upper left")
     if truth is None:
-        pull = (offset - field) / np.sqrt(error**2 + covariance[:, [0, 1], [0, 1]])
+        pull = (offset - field) / np.hypot(error, solution.sigma_at(joint["sky_centroid"]))
     else:
         index, apart, _ = joint["sky_centroid"].match_to_catalog_sky(truth["sky_centroid"])
         known = np.stack([truth[c][index].to_value(u.mas) for c in ("d_ra_cosdec", "d_dec")], -1)

@@ -4,9 +4,9 @@
 import astropy.units as u
 import numpy as np
 
+from ..astrometry.solution import as_solution
 from ..flags import Flag
 from ._grid import grid_of, offsets_of
-from ._tables import uncorrected
 
 __all__ = ["choose_blend", "plot_blend"]
 
@@ -34,7 +34,8 @@ def choose_blend(scene):
     snr, blend = np.asarray(table["snr"]), np.asarray(table["blendedness"])
     bad = int(Flag.EDGE | Flag.MASKED | Flag.NO_DATA | Flag.OUTSIDE | Flag.DUPLICATE)
     clean = (np.asarray(table["flags"]) & bad) == 0
-    image = scene.residual(scene.meta["reference_band"])
+    side, band = bands_to_show(scene)[0]
+    image = getattr(scene.embedding.pair, side)[band]
     ny, nx = image.data.shape
     x, y = image.wcs.world_to_pixel(table["sky_centroid"])
     clean &= np.minimum.reduce([x, y, nx - 1 - x, ny - 1 - y]) > 0.1 * min(nx, ny)
@@ -76,6 +77,7 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
     row = scene._row(label)
     center = table["sky_centroid"][row].icrs
     chosen = bands_to_show(scene)
+    ticks = 0.75 * half_size * np.array([-1, 0, 1])
     if axes is None:
         from matplotlib.figure import Figure
 
@@ -83,12 +85,12 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
     for line, (side, band) in zip(axes, chosen, strict=True):
         image = getattr(scene.embedding.pair, side)[band]
         sky, shown = center, table["sky_centroid"]
-        if side == "ground" and scene.offsets is not None and scene.offsets.meta["verdict"] != "abstain":
-            sky = uncorrected(center.reshape(1), scene.offsets)[0]
-            shown = uncorrected(shown, scene.offsets)
+        if side == "ground" and scene.offsets is not None:
+            solution = as_solution(scene.offsets)
+            sky, shown = solution.ground_position(center.reshape(1))[0], solution.ground_position(shown)
         grid = grid_of(image, sky, half_size)
         sigma = float(np.sqrt(np.median(image.uncertainty.array[~image.mask])))
-        residual = scene.residual(band)
+        model, residual = scene.model_and_residual(band)
         with np.errstate(invalid="ignore"):
             significance = residual.data / np.sqrt(residual.uncertainty.array)
         own = np.zeros(image.data.shape)
@@ -99,8 +101,8 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
         except ValueError:  # not on this image: its panel stays empty
             pass
         data = np.where(image.mask, np.nan, image.data)
-        panels = [data, scene.model(None, band).data, own, significance]
-        pictures = [grid.read(panel, image.wcs) for panel in panels]
+        wcs = image.wcs
+        pictures = [grid.read(panel, wcs) for panel in (data, model.data, own, significance)]
         peak = float(np.nanmax(pictures[1], initial=5 * sigma))
         norm = AsinhNorm(linear_width=2 * sigma, vmin=-2 * sigma, vmax=peak)
         east, north = offsets_of(shown, sky)
@@ -111,13 +113,15 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
                 ax.imshow(picture, norm=norm, cmap="cividis", **how)
             else:
                 drawn = ax.imshow(picture, vmin=-5, vmax=5, cmap="RdBu_r", **how)
-                ax.figure.colorbar(drawn, ax=ax, fraction=0.046, pad=0.03, ticks=[-5, 0, 5])
+                ax.figure.colorbar(drawn, cax=ax.inset_axes([1.04, 0, 0.06, 1]), ticks=[-5, 0, 5])
             ax.set_facecolor("0.6")
             if k in (0, 3):
                 inside = (np.abs(east) < half_size) & (np.abs(north) < half_size)
                 ax.plot(east[inside], north[inside], "+", color="white" if k == 0 else "black", ms=6, mew=0.9)
             ax.set_xlim(half_size, -half_size)
             ax.set_ylim(-half_size, half_size)
+            ax.set_xticks(ticks)
+            ax.set_yticks(ticks)
             ax.set_title(name, fontsize=9)
             ax.tick_params(labelsize=7)
             ax.label_outer()

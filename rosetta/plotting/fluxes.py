@@ -58,8 +58,8 @@ def plot_flux_truth(catalog, truth, *, bands=None, ax=None):
         mag, ratio = 31.4 - 2.5 * np.log10(right[use]), flux[use] / right[use] - 1
         inside = np.abs(ratio) < limit
         ax.errorbar(
-            mag[inside], ratio[inside], (error[use] / right[use])[inside], fmt="o", ms=3.5, lw=0.7, color=colour,
-            alpha=0.8, label=band,
+            mag[inside], ratio[inside], (error[use] / right[use])[inside], fmt="o", ms=3, color=colour,
+            ecolor=(*colour[:3], 0.3), elinewidth=0.6, label=band,
         )
         ax.scatter(
             mag[~inside], 0.97 * limit * np.sign(ratio[~inside]), marker="^", s=16, color=colour, alpha=0.8,

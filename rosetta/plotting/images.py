@@ -61,29 +61,32 @@ def rgb(pair, side, *, center=None, half_size=None):
         balanced.append(np.nan_to_num(channel) * np.clip(gain, 0.1, 10))
     blue, green, red = balanced
     picture = make_lupton_rgb(red, green, blue, minimum=-noise, stretch=12 * noise, Q=8, output_dtype=float)
+    # Pixels no brighter than the noise are drawn grey: their colour would be noise.
+    signal = np.nan_to_num(light[..., None] / (3 * noise)) ** 2
+    grey = picture.mean(axis=-1, keepdims=True)
+    picture = grey + (picture - grey) * signal / (1 + signal)
     picture[empty] = 0.35
     return picture, grid.extent
 
 
 def _stack(grid, images):
-    """Noise-weighted mean on the grid; where every band is masked, the mean of what the pixels hold."""
-    top = bottom = bare = 0.0
+    """Noise-weighted mean on the grid; where every band is masked, the mean of the masked pixels."""
+    top = bottom = 0.0
     for image in images:
+        wcs = image.wcs
         data = np.where(np.isfinite(image.data), image.data, 0)
         weight = np.where(image.mask, 1e-6, 1.0) / np.median(image.uncertainty.array[~image.mask])
         weight = np.where(np.isfinite(image.data), weight, 0.0)
-        w = grid.read(weight, image.wcs)
-        top = top + grid.read(weight * data, image.wcs)
-        bottom = bottom + w
-        bare = bare + np.isnan(w)
+        top = top + grid.read(weight * data, wcs)
+        bottom = bottom + grid.read(weight, wcs)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(bottom > 0, top / bottom, np.nan)
 
 
 def _compass(ax):
-    """North up, east left: said once in a corner."""
+    """Arrows to the north and east in a corner."""
     arrow = {"arrowstyle": "<-", "color": "white", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
-    for end, text in (((0.95, 0.19), "N"), ((0.82, 0.06), "E")):
+    for end, text in (((0.95, 0.2), "N"), ((0.81, 0.06), "E")):
         ax.annotate(
             text, (0.95, 0.06), end, xycoords="axes fraction", textcoords="axes fraction", color="white",
             ha="center", va="center", arrowprops=arrow, fontsize=9,
@@ -139,6 +142,6 @@ def plot_sources(catalog, *, center, coord=None, ax=None):
         rows = keep[of[keep]]
         ax.scatter(
             east[rows], north[rows], s=60, facecolors="none", edgecolors=colour, linewidths=0.9,
-            label=f"{name} ({of.sum()})",
+            label=f"{name} ({of.sum()})" if len(rows) == of.sum() else f"{name} ({len(rows)} of {of.sum()})",
         )
     return ax

@@ -1,18 +1,21 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Everything about one run on one page."""
+"""The overview page of one run."""
 
 import astropy.units as u
 import numpy as np
 
+from ..astrometry.solution import as_solution
 from ._grid import field_of
 from ._style import SKY_BLUE
-from ._tables import bands_of, uncorrected
+from ._tables import bands_of
 from .astrometry import plot_offsets
 from .blends import bands_to_show, choose_blend, plot_blend
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources
 
 __all__ = ["overview"]
+
+SIZE = (16.2, 14.8)  # of the page, inches: fixed places, since working out a layout takes longer than drawing it
 
 
 def overview(result, truth=None):
@@ -32,15 +35,12 @@ def overview(result, truth=None):
     from matplotlib.figure import Figure
 
     pair, scene, catalog, offsets = result.pair, result.scene, result.catalog, result.offsets
-    figure = Figure(figsize=(16, 14.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.07)
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(5.2, 5.0, 4.0), hspace=0.02)
+    figure = Figure(figsize=SIZE)
 
     sides = [side for side in ("ground", "space") if getattr(pair, side)]
     images = getattr(pair, sides[-1])
     center, half = field_of(images.get("VIS", next(iter(images.values()))))
-    axes = top.subplots(1, 3)
-    aligned = offsets is not None and offsets.meta["verdict"] != "abstain"
+    axes = _axes(figure, 1, 3, (0.8, 15.8), (0.8, 5.2), 0.8)[0]
     for ax, side in zip(axes, ("ground", "space"), strict=False):
         if side not in sides:
             ax.set_axis_off()
@@ -48,8 +48,8 @@ def overview(result, truth=None):
             continue
         plot_rgb(pair, side, center=center, half_size=half, ax=ax)
         coord = catalog["sky_centroid"]
-        if side == "ground" and aligned and len(catalog):
-            coord = uncorrected(coord, offsets)
+        if side == "ground" and offsets is not None and len(catalog):
+            coord = as_solution(offsets).ground_position(coord)
         if len(catalog):
             plot_sources(catalog, center=center, coord=coord, ax=ax)
             ax.legend(loc="upper left", fontsize=8, framealpha=0.7)
@@ -58,21 +58,19 @@ def overview(result, truth=None):
     else:
         axes[2].set_axis_off()
         axes[2].text(0.5, 0.5, "one survey only: nothing to align", transform=axes[2].transAxes, ha="center")
-    figure.suptitle(f"{len(catalog)} sources in {' '.join(scene.bands)}", fontsize=11)  # keeps room for titles, too
+    _title(figure, 8.0, 0.3, f"{len(catalog)} sources in {' '.join(scene.bands)}", 12)
     if not len(catalog):
         return figure
 
-    left, right = middle.subfigures(1, 2, width_ratios=(2, 1))
     label = choose_blend(scene)
     shown = bands_to_show(scene)
-    plot_blend(scene, label, axes=left.subplots(len(shown), 4, squeeze=False))
-    left.suptitle(f"Source {label} and its neighbours, deblended", fontsize=10)
+    plot_blend(scene, label, axes=_axes(figure, len(shown), 4, (0.8, 9.8), (6.7, 6.7 + 2.1 * len(shown)), 0.35))
+    _title(figure, 5.3, 6.2, f"Source {label} and its neighbours, deblended", 11)
     near = _neighbours(catalog, label)
-    plot_sed(catalog, near, pair.surveys, truth=truth, ax=right.subplots()).set_title(
-        "Fluxes of source " + ", ".join(map(str, near)), fontsize=10
-    )
+    plot_sed(catalog, near, pair.surveys, truth=truth, ax=_axes(figure, 1, 1, (11.4, 15.8), (6.5, 10.8), 0)[0, 0])
+    _title(figure, 13.6, 6.2, f"Fluxes of source{'s' * (len(near) > 1)} {', '.join(map(str, near))}", 11)
 
-    axes = bottom.subplots(1, 3)
+    axes = _axes(figure, 1, 3, (0.8, 15.8), (11.8, 14.2), 0.8)[0]
     groups = [[b for b in getattr(pair, side) or () if b in bands_of(catalog)] for side in ("ground", "space")]
     for ax, side, bands in zip(axes, ("ground", "space"), groups, strict=False):
         if not bands:
@@ -89,6 +87,21 @@ def overview(result, truth=None):
     else:
         _plot_counts(catalog, scene.meta["reference_band"], axes[2])
     return figure
+
+
+def _axes(figure, n_row, n_column, across, down, gap):
+    """Axes in a box of the page, in inches from its upper left corner: (n_row, n_column)."""
+    width, height = SIZE
+    (left, right), (top, bottom) = across, down
+    grid = figure.add_gridspec(
+        n_row, n_column, left=left / width, right=right / width, top=1 - top / height, bottom=1 - bottom / height,
+        wspace=gap * n_column / (right - left - gap * (n_column - 1)), hspace=0.2,
+    )
+    return grid.subplots(squeeze=False)
+
+
+def _title(figure, x, y, text, size):
+    figure.text(x / SIZE[0], 1 - y / SIZE[1], text, fontsize=size, ha="center", va="center")
 
 
 def _neighbours(catalog, label, radius=3.0, most=3):

@@ -17,6 +17,7 @@ from astropy.table import QTable
 from astropy.utils.console import ProgressBar
 from safetensors.numpy import save
 
+from ..files import atomic_write
 from ..images.positions import from_tangent
 from ..surveys import EUCLID, RUBIN
 from .mixtures import half_light_radii, moments, scene_mixtures
@@ -107,17 +108,8 @@ def _claim(directory, key, n_tiles):
         n_tiles = max(n_tiles, found["n_tiles"])
     elif next(directory.glob("tile_*.safetensors"), None) is not None:
         raise ValueError(f"directory {directory} holds tiles but no manifest.json: choose a new one")
-    _replace(path, lambda p: p.write_text(json.dumps({"n_tiles": n_tiles, **key}, indent=1)))
-
-
-def _replace(path, write):
-    """Call ``write`` on a temporary name and move the result into place."""
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"n_tiles": n_tiles, **key}, indent=1))
 
 
 def _write_tile(directory, seed, families, index):
@@ -148,9 +140,10 @@ def _write_tile(directory, seed, families, index):
     exact = np.zeros((len(scene), 2))
     table = truth_table(scene, SkyCoord(*centre, unit="deg"), _SURVEYS, _REFERENCE, TILE_SIZE / 2, exact)
     # The tile file comes last: where it exists, both exist.
-    _replace(truth_path, lambda p: table.write(p, format="fits", overwrite=True))
-    content = save(tensors, metadata={"rosetta": json.dumps(header)})
-    _replace(tensors_path, lambda p: p.write_bytes(content))
+    with atomic_write(truth_path) as temporary:
+        table.write(temporary, format="fits")
+    with atomic_write(tensors_path) as temporary:
+        temporary.write_bytes(save(tensors, metadata={"rosetta": json.dumps(header)}))
 
 
 def _tile_grid(rng, survey):

@@ -9,29 +9,132 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import naming
 from ..pair import SkyPair
 
-__all__ = ["held_out_pairs", "joined_rows", "split_by_pair", "training_parts", "views"]
+__all__ = ["RowStore", "held_out_pairs", "joined_rows", "split_by_pair", "training_parts", "views"]
 
+FORMAT = 5
 HELD_OUT = 5  # every fifth pair is held out
-LENGTH = 8  # bytes before each pair's rows in a checkpoint that hold their number of bytes
+LENGTH = 8  # bytes before the rows of each pair, which hold their number of bytes
 
 
-def training_parts(pairs, truth, columns, prepare, *, owner, checkpoint=None):
-    """Training rows of every pair; pairs that a checkpoint already holds are neither read nor prepared again.
+class RowStore:
+    """Rows of the pairs that are finished, in order; with a path, in a file that grows by one pair at a time.
+
+    A run that is killed loses the pair it was at.
 
     Parameters
     ----------
-    pairs, truth : sequence
-        One truth table per pair; both are read one at a time.
+    path : path-like or None
+        None: kept in memory only.
+    owner : str
+        What the rows depend on, one line. A file of another owner is refused.
+
+    Attributes
+    ----------
+    parts : list of (dict of arrays or None)
+        Rows of each finished pair; None for a pair without any.
+
+    Raises
+    ------
+    ValueError
+        If the file is of another owner or damaged, or its folder does not exist.
+    OSError
+        If the file cannot be written.
+    """
+
+    def __init__(self, path, owner):
+        self.parts, self._marks = [], []
+        self._path = None if path is None else Path(path)
+        if self._path is not None:
+            self._open(f"rosetta training rows {FORMAT}: {owner}\n".encode())
+
+    def rows(self, index, mark, make):
+        """Rows of a pair: those that are stored, or what ``make()`` returns, which is stored then.
+
+        Parameters
+        ----------
+        index : int
+            Of the pair; pairs come in order.
+        mark : str
+            What this pair's rows depend on beside the owner.
+        make : callable
+            () -> dict of arrays, or None for a pair without rows.
+
+        Raises
+        ------
+        ValueError
+            If the stored rows have another mark.
+        """
+        if index == len(self.parts):
+            part = make()
+            if self._path is not None:
+                self._append(mark, part)
+            self.parts.append(part)
+            self._marks.append(mark)
+        if self._marks[index] != mark:
+            raise ValueError(f"checkpoint {self._path.name!r} was made with another truth[{index}]: use a new file")
+        return self.parts[index]
+
+    def _open(self, head):
+        """Read the finished pairs; what a killed run left half written is cut off."""
+        path = self._path
+        if not path.parent.is_dir():
+            raise ValueError(f"checkpoint {str(path)!r}: its folder does not exist, create it first")
+        if not path.exists() or path.stat().st_size == 0:
+            with naming(path):
+                path.write_bytes(head)
+            return
+        with open(path, "r+b") as file:
+            if file.read(len(head)) != head:
+                raise ValueError(
+                    f"checkpoint {path.name!r} is of another head, encoder, seed or kind of truth, or of other pairs: "
+                    "use a new file"
+                )
+            size = path.stat().st_size
+            while True:
+                whole = file.tell()
+                length = int.from_bytes(file.read(LENGTH), "little")
+                if whole + LENGTH + length > size or length == 0:
+                    break
+                try:
+                    with np.load(io.BytesIO(file.read(length)), allow_pickle=False) as arrays:
+                        part = {name: arrays[name] for name in arrays.files}
+                    mark = str(part.pop("mark"))
+                except (zipfile.BadZipFile, ValueError, KeyError) as error:
+                    raise ValueError(f"checkpoint {path.name!r} is damaged: delete it and start again") from error
+                self.parts.append(part or None)
+                self._marks.append(mark)
+            file.truncate(whole)
+
+    def _append(self, mark, part):
+        block = io.BytesIO()
+        np.savez(block, mark=mark, **(part or {}))
+        content = block.getvalue()
+        with naming(self._path), open(self._path, "ab") as file:
+            file.write(len(content).to_bytes(LENGTH, "little") + content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def training_parts(pairs, truth, prepare, *, columns, owner, checkpoint=None):
+    """Training rows of every pair; pairs that a checkpoint already holds are not prepared again.
+
+    Parameters
+    ----------
+    pairs : sequence of `~rosetta.SkyPair`
+        Read one at a time.
+    truth : sequence of tables, or None
+        One per pair.
+    prepare : callable
+        (pair, table or None, index) -> dict of arrays, or None for a pair without usable rows.
     columns : sequence of str
         That every table must have.
-    prepare : callable
-        (pair, table) -> dict of arrays, or None for a pair without usable rows.
     owner : str
         What the rows depend on beside the sky, one line: kind, fingerprints, seed.
     checkpoint : path-like, optional
-        File of finished pairs, grown by one pair at a time: a killed run loses the pair it was at.
+        File of a `RowStore`. Where there is one, the first pair is read to tell one sky from another.
 
     Returns
     -------
@@ -40,101 +143,76 @@ def training_parts(pairs, truth, columns, prepare, *, owner, checkpoint=None):
     Raises
     ------
     ValueError
-        If truth is missing, of another length, or lacks a column, or the checkpoint is of something else.
+        If there are too few pairs, truth is of another length or lacks a column, or the checkpoint is of something
+        else.
     """
-    if truth is None:
-        raise ValueError("truth is None: this head learns from known fluxes, give one truth table per pair")
-    if len(truth) != len(pairs):
+    if truth is not None and len(truth) != len(pairs):
         raise ValueError(f"truth has {len(truth)} tables for {len(pairs)} pairs: give one per pair")
     if len(pairs) < 2:
         raise ValueError(f"pairs has {len(pairs)} entries: at least 2 are needed, as some are held out")
-    path = None if checkpoint is None else Path(checkpoint)
-    stored, parts = [] if path is None else _open(path, owner), []
+    if checkpoint is not None:
+        owner = f"{owner} {'no ' if truth is None else ''}truth {_grids(pairs[0])}"
+    store = RowStore(checkpoint, owner)
+    if len(store.parts) > len(pairs):
+        raise ValueError(
+            f"checkpoint {Path(checkpoint).name!r} is of other pairs: it holds rows of {len(store.parts)}, here are "
+            f"{len(pairs)}, use a new file"
+        )
     for i in range(len(pairs)):
-        table = truth[i]
-        for name in columns:
+        table = None if truth is None else truth[i]
+        for name in columns if table is not None else ():
             if name not in table.colnames:
                 raise ValueError(f"truth[{i}] has no column {name!r}: use tables as rosetta.simulate makes them")
-        mark = _mark(table)
-        if i < len(stored):
-            before, part = stored[i]
-            if before != mark:
-                raise ValueError(f"checkpoint {path.name!r} was made with another truth[{i}]: use a new file")
-        else:
-            part = prepare(pairs[i], table)
-            if path is not None:
-                _append(path, mark, part)
-        parts.append(part)
-    return parts
+        store.rows(i, _mark(table), lambda i=i, table=table: prepare(pairs[i], table, i))
+    return store.parts
 
 
 def _mark(table):
     """Sixteen hex digits that tell one truth table from another by its positions."""
+    if table is None:
+        return ""
     coord = table["sky_centroid"].icrs
     return hashlib.sha256(np.stack([coord.ra.deg, coord.dec.deg]).tobytes()).hexdigest()[:16]
 
 
-def _open(path, owner):
-    """Finished pairs of a checkpoint, [(mark, part)]; what a killed run left half written is cut off."""
-    head = f"rosetta training rows 4: {owner}\n".encode()
-    if not path.parent.is_dir():
-        raise ValueError(f"checkpoint {str(path)!r}: its folder does not exist, create it first")
-    if not path.exists() or path.stat().st_size == 0:
-        path.write_bytes(head)
-        return []
-    found = []
-    with open(path, "r+b") as file:
-        if file.read(len(head)) != head:
-            raise ValueError(
-                f"checkpoint {path.name!r} holds no training rows of this head, encoder and seed: use a new file"
-            )
-        size = path.stat().st_size
-        while True:
-            whole = file.tell()
-            length = int.from_bytes(file.read(LENGTH), "little")
-            if whole + LENGTH + length > size or length == 0:
-                break
-            try:
-                with np.load(io.BytesIO(file.read(length)), allow_pickle=False) as arrays:
-                    part = {name: arrays[name] for name in arrays.files}
-                mark = str(part.pop("mark"))
-            except (zipfile.BadZipFile, ValueError, KeyError) as error:
-                raise ValueError(f"checkpoint {path.name!r} is damaged: delete it and start again") from error
-            found.append((mark, part or None))
-        file.truncate(whole)
-    return found
-
-
-def _append(path, mark, part):
-    """Add the rows of one pair to a checkpoint."""
-    block = io.BytesIO()
-    np.savez(block, mark=mark, **(part or {}))
-    with open(path, "ab") as file:
-        file.write(len(block.getvalue()).to_bytes(LENGTH, "little") + block.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
+def _grids(pair):
+    """Sixteen hex digits that tell one pair from another by its bands and pixel grids."""
+    grids = []
+    for side, band, image in pair.images():
+        ny, nx = image.data.shape
+        middle = image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2).icrs
+        grids.append(f"{side} {band} {ny} {nx} {middle.ra.deg:.6f} {middle.dec.deg:.6f}")
+    return hashlib.sha256("\n".join(grids).encode()).hexdigest()[:16]
 
 
 def held_out_pairs(parts):
-    """Numbers of the pairs with rows that never train: every fifth, and the last."""
-    last = len(parts) - 1
-    return [i for i, part in enumerate(parts) if part is not None and (i % HELD_OUT == HELD_OUT - 1 or i == last)]
+    """Indices of the pairs that never train: of those with rows, every fifth and the last."""
+    filled = [i for i, part in enumerate(parts) if part is not None]
+    return [i for k, i in enumerate(filled) if k % HELD_OUT == HELD_OUT - 1 or k == len(filled) - 1]
 
 
 def split_by_pair(parts):
-    """Concatenate dicts of arrays into training rows and held-out rows, never splitting a pair.
+    """Join the rows of all pairs into training rows and held-out rows, never splitting a pair.
 
     Raises
     ------
     ValueError
-        If no pair has a source with truth.
+        If fewer than two pairs have rows.
     """
     out = held_out_pairs(parts)
-    held = [parts[i] for i in out]
-    train = [part for i, part in enumerate(parts) if part is not None and i not in out]
-    if not train or not held:
-        raise ValueError("truth: too few pairs have a source with truth: check that the tables match the pairs")
-    return joined_rows(train), joined_rows(held)
+    train = joined_rows([part for i, part in enumerate(parts) if i not in out])
+    if train is None:
+        raise ValueError(
+            f"pairs: {len(out)} of {len(parts)} have a source to learn from, at least 2 are needed: check that truth "
+            "and images match, or give more pairs"
+        )
+    return train, joined_rows([parts[i] for i in out])
+
+
+def joined_rows(parts):
+    """Concatenate dicts of arrays, left out where None; None where all are."""
+    parts = [part for part in parts if part is not None]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else None
 
 
 def views(embedding, sides):
@@ -144,19 +222,3 @@ def views(embedding, sides):
         return [embedding]
     kept = {"ground": (dict(pair.ground), None), "space": (None, dict(pair.space))}
     return [embedding, *(SkyPair(*kept[side], surveys=pair.surveys) for side in sides)]
-
-
-def joined_rows(parts):
-    """Concatenate dicts of arrays, left out where None; None where all are."""
-    parts, out = [part for part in parts if part is not None], {}
-    if not parts:
-        return None
-    for name in parts[0]:
-        arrays = [np.asarray(part[name]) for part in parts]
-        if name == "true" and arrays[0].ndim == 3:  # mixtures: pad to the longest with weights of zero
-            longest = max(a.shape[1] for a in arrays)
-            arrays = [np.pad(a, ((0, 0), (0, longest - a.shape[1]), (0, 0))) for a in arrays]
-        out[name] = np.concatenate(arrays)
-    return out
-
-

@@ -1,0 +1,225 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""FITS files of the library's own results: arrays, tables and JSON, read back bit for bit. Nothing is pickled."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from scipy import sparse
+
+from ..files import atomic_write
+from ._fits import open_fits
+
+__all__ = ["check_format", "document", "document_hdu", "extensions", "record", "record_hdus", "save"]
+
+
+# ---------------------------------------------------------------------------- files
+def save(hdus, path):
+    """Write HDUs to a file, whole or not at all; the primary header says how many extensions belong to it."""
+    hdus[0].header["NUMEXT"] = (len(hdus) - 1, "extensions in this file")
+    with atomic_write(path) as temporary:
+        fits.HDUList(hdus).writeto(temporary, overwrite=True)
+
+
+@contextmanager
+def extensions(path):
+    """The primary header of a file, and its extensions by (EXTNAME, EXTVER).
+
+    Raises
+    ------
+    ValueError
+        If the file is not FITS, is damaged, or ends before its last extension.
+    """
+    with open_fits(path, "path") as hdus:
+        expected = hdus[0].header.get("NUMEXT", len(hdus) - 1)
+        if expected != len(hdus) - 1:
+            raise ValueError(
+                f"path: {Path(path).name} is not complete: it holds {len(hdus) - 1} of {expected} extensions; "
+                "download or write it again"
+            )
+        yield hdus[0].header, {(hdu.name, hdu.ver): hdu for hdu in hdus[1:]}
+
+
+def check_format(header, path, card, known, what, advice):
+    """Refuse a file that is of another kind, or of a later format than this version can read.
+
+    Parameters
+    ----------
+    header : `~astropy.io.fits.Header`
+        Primary header.
+    path : path-like
+    card : str
+        That holds the format's version.
+    known : int
+        The newest one that can be read.
+    what : str
+        Kind of file, for the message.
+    advice : str
+        What to do with another kind of file.
+
+    Returns
+    -------
+    int
+        The file's format.
+    """
+    name, version = Path(path).name, header.get(card)
+    if version is None:
+        raise ValueError(f"path: {name} is not a rosetta {what} file (no {card} card): {advice}")
+    if not isinstance(version, int):
+        raise ValueError(f"path: {name} has {what} format {version!r}: its header is damaged")
+    if version > known:
+        raise ValueError(f"path: {name} has {what} format {version}, newer than {known}: upgrade astro-rosetta")
+    return version
+
+
+# ---------------------------------------------------------------------------- JSON
+def document_hdu(name, content, *, ver=1):
+    """A dict as a table with one cell of JSON.
+
+    Positions and quantities keep their type, tuples become lists; anything else that JSON does not know is kept as
+    its text.
+    """
+    text = json.dumps(content, default=_jsonable)
+    return fits.BinTableHDU(np.array([(text,)], dtype=[("json", f"U{len(text)}")]), name=name, ver=ver)
+
+
+def document(found, name, *, ver=1):
+    """The dict that `document_hdu` wrote."""
+    try:
+        return json.loads(str(found[name.upper(), ver].data["json"][0]), object_hook=_from_json)
+    except json.JSONDecodeError as error:
+        raise OSError(f"{name} holds no JSON") from error
+
+
+def _jsonable(value):
+    if isinstance(value, SkyCoord):
+        ra, dec = _angles(value)
+        return {"SkyCoord": [ra.value.tolist(), dec.value.tolist(), str(ra.unit)]}
+    if isinstance(value, u.Quantity):
+        return {"Quantity": [value.value.tolist(), str(value.unit)]}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _from_json(content):
+    if set(content) == {"SkyCoord"}:
+        return SkyCoord(*content["SkyCoord"][:2], unit=content["SkyCoord"][2], frame="icrs")
+    if set(content) == {"Quantity"}:
+        return u.Quantity(*content["Quantity"])
+    return content
+
+
+# ---------------------------------------------------------------------------- arrays
+def _angles(coord):
+    """Right ascension and declination in the unit they are kept in: a conversion could change the last bit."""
+    sky = coord.icrs.represent_as("unitspherical")
+    return sky.lon, sky.lat.to(sky.lon.unit)
+
+
+def record_hdus(name, fields, n, *, ver=1):
+    """Named values as tables.
+
+    Parameters
+    ----------
+    name : str
+        EXTNAME of the table with one row per item.
+    fields : mapping of str to object
+        Arrays, quantities and positions of ``n`` items are columns of that table. A sparse matrix is a table
+        ``<name>_<field>`` of its entries. All else (numbers, strings, arrays of other lengths) stands in the one
+        row of the table ``<name>_COMMON``. Fields that are None are listed in the card ``ABSENT``.
+    n : int
+        Number of items.
+    ver : int
+        EXTVER.
+
+    Returns
+    -------
+    list of `~astropy.io.fits.BinTableHDU`
+    """
+    rows, common, hdus = {}, {}, []
+    for field, value in fields.items():
+        if value is None:
+            continue
+        if sparse.issparse(value):
+            entries = value.tocoo()
+            places = (entries.row.astype(np.int32), entries.col.astype(np.int32))
+            columns = {"row": places[0], "column": places[1], "value": entries.data}
+            hdus.append(_table(f"{name}_{field}", columns, len(entries.data), ver))
+            hdus[-1].header["OWNER"] = (name, "what this matrix belongs to")
+            hdus[-1].header["FIELD"] = (field, "which of its fields it is")
+            hdus[-1].header["SIDE"] = (value.shape[0], "rows and columns of the matrix; the first is 0")
+            continue
+        of_items = np.ndim(value) > 0 and np.shape(value)[0] == n
+        (rows if of_items else common)[field] = value if of_items else np.asanyarray(value)[None]
+    if common:
+        hdus.insert(0, _table(f"{name}_COMMON", common, 1, ver))
+    hdus.insert(0, _table(name, rows, n, ver))
+    absent = [field for field, value in fields.items() if value is None]
+    if absent:
+        hdus[0].header["ABSENT"] = (" ".join(absent), "fields without a value")
+    return hdus
+
+
+def _table(name, columns, n, ver):
+    arrays, units = {}, {}
+    for field, value in columns.items():
+        if isinstance(value, SkyCoord):
+            ra, dec = _angles(value)
+            arrays |= {f"{field}.ra": ra.value, f"{field}.dec": dec.value}
+            units |= {f"{field}.ra": ra.unit, f"{field}.dec": dec.unit}
+            continue
+        if isinstance(value, u.Quantity):
+            value, units[field] = value.value, value.unit
+        arrays[field] = np.asarray(value)
+    table = np.empty(n, [(field, array.dtype, array.shape[1:]) for field, array in arrays.items()])
+    for field, array in arrays.items():
+        table[field] = array
+    hdu = fits.BinTableHDU(table, name=name, ver=ver)
+    for field, unit in units.items():
+        hdu.columns[field].unit = unit.to_string()
+    return hdu
+
+
+def record(found, name, *, ver=1):
+    """The fields that `record_hdus` wrote, by name.
+
+    Raises
+    ------
+    KeyError
+        If the table is missing.
+    """
+    hdu = found[name.upper(), ver]
+    fields = dict.fromkeys(hdu.header.get("ABSENT", "").split()) | _columns(hdu)
+    common = found.get((f"{name}_COMMON".upper(), ver))
+    if common is not None:
+        fields |= {field: _item(value) for field, value in _columns(common).items()}
+    for (_, extver), hdu in found.items():
+        if extver == ver and hdu.header.get("OWNER") == name:
+            entries, side = _columns(hdu), hdu.header["SIDE"]
+            places = (entries["row"], entries["column"])
+            fields[hdu.header["FIELD"]] = sparse.csc_array(sparse.coo_array((entries["value"], places), (side, side)))
+    return fields
+
+
+def _item(value):
+    """The one row of a column: a number, a string or an array."""
+    item = value[0]
+    return item.item() if isinstance(item, np.generic) else item
+
+
+def _columns(hdu):
+    fields = {}
+    for column in hdu.columns:
+        array = np.asarray(hdu.data[column.name])
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+        field, _, axis = column.name.rpartition(".")
+        if axis == "dec":
+            fields[field] = SkyCoord(fields[field], array, unit=column.unit, frame="icrs")
+        elif axis == "ra" and field:
+            fields[field] = array
+        else:
+            fields[column.name] = array if column.unit is None else u.Quantity(array, column.unit, copy=False)
+    return fields
