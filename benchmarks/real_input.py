@@ -41,6 +41,7 @@ def report(name, result):
 
 
 def main(data, out):
+    out.mkdir(parents=True, exist_ok=True)
     for name, load in (("euclid_q1", euclid_q1), ("hsc_hst", hsc_hst)):
         result = measure(load(data), device="cpu")
         result.write(out / name, overwrite=True)

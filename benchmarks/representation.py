@@ -61,7 +61,7 @@ class Table:
 
     def add(self, section, what, n, figure, target=""):
         """``figure`` is a value, or a value with the ends of its interval."""
-        value, *ends = figure if isinstance(figure, tuple) else (figure,)
+        value, *ends = map(float, figure if isinstance(figure, tuple) else (figure,))
         if not self.rows or self.rows[-1]["section"] != section:
             print(f"\n== {section}")
         interval = f"({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""

@@ -166,9 +166,21 @@ def _labels(index, label):
 
 
 def occupants(coord, true, flux, reach):
-    """Fluxes of the brightest true source that each position stands for, and of the second: (n,) and (n,), or 0.
+    """Fluxes of the brightest true source that each position stands for, and of the second-brightest.
 
-    A true source belongs to the position nearest to it, if that is within ``reach`` arcsec.
+    Parameters
+    ----------
+    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+    true : `~astropy.coordinates.SkyCoord`, shape (n_true,)
+        True positions; a true source belongs to the nearest of ``coord``.
+    flux : (n_true,) array
+    reach : float
+        Arcsec beyond which a true source belongs to none.
+
+    Returns
+    -------
+    first, second : (n,) array
+        In the unit of ``flux``; 0 where there is no such source.
     """
     first, second = np.zeros(len(coord)), np.zeros(len(coord))
     if len(coord) and len(true):
