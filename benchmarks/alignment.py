@@ -37,13 +37,14 @@ from rosetta import AstrometricSolution, CrossSurveyEncoder, LearnedAligner, Sky
 from rosetta.astrometry import measurement
 from rosetta.astrometry.cross_correlation import correlate
 from rosetta.astrometry.field import evaluate
-from rosetta.detection.detection import reference_band
+from rosetta.detection.detection import DetectionConfig, detected
 from rosetta.images.image import band_images
 from rosetta.images.positions import offset_coord, tangent
 
 FIRST_SEED = 7001
 OURS = "LearnedAligner, PSF not given"
 BOUND = "Cramer-Rao bound"
+MEASUREMENT = measurement.MeasurementConfig()
 
 
 # ---------------------------------------------------------------------------- measuring one thing
@@ -319,8 +320,7 @@ def token_capture(store, options):
         middle = cpu()
         matches = {"tokens": token_match(encoder, embedding)}
         late = cpu()
-        planes = band_images(pair)
-        matches["pixels"] = measurement.coarse_match(planes, measurement.find_sources(planes, reference_band(planes)))
+        matches["pixels"] = measurement.coarse_match(band_images(pair), sources_of(pair))
         row = {"encoding": middle - start, "cpu": {"tokens": late - middle, "pixels": cpu() - late}}
         known = 1e-3 * true_offsets(truth).mean(0) - shift
         for name, match in matches.items():
@@ -339,6 +339,11 @@ def token_capture(store, options):
               f"{max(one['significance'] for one in other):.1f}; {np.median([r['cpu'][name] for r in rows]):.2f} CPU-s")
 
 
+def sources_of(pair):
+    """Sources of the reference image, as the aligner measures them."""
+    return measurement.find_sources(detected(pair, DetectionConfig()), MEASUREMENT)
+
+
 def token_match(encoder, embedding):
     """The ground's token map against what the space tokens predict of it."""
     maps = [one.token_map("ground") for one in (embedding, encoder.predict(embedding, "ground"))]
@@ -346,7 +351,7 @@ def token_match(encoder, embedding):
     seen, told = (m.data[:, :, ::-1] for m in maps)  # east increases with the column
     known = [np.isfinite(tokens[0]) for tokens in (seen, told)]
     channels = [(np.nan_to_num(a), known[0], np.nan_to_num(b), known[1]) for a, b in zip(seen, told, strict=True)]
-    return correlate(channels, pitch, measurement.MAX_OFFSET, apart=1.5 * pitch)
+    return correlate(channels, pitch, MEASUREMENT.most_offset, apart=1.5 * pitch)
 
 
 def moved(image, east, north):
@@ -467,12 +472,9 @@ def real(store, options):
         print("no folder of real images (--real FOLDER): left out")
         return
     pair = hsc_hst(options.real)
-    offsets = classical()(pair)
-    solution = AstrometricSolution.from_table(offsets)
+    solution = AstrometricSolution.from_table(classical()(pair))
     print(f"verdict: {solution.verdict} {solution.reason}")
-    planes = band_images(pair)
-    sources = measurement.find_sources(planes, offsets.meta["reference"])
-    means = []
+    planes, sources, means = band_images(pair), sources_of(pair), []
     for band in pair.ground:  # as measured, whatever the verdict
         part = measurement.measure_band(planes[band], sources, np.zeros(2))
         use = part.usable
