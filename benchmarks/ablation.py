@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from representation import load, quick
+from kit.quick import quick
+from kit.windows import load
 from torch import nn
 
 from rosetta.encoding.losses import Objective, information
@@ -143,7 +144,7 @@ class Shift(Objective):
 class Token(Encoder):
     """CLS begins as a learned token that knows nothing of the window, as is usual."""
 
-    def _embed(self, side, view):
+    def embed(self, side, view):
         tokens, condition = self.stem[side](view)
         return tokens + sincos(view.positions, self.config.dim) + condition[:, None], self.cls + condition
 
@@ -164,9 +165,9 @@ class Registers(Encoder):
         super().__init__(config)
         self.registers = nn.Parameter(0.1 * torch.randn(4, config.dim))
 
-    def _trunk(self, x):
+    def trunk(self, x):
         registers = self.registers.expand(len(x), -1, -1)
-        return super()._trunk(torch.cat([x, registers], 1))[:, : -len(self.registers)]
+        return super().trunk(torch.cat([x, registers], 1))[:, : -len(self.registers)]
 
 
 # ------------------------------------------------------------------------------------- rows

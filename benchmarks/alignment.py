@@ -1,16 +1,15 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""How near the aligner comes to the Cramer-Rao bound, beside today's tools, and where it must refuse.
+"""The aligner's errors beside the Cramer-Rao bound and other tools, and whether it abstains where it must.
 
 Field errors are those of the corrected WCS on a grid of true positions, mas per axis. Every measurement is kept in
 FOLDER as soon as it is made: an interrupted run goes on where it stopped, and `--seeds` can be raised later. Intervals
-are 68 %, from drawing the seeds again. Without a word about the network, the aligner is the untrained head (classical
-weights); section "encoder" says what the network adds.
+are 68 %, from resampling seeds. Unless stated otherwise, the aligner is the untrained head (classical weights); section
+"encoder" measures what the network adds.
 
 Run: python benchmarks/alignment.py [SECTION ...] [--seeds N] [--folder FOLDER] [--real FOLDER]
 """
 
 import argparse
-import json
 import logging
 import os
 import resource
@@ -24,58 +23,34 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: threads that wait
 import astropy.units as u
 import galsim
 import numpy as np
-from accuracy import field
-from alignment_peers import PEERS, scamp_at_hand
-from alignment_scenes import CASES, GROUND_PSF, field_bound, simulate, source_bound, to_plane
 from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, StdDevUncertainty
-from deblending import without_tokens
-from real_input import hsc_hst
+from kit.fields import misaligned, true_offsets
+from kit.models import NoTokens, tiny_encoder
+from kit.peers.alignment import PEERS, scamp_at_hand
+from kit.real import hsc_hst
+from kit.scenes import CASES, GROUND_PSF, field_bound, simulate, source_bound, to_plane
+from kit.statistics import covered, interval, nmad, rms, shown
+from kit.store import Rows
 
 from rosetta import AstrometricSolution, CrossSurveyEncoder, LearnedAligner, SkyPair
 from rosetta.astrometry import measurement
 from rosetta.astrometry.cross_correlation import correlate
 from rosetta.astrometry.field import evaluate
-from rosetta.detection.detection import reference_band
-from rosetta.encoding.network import EncoderConfig
+from rosetta.detection.detection import DetectionConfig, detected
 from rosetta.images.image import band_images
 from rosetta.images.positions import offset_coord, tangent
 
 FIRST_SEED = 7001
 OURS = "LearnedAligner, PSF not given"
 BOUND = "Cramer-Rao bound"
-
-
-class Store:
-    """Measurements as lines of JSON, by section; each is made once."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def rows(self, section):
-        path = self.folder / f"{section}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def fill(self, section, keys, measure):
-        """Measure every key (a dict) that is not there yet; all rows of these keys."""
-        done = {json.dumps(row["key"]): row for row in self.rows(section)}
-        for key in keys:
-            if json.dumps(key) not in done:
-                row = {"key": key, **measure(**key)}
-                done[json.dumps(key)] = row
-                with (self.folder / f"{section}.jsonl").open("a") as out:
-                    out.write(json.dumps(row) + "\n")
-        return [done[json.dumps(key)] for key in keys]
+MEASUREMENT = measurement.MeasurementConfig()
 
 
 # ---------------------------------------------------------------------------- measuring one thing
 def classical():
-    """The aligner without a network; its encoder is as small as can be, for nothing reads its tokens."""
-    config = EncoderConfig(
-        dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
-    )
-    return LearnedAligner(CrossSurveyEncoder._with_config(config, device="cpu"))
+    """The untrained aligner: classical weights."""
+    return LearnedAligner(tiny_encoder())
 
 
 def cpu():
@@ -112,12 +87,15 @@ def ours(scene, aligner, psf):
     wcs = aligner.correct_wcs(scene.wcs["ground"], offsets, form="lookup")
     error = field_error(scene, lambda x, y: to_plane(wcs, x, y))
     a, b, _, _ = scene.grid()
-    sigma = solution.sigma_at(_sky(a, b))
     return {
-        **row, "rms": rms(error), "quoted": rms(sigma), "inside": float(np.mean(np.abs(error) < sigma)),
-        "mean": error.mean(0).tolist(), "kind": solution.kind(),
+        **row, **field_scores(error, solution.sigma_at(_sky(a, b))), "mean": error.mean(0).tolist(),
         **pulls(scene, offsets),
     }
+
+
+def field_scores(error, sigma):
+    """Of a field's errors (n, 2) and their sigma, mas: rms, quoted rms, and share of true values within one sigma."""
+    return {"rms": rms(error), "quoted": rms(sigma), "inside": float(covered(error / sigma))}
 
 
 def _sky(a, b):
@@ -132,7 +110,7 @@ def pulls(scene, offsets):
     ok = (apart < 0.2 * u.arcsec) & truth["in_space"][nearest] & truth["in_ground"][nearest]
     rows, nearest = rows[ok], nearest[ok]
     true = -1e3 * np.stack([truth["du"], truth["dv"]], -1)[nearest]
-    error = np.stack([rows[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1) - true
+    error = true_offsets(rows) - true
     sigma = np.stack([rows[f"{n}_err"].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
     near = np.hypot(truth["u"][:, None] - truth["u"], truth["v"][:, None] - truth["v"]) + 99 * np.eye(len(truth["u"]))
     alone = near.min(1)[nearest] > 3.0
@@ -148,23 +126,9 @@ def pulls(scene, offsets):
 
 
 # ---------------------------------------------------------------------------- numbers of many
-def rms(values):
-    return float(np.sqrt(np.mean(np.square(values))))
-
-
-def interval(values, statistic=np.median):
+def spread(values, statistic=np.median):
     """Statistic of many seeds, with half its 68 % range when they are drawn again."""
-    values = np.asarray(values, float)
-    if len(values) == 0:
-        return "-"
-    rng = np.random.default_rng(0)
-    drawn = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(400)]
-    low, high = np.percentile(drawn, [16, 84])
-    return f"{statistic(values):.2f}+-{(high - low) / 2:.2f}"
-
-
-def nmad(values):
-    return 1.4826 * np.median(np.abs(values))
+    return shown(*interval(statistic, values), 2) if len(values) else "-"
 
 
 def print_calibration(name, rows):
@@ -172,9 +136,9 @@ def print_calibration(name, rows):
     pull = np.concatenate([row["pull"] for row in good])
     ratio = np.concatenate([row["ratio"] for row in good])
     print(
-        f"{name:42s} {len(good)} seeds | field: inside 1 sigma {interval([r['inside'] for r in good], np.mean)}, "
+        f"{name:42s} {len(good)} seeds | field: inside 1 sigma {spread([r['inside'] for r in good], np.mean)}, "
         f"rms {rms([r['rms'] for r in good]):.2f} quoted {rms([r['quoted'] for r in good]):.2f} | "
-        f"sources: pull NMAD {nmad(pull):.3f}, inside {np.mean(np.abs(pull) < 1):.3f}, "
+        f"sources: pull NMAD {nmad(pull):.3f}, inside {covered(pull):.3f}, "
         f"sigma / bound {np.median(ratio):.2f}"
     )
 
@@ -200,25 +164,24 @@ def table(store, options):
         return ours(scene, aligner, "none") if method == OURS else peer(scene, method)
 
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
-    rows = store.fill(
-        "table", [{"case": c, "seed": s, "method": m} for s in seeds for c in CASES for m in methods], measure
-    )
+    keys = [{"case": c, "seed": s, "method": m} for s in seeds for c in CASES for m in methods]
+    rows = store("table").fill(keys, measure)
     print(f"{'field error, mas: median (rms)':34s} " + " ".join(f"{case:>22s}" for case in CASES))
     for method in methods:
         cells, seconds = [], []
         for case in CASES:
-            own = [row for row in rows if (row["key"]["case"], row["key"]["method"]) == (case, method)]
+            own = [row for row in rows if (row["case"], row["method"]) == (case, method)]
             good = [row["rms"] for row in own if "rms" in row]
             seconds += [row["cpu"] for row in own if "cpu" in row]
             failed = f" F{len(own) - len(good)}" if len(good) < len(own) else ""
-            cells.append(f"{interval(good)} ({rms(good):.2f}){failed}" if good else "failed")
+            cells.append(f"{spread(good)} ({rms(good):.2f}){failed}" if good else "failed")
         spent = f" {np.median(seconds):.2f} s" if seconds else ""
         print(f"{method:34s} " + " ".join(f"{cell:>22s}" for cell in cells) + spent)
     pairs = np.array([
-        [row["rms"] for row in rows if (row["key"]["case"], row["key"]["method"]) == (case, OURS)]
+        [row["rms"] for row in rows if (row["case"], row["method"]) == (case, OURS)]
         for case in ("C", "C, 30 % blended")
     ]).T
-    ratio = [interval(pairs, lambda p, s=s: s(p[:, 1]) / s(p[:, 0])) for s in (np.median, rms)]
+    ratio = [spread(pairs, lambda p, s=s: s(p[:, 1]) / s(p[:, 0])) for s in (np.median, rms)]
     print(f"blended over unblended: {ratio[0]} of the medians, {ratio[1]} of the rms")
     bundled = CrossSurveyEncoder.from_pretrained(device="cpu")
 
@@ -228,28 +191,26 @@ def table(store, options):
         bundled(pair)
         return {"cpu": cpu() - start}
 
-    seconds = [row["cpu"] for row in store.fill("encoding", [{"seed": s} for s in seeds[:5]], encode)]
+    seconds = [row["cpu"] for row in store("encoding").fill([{"seed": s} for s in seeds[:5]], encode)]
     print(f"the bundled encoder takes {np.median(seconds):.2f} s more")
 
 
 def calibration(store, options):
-    """Pulls and coverage over the seeds of the table, and over more of cases A and C."""
+    """Pulls and coverage over the seeds of the table, and over four times as many of cases A and C."""
     aligner = classical()
-    known = {json.dumps(row["key"]): row for row in store.rows("table")}
+    known = {(row["case"], row["seed"], row["method"]): row for row in store("table").rows}
 
     def measure(case, seed, method):
-        return known.get(json.dumps({"case": case, "seed": seed, "method": method})) or ours(
-            scene_of(case, seed), aligner, "none"
-        )
+        return known.get((case, seed, method)) or ours(scene_of(case, seed), aligner, "none")
 
     for case in CASES:
         seeds = range(FIRST_SEED, FIRST_SEED + (4 if case in "AC" else 1) * options.seeds)
         keys = [{"case": case, "seed": s, "method": OURS} for s in seeds]
-        print_calibration(case, store.fill("calibration", keys, measure))
+        print_calibration(case, store("calibration").fill(keys, measure))
 
 
 def known_field(store, options):
-    """What it costs not to know how strong and smooth the field is, nor how far sources stray."""
+    """Field errors with the amplitude, length and scatter of sources fitted, and with their true values given."""
     aligner = classical()
 
     def measure(case, seed):
@@ -265,10 +226,10 @@ def known_field(store, options):
 
     for case in "CD":
         keys = [{"case": case, "seed": s} for s in range(FIRST_SEED, FIRST_SEED + options.seeds)]
-        rows = store.fill("known_field", keys, measure)
+        rows = store("known_field").fill(keys, measure)
         for name in ("fitted", "known"):
             errors = [row[name] for row in rows]
-            print(f"{case}, {name:6s} {interval(errors)} ({rms(errors):.2f})")
+            print(f"{case}, {name:6s} {spread(errors)} ({rms(errors):.2f})")
 
 
 def wrong_psf(store, options):
@@ -292,9 +253,9 @@ def wrong_psf(store, options):
     print("field bias east, north and star minus galaxy east, north (mas, mean of case A)")
     for claim in claims:
         keys = [{"claim": claim, "seed": s} for s in range(FIRST_SEED, FIRST_SEED + 2 * options.seeds // 5)]
-        rows = [row for row in store.fill("wrong_psf", keys, measure) if "mean" in row]
+        rows = [row for row in store("wrong_psf").fill(keys, measure) if "mean" in row]
         numbers = [[row[name][axis] for row in rows] for name in ("mean", "star_galaxy") for axis in (0, 1)]
-        print(f"{claim:34s} " + " ".join(f"{interval(values, np.mean):>14s}" for values in numbers))
+        print(f"{claim:34s} " + " ".join(f"{spread(values, np.mean):>14s}" for values in numbers))
 
 
 def gauge(scene):
@@ -304,7 +265,7 @@ def gauge(scene):
 
 
 def capture(store, options):
-    """Large shifts are found; what cannot be known is refused."""
+    """Verdicts for large shifts, and for pairs that cannot be aligned."""
     aligner = classical()
     kinds = "0.25 to 16 arcsec", "32 arcsec", "blank ground", "other sky", "under four sources"
 
@@ -335,22 +296,22 @@ def capture(store, options):
         {"kind": kind, "seed": FIRST_SEED + k}
         for turn in range(options.seeds) for kind in kinds for k in range(6 * turn, 6 * (turn + 1))
     ]
-    answers = store.fill("capture", keys, measure)
+    answers = store("capture").fill(keys, measure)
     for kind in kinds:
-        rows = [row for row in answers if row["key"]["kind"] == kind]
+        rows = [row for row in answers if row["kind"] == kind]
         verdicts = {v: sum(row["verdict"] == v for row in rows) for v in ("ok", "coarse", "abstain")}
         right = sum(row.get("rms", np.inf) < 20 for row in rows)
         print(f"{kind:22s} {len(rows)} trials: {verdicts}, right to 20 mas: {right}")
 
 
 def token_capture(store, options):
-    """Large shifts sought in the tokens that space predicts of the ground, and in pixels as the aligner does."""
+    """Large shifts, found by correlating ground tokens with those predicted from space, and by correlating pixels."""
     encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
 
     def measure(kind, seed):
         rng = np.random.default_rng(seed)
-        pair, truth = field(FIRST_SEED + seed // 5, store.folder)
-        other = field(FIRST_SEED + (seed // 5 + 1) % 10, store.folder)[0] if kind == "other sky" else pair
+        pair, truth = misaligned(FIRST_SEED + seed // 5, options.folder)
+        other = misaligned(FIRST_SEED + (seed // 5 + 1) % 10, options.folder)[0] if kind == "other sky" else pair
         radius, angle = 0.25 * 2 ** rng.uniform(0, 6), rng.uniform(0, 2 * np.pi)
         shift = radius * np.array([np.cos(angle), np.sin(angle)])  # arcsec
         pair = SkyPair({band: moved(image, *shift) for band, image in pair.ground.items()}, dict(other.space))
@@ -359,24 +320,28 @@ def token_capture(store, options):
         middle = cpu()
         matches = {"tokens": token_match(encoder, embedding)}
         late = cpu()
-        planes = band_images(pair)
-        matches["pixels"] = measurement.coarse_match(planes, measurement.find_sources(planes, reference_band(planes)))
+        matches["pixels"] = measurement.coarse_match(band_images(pair), sources_of(pair))
         row = {"encoding": middle - start, "cpu": {"tokens": late - middle, "pixels": cpu() - late}}
-        known = np.array([truth[n].to_value(u.arcsec).mean() for n in ("d_ra_cosdec", "d_dec")]) - shift
+        known = 1e-3 * true_offsets(truth).mean(0) - shift
         for name, match in matches.items():
             row[name] = {"error": float(np.hypot(*(match.offset - known))), "significance": match.significance}
         return row
 
     keys = [{"kind": kind, "seed": k} for k in range(options.seeds) for kind in ("same sky", "other sky")]
-    rows = store.fill("token_capture", keys, measure)
+    rows = store("token_capture").fill(keys, measure)
     print(f"encoding {np.median([row['encoding'] for row in rows]):.1f} CPU-s a pair, not counted below")
     for name in ("tokens", "pixels"):
-        same, other = ([row[name] for row in rows if row["key"]["kind"] == k] for k in ("same sky", "other sky"))
+        same, other = ([row[name] for row in rows if row["kind"] == k] for k in ("same sky", "other sky"))
         error = np.array([one["error"] for one in same])
         print(f"{name:8s} {len(same)} pairs of 0.25 to 16 arcsec: {np.sum(error < 1)} found to 1 arcsec, error median "
               f"{np.median(error):.3f}, largest {error.max():.3f}; significance at least "
               f"{min(one['significance'] for one in same):.1f}, on other sky at most "
               f"{max(one['significance'] for one in other):.1f}; {np.median([r['cpu'][name] for r in rows]):.2f} CPU-s")
+
+
+def sources_of(pair):
+    """Sources of the reference image, as the aligner measures them."""
+    return measurement.find_sources(detected(pair, DetectionConfig()), MEASUREMENT)
 
 
 def token_match(encoder, embedding):
@@ -386,7 +351,7 @@ def token_match(encoder, embedding):
     seen, told = (m.data[:, :, ::-1] for m in maps)  # east increases with the column
     known = [np.isfinite(tokens[0]) for tokens in (seen, told)]
     channels = [(np.nan_to_num(a), known[0], np.nan_to_num(b), known[1]) for a, b in zip(seen, told, strict=True)]
-    return correlate(channels, pitch, measurement.MAX_OFFSET, apart=1.5 * pitch)
+    return correlate(channels, pitch, MEASUREMENT.most_offset, apart=1.5 * pitch)
 
 
 def moved(image, east, north):
@@ -399,7 +364,7 @@ def moved(image, east, north):
 
 
 def nulls(store, options):
-    """Moving a header moves the answer; the pixel grid does not."""
+    """Moving a header by a known shift moves the offsets by it; storing the pixels in another order changes nothing."""
     aligner = classical()
     moves = {"ground header moved": ("ground", -1), "space header moved": ("space", 1)}
 
@@ -425,7 +390,7 @@ def nulls(store, options):
 
     for test in ("no offset", *moves, "other grid"):
         seeds = range(FIRST_SEED, FIRST_SEED + options.seeds // 5)
-        rows = store.fill("nulls", [{"test": test, "seed": s} for s in seeds], measure)
+        rows = store("nulls").fill([{"test": test, "seed": s} for s in seeds], measure)
         pull = np.ravel([row["pull"] for row in rows if "pull" in row])
         told = f", pull rms {rms(pull):.2f}" if len(pull) else ""
         print(f"{test:22s} {len(rows)} seeds: median |difference| {np.median([r['size'] for r in rows]):.3f} mas, "
@@ -445,11 +410,13 @@ def turned(image):
     return NDData(image.data[::-1, ::-1].T.copy(), unit=image.unit, wcs=wcs, uncertainty=error)
 
 
-def own_error(offsets, truth, band):
-    """Field error and its sigma at the sources of a simulated field, for one band's field."""
-    known = np.stack([truth[n].to_value(u.mas) for n in ("d_ra_cosdec", "d_dec")], -1)
+def scores_on(truth, offsets):
+    """Errors of the joint field at the sources of a simulated field, or None if the alignment failed."""
     solution = AstrometricSolution.from_table(offsets)
-    return solution.offset_at(truth["sky_centroid"], band) - known, solution.sigma_at(truth["sky_centroid"], band)
+    if solution.verdict != "ok":
+        return None
+    coord = truth["sky_centroid"]
+    return field_scores(solution.offset_at(coord) - true_offsets(truth), solution.sigma_at(coord))
 
 
 def ten_bands(store, options):
@@ -457,58 +424,46 @@ def ten_bands(store, options):
     head = LearnedAligner.from_pretrained(device="cpu")
 
     def measure(seed):
-        pair, truth = field(seed, store.folder)
+        pair, truth = misaligned(seed, options.folder)
         ground = tuple(pair.ground)
         embedding = head.encoder(pair)
-        row = {}
-        for name, bands in (("joint", ground), *((band, (band,)) for band in ground)):
-            offsets = head(embedding, bands=bands)
-            if AstrometricSolution.from_table(offsets).verdict == "ok":
-                error, sigma = own_error(offsets, truth, "joint")
-                row[name] = [rms(error), rms(sigma), float(np.mean(np.abs(error) < sigma))]
-        return row
+        scores = {"joint": scores_on(truth, head(embedding, bands=ground))}
+        scores |= {band: scores_on(truth, head(embedding, bands=(band,))) for band in ground}
+        return {name: list(found.values()) for name, found in scores.items() if found}
 
-    rows = store.fill("ten_bands", [{"seed": s} for s in range(FIRST_SEED, FIRST_SEED + options.seeds // 5)], measure)
+    rows = store("ten_bands").fill([{"seed": s} for s in range(FIRST_SEED, FIRST_SEED + options.seeds // 5)], measure)
     for band in ("joint", *"ugrizy"):
         both = [(row[band], row["joint"]) for row in rows if band in row and "joint" in row]
         found, joint = (np.array(part) for part in zip(*both, strict=True))
-        print(f"{band:6s} {len(found)} of {len(rows)} fields: error median {interval(found[:, 0])}, rms "
+        print(f"{band:6s} {len(found)} of {len(rows)} fields: error median {spread(found[:, 0])}, rms "
               f"{rms(found[:, 0]):.2f}, quoted {rms(found[:, 1]):.2f}, inside 1 sigma "
-              f"{interval(found[:, 2], np.mean)}; joint over this {interval(joint[:, 0] / found[:, 0])}")
+              f"{spread(found[:, 2], np.mean)}; joint over this {spread(joint[:, 0] / found[:, 0])}")
 
 
 def encoder(store, options):
     """The same table with the tokens zeroed and with an untrained encoder; heads trained alike on other fields."""
     bundled = CrossSurveyEncoder.from_pretrained(device="cpu")
-    untrained = CrossSurveyEncoder._with_config(bundled._config, device="cpu")
+    untrained = CrossSurveyEncoder(config=bundled.config, device="cpu")
     n = options.seeds // 5
-    pairs = [field(FIRST_SEED + 900_000 + k, store.folder) for k in range(n)]
+    pairs = [misaligned(FIRST_SEED + 900_000 + k, options.folder) for k in range(n)]
     heads = {"no network": LearnedAligner(bundled)}
-    blind = Blind.from_pretrained(device="cpu")
-    for name, model in (("tokens", bundled), ("zeroed", blind), ("untrained", untrained)):
+    zeroed = NoTokens.from_pretrained(device="cpu")
+    for name, model in (("tokens", bundled), ("zeroed", zeroed), ("untrained", untrained)):
         heads[name] = LearnedAligner(model).fit(*zip(*pairs, strict=True), seed=0)
 
     def measure(head, seed):
-        pair, truth = field(seed, store.folder)
-        error, sigma = own_error(heads[head](pair), truth, "joint")
-        return {"rms": rms(error), "quoted": rms(sigma), "inside": float(np.mean(np.abs(error) < sigma))}
+        pair, truth = misaligned(seed, options.folder)
+        return scores_on(truth, heads[head](pair))
 
     start = {}
     for head in heads:
         keys = [{"head": head, "seed": s} for s in range(FIRST_SEED, FIRST_SEED + n)]
-        rows = store.fill("encoder", keys, measure)
+        rows = store("encoder").fill(keys, measure)
         start.setdefault("none", [row["rms"] for row in rows])
         gain = 1 - np.array([row["rms"] for row in rows]) / np.array(start["none"])
-        print(f"{head:12s} error median {interval([row['rms'] for row in rows])}, quoted "
+        print(f"{head:12s} error median {spread([row['rms'] for row in rows])}, quoted "
               f"{rms([row['quoted'] for row in rows]):.2f}, inside 1 sigma {np.mean([r['inside'] for r in rows]):.2f}; "
-              f"better than without by {interval(gain, np.mean)}")
-
-
-class Blind(CrossSurveyEncoder):
-    """The bundled encoder, as if it had seen nothing."""
-
-    def __call__(self, pair, **options):
-        return without_tokens(super().__call__(pair, **options))
+              f"better than without by {spread(gain, np.mean)}")
 
 
 def real(store, options):
@@ -517,22 +472,19 @@ def real(store, options):
         print("no folder of real images (--real FOLDER): left out")
         return
     pair = hsc_hst(options.real)
-    offsets = classical()(pair)
-    solution = AstrometricSolution.from_table(offsets)
+    solution = AstrometricSolution.from_table(classical()(pair))
     print(f"verdict: {solution.verdict} {solution.reason}")
-    planes = band_images(pair)
-    sources = measurement.find_sources(planes, offsets.meta["reference"])
-    means = []
+    images, sources, means = band_images(pair), sources_of(pair), []
     for band in pair.ground:  # as measured, whatever the verdict
-        part = measurement.measure_band(planes[band], sources, np.zeros(2))
+        part = measurement.measure_band(images[band], sources, np.zeros(2))
         use = part.usable
         weight = np.linalg.inv(part.cov[use])
         cov = np.linalg.inv(weight.sum(0))
         means.append(cov @ np.einsum("nij,nj->i", weight, part.offset[use]))
         print(f"{band:6s} {use.sum()} sources, mean offset {means[-1][0]:+7.1f} {means[-1][1]:+7.1f} "
               f"+- {np.sqrt(np.trace(cov) / 2):.1f} mas")
-    spread = np.std(means, axis=0, ddof=1)
-    print(f"scatter between {len(means)} bands: {spread[0]:.1f} east, {spread[1]:.1f} north, mas")
+    east, north = np.std(means, axis=0, ddof=1)
+    print(f"scatter between {len(means)} bands: {east:.1f} east, {north:.1f} north, mas")
 
 
 SECTIONS = {
@@ -555,10 +507,14 @@ def main():
     for name in ("rosetta", "astropy"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+
+    def store(name):
+        return Rows(options.folder / f"{name}.jsonl")
+
     for name in options.sections or SECTIONS:
         print(f"\n== {name}: {SECTIONS[name].__doc__}")
         start = time.process_time()
-        SECTIONS[name](Store(options.folder), options)
+        SECTIONS[name](store, options)
         print(f"({time.process_time() - start:.0f} s CPU)", flush=True)
 
 

@@ -1,26 +1,24 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Where the scatter of fluxes comes from: the same fields with more and more of the truth given.
 
-Fields of benchmarks/accuracy.py, on development seeds. i-band flux over truth less one: with own detection and shapes;
-the same positions with the light of all sources that were not found taken out of the images; true light at true
-positions, of the sources that were found only and of all; and its noise.
+Fields of benchmarks/accuracy.py, on development seeds. i-band flux over true flux, minus one: with detected positions
+and fitted shapes; at the same positions, after the light of all sources that were not found has been subtracted from
+the images; with true light at true positions, of the sources that were found only and of all; and the noise.
 
 Run: python benchmarks/error_budget.py FOLDER [--fields 3] [--first-seed 9410] [--tables FOLDER]
 
 FOLDER keeps the simulated fields.
 """
 
-
 import astropy.units as u
 import numpy as np
-from _tables import Tables, parser_of_fields
-from accuracy import field, nmad
-from astropy.nddata import NDData
+from kit.fields import magnitude, misaligned, placed, with_images
+from kit.models import trained
+from kit.statistics import nmad
+from kit.tables import Tables, parser_of_fields
 
-from rosetta import CrossSurveyEncoder, Flag, JEPADeblender, LearnedAligner, SkyPair
-from rosetta.deblending.band_fit import fit_band, image_of
-from rosetta.deblending.engine.design import Design
-from rosetta.deblending.engine.rendering import render, stamp_sizes
+from rosetta import CrossSurveyEncoder, Flag, JEPADeblender
+from rosetta.deblending.engine.engine import SparseEngine
 from rosetta.images.image import band_images
 from rosetta.matching import match
 
@@ -29,67 +27,61 @@ BAND = "i"
 LEAST = 1e-4  # share of the light that stamps of true sources may leave out
 
 
-def true_light(truth, rows):
-    """Mixtures of some true sources, and their positions in the space frame and in the ground headers' one."""
-    coord = truth["sky_centroid"].icrs[rows]
-    header = coord.spherical_offsets_by(-truth["d_ra_cosdec"][rows], -truth["d_dec"][rows])
-    return np.asarray(truth["mixture"], float)[rows], coord, header
+def light(truth):
+    """Mixtures of Gaussians that the true sources are made of, (n, K, 6)."""
+    return np.asarray(truth["mixture"], float)
 
 
-def solved(plane, truth, rows, wavelength):
-    """Fluxes and errors of some true sources with their true templates."""
-    light, coord, header = true_light(truth, rows)
-    n = len(light)
-    image = image_of(plane, coord, header, np.full(n, LEAST), wavelength)
-    fit, _ = fit_band(plane, image, light, np.zeros((n, 0)), np.arange(n))
-    return fit.flux, np.sqrt(fit.covariance.diagonal())
+def solved(engine, image, truth, wavelength):
+    """Fluxes and errors of true sources with their true templates, which are those at ``wavelength`` (nm)."""
+    at = placed(image, truth, LEAST, wavelength)
+    _, _, design = engine.fit_breadths(light(truth), at)
+    found = engine.solve(design, image)
+    return found.flux, np.sqrt(found.covariance.diagonal())
 
 
-def without(pair, truth, rows):
-    """The pair less the light of some true sources."""
-    light, coord, header = true_light(truth, rows)
-    sides, planes = {"ground": {}, "space": {}}, band_images(pair)
-    for side, band, image in pair.images():
-        plane = planes[band]
-        seen = image_of(plane, coord, header, np.full(len(light), LEAST))
-        sizes = stamp_sizes(light, seen.jacobian, seen.psf, seen.share)
-        design = Design(render(light, seen.xy, seen.jacobian, seen.psf, sizes=sizes), plane.shape, len(light))
-        data = image.data - design.image(truth[f"flux_{band}"].to_value(u.nJy)[rows])
-        sides[side][band] = NDData(
-            data, uncertainty=image.uncertainty, mask=image.mask, wcs=image.wcs, unit=image.unit, psf=image.psf
-        )
-    return SkyPair(sides["ground"], sides["space"], surveys=pair.surveys)
+def without(engine, pair, truth):
+    """The pair less the light of true sources."""
+    images = band_images(pair)
+
+    def change(band, image):
+        design = engine.render(light(truth), placed(images[band], truth, LEAST))
+        return {"data": image.data - design.image(truth[f"flux_{band}"].to_value(u.nJy))}
+
+    return with_images(pair, change)
+
+
+def measured(seed, folder, encoder, aligner, deblender):
+    """Of the sources found in one field: relative errors of their fluxes at every step, noise, magnitude, blended."""
+    pair, truth = misaligned(seed, folder)
+    embedding, engine = encoder(pair), SparseEngine()
+    offsets = aligner(embedding)
+    scene = deblender(embedding, offsets=offsets)
+    table, images = scene.to_table(), band_images(pair)
+    reference = scene.meta["reference_band"]
+    rows, true = match(table, truth, reference)
+    missed = np.setdiff1d(np.arange(len(truth)), true)
+    clean = deblender(without(engine, pair, truth[missed]), table["sky_centroid"], offsets=offsets)
+    every, noise = solved(engine, images[BAND], truth, images[reference].wavelength)
+    fluxes = {
+        "as measured": scene.flux(BAND).value[rows],
+        "nothing undetected": clean.flux(BAND).value[rows],
+        "true light, detected": solved(engine, images[BAND], truth[true], images[reference].wavelength)[0],
+        "true light, all": every[true],
+    }
+    known = truth[f"flux_{BAND}"].to_value(u.nJy)[true]
+    return {name: flux / known - 1 for name, flux in fluxes.items()} | {
+        "noise": noise[true] / known, "mag": magnitude(known),
+        "blended": (np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
+    }  # fmt: skip
 
 
 def main():
     options = parser_of_fields(__doc__, 3, 9410).parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
     encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
-    aligner, deblender = LearnedAligner.from_pretrained(encoder=encoder, device="cpu"), JEPADeblender(encoder)
-    found = []
-    for seed in range(options.first_seed, options.first_seed + options.fields):
-        pair, truth = field(seed, options.folder)
-        embedding = encoder(pair)
-        offsets = aligner(embedding)
-        scene = deblender(embedding, offsets=offsets)
-        table, planes = scene.to_table(), band_images(pair)
-        rows, true = match(table, truth, scene.meta["reference_band"])
-        wavelength = planes[scene.meta["reference_band"]].wavelength
-        known = truth[f"flux_{BAND}"].to_value(u.nJy)[true]
-        missed = np.setdiff1d(np.arange(len(truth)), true)
-        clean = deblender(without(pair, truth, missed), scene._templates.coord, offsets=offsets)
-        every, noise = solved(planes[BAND], truth, np.arange(len(truth)), wavelength)
-        fluxes = {
-            "as measured": scene.flux(BAND).value[rows],
-            "nothing undetected": clean.flux(BAND).value[rows],
-            "true light, detected": solved(planes[BAND], truth, true, wavelength)[0],
-            "true light, all": every[true],
-        }
-        found.append({name: flux / known - 1 for name, flux in fluxes.items()})
-        found[-1] |= {
-            "noise": noise[true] / known, "mag": 31.4 - 2.5 * np.log10(known),
-            "blended": (np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
-        }  # fmt: skip
+    heads = trained(encoder, "aligner")["aligner"], JEPADeblender(encoder)
+    seeds = range(options.first_seed, options.first_seed + options.fields)
+    found = [measured(seed, options.folder, encoder, *heads) for seed in seeds]
     rows = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
     names, lines = list(found[0])[:4], []
     for kind, of in (("isolated", ~rows["blended"]), ("blended", rows["blended"])):

@@ -16,9 +16,10 @@ from astropy.wcs import WCS, Sip
 
 from rosetta import SkyPair
 from rosetta.encoding.network import EncoderConfig
-from rosetta.encoding.windows import PIXEL, _native_corner, side_view
+from rosetta.encoding.windows import native_corner, side_view
 from rosetta.images.image import band_images
 from rosetta.images.positions import tangent
+from rosetta.surveys import PIXEL_SCALE
 
 WINDOW = 12.8
 
@@ -81,14 +82,14 @@ def one_pair(rng, kind):
     }
     pair = SkyPair(**images)
     crop, position = 0.0, 0.0
-    for plane in band_images(pair).values():
-        view = side_view([plane], center.reshape(1), WINDOW, knots.knots(plane.side))
+    for image in band_images(pair).values():
+        view = side_view([image], center.reshape(1), WINDOW, knots.knots(image.side))
         truth = tangent(source, center)[0]
-        position = max(position, np.abs(found_offset(view) - truth).max() / PIXEL[plane.side])
+        position = max(position, np.abs(found_offset(view) - truth).max() / PIXEL_SCALE[image.side])
         if kind in ("tan", "sip"):
-            n = round(WINDOW / PIXEL[plane.side])
-            middle = _native_corner(plane, center.reshape(1), n)[0] + (n - 1) / 2
-            crop = max(crop, np.abs(middle - np.ravel(plane.sky_to_pixel(center))).max())
+            n = round(WINDOW / PIXEL_SCALE[image.side])
+            middle = native_corner(image, center.reshape(1), n)[0] + (n - 1) / 2
+            crop = max(crop, np.abs(middle - np.ravel(image.sky_to_pixel(center))).max())
     return crop, position
 
 

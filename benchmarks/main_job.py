@@ -40,13 +40,10 @@ def show(name, runs):
 def per_source(pair, turns=3):
     """Print the CPU-seconds of deblending and photometry."""
     # Not before: the peak memory of a child process is at least what its parent had when it began.
-    from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner
+    from kit.models import models, trained
 
-    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
-    aligner, deblender, photometry = (
-        head.from_pretrained(encoder=encoder, device="cpu")
-        for head in (LearnedAligner, JEPADeblender, EmbeddingPhotometry)
-    )
+    encoder, deblender, photometry = models()
+    aligner = trained(encoder, "aligner")["aligner"]
     embedding = encoder(pair)
     offsets, seconds = aligner(embedding), []
     for _ in range(turns):

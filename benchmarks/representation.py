@@ -1,24 +1,22 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Does the encoder know the same sky in both surveys, and what can be read from its tokens?
+"""Does the encoder recognise the same sky in both surveys, and what can be read from its tokens?
 
-Every figure stands beside what else could have given it: a random encoder, the pixels, classical measurements.
-Intervals are 68 %, from drawing tiles again. The tiles must be sky that nothing was trained on, 256 of them for full
-galleries; the reserved morphology is tested where they hold it:
-``rosetta.simulate.write_training_set(DIR, 256, seed=3, families="all")``. Everything follows from one seed.
+Every score stands beside those of an untrained encoder, of the pixels, and of classical measurements. Intervals are
+68 %, from resampling tiles. The tiles must be sky that nothing was trained on, 256 of them for full galleries; the
+irregular family, which was kept out of training, is tested if they hold it:
+``rosetta.simulate.write_training_set(DIR, 256, seed=3, families="all")``. One seed decides everything random.
 Run: python benchmarks/representation.py --tiles DIR [--encoder FILE] [--real DATA] [--json OUT]
-DATA holds what benchmarks/real_input.py names, and hsc_blends/*.npz.
+DATA holds the files that benchmarks/kit/real.py names.
 """
 
 import argparse
 import json
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import astropy.units as u
 import numpy as np
-import torch
-from _galleries import (
+from kit.galleries import (
     BATCH,
     LATTICE,
     batch_losses,
@@ -26,7 +24,6 @@ from _galleries import (
     found,
     lost,
     prediction,
-    resampled,
     reserved,
     scores,
     searched,
@@ -34,15 +31,14 @@ from _galleries import (
     waves,
     without_each,
 )
-from _probes import choose, explained, magnitude, predicted, probe, tokens
-from _strangers import FALSE_ALARMS, FEW, STRANGERS, novelty, real_pairs, transfer
-from _windows import Look, disjoint, lattice, load, note
+from kit.probes import choose, probe, tokens
+from kit.real import all_pairs
+from kit.statistics import area_under_roc, interval, wilson
+from kit.unfamiliar import FALSE_ALARMS, FEW, UNFAMILIAR, novelty, transfer
+from kit.windows import Look, disjoint, lattice, load, note
 
 from rosetta import CrossSurveyEncoder
-from rosetta.encoding.losses import rank_me
 from rosetta.encoding.network import SIDES
-
-__all__ = ["load", "quick"]
 
 SEED = 0
 GALLERY = 1024  # windows, at most
@@ -52,58 +48,8 @@ OFF = (1.0, 2.0)  # arcsec
 REACH = 2.0  # arcsec, of a search
 N_SOURCE = 5200  # sources that are probed, at most
 PATCHES = {"Euclid Q1 with DES": 4.8, "HSC with HST": 3.6}  # arcsec; about half of each field
-N_STRANGER = 256  # windows for the scores of what is no sky
+N_UNFAMILIAR = 256  # windows for the scores of unfamiliar input
 N_SHUFFLE = 20  # random pairings
-
-
-def quick(encoder, sky, predictor=None, *, n_window=512, n_tile=3, n_source=512):
-    """The few numbers by which recipes are compared: about a minute on one core.
-
-    Parameters
-    ----------
-    encoder : `~rosetta.encoding.network.Encoder`
-    sky : Sky
-        From `load`; 11 tiles hold 512 windows.
-    predictor : `~rosetta.encoding.network.Predictor`, optional
-        One that was trained.
-    n_window, n_tile, n_source : int
-        Windows of the gallery, tiles of the hard galleries, sources of the probes.
-
-    Returns
-    -------
-    dict of float
-        "r@1" (12.8" windows anywhere, sky-disjoint) and "r@1 hard" (`LATTICE` squared windows of one tile), means of
-        both directions; per side "rank cls <side>" and "rank tokens <side>" (RankMe), and R2 of ridge fits to the token
-        of a source: "x <side>", "y <side>" (its place in the pixel), "VIS <side>" and "g-H <side>". With a predictor,
-        "told <side>", R@1 of the side's predicted embedding, and "tokens <side>", variance of its source tokens
-        explained.
-    """
-    training = encoder.training
-    encoder.eval()
-    where = disjoint(sky, 12.8, SEED)[:n_window]
-    both = seen(encoder, sky, where, 12.8, SEED, keep=("embedding", "cls"))
-    out = {"r@1": found((both["ground"][0] @ both["space"][0].T).numpy()).mean()}
-    shared = Look(shared=True)
-    out["r@1 hard"] = np.mean(
-        [found(scores(encoder, sky, lattice(sky, t, 12.8, LATTICE), 12.8, SEED + t, shared)) for t in range(n_tile)]
-    )
-    sources = choose(sky, SEED, n_source)
-    vis, colour = magnitude(sky, sources, "VIS"), magnitude(sky, sources, "g") - magnitude(sky, sources, "H_E")
-    for side in SIDES:
-        features, phase = tokens(encoder, sky, side, sources, SEED)
-        out[f"rank cls {side}"] = rank_me(both[side][1])
-        out[f"rank tokens {side}"] = rank_me(torch.from_numpy(features))
-        truth = np.column_stack([phase, vis, colour])
-        guess = predicted(features, truth, sources.tile)
-        for name, t, g in zip(("x", "y", "VIS", "g-H"), truth.T, guess.T, strict=True):
-            out[f"{name} {side}"] = explained(t, g)
-    if predictor is not None:
-        model = SimpleNamespace(encoder=encoder, predictor=predictor)
-        for side, one in prediction(model, sky, where, 12.8, SEED).items():
-            out[f"told {side}"] = one["predicted"].mean()
-            out[f"tokens {side}"] = 1 - one["residual"].sum() / one["scatter"].sum()
-    encoder.train(training)
-    return {name: float(value) for name, value in out.items()}
 
 
 # ------------------------------------------------------------------------------------- the full table
@@ -115,7 +61,7 @@ class Table:
 
     def add(self, section, what, n, figure, target=""):
         """``figure`` is a value, or a value with the ends of its interval."""
-        value, *ends = figure if isinstance(figure, tuple) else (figure,)
+        value, *ends = map(float, figure if isinstance(figure, tuple) else (figure,))
         if not self.rows or self.rows[-1]["section"] != section:
             print(f"\n== {section}")
         interval = f"({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
@@ -164,9 +110,9 @@ def _retrieval(table, section, success, tile, target):
     for kind, values in success.items():
         for k, direction in enumerate(("ground finds space", "space finds ground")):
             of = target if kind == "encoder" else ""
-            table.add(section, f"{kind}, {direction}", len(values), resampled(values[:, k], tile), of)
+            table.add(section, f"{kind}, {direction}", len(values), interval(np.mean, values[:, k], tile), of)
     rival = success["cross-correlation"].mean(1)
-    ahead = resampled(success["encoder"].mean(1) - rival, tile)
+    ahead = interval(np.mean, success["encoder"].mean(1) - rival, tile)
     table.add(section, "encoder minus cross-correlation", len(rival), ahead, "> 0")
 
 
@@ -175,11 +121,11 @@ def robustness(table, model, sky):
     where = disjoint(sky, 12.8, SEED, n_source=3)[:GALLERY]
     section = f'R@1 lost at 12.8", gallery of {len(where)}, mean of both directions'
     for name, values in lost(model.encoder, sky, where, 12.8, SEED).items():
-        table.add(section, name, len(values), resampled(values, where.tile), "<= 0.05")
+        table.add(section, name, len(values), interval(np.mean, values, where.tile), "<= 0.05")
     values, tile = reserved(model.encoder, sky, 12.8, SEED)
     if len(values):
         name = f"reserved morphology leads the window, gallery of {2 * len(values)}"
-        table.add(section, name, len(values), resampled(values, tile), "<= 0.05")
+        table.add(section, name, len(values), interval(np.mean, values, tile), "<= 0.05")
     else:
         note("reserved morphology: skipped, these tiles hold none (write them with families='all')")
 
@@ -194,7 +140,7 @@ def pointing(table, model, sky):
             plain = found(scores(model.encoder, sky, where, window, SEED, look)).mean(1)
             best = found(searched(model, sky, where, window, SEED, look, REACH)).mean(1)
             for name, success in (("compared as they are", plain), (f'searched within {REACH}"', best)):
-                table.add(section, f'{off}" off, {name}', len(where), resampled(success, where.tile))
+                table.add(section, f'{off}" off, {name}', len(where), interval(np.mean, success, where.tile))
 
 
 def predictions(table, model, sky):
@@ -204,10 +150,10 @@ def predictions(table, model, sky):
     for side, one in prediction(model, sky, where, 12.8, SEED).items():
         for kind in ("predicted", "mean token"):
             target = "ahead of the mean token" if kind == "predicted" else ""
-            figure = resampled(one[kind], where.tile)
+            figure = interval(np.mean, one[kind], where.tile)
             table.add(section, f"{side} embedding from the other side, {kind}: R@1", len(where), figure, target)
         both = np.stack([one["residual"], one["scatter"]], -1)
-        figure = resampled(both, where.tile, lambda rows: 1 - rows[:, 0].sum() / rows[:, 1].sum())
+        figure = interval(lambda rows: 1 - rows[:, 0].sum() / rows[:, 1].sum(), both, where.tile)
         table.add(section, f"{side} tokens at sources: variance explained (mean token: 0)", len(where), figure, "> 0")
 
 
@@ -219,11 +165,12 @@ def gauges(table, model, sky):
     section = 'Collapse gauges at 12.8", windows anywhere'
     losses = batch_losses(ground, space)
     chance = f"well under ln(2B - 1) = {np.log(2 * BATCH - 1):.2f}"
-    figure = resampled(losses, np.arange(len(losses)))
+    figure = interval(np.mean, losses, np.arange(len(losses)))
     table.add(section, f"NT-Xent of batches of {BATCH} pairs, temperature 0.1, nat", len(losses), figure, chance)
     score, rng = (ground @ space.T).numpy(), np.random.default_rng(SEED)
     null = np.mean([found(score[:, rng.permutation(len(where))]).mean(1) for _ in range(N_SHUFFLE)], 0)
-    table.add(section, "R@1 of shuffled pairs", len(where), resampled(null, where.tile), f"{1 / len(where):.4f}")
+    chance = f"{1 / len(where):.4f}"
+    table.add(section, "R@1 of shuffled pairs", len(where), interval(np.mean, null, where.tile), chance)
     for side in SIDES:
         table.add(section, f"RankMe of CLS, {side}", len(where), without_each(both[side][1], where.tile), ">= 64")
     sources = choose(sky, SEED, N_SOURCE)
@@ -250,44 +197,43 @@ def probes(table, model, random, sky):
         own = kinds.index("tokens")
         section = f"Ridge probes, group {row['group']}: {row['target']} from {row['side']} ({measured.__name__})"
         for k, kind in enumerate(kinds):
-            table.add(section, kind, len(values), resampled(values, tile, partial(score, k=k)))
+            table.add(section, kind, len(values), interval(partial(score, k=k), values, tile))
 
         def ahead(rows, score=score, own=own, rivals=rivals):
             return score(rows, own) - max(score(rows, k) for k in rivals)
 
-        figure = resampled(values, tile, ahead)
+        figure = interval(ahead, values, tile)
         table.add(section, "tokens minus the best that they must beat", len(values), figure, "> 0")
 
 
-def strangers(table, model, sky):
-    """Scores of input that is no familiar sky."""
+def unfamiliar(table, model, sky):
+    """Scores of input unlike the simulated sky."""
     where = disjoint(sky, 12.8, SEED)[: 2 * GALLERY]
     limits = {}
-    for side, scores_ in novelty(model, sky, where, SEED, N_STRANGER).items():
+    for side, scores_ in novelty(model, sky, where, SEED, N_UNFAMILIAR).items():
         limits[side] = float(np.quantile(scores_["sky"], 1 - FALSE_ALARMS))
         section = f'Out of distribution, {side}, 12.8" windows; threshold {limits[side]:.2f} (1 % false alarms)'
         table.add(section, "simulated sky: flagged at the built-in limit 1", len(where),
-                  resampled(scores_["sky"] > 1, where.tile), "0.01")  # fmt: skip
+                  interval(np.mean, scores_["sky"] > 1, where.tile), "0.01")  # fmt: skip
         for name in FEW[side]:
             table.add(section, f"simulated sky in {name} alone: flagged at the built-in limit 1", len(where),
-                      resampled(scores_[name] > 1, where.tile), "0.01")  # fmt: skip
-        for name, values in scores_.items():
-            if name not in STRANGERS:
-                continue
+                      interval(np.mean, scores_[name] > 1, where.tile), "0.01")  # fmt: skip
+        for name in UNFAMILIAR:
+            values = scores_[name]
             tile, both = where.tile[: len(values)], np.stack([values, scores_["sky"][: len(values)]], -1)
-            table.add(section, f"{name}: flagged", len(values), resampled(values > limits[side], tile))
-            table.add(section, f"{name}: area under the ROC", len(values), resampled(both, tile, _area))
+            table.add(section, f"{name}: flagged", len(values), interval(np.mean, values > limits[side], tile))
+            table.add(section, f"{name}: area under the ROC", len(values), interval(ranked, both, tile))
     return limits
 
 
-def _area(rows):
-    strange, sky = rows.T
-    return np.mean(strange[:, None] > sky) + 0.5 * np.mean(strange[:, None] == sky)
+def ranked(rows):
+    """Area under the ROC of scores of unfamiliar input (first column) against those of sky (second)."""
+    return area_under_roc(rows.ravel(), np.tile([True, False], len(rows)))
 
 
 def real(table, encoder, sky, data, limits):
     """Real windows: are they flagged, and do they find their partner?"""
-    pairs = real_pairs(data) if data else {}
+    pairs = all_pairs(data) if data else {}
     if not pairs:
         note("real pixels: skipped, no files (give their folder with --real)")
         return
@@ -303,12 +249,12 @@ def real(table, encoder, sky, data, limits):
         for kind, good in (("all", coverage > 0), ("half seen or more", coverage >= 0.5)):
             for name, share in zip(("the threshold", "the built-in limit"), flagged, strict=True):
                 section = f"Real windows of 12.8\", {side}, {len(np.unique(image[good]))} images: {kind}"
-                figure = resampled(share[good], image[good])
+                figure = interval(np.mean, share[good], image[good])
                 table.add(section, f"share flagged at {name}", int(good.sum()), figure, "<= 0.10")
-    where = disjoint(sky, 12.8, SEED)[:N_STRANGER]
+    where = disjoint(sky, 12.8, SEED)[:N_UNFAMILIAR]
     for name, patch in PATCHES.items():
         if name in pairs:
-            ranks = transfer(encoder._model.encoder, pairs[name], sky, where, SEED, patch)
+            ranks = transfer(encoder.model.encoder, pairs[name], sky, where, SEED, patch)
             section = f'Transfer: {name}, four patches of {patch}" among {len(where)} simulated ones'
             for k, direction in enumerate(("ground finds space", "space finds ground")):
                 table.add(section, f"{direction}: R@1", 4, wilson((ranks[:, k] == 1).sum(), 4))
@@ -316,17 +262,11 @@ def real(table, encoder, sky, data, limits):
                 table.add(section, f"{direction}: median rank", 4, float(np.median(ranks[:, k])), of)
 
 
-def wilson(k, n, z=1.0):
-    """A share and its 68 % interval (Wilson 1927)."""
-    middle, half = (k + z**2 / 2) / (n + z**2), z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
-    return float(k / n), float(middle - half), float(middle + half)
-
-
 def main(options):
     sky = load(options.tiles)
     encoder = CrossSurveyEncoder.from_pretrained(options.encoder, device="cpu")
-    model = encoder._model
-    random = CrossSurveyEncoder._with_config(encoder._config, seed=SEED, device="cpu")._model
+    model = encoder.model
+    random = CrossSurveyEncoder(config=encoder.config, seed=SEED, device="cpu").model
     print(f"encoder {encoder.fingerprint}; {len(sky.tiles)} tiles; seed {SEED}")
     print(f"{'':66s} {'n':>6s} {'value':>8s} {'68 %':18s} target")
     table = Table()
@@ -335,7 +275,7 @@ def main(options):
     pointing(table, model, sky)
     predictions(table, model, sky)
     gauges(table, model, sky)
-    limits = strangers(table, model, sky)
+    limits = unfamiliar(table, model, sky)
     real(table, encoder, sky, options.real, limits)
     probes(table, model, random, sky)
     if options.json:

@@ -13,7 +13,7 @@ import sys
 import time
 
 import torch
-from encoder import timm_transformer
+from kit.peers.timm import timm_transformer
 from torch import nn
 
 from rosetta.encoding.losses import Objective, nt_xent

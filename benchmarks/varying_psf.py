@@ -16,14 +16,14 @@ import warnings
 import astropy.units as u
 import galsim
 import numpy as np
-from _tables import Tables, add_option
 from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
+from kit.models import tiny_encoder
+from kit.tables import Tables, add_option
 from photutils.psf import GriddedPSFModel
 
-from rosetta import PSF, CrossSurveyEncoder, JEPADeblender, SkyPair
-from rosetta.encoding.network import EncoderConfig
+from rosetta import PSF, JEPADeblender, SkyPair
 
 SIZE, STEP = 120.0, 8.0  # arcsec: of the image, and between sources
 BANDS = {  # pixel and PSF width (arcsec), flux (nJy), noise per pixel (nJy)
@@ -102,14 +102,6 @@ def given(band, how):
 HOW = ("function", "grid of 5 x 5", "grid of 5 x 5, fine", 'cells of 30"', "one, of the middle", "control")
 
 
-def tiny_deblender():
-    """The untrained deblender; its encoder is as small as can be, for nothing reads its tokens."""
-    config = EncoderConfig(
-        dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
-    )
-    return JEPADeblender(CrossSurveyEncoder._with_config(config, device="cpu"))
-
-
 def errors(band, how, seed, deblender):
     """Relative error of every flux, and which are stars."""
     scale, _, flux, sigma = BANDS[band]
@@ -132,7 +124,7 @@ def main():
     add_option(parser)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    deblender, lines = tiny_deblender(), []
+    deblender, lines = JEPADeblender(tiny_encoder()), []
     for band in BANDS:
         for how in HOW:
             found = [errors(band, how, seed, deblender) for seed in range(options.seeds)]

@@ -23,7 +23,7 @@ class Head:
     A subclass stands in `rosetta.registry.HEADS` and gives
 
     - ``_kind``, its name there and in checkpoints; ``_config_class``, a frozen dataclass of all settings that matter
-      to a result, each with a default; ``_trainer``, a `~rosetta.training.loop.TrainerConfig`;
+      to a result, each with a default; ``trainer``, how it is trained, a `~rosetta.training.loop.TrainerConfig`;
     - ``_build(config)``, the untrained network, a `~rosetta.training.network.HeadNetwork` with its loss;
     - ``_rows(pair, truth, index, seed)``, what one pair teaches: a dict of arrays with a row per example, or None;
     - ``_truth_columns``, the columns that truth must have, and ``_needs_truth``;
@@ -37,7 +37,7 @@ class Head:
 
     _kind = None
     _config_class = None
-    _trainer = None
+    trainer = None
     _truth_columns = ("sky_centroid",)
     _needs_truth = True
     _owner_kinds = ("encoder",)  # kinds of checkpoints whose fingerprints stand in this head's, see `_trained_on`
@@ -187,13 +187,13 @@ class Head:
         with seeded(seed):
             network = self._build(config)
         network.to(self._device or self.encoder.device)
-        report = train(network, data, held_out, self._trainer, seed=seed)
+        report = train(network, data, held_out, self.trainer, seed=seed)
         report |= self._finish(network, data, held_out)
         log.info("%s trained: %s", self._kind, report)
         self._config, self._network, self._owners, self._fingerprint = config, network, owners, None
         self._provenance = {
             "trained": True, "seed": seed, "truth": truth is not None, "n_pair": sum(p is not None for p in parts),
-            "trainer": asdict(self._trainer), **report,
+            "trainer": asdict(self.trainer), **report,
         }
         return self
 

@@ -37,7 +37,7 @@ def aligner():
     config = EncoderConfig(
         dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
     )
-    return LearnedAligner(CrossSurveyEncoder._with_config(config, device="cpu"))
+    return LearnedAligner(CrossSurveyEncoder(config=config, device="cpu"))
 
 
 def grid_wcs(scale, turn=0.0, flip=False, dx=0.0):

@@ -21,7 +21,7 @@ def test_what_is_learned_is_a_probability():
     data, held_out, unseen = drawn(6000, 0), drawn(4000, 1), drawn(40_000, 2)
     with seeded(0):
         network = blend_probability.BlendNet(blend_probability.BlendConfig())
-    train(network, data, held_out, JEPADeblender._trainer, seed=1)
+    train(network, data, held_out, JEPADeblender.trainer, seed=1)
     result = blend_probability.report(network, data, unseen)
     p, is_blend = blend_probability.predict(network, unseen["features"]), unseen["is_blend"]
     assert result["blend_rate"] == pytest.approx(is_blend.mean()) and result["blend_gain"] > 0.2

@@ -77,7 +77,7 @@ def models():
     config = EncoderConfig(
         dim=384, depth=1, heads=6, proj_dim=256, predictor_dim=32, predictor_depth=1, predictor_heads=2
     )
-    encoder = CrossSurveyEncoder._with_config(config, seed=1, device="cpu")
+    encoder = CrossSurveyEncoder(config=config, seed=1, device="cpu")
     return {
         "encoder": encoder, "aligner": LearnedAligner(encoder), "deblender": JEPADeblender(encoder),
         "photometry": EmbeddingPhotometry(encoder),

@@ -19,7 +19,7 @@ from rosetta import Flag, JEPADeblender, SkyPair
 from rosetta.deblending import blend_probability, tiles
 from rosetta.deblending.band_fit import RINGS
 from rosetta.deblending.config import DeblenderConfig, MergingConfig
-from rosetta.deblending.deblender import _occupants
+from rosetta.deblending.deblender import occupants
 from rosetta.deblending.engine.design import Design
 from rosetta.deblending.engine.rendering import render
 from rosetta.deblending.features import source_features
@@ -43,7 +43,7 @@ def deblender():
     config = EncoderConfig(
         dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2
     )
-    return JEPADeblender(CrossSurveyEncoder._with_config(config, device="cpu"))
+    return JEPADeblender(CrossSurveyEncoder(config=config, device="cpu"))
 
 
 def gaussian_psf(fwhm, scale):
@@ -509,7 +509,7 @@ def known_sky(n):
 
 
 def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp_path):
-    monkeypatch.setattr(JEPADeblender, "_trainer", TrainerConfig(steps=3, batch=64))
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=3, batch=64))
     pairs, truths = known_sky(3)
     pairs[1] = make_pair(np.zeros((1, 2)), np.zeros(1), MIXTURES[:1])  # nothing there: a pair without rows
     path = tmp_path / "rows"
@@ -530,7 +530,7 @@ def test_an_interrupted_fit_goes_on_from_the_last_finished_pair(monkeypatch, tmp
 
 
 def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(JEPADeblender, "_trainer", TrainerConfig(steps=3, batch=64))
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=3, batch=64))
     pairs, truths = known_sky(2)
     head, path = JEPADeblender(deblender().encoder), tmp_path / "rows"
     head.fit(pairs, truths, seed=3, checkpoint=path)
@@ -549,7 +549,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_kept(monkeypatch, tmp_pat
 
 
 def test_fit_trains_and_survives_saving(tmp_path, monkeypatch):
-    monkeypatch.setattr(JEPADeblender, "_trainer", TrainerConfig(steps=80, batch=64))
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=80, batch=64))
     head = JEPADeblender(deblender().encoder)
     pairs, truths = known_sky(2)
     path = tmp_path / "deblender.safetensors"
@@ -701,7 +701,7 @@ def test_a_galaxy_with_a_red_bulge_in_a_blue_disc_keeps_its_flux_in_every_band()
 def test_a_true_source_belongs_to_the_nearest_position():
     found = from_tangent(np.array([[0.0, 0.0], [1.5, 0.0], [9.0, 9.0]]), CENTER)
     true = from_tangent(np.array([[-0.4, 0.0], [0.4, 0.0], [1.4, 0.0], [0.0, 1.2], [0.1, 0.0]]), CENTER)
-    first, second = _occupants(found, true, np.array([8.0, 10.0, 3.0, 99.0, 1.0]), 1.0)
+    first, second = occupants(found, true, np.array([8.0, 10.0, 3.0, 99.0, 1.0]), 1.0)
     np.testing.assert_array_equal(first, [10, 3, 0])  # 1.2" away is nobody's, however bright
     np.testing.assert_array_equal(second, [8, 0, 0])
 
@@ -755,7 +755,7 @@ def test_rows_hold_both_sides_and_the_ground_alone():
 
 
 def test_a_source_without_a_pixel_has_no_probability(monkeypatch):
-    monkeypatch.setattr(JEPADeblender, "_trainer", TrainerConfig(steps=3, batch=64))
+    monkeypatch.setattr(JEPADeblender, "trainer", TrainerConfig(steps=3, batch=64))
     head = JEPADeblender(deblender().encoder).fit(*known_sky(2), seed=3)
     places = from_tangent(np.concatenate([XY, [[60.0, 0.0]]]), CENTER)
     probability = head(known_sky(1)[0][0], places).to_table()["blend_probability"]

@@ -86,7 +86,7 @@ def test_search_needs_an_angle(tiny_encoder, embedding, reach):
 
 
 def test_search_compares_like_with_like(tiny_encoder, pair, embedding):
-    other = CrossSurveyEncoder._with_config(tiny_encoder._config, seed=2, device="cpu")
+    other = CrossSurveyEncoder(config=tiny_encoder.config, seed=2, device="cpu")
     with pytest.raises(ValueError, match="embedding was made by encoder"):
         other.search(embedding, embedding, reach=1 * u.arcsec)
     with pytest.raises(ValueError, match="other has windows of 19.2"):
@@ -152,7 +152,7 @@ def test_bad_windows(tiny_encoder, pair, window, message):
 def test_bad_calls(tiny_encoder, embedding):
     with pytest.raises(TypeError, match="pair must be a SkyPair"):
         tiny_encoder(np.zeros((3, 3)))
-    other = CrossSurveyEncoder._with_config(tiny_encoder._config, seed=2, device="cpu")
+    other = CrossSurveyEncoder(config=tiny_encoder.config, seed=2, device="cpu")
     with pytest.raises(ValueError, match=f"{embedding.fingerprint}.*{other.fingerprint}"):
         other.predict(embedding, "Euclid")
     with pytest.raises(ValueError, match="device 'abacus' is not known"):
@@ -170,12 +170,12 @@ def test_save_and_load(tiny_encoder, embedding, pair, tmp_path):
 
 def test_another_architecture_is_refused(tiny_encoder, tmp_path):
     path = tmp_path / "encoder.safetensors"
-    tensors = tiny_encoder._model.packed()
+    tensors = tiny_encoder.model.packed()
     checkpoint.save(path, tensors, kind="encoder", config={"layers": 3}, provenance={})
     with pytest.raises(CheckpointError, match="another architecture: settings unknown layers and missing depth, dim"):
         CrossSurveyEncoder.from_pretrained(path)
     tensors.pop(next(iter(tensors)))
-    checkpoint.save(path, tensors, kind="encoder", config=asdict(tiny_encoder._config), provenance={})
+    checkpoint.save(path, tensors, kind="encoder", config=asdict(tiny_encoder.config), provenance={})
     with pytest.raises(CheckpointError, match="another architecture"):
         CrossSurveyEncoder.from_pretrained(path)
 
@@ -187,8 +187,8 @@ def test_another_architecture_is_refused(tiny_encoder, tmp_path):
 )  # fmt: skip
 def test_forged_sizes_cost_nothing(tiny_encoder, tmp_path, forged):
     path = tmp_path / "encoder.safetensors"
-    config = {**asdict(tiny_encoder._config), **forged}
-    checkpoint.save(path, tiny_encoder._model.packed(), kind="encoder", config=config, provenance={})
+    config = {**asdict(tiny_encoder.config), **forged}
+    checkpoint.save(path, tiny_encoder.model.packed(), kind="encoder", config=config, provenance={})
     with pytest.raises(CheckpointError, match="another architecture"):
         CrossSurveyEncoder.from_pretrained(path, device="cpu")
 

@@ -86,7 +86,7 @@ def test_an_empty_scene_gives_an_empty_catalogue():
 
 
 def test_training_calibrates_the_errors(monkeypatch, tmp_path):
-    monkeypatch.setattr(EmbeddingPhotometry, "_trainer", TrainerConfig(steps=150, batch=1024))
+    monkeypatch.setattr(EmbeddingPhotometry, "trainer", TrainerConfig(steps=150, batch=1024))
     rng = np.random.default_rng(5)
     pairs, truths = [], []
     for seed in range(3):
@@ -135,7 +135,7 @@ def test_a_bundled_deblender_is_used_where_it_belongs_and_never_swallowed(monkey
     fingerprint = trained.save(path)
 
     config = EncoderConfig(dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2)
-    stranger = CrossSurveyEncoder._with_config(config, seed=9, device="cpu")
+    stranger = CrossSurveyEncoder(config=config, seed=9, device="cpu")
     assert EmbeddingPhotometry(stranger)._own_deblender().fingerprint is None
     head = EmbeddingPhotometry(deblender().encoder)
     head._device = "cpu"
@@ -242,7 +242,7 @@ def test_unmeasured_fluxes_do_not_poison_the_error_network():
     assert len(rows["flux"]) == (np.isfinite(data["flux"]) & np.isfinite(data["error"])).sum()
     with seeded(0):
         network = error_model.ErrorNet(error_model.ErrorConfig(width=8))
-    train(network, rows, rows, EmbeddingPhotometry._trainer, seed=0)
+    train(network, rows, rows, EmbeddingPhotometry.trainer, seed=0)
     report = error_model.calibrate(network, rows)
     assert report["coverage"] == pytest.approx(0.683, abs=0.01)
     widen, extra = error_model.predict(network, data["features"])

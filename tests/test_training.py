@@ -47,7 +47,7 @@ class LineHead(Head):
 
     _kind = "line"
     _config_class = LineConfig
-    _trainer = TrainerConfig(steps=400, batch=32, rate=0.1)
+    trainer = TrainerConfig(steps=400, batch=32, rate=0.1)
     _needs_truth = False
 
     made = 0
@@ -87,7 +87,7 @@ def test_a_new_head_is_a_handful_of_lines(tiny_encoder, pairs, tmp_path):
     provenance = head._provenance
     assert provenance["slope"] == pytest.approx(2, abs=0.01) and provenance["loss"] < 1e-3
     assert (provenance["n_pair"], provenance["n_row"], provenance["n_held_out"]) == (3, 100, 50)
-    assert provenance["trainer"] == asdict(LineHead._trainer) and provenance["truth"] is False
+    assert provenance["trainer"] == asdict(LineHead.trainer) and provenance["truth"] is False
     before = head.fingerprint
     assert head.save(tmp_path / "line.safetensors") == before  # a name it has before it is saved
     loaded = LineHead.from_pretrained(tmp_path / "line.safetensors", encoder=tiny_encoder, device="cpu")

@@ -56,7 +56,7 @@ def encoder():
     config = EncoderConfig(
         dim=384, depth=1, heads=6, proj_dim=256, predictor_dim=32, predictor_depth=1, predictor_heads=2
     )
-    return CrossSurveyEncoder._with_config(config, seed=1, device="cpu")
+    return CrossSurveyEncoder(config=config, seed=1, device="cpu")
 
 
 @pytest.fixture(scope="module")

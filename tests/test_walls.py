@@ -182,3 +182,18 @@ def test_public_names_resolve():
         assert getattr(rosetta, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'SkyPear'"):
         _ = rosetta.SkyPear
+
+
+BENCHMARKS = PACKAGE.parent / "benchmarks"
+
+
+@pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="no checkout: benchmarks are not installed")
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_use_public_names(path):
+    """No benchmark reads a private attribute or imports a private name, and scripts share code through kit alone."""
+    tree = ast.parse(path.read_text())
+    private = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr[:1] == "_"}
+    names = imported(path.read_text(), ".".join(path.relative_to(BENCHMARKS).with_suffix("").parts))
+    assert not {name for name in private if not name.endswith("__")}
+    assert not {name for name in names if any(part[:1] == "_" for part in name.split(".")) and "__future__" not in name}
+    assert not {name.split(".")[0] for name in names} & {script.stem for script in BENCHMARKS.glob("*.py")}

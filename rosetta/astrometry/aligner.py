@@ -100,7 +100,7 @@ class LearnedAligner(Head):
 
     _kind = "aligner"
     _config_class = AlignerConfig
-    _trainer = TrainerConfig(steps=600, batch=256, rate=1e-3, weight_decay=0.05, look_every=20)
+    trainer = TrainerConfig(steps=600, batch=256, rate=1e-3, weight_decay=0.05, look_every=20)
     _truth_columns = ("sky_centroid", "d_ra_cosdec", "d_dec")
     _needs_truth = False
 

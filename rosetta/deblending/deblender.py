@@ -25,7 +25,7 @@ from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
 
-__all__ = ["DeblendedScene", "JEPADeblender"]
+__all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
 
 log = logging.getLogger("rosetta")
 
@@ -48,7 +48,7 @@ class JEPADeblender(Head):
 
     _kind = "deblender"
     _config_class = DeblenderConfig
-    _trainer = TrainerConfig(steps=1000, batch=256)
+    trainer = TrainerConfig(steps=1000, batch=256)
 
     @staticmethod
     def _build(config):
@@ -118,7 +118,7 @@ class JEPADeblender(Head):
             if name not in truth.colnames:
                 raise ValueError(f"truth[{index}] has no column {name!r}: use tables as rosetta.simulate makes them")
             place, flux = truth["sky_centroid"].icrs, truth[name].to_value(u.nJy)
-            first, second = _occupants(scene.to_table()["sky_centroid"], place, flux, self._config.blend.reach)
+            first, second = occupants(scene.to_table()["sky_centroid"], place, flux, self._config.blend.reach)
             true = first > 0
             features = source_features(scene.to_table(), scene.fits, scene.images, scene.template_covariance)
             rows.append({"features": features[true], "is_blend": (second > self._config.blend.hidden * first)[true]})
@@ -165,10 +165,22 @@ def _labels(index, label):
     return out
 
 
-def _occupants(coord, true, flux, reach):
-    """Fluxes of the brightest true source that each position stands for, and of the second: (n,) and (n,), or 0.
+def occupants(coord, true, flux, reach):
+    """Fluxes of the brightest true source that each position stands for, and of the second-brightest.
 
-    A true source belongs to the position nearest to it, if that is within ``reach`` arcsec.
+    Parameters
+    ----------
+    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+    true : `~astropy.coordinates.SkyCoord`, shape (n_true,)
+        True positions; a true source belongs to the nearest of ``coord``.
+    flux : (n_true,) array
+    reach : float
+        Arcsec beyond which a true source belongs to none.
+
+    Returns
+    -------
+    first, second : (n,) array
+        In the unit of ``flux``; 0 where there is no such source.
     """
     first, second = np.zeros(len(coord)), np.zeros(len(coord))
     if len(coord) and len(true):

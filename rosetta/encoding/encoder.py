@@ -32,6 +32,8 @@ class CrossSurveyEncoder:
 
     Parameters
     ----------
+    config : `~rosetta.encoding.network.EncoderConfig`, optional
+        Sizes of the network; None: those of the bundled one.
     seed : int
         Seed of the initial weights.
     device : str, optional
@@ -45,8 +47,8 @@ class CrossSurveyEncoder:
     <CrossSurveyEncoder ...>
     """
 
-    def __init__(self, *, seed=0, device=None):
-        config = EncoderConfig()
+    def __init__(self, *, config=None, seed=0, device=None):
+        config = EncoderConfig() if config is None else config
         self._set(config, inference.Model.seeded(config, seed), device, {"trained": False, "seed": seed})
 
     def _set(self, config, model, device, provenance):
@@ -54,13 +56,6 @@ class CrossSurveyEncoder:
         self._device = checkpoint.device_of(device)
         self._model = model.to(self._device).eval()
         self._fingerprint = None  # not known until it is asked for
-
-    @classmethod
-    def _with_config(cls, config, *, seed=0, device=None):
-        """An untrained encoder of another size (tests use tiny ones)."""
-        encoder = cls.__new__(cls)
-        encoder._set(config, inference.Model.seeded(config, seed), device, {"trained": False, "seed": seed})
-        return encoder
 
     @classmethod
     def from_pretrained(cls, path=None, *, device=None):
@@ -97,6 +92,9 @@ class CrossSurveyEncoder:
         encoder = cls.__new__(cls)
         encoder._set(config, model, device, found.provenance)
         return encoder
+
+    config = property(lambda self: self._config, doc="Sizes of the network (`EncoderConfig`).")
+    model = property(lambda self: self._model, doc="The network (`rosetta.encoding.inference.Model`), frozen.")
 
     @property
     def fingerprint(self):

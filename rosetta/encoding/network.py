@@ -427,17 +427,19 @@ class Encoder(nn.Module):
         embedding : `torch.Tensor`
             (n_batch, proj_dim), unit length.
         """
-        tokens, cls = self._embed(side, view)
-        x = self._trunk(torch.cat([cls[:, None], tokens], 1))  # (n_batch, 1 + n_token, dim)
+        tokens, cls = self.embed(side, view)
+        x = self.trunk(torch.cat([cls[:, None], tokens], 1))  # (n_batch, 1 + n_token, dim)
         return x[:, 1:], x[:, 0], self.project(x[:, 0])
 
-    def _embed(self, side, view):
+    def embed(self, side, view):
+        """Tokens (n_batch, n_token, dim) and CLS (n_batch, dim) as the trunk receives them."""
         tokens, condition = self.stem[side](view)
         cls = self.cls + condition + spectrum(tokens, view.positions)
         tokens = tokens + sincos(view.positions, self.config.dim) + condition[:, None]
         return view.of_kept(tokens), cls
 
-    def _trunk(self, x):
+    def trunk(self, x):
+        """CLS and tokens through all blocks, (n_batch, 1 + n_token, dim) to the same."""
         if x.is_cpu and not torch.is_grad_enabled():
             # What a block makes of so many tokens stays in the cache.
             few = max(1, _CACHED_TOKENS // x.shape[1])

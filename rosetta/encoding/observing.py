@@ -8,30 +8,16 @@ import torch.nn.functional as F
 
 from .network import View
 
-__all__ = ["PAD", "observe"]
+__all__ = ["PAD", "background", "draw_psf", "observe"]
 
 PAD = 16  # pixels around a window that are convolved with it and cut off again
 _NATIVE = 3  # NISP pixels are 3 delivered pixels wide; their noise is interpolated with them
 _SIGMA_ERROR = 0.05  # rms of ln(flux scale / noise scale) per band: zero points, bandpasses, noise maps
-_RMS_RANGE = (0.6, 1.1)  # pixel noise over what the noise plane leads to expect: stacking correlates pixels
+_RMS_RANGE = (0.6, 1.1)  # pixel noise over what the variance leads to expect: stacking correlates pixels
 _PSF_GRID = 64  # frequencies per axis for the noise-equivalent area
 _SQRT_8LN2 = math.sqrt(8 * math.log(2))
 
 
-# ------------------------------------------------------------------------------------- where to look
-
-
-
-
-
-
-
-
-
-
-
-
-# ------------------------------------------------------------------------------------- how it is seen
 def observe(images, scale, positions, conditions, mix, random):
     """Observe noise-free windows: PSF, depth, noise, background, masks and missing bands.
 
@@ -56,7 +42,7 @@ def observe(images, scale, positions, conditions, mix, random):
     """
     n, n_band = images.shape[:2]
     device = images.device
-    fwhm, shear = _draw_psf(conditions, n, random, device)
+    fwhm, shear = draw_psf(conditions, n, random, device)
     blurred = convolve(images, fwhm, shear, conditions)
     depth = torch.tensor(conditions.depth, device=device) + _uniform(random, (n, 1), -0.8, 0.5, device)
     depth = depth + _uniform(random, (n, n_band), -0.6, 0.4, device)
@@ -66,7 +52,7 @@ def observe(images, scale, positions, conditions, mix, random):
     signal = blurred * (scale * error / sigma)[..., None, None]
     rms = noise_rms(otf, conditions) * _uniform(random, (n, n_band), *_RMS_RANGE, device)
     noisy = noise(signal.shape, conditions, random, device).mul_(rms[..., None, None]).add_(signal)
-    noisy += rms[..., None, None] * _background(signal.shape, random, device)
+    noisy += rms[..., None, None] * background(signal.shape, random, device)
     valid = _valid(signal, conditions, random)
     view = View(
         pixels=_asinh(noisy).mul_(valid),
@@ -93,7 +79,7 @@ def _normal(random, shape, device):
     return torch.randn(shape, generator=random, device=device)
 
 
-def _draw_psf(conditions, n, random, device):
+def draw_psf(conditions, n, random, device):
     """Seeing or blur (arcsec), (n, n_band), and ellipticity, (n, n_band, 2)."""
     low, high = torch.tensor(conditions.fwhm, device=device).T
     n_band = len(low)
@@ -280,7 +266,7 @@ def noise(shape, conditions, random, device):
     return out
 
 
-def _background(shape, random, device):
+def background(shape, random, device):
     """Residual sky in units of the noise: a plane per window and band."""
     n, n_band, size, _ = shape
     level, slope_x, slope_y = 0.1 * _normal(random, (3, n, n_band, 1, 1), device)

@@ -15,7 +15,7 @@ from .losses import same_sky
 from .network import SIDES
 from .observing import PAD, observe
 
-__all__ = ["Batch", "TrainingTile", "TrainingTileSide", "Windows", "cut", "draw_windows"]
+__all__ = ["Batch", "TrainingTile", "TrainingTileSide", "Windows", "center_range", "cut", "draw_windows"]
 
 _CELL = 3.2  # arcsec; cells of the map that says where sources are
 _SOURCE_SHARE = 0.7  # of the windows are drawn where sources are, the others anywhere
@@ -160,7 +160,7 @@ def _to_sky(affine, pixels):
     return (pixels - affine[:, 2]) @ np.linalg.inv(affine[:, :2]).T
 
 
-def _bounds(tile, window):
+def center_range(tile, window):
     """(east, north) range of window centres whose padded crops lie inside both images: (2, 2)."""
     low, high = np.full(2, -np.inf), np.full(2, np.inf)
     for side in (tile.ground, tile.space):
@@ -207,7 +207,7 @@ def draw_windows(tiles, maps, window, n, where):
     uniform = torch.rand(n, 2, generator=where, dtype=torch.float64).numpy()
     centers = np.empty((n, 2))
     for k, index in enumerate(tile):
-        low, high = _bounds(tiles[index], window)
+        low, high = center_range(tiles[index], window)
         if near[k]:
             sky, weight = maps[index]
             inside = torch.from_numpy(((sky > low) & (sky < high)).all(1))

@@ -12,8 +12,8 @@ from ..surveys import PIXEL_SCALE
 from .network import View, conditions
 
 __all__ = [
-    "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "observing_conditions",
-    "same_grid", "side_view", "window_grid",
+    "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "native_corner",
+    "observing_conditions", "same_grid", "side_view", "window_grid",
 ]
 
 PATCH = 16  # native pixels per token side
@@ -63,7 +63,7 @@ def side_view(images, centers, window, knots):
     reference = images[0]
     native = is_native(reference, PIXEL_SCALE[side])
     if native:
-        corner = _native_corner(reference, centers, n)  # (n_window, 2) whole pixels (x, y)
+        corner = native_corner(reference, centers, n)  # (n_window, 2) whole pixels (x, y)
         positions = _token_offsets(reference, corner, centers, n)
     else:
         positions = np.broadcast_to(_ideal_offsets(n, PIXEL_SCALE[side]), (len(centers), (n // PATCH) ** 2, 2))
@@ -122,7 +122,7 @@ def same_grid(image, other):
     return max(np.abs(xo - x).max(), np.abs(yo - y).max()) < 0.01
 
 
-def _native_corner(image, centers, n):
+def native_corner(image, centers, n):
     """First pixel (x, y) of the whole-pixel crop nearest to each centre: (n_window, 2) int."""
     center = np.stack(image.sky_to_pixel(centers), -1)
     return np.round(center - (n - 1) / 2).astype(int)

@@ -21,7 +21,7 @@ from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows, views
 from . import error_model
 
-__all__ = ["EmbeddingPhotometry"]
+__all__ = ["EmbeddingPhotometry", "training_rows"]
 
 log = logging.getLogger("rosetta")
 
@@ -54,7 +54,7 @@ class EmbeddingPhotometry(Head):
 
     _kind = "photometry"
     _config_class = error_model.ErrorConfig
-    _trainer = TrainerConfig(steps=1500, batch=4096, look_every=100)
+    trainer = TrainerConfig(steps=1500, batch=4096, look_every=100)
     _owner_kinds = ("encoder", "deblender")
 
     @staticmethod
@@ -208,24 +208,38 @@ def _formal(scene):
 
 
 def training_rows(scene, truth):
-    """What the error network learns from in one scene: a row for each flux of the sources that are a true one."""
+    """What the error network learns from in one scene: a row for each flux of the sources that are a true one.
+
+    Parameters
+    ----------
+    scene : `~rosetta.DeblendedScene`
+    truth : `~astropy.table.QTable`
+        With ``sky_centroid`` and ``flux_<band>``.
+
+    Returns
+    -------
+    dict of ndarray or None
+        ``features`` (n, n_feature), and ``flux``, ``error`` and ``true`` (n,) in nJy, the bands of a source one after
+        the other; None if no source is a true one.
+    """
     if len(scene) == 0 or len(truth) == 0:
         return None
     catalog = _formal(scene)
     rows, true = match(catalog, truth, scene.meta["reference_band"])
     if len(rows) == 0:
         return None
-
-    def table(source, prefix, which):
-        return np.stack([source[prefix + b].to_value(u.nJy)[which] for b in scene.bands], axis=1).ravel()
-
     features = flux_features(scene)[rows]
     return {
         "features": features.reshape(-1, features.shape[-1]),
-        "flux": table(catalog, "flux_", rows),
-        "error": table(catalog, "flux_err_", rows),
-        "true": table(truth, "flux_", true),
+        "flux": _values(catalog[rows], "flux_", scene.bands),
+        "error": _values(catalog[rows], "flux_err_", scene.bands),
+        "true": _values(truth[true], "flux_", scene.bands),
     }
+
+
+def _values(table, prefix, bands):
+    """Columns of all bands in nJy, the bands of a row one after the other, (n_row * n_band,)."""
+    return np.stack([table[prefix + band].to_value(u.nJy) for band in bands], axis=1).ravel()
 
 
 def _neighbours(fits, bands, n):

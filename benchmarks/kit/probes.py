@@ -1,18 +1,19 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What can be read at a source by a linear map: of tokens, of pixels, of classical measurements."""
+"""What ridge regression predicts of a source from its token, from its pixels, and from photutils' measurements."""
 
 from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
 import torch
-from _classical import measure, told
-from _windows import BANDS, SURVEYS, Where, encode, nominal_sigma, note, views
-from scipy import stats
 
 from rosetta import surveys
 from rosetta.encoding import training_windows
 from rosetta.encoding.network import SIDES
+
+from .catalogue import measure, told
+from .statistics import area_under_roc
+from .windows import BANDS, SURVEYS, Where, encode, nominal_sigma, note, views
 
 WINDOW = 12.8  # arcsec
 STAMP = 32  # pixels
@@ -38,7 +39,7 @@ def choose(sky, seed, n=None):
     """Sources of S/N > 10 (VIS, nominal depth), away from the edges of their tile; ``n`` of them, or all."""
     tile, row = [], []
     for index, one in enumerate(sky.tiles):
-        low, high = training_windows._bounds(one, WINDOW)
+        low, high = training_windows.center_range(one, WINDOW)
         inside = ((sky.place[index] > low + 2) & (sky.place[index] < high - 2)).all(1)
         rows = np.flatnonzero(inside & (sky.snr(index) > 10))
         tile.append(np.full(len(rows), index))
@@ -270,8 +271,6 @@ def explained(truth, guess):
 
 
 def auc(truth, guess):
-    """Area under the ROC curve: chance that a member of the class is ranked above a non-member."""
+    """Area under the ROC curve of a class (1; others 0)."""
     ok = np.isfinite(truth) & np.isfinite(guess)
-    member, rank = truth[ok] > 0.5, stats.rankdata(guess[ok])
-    n, m = member.sum(), (~member).sum()
-    return float((rank[member].sum() - n * (n + 1) / 2) / (n * m)) if n and m else np.nan
+    return float(area_under_roc(guess[ok], truth[ok] > 0.5))

@@ -1,7 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Test sky: noise-free tiles with their truth, and windows of them as the two surveys would deliver them.
+"""Noise-free tiles with their truth, and windows of them as the two surveys would observe them.
 
-Training draws its observing conditions as widely as it can; here they are those of the surveys, one change at a time.
+In training, observing conditions are drawn from wide ranges; here they are those of the surveys, one change at a time.
 """
 
 import sys
@@ -77,7 +77,7 @@ def load(directory, n=None):
 # ------------------------------------------------------------------------------------- where
 @dataclass(frozen=True)
 class Where:
-    """Windows: the index of each one's tile, (n,), and its (east, north) about the tile centre, arcsec, (n, 2)."""
+    """Windows: index of their tile, (n,), and its (east, north) about the tile centre, arcsec, (n, 2)."""
 
     tile: np.ndarray
     centers: np.ndarray
@@ -98,7 +98,7 @@ def disjoint(sky, window, seed, *, n_source=0):
     rng = np.random.default_rng(seed)
     tile, centers = [], []
     for index, one in enumerate(sky.tiles):
-        low, high = training_windows._bounds(one, window)
+        low, high = training_windows.center_range(one, window)
         count = np.floor((high - low) / window).astype(int) + 1
         start = low + rng.uniform(size=2) * (high - low - (count - 1) * window)
         east, north = np.meshgrid(*(start[k] + window * np.arange(count[k]) for k in (0, 1)))
@@ -115,7 +115,7 @@ def disjoint(sky, window, seed, *, n_source=0):
 
 def lattice(sky, tile, window, side):
     """``side`` x ``side`` windows that fill one tile evenly; neighbours may share a rim."""
-    low, high = training_windows._bounds(sky.tiles[tile], window)
+    low, high = training_windows.center_range(sky.tiles[tile], window)
     east, north = np.meshgrid(*(np.linspace(low[k], high[k], side) for k in (0, 1)))
     return Where(np.full(side**2, tile), np.stack([east.ravel(), north.ravel()], -1))
 
@@ -201,9 +201,9 @@ def _observe(sky, side, where, window, random, look, slope):
         nominal = [float(band.psf_fwhm.to_value(u.arcsec)) * look.seeing for band in survey.bands]
         conditions = replace(conditions, fwhm=tuple((SEEING[0] * f, SEEING[1] * f) for f in nominal))
     draw = 1 if look.shared else n
-    fwhm, shear = observing._draw_psf(conditions, draw, random, "cpu")
+    fwhm, shear = observing.draw_psf(conditions, draw, random, "cpu")
     depth = torch.tensor(conditions.depth) + look.depth
-    depth = depth + observing._uniform(random, (draw, n_band), -DEPTH_SPREAD, DEPTH_SPREAD, "cpu")
+    depth = depth + DEPTH_SPREAD * (2 * torch.rand((draw, n_band), generator=random) - 1)
     fwhm, shear, depth = fwhm.expand(n, -1), shear.expand(n, -1, -1), depth.expand(n, -1)
     if look.pixel_scale != 1:
         images = _sampled(images, positions, conditions.pixel_scale, look.pixel_scale)
@@ -214,14 +214,14 @@ def _observe(sky, side, where, window, random, look, slope):
     rms = observing.noise_rms(otf, conditions)[..., None, None]
     signal *= (scale / sigma)[..., None, None]
     noisy = signal + rms * observing.noise(signal.shape, conditions, random, "cpu")
-    noisy += rms * observing._background(signal.shape, random, "cpu")
+    noisy += rms * observing.background(signal.shape, random, "cpu")
     if slope is not None:
         ramp = torch.linspace(-1, 1, size)
         noisy += slope[:, 0, None, None, None] * ramp + slope[:, 1, None, None, None] * ramp[:, None]
     valid = torch.ones(noisy.shape, dtype=torch.bool)
     valid[:, [survey.band_names.index(band) for band in look.missing if band in survey.band_names]] = False
     view = View(
-        pixels=observing._asinh(noisy) * valid,
+        pixels=noisy.asinh() * valid,
         valid=valid,
         positions=positions,
         mix=torch.eye(n_band),
@@ -233,7 +233,7 @@ def _observe(sky, side, where, window, random, look, slope):
 
 def _moved(sky, where, window, step):
     """Window centres moved by ``step`` (n, 2), along each axis the other way where they would leave the tile."""
-    bounds = np.stack([training_windows._bounds(sky.tiles[i], window) for i in where.tile])  # (n, low and high, 2)
+    bounds = np.stack([training_windows.center_range(sky.tiles[i], window) for i in where.tile])  # (n, low and high, 2)
     moved = where.centers + step
     inside = (moved > bounds[:, 0]) & (moved < bounds[:, 1])
     return np.where(inside, moved, where.centers - step)

@@ -2,8 +2,8 @@
 """A ground and a space image of one sky with a known misregistration, and the least error that the pixels allow.
 
 Space: 1024 x 1024 pixels of 0.1", an obstructed Airy disc with a little jitter (0.16"). Ground: 512 x 512 pixels of
-0.2", Kolmogorov seeing of 0.7". 120 galaxies and 25 stars. The ground header puts a source of true position s at
-s + delta(s). Positions (u, v) are tangent-plane arcsec, east and north of the middle; pixels are 0-based.
+0.2", Kolmogorov seeing of 0.7". 120 galaxies and 25 stars. The ground header puts a source whose true position is s
+at s + delta(s). Positions (u, v) are tangent-plane arcsec, east and north of the middle; pixels are 0-based.
 """
 
 from dataclasses import dataclass

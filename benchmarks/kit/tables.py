@@ -20,9 +20,9 @@ class Tables:
     """
 
     def __init__(self, folder=None):
-        self._folder = None if folder is None else Path(folder)
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def show(self, name, title, header, lines):
         """Print a table and write it to ``name``.csv: ``header`` and every line begin with what the row is called."""
@@ -32,8 +32,8 @@ class Tables:
         print(f"\n{title}")
         for first, *others in rows:
             print(" ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]))
-        if self._folder is not None:
-            with open(self._folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+        if self.folder is not None:
+            with open(self.folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows(rows)
 
 

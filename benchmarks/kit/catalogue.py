@@ -1,12 +1,12 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What photutils measures of the source in the middle of a window: the classical rival of the tokens."""
+"""What photutils measures of the source in the middle of a window, which tokens are compared with."""
 
 import numpy as np
 from photutils.aperture import CircularAperture
 from photutils.segmentation import SourceCatalog, deblend_sources, detect_sources
 from scipy import ndimage
 
-PER_SOURCE = 18  # figures beside those per band
+PER_SOURCE = 18  # measurements beside those per band
 APERTURES = 0.6, 1.2, 2.4  # radii in PSF widths
 SIDE = {"ground": (slice(2, 5), 0.2), "space": (slice(0, 1), 0.1)}  # detection bands (riz; VIS), pixel in arcsec
 
@@ -17,7 +17,7 @@ def told(view):
 
 
 def measure(side, view, xy):
-    """Catalogue figures of the source next to pixel ``xy`` of each window; zeros where nothing is detected there.
+    """Catalogue measurements of the source next to pixel ``xy`` of each window; zeros where none is detected there.
 
     Detection on r + i + z or VIS, smoothed to the PSF, 2 sigma on 5 pixels, deblended. Centroids (isophotal, windowed,
     quadratic) about ``xy``, moments, half-light radius, Kron and isophotal flux, number of neighbours, background
@@ -31,7 +31,7 @@ def measure(side, view, xy):
 
     Returns
     -------
-    ndarray, shape (n, n_figure)
+    ndarray, shape (n, n_measurement)
     """
     bands, pixel = SIDE[side]
     signal = view.pixels.sinh().numpy().astype(float)  # S/N per pixel

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""scarlet2 as a peer of benchmarks/deblending.py: one Sersic source for every galaxy, fitted to all bands at once.
+"""scarlet2 on blends: one Sersic source for every galaxy, fitted to all bands at once.
 
 The setting was chosen on 8 blends of seed 11 at their true positions, where scarlet2's free images scattered by 0.15
 and 0.10 in i (200 and 400 steps), its Sersic profiles by 0.07, 0.04 and 0.03 (100, 200 and 400). Disc and bulge apart
@@ -14,10 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scarlet2
-from deblending import GROUND, SCALE, SIZE, extract, kernel_of, on_vis, psf_of, riz, to_arcsec, to_pixel
 from numpyro.distributions import constraints
 from scarlet2.constraint import unit_disk
 from scarlet2.renderer import ConvolutionRenderer, Renderer
+
+from ..blends import GROUND, SCALE, SIZE, psf_of, to_pixel
+from .blends import on_riz, on_vis
+
+__all__ = ["scarlet2_of"]
 
 STEPS = 400
 RADIUS = 0.35  # arcsec, where every fit starts: a round exponential disc
@@ -31,7 +35,9 @@ def scarlet2_of(bands):
 
     def method(blend, place):
         start = time.process_time()
-        xy = detected(blend, model) if place is None else place
+        xy = place
+        if place is None:
+            xy = (on_vis(blend, None) if model == "VIS" else on_riz(blend))[2]
         frame, observations = frames(blend, bands, model)
         flux, compiling = np.zeros((0, len(bands))), 0.0
         if len(xy):
@@ -41,13 +47,6 @@ def scarlet2_of(bands):
         return xy, fluxes, time.process_time() - start - compiling, compiling
 
     return method
-
-
-def detected(blend, model):
-    if model == "VIS":
-        return on_vis(blend, None)[2]
-    found, _ = extract(riz(blend), 1.0, 5, kernel_of(4.0, 9))
-    return to_arcsec(np.stack([found["x"], found["y"]], -1), "i")
 
 
 # ---------------------------------------------------------------------------- frames

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Today's tools on the scenes of `alignment_scenes`: each takes a scene and gives ground pixel -> true (u, v), arcsec.
+"""Astrometric tools on the scenes of `kit.scenes`: each takes a scene and gives ground pixel -> true (u, v), arcsec.
 
 Catalogues are Source Extractor's windowed positions by `sep`. The template fit is given the exact PSFs.
 """
@@ -14,7 +14,6 @@ import astroalign
 import galsim
 import numpy as np
 import sep
-from alignment_scenes import NOISE, PIXEL, to_pixel, to_plane
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
@@ -23,7 +22,9 @@ from scipy.signal import fftconvolve
 from skimage.registration import phase_cross_correlation
 from tweakwcs import FITSWCSCorrector, XYXYMatch, align_wcs
 
-__all__ = ["PEERS", "gaussian_process", "scamp_at_hand"]
+from ..scenes import NOISE, PIXEL, to_pixel, to_plane
+
+__all__ = ["PEERS", "scamp_at_hand"]
 
 FILTER_FWHM = {"space": 2.0, "ground": 3.5}  # pixels
 

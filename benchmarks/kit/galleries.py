@@ -1,15 +1,16 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Does a window find its own sky in the other survey?  Galleries, and what becomes of them."""
+"""Does a window find its own sky in the other survey, among the windows of a gallery?"""
 
 import numpy as np
 import torch
-from _windows import AS_SURVEYED, Look, Where, encode, views
 from scipy import ndimage
 
-from rosetta.encoding import observing, training_windows
+from rosetta.encoding import training_windows
 from rosetta.encoding.inference import disc, moved
 from rosetta.encoding.losses import rank_me
 from rosetta.encoding.network import SIDES, conditions, spectrum
+
+from .windows import AS_SURVEYED, Look, Where, encode, views
 
 LATTICE = 8  # windows along a side of the hard gallery of one tile
 TEMPERATURE = 0.1  # of the collapse gauge
@@ -47,29 +48,6 @@ def found(score):
     return np.stack([score.argmax(1) == own, score.argmax(0) == own], -1).astype(float)
 
 
-def resampled(values, tile, statistic=np.mean, n=200):
-    """A statistic and its 68 % range when tiles, the independent pieces of sky, are drawn again.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n, ...)
-    tile : ndarray of int, shape (n,)
-    statistic : callable
-        Of rows of ``values``.
-
-    Returns
-    -------
-    tuple of float
-        Value, lower and upper end.
-    """
-    rng = np.random.default_rng(0)
-    rows = [np.flatnonzero(tile == one) for one in np.unique(tile)]
-    drawn = [
-        statistic(values[np.concatenate([rows[k] for k in rng.integers(len(rows), size=len(rows))])]) for _ in range(n)
-    ]
-    return (float(statistic(values)), *(float(x) for x in np.nanpercentile(drawn, [16, 84])))
-
-
 # ------------------------------------------------------------------------------------- classical: cross-correlation
 def correlations(sky, where, window, seed, look=AS_SURVEYED):
     """Normalised cross-correlation of every ground with every space window, PSF matched, (n, n).
@@ -94,7 +72,7 @@ def correlations(sky, where, window, seed, look=AS_SURVEYED):
 
 def _flat(images):
     # (n, channel, height, width) -> (n, channel, pixel), mean 0 and length 1
-    flat = observing._asinh(images / 3).flatten(2)
+    flat = (images / 3).asinh().flatten(2)
     flat = flat - flat.mean(-1, keepdim=True)
     return torch.nn.functional.normalize(flat, dim=-1)
 
@@ -158,7 +136,7 @@ def reserved(encoder, sky, window, seed):
     rng = np.random.default_rng(seed)
     led = {True: [], False: []}  # (tile, centre, S/N)
     for index, tile in enumerate(sky.tiles):
-        low, high = training_windows._bounds(tile, window)
+        low, high = training_windows.center_range(tile, window)
         place, snr = sky.place[index], sky.snr(index)
         family = np.asarray(sky.truth[index]["family"])
         taken = np.empty((0, 2))
