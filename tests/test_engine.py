@@ -247,7 +247,7 @@ def test_a_shape_that_begins_far_from_the_truth_gets_there(engine, start):
     data = 20000.0 * Design(stamps, (161, 161), 1).image([1.0]) + np.random.default_rng(0).normal(0, 1, (161, 161))
     placed = Placement(image_of(data, psf), xy, jacobian, np.array([1e-3]), psf_blur=1e-4)
     guess = shapes.base_parameters(np.array([start]), np.array([0.0]), np.array([0.0]))
-    moved, _ = engine.fit_shapes(guess, [placed])
+    moved, _ = engine.fit_shapes(guess, [placed], np.array([5.0]))
     found = shapes.mixture(guess + moved @ shapes.DIRECTIONS)
     assert rendering.half_light_radius(found)[0] == pytest.approx(1.2, rel=0.05)
 
@@ -257,7 +257,7 @@ def test_a_background_makes_no_galaxy_that_fills_the_image(engine):
     data = 3.0 + np.random.default_rng(0).normal(0, 1, (201, 201))
     placed = Placement(image_of(data, PSF(gaussian_psf(1.8))), xy, jacobian, np.array([1e-3]))
     guess = shapes.base_parameters(np.array([0.3]), np.array([0.0]), np.array([0.0]))
-    moved, _ = engine.fit_shapes(guess, [placed])
+    moved, _ = engine.fit_shapes(guess, [placed], np.array([5.0]))
     scale = np.exp((guess + moved @ shapes.DIRECTIONS)[0, shapes.LN_SCALE])
     assert 2.0 < scale < 5.0 + 1e-9
 

@@ -119,7 +119,7 @@ def test_too_little_truth_is_refused():
     head = EmbeddingPhotometry(deblender().encoder, deblender())
     pairs = [make_pair(XY[:3], FLUX[:3], MIXTURES[:3], seed=seed) for seed in range(2)]
     truth = QTable({"sky_centroid": from_tangent(XY[:3], CENTER), **{f"flux_{b}": FLUX[:3] * u.nJy for b in FWHM}})
-    with pytest.raises(ValueError, match="pairs give 24 training fluxes with truth, at least 30"):
+    with pytest.raises(ValueError, match=r"pairs give \d+ training fluxes with truth, at least 30"):
         head.fit(pairs, [truth, truth], seed=0)
     assert not head._provenance.get("trained")
 

@@ -147,12 +147,12 @@ class LearnedAligner(Head):
         _check_sides(pair)
         if model != "auto" and model not in offset_field.MODELS:
             raise ValueError(f"model must be 'auto' or one of {', '.join(offset_field.MODELS)}; got {model!r}")
-        planes = band_images(pair)
+        images = band_images(pair)
         detections = detected(pair, self._config.detection)
         reference = detections.image.band
-        wanted = _wanted_bands(pair, planes, reference, bands)
+        wanted = _wanted_bands(pair, images, reference, bands)
         sources = measurement.find_sources(detections, self._config.measurement)
-        found = _measure(planes, sources, wanted, self._config)
+        found = _measure(images, sources, wanted, self._config)
         extras = {}
         if self._provenance.get("trained"):
             tokens = _tokens(embedding, sources)
@@ -160,7 +160,7 @@ class LearnedAligner(Head):
                 extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
         meta = self._provenance_of(embedding, bands=wanted, model=model)
         meta["reference"] = reference
-        return _table(planes, sources, found, extras, model, meta, self._config)
+        return _table(images, sources, found, extras, model, meta, self._config)
 
     def correct_wcs(self, wcs, offsets, *, band="joint", form="sip"):
         """A new WCS that carries the offset field.
@@ -261,7 +261,7 @@ class LearnedAligner(Head):
         Returns
         -------
         `~astropy.nddata.CCDData`, data of shape (2, ny, nx), mas
-            Planes: offset to the east and to the north; ``uncertainty`` is their standard deviation. The WCS is that
+            Layers: offset to the east and to the north; ``uncertainty`` is their standard deviation. The WCS is that
             of the last two axes (None where ``wcs`` is not a `astropy.wcs.WCS`).
 
         Raises
@@ -283,12 +283,12 @@ class LearnedAligner(Head):
         y, x = np.meshgrid(*nodes, indexing="ij")
         solution.require_fields()
         true = solution.true_position(wcs.pixel_to_world(x.ravel(), y.ravel()), band)
-        planes = np.concatenate([solution.offset_at(true, band), solution.sigma_at(true, band)], 1)
-        planes = planes.T.reshape(4, *x.shape)
+        layers = np.concatenate([solution.offset_at(true, band), solution.sigma_at(true, band)], 1)
+        layers = layers.T.reshape(4, *x.shape)
         fine = np.arange(ny), np.arange(nx)
-        planes = np.stack([RectBivariateSpline(*nodes, p)(*fine) for p in planes]).astype(np.float32)
+        layers = np.stack([RectBivariateSpline(*nodes, p)(*fine) for p in layers]).astype(np.float32)
         return CCDData(
-            planes[:2], unit=MAS, uncertainty=StdDevUncertainty(planes[2:]), wcs=wcs if isinstance(wcs, WCS) else None,
+            layers[:2], unit=MAS, uncertainty=StdDevUncertainty(layers[2:]), wcs=wcs if isinstance(wcs, WCS) else None,
             meta={"PLANE1": "d_ra_cosdec", "PLANE2": "d_dec", "band": band},
         )
 
@@ -296,18 +296,18 @@ class LearnedAligner(Head):
         """Tokens, scalars, residuals and covariances of the usable sources of one pair; None if it has none."""
         _check_sides(pair)
         embedding = self.encoder(pair)
-        planes = band_images(pair)
+        images = band_images(pair)
         detections = detected(pair, self._config.detection)
         sources = measurement.find_sources(detections, self._config.measurement)
-        wanted = [band for band in planes if planes[band].side == "ground"]
+        wanted = [band for band in images if images[band].side == "ground"]
         injected = np.zeros(2)
         if truth is None:
             injected = np.random.default_rng([seed, index]).normal(0.0, 50.0, 2)  # mas
-            planes = {
+            images = {
                 band: replace(p, wcs=_Shifted(p.wcs, 1e-3 * injected)) if p.side == "ground" else p
-                for band, p in planes.items()
+                for band, p in images.items()
             }
-        found = _measure(planes, sources, wanted, self._config)
+        found = _measure(images, sources, wanted, self._config)
         if found.verdict != "ok":
             log.warning("pairs[%d] left out of training: %s", index, found.reason)
             return None
@@ -377,24 +377,24 @@ def _check_sides(pair):
             raise ValueError(f"x has no {side} side: the aligner needs both surveys")
 
 
-def _wanted_bands(pair, planes, reference, bands):
+def _wanted_bands(pair, images, reference, bands):
     if bands is None:
-        return [band for band in planes if band != reference]
+        return [band for band in images if band != reference]
     if isinstance(bands, str):
         raise TypeError(f"bands must be a sequence of band names, got the string {bands!r}")
     wanted = []
     names = {}
-    for band, plane in planes.items():
-        names.update(dict.fromkeys(pair.survey(plane.side)[band].aliases, band))
-    names.update({band: band for band in planes})  # a name proper is stronger than an alias
+    for band, image in images.items():
+        names.update(dict.fromkeys(pair.survey(image.side)[band].aliases, band))
+    names.update({band: band for band in images})  # a name proper is stronger than an alias
     for name in bands:
         band = names.get(name)
         if band is None or band == reference:
-            known = ", ".join(band for band in planes if band != reference)
+            known = ", ".join(band for band in images if band != reference)
             raise ValueError(f"bands: {name!r} cannot be measured against {reference}; this pair has: {known}")
         if band not in wanted:
             wanted.append(band)
-    if not any(planes[band].side == "ground" for band in wanted):
+    if not any(images[band].side == "ground" for band in wanted):
         raise ValueError(f"bands must name at least one ground band ({', '.join(pair.ground)})")
     return wanted
 
@@ -408,11 +408,11 @@ def _cards(meta):
     }
 
 
-def _measure(planes, sources, wanted, config):
+def _measure(images, sources, wanted, config):
     """Coarse step, then every band; `_Found`."""
     if len(sources.xy) < sources.config.min_sources:
         return _Found([], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
-    match = measurement.coarse_match(planes, sources)
+    match = measurement.coarse_match(images, sources)
     believed = (
         match is not None
         and match.significance > config.coarse_significance
@@ -421,9 +421,9 @@ def _measure(planes, sources, wanted, config):
     start = match.offset if believed else np.zeros(2)
     parts = []
     for band in wanted:
-        plane = planes[band]
-        parts.append(measurement.measure_band(plane, sources, start if plane.side == "ground" else np.zeros(2)))
-    ground = [p for p in parts if planes[p.band].side == "ground"]
+        image = images[band]
+        parts.append(measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2)))
+    ground = [p for p in parts if images[p.band].side == "ground"]
     agreeing = [p for p in ground if p.agrees]
     if agreeing:
         return _Found(parts, measurement.combine(agreeing), "ok", "", match)
@@ -457,14 +457,14 @@ def _scalars(part, sources):
     return np.clip(np.nan_to_num(np.stack(columns, -1), posinf=0, neginf=0), -4, 4).astype(np.float32)
 
 
-def _table(planes, sources, found, extras, model, meta, config):
+def _table(images, sources, found, extras, model, meta, config):
     """The result: rows per band, fields, verdict."""
     n = len(sources.xy)
     eye = np.eye(2)
     parts = list(found.parts)
     if found.joint is not None:
         parts.append(found.joint)
-        agreeing = [p for p in found.parts if p.agrees and planes[p.band].side == "ground"]
+        agreeing = [p for p in found.parts if p.agrees and images[p.band].side == "ground"]
         if extras:  # what makes a source stray does so in all bands alike: it does not average down either
             extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
     scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
@@ -472,7 +472,7 @@ def _table(planes, sources, found, extras, model, meta, config):
     models, fits = {}, {}
     if found.verdict == "ok":
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
-        sides = {band: planes[band].side for band in fields if band != "joint"}
+        sides = {band: images[band].side for band in fields if band != "joint"}
         fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
         for band, fit in fits.items():
@@ -481,12 +481,12 @@ def _table(planes, sources, found, extras, model, meta, config):
         models["joint"] = offset_field.constant(1e3 * found.match.offset, config.coarse_error)
     if "joint" in models:
         for part in found.parts:
-            if part.band not in models and planes[part.band].side == "ground":
+            if part.band not in models and images[part.band].side == "ground":
                 models[part.band] = {**models["joint"], "borrowed": "joint"}
     tables = []
     for part in parts:
         tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
-        if found.verdict == "coarse" and planes[part.band].side == "ground":
+        if found.verdict == "coarse" and images[part.band].side == "ground":
             _set_coarse(tables[-1], found.match, config.coarse_error)
     if found.joint is None:
         tables.append(_rows(sources, None, None, None, found.verdict))

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Offsets of every source in every band, from planes: the geometry around `rosetta.astrometry.registration`."""
+"""Offsets of every source in every band, from images: the geometry around `rosetta.astrometry.registration`."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -149,18 +149,18 @@ def _concentration(image, width, x, y):
 
 
 class _Places:
-    """Where sources lie on a plane and on the reference, from one look at either WCS: offsets move them linearly."""
+    """Where sources lie on an image and on the reference, from one look at either WCS: offsets move them linearly."""
 
-    def __init__(self, plane, sources, start):
+    def __init__(self, image, sources, start):
         self.start, reference = start, sources.reference
-        pixel, self.turn = plane.place(offset_coord(sources.sky, *-start))  # (n, 2), (n, 2, 2)
-        far = 10 * max(plane.shape)  # where no distortion is known
+        pixel, self.turn = image.place(offset_coord(sources.sky, *-start))  # (n, 2), (n, 2, 2)
+        far = 10 * max(image.shape)  # where no distortion is known
         self.pixel = np.clip(pixel, -far, far)
         center = np.rint(self.pixel).astype(int)
         step = 4
         moves = step * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
         x, y = (center[:, None, :] + moves).reshape(-1, 2).T
-        where = np.stack(reference.sky_to_pixel(plane.pixel_to_sky(x, y)), -1).reshape(-1, 5, 2)
+        where = np.stack(reference.sky_to_pixel(image.pixel_to_sky(x, y)), -1).reshape(-1, 5, 2)
         middle, right, left, up, down = np.moveaxis(np.nan_to_num(where, nan=-1e6), 1, 0)
         matrix = np.stack([(right - left) / (2 * step), (up - down) / (2 * step)], -1)
         self.geometry = registration.Geometry(sources.label, center, middle, matrix, sources.jacobian)
@@ -181,12 +181,12 @@ def _crowded(xy, rank, radius):
     return out
 
 
-def measure_band(plane, sources, start):
-    """Offsets of all sources in one plane.
+def measure_band(image, sources, start):
+    """Offsets of all sources in one image.
 
     Parameters
     ----------
-    plane : `~rosetta.images.image.BandImage`
+    image : `~rosetta.images.image.BandImage`
     sources : Sources
     start : (2,) array
         Assumed offset (east, north), arcsec, good to about 0.3".
@@ -196,10 +196,10 @@ def measure_band(plane, sources, start):
     BandOffsets
     """
     n, config = len(sources.xy), sources.config
-    places = _Places(plane, sources, np.asarray(start, float))
+    places = _Places(image, sources, np.asarray(start, float))
     base = np.tile(np.asarray(start, float), (n, 1))
-    radius = registration.stamp_radius(plane.fwhm / plane.pixel_scale)
-    fit, template, psf, refined = None, None, plane.mean_psf, False
+    radius = registration.stamp_radius(image.fwhm / image.pixel_scale)
+    fit, template, psf, refined = None, None, image.mean_psf, False
     for step in range(5):
         geometry = places.at(base)
         if template is None:
@@ -207,7 +207,7 @@ def measure_band(plane, sources, start):
             template = transfer(sources.sharp, psf, geometry.matrix[middle])
         amplitude = None if fit is None else fit.amplitude
         fit = registration.fit_offsets(
-            template, plane.data, plane.variance, plane.valid, geometry, base, radius, amplitude=amplitude
+            template, image.data, image.variance, image.valid, geometry, base, radius, amplitude=amplitude
         )
         offset = 1e3 * fit.offset
         scale = np.maximum(fit.chi2, 1.0)[:, None, None]  # what the template cannot describe adds to the noise
@@ -216,7 +216,7 @@ def measure_band(plane, sources, start):
         good = np.isfinite(offset).all(1) & (fit.amplitude > 0) & (fit.snr > config.min_snr)
         good &= np.isfinite(fit.chi2) & (np.nan_to_num(np.trace(cov, axis1=1, axis2=2), nan=np.inf) < 2 * 300.0**2)
         rank = np.where(good, np.nan_to_num(fit.snr), -1.0)
-        crowded = _crowded(sources.xy, rank, plane.fwhm)
+        crowded = _crowded(sources.xy, rank, image.fwhm)
         usable = good & ~crowded
         if usable.sum() < config.min_sources:
             model = None
@@ -236,15 +236,15 @@ def measure_band(plane, sources, start):
         if not refined and moved < config.near:  # the given PSF may be wrong, or none was given
             refined = True
             better = psf_correction.corrected_psf(
-                psf, template, plane.data, plane.variance, plane.valid, places.at(base), base, radius,
+                psf, template, image.data, image.variance, image.valid, places.at(base), base, radius,
                 np.where(usable, fit.snr, np.nan), fit.amplitude, config.psf,
             )
             if better is not psf:
                 psf, template = better, None
     agrees = model is not None and _agree(sources, fit, offset, cov, model)
-    flags = np.full(n, int(plane.flags))
+    flags = np.full(n, int(image.flags))
     x, y = (geometry.center[:, k] for k in (0, 1))
-    ny, nx = plane.data.shape
+    ny, nx = image.data.shape
     outside = (x < 0) | (y < 0) | (x >= nx) | (y >= ny)
     near_edge = (x < radius) | (y < radius) | (x >= nx - radius) | (y >= ny - radius)
     for condition, flag in (
@@ -258,7 +258,7 @@ def measure_band(plane, sources, start):
     ):
         flags[condition] |= int(flag)
     return BandOffsets(
-        plane.band, offset, cov_target, cov_reference, fit.amplitude, fit.snr, fit.chi2, usable, flags, agrees
+        image.band, offset, cov_target, cov_reference, fit.amplitude, fit.snr, fit.chi2, usable, flags, agrees
     )
 
 
@@ -327,10 +327,10 @@ def _root(cov):
     return np.einsum("nij,nj,nkj->nik", vector, np.sqrt(np.maximum(value, 0.0)), vector)
 
 
-def coarse_match(planes, sources):
+def coarse_match(images, sources):
     """Large offset between the ground bands and the reference, from images alone: a `Match` or None."""
     reference, config = sources.reference, sources.config
-    ground = sorted((p for p in planes.values() if p.side == "ground"), key=lambda p: -p.depth)[: config.coarse_bands]
+    ground = sorted((p for p in images.values() if p.side == "ground"), key=lambda p: -p.depth)[: config.coarse_bands]
     ny, nx = reference.data.shape
     corners = tangent(
         reference.pixel_to_sky(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])), sources.center
@@ -341,21 +341,21 @@ def coarse_match(planes, sources):
     east, north = (np.arange(a, b, config.pitch) for a, b in zip(low, high, strict=True))
     space = _on_sky(reference, sources.center, east, north, max(p.fwhm for p in ground), config)
     return cross_correlation.correlate(
-        [(*_on_sky(plane, sources.center, east, north, 0.0, config), *space) for plane in ground], config.pitch, limit
+        [(*_on_sky(image, sources.center, east, north, 0.0, config), *space) for image in ground], config.pitch, limit
     )
 
 
-def _on_sky(plane, center, east, north, blur, config):
-    """Compressed significance of a plane on a north-up grid, and where it is valid: two arrays (n_north, n_east)."""
-    seen = plane.with_pixels(plane.data, plane.variance, fwhm=max(plane.fwhm, blur))
+def _on_sky(image, center, east, north, blur, config):
+    """Compressed significance of an image on a north-up grid, and where it is valid: two arrays (n_north, n_east)."""
+    seen = image.with_pixels(image.data, image.variance, fwhm=max(image.fwhm, blur))
     _, significance = filtered(seen, filter_sigma(seen, config.faint_galaxy))
-    image = cross_correlation.compress(significance / max(1.4826 * np.median(np.abs(significance)), 0.3))
+    compressed = cross_correlation.compress(significance / max(1.4826 * np.median(np.abs(significance)), 0.3))
     nodes = np.meshgrid(*(np.linspace(axis[0], axis[-1], NODES) for axis in (east, north)))
     x, y = (
         interpolated(v.reshape(NODES, NODES), north, east)
-        for v in plane.sky_to_pixel(from_tangent(np.stack(nodes, -1).reshape(-1, 2), center))
+        for v in image.sky_to_pixel(from_tangent(np.stack(nodes, -1).reshape(-1, 2), center))
     )
-    ny, nx = plane.data.shape
+    ny, nx = image.data.shape
     inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)
-    valid = inside & plane.valid[np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)]
-    return ndimage.map_coordinates(image, [y, x], order=1, cval=0.0), valid
+    valid = inside & image.valid[np.clip(np.rint(y).astype(int), 0, ny - 1), np.clip(np.rint(x).astype(int), 0, nx - 1)]
+    return ndimage.map_coordinates(compressed, [y, x], order=1, cval=0.0), valid

@@ -58,6 +58,8 @@ def _residual(engine, mixtures, placed, config):
     image = placed.image
     _, _, design = engine.fit_breadths(mixtures, placed, iterations=1)
     model = design.image(engine.fluxes(design, image)[0])
+    error2 = (config.light_error * model) ** 2
     return image.with_pixels(
-        np.where(image.valid, image.data - model, 0.0), image.variance + (config.light_error * model) ** 2
+        np.where(image.valid, image.data - model, 0.0), image.variance + error2,
+        sky_weight=image.sky_weight / (1.0 + image.sky_weight * error2),
     )

@@ -31,6 +31,8 @@ class Sources:
         Of the detection; 0 where there was none.
     start : (n, N_PARAMETER) array
         Shapes to start from.
+    largest : (n,) array
+        The largest scale that each may have, arcsec.
     solution : `~rosetta.AstrometricSolution` or None
         Says where the ground headers put the sources; None: at their true positions.
     """
@@ -39,6 +41,7 @@ class Sources:
     coord: SkyCoord
     snr: np.ndarray
     start: np.ndarray
+    largest: np.ndarray
     solution: object
     _places: dict = field(default_factory=dict, repr=False)
 
@@ -46,8 +49,8 @@ class Sources:
     def at(cls, index, coord, detections, solution, config):
         """Sources at positions, which start from the moments of the nearest detection."""
         coord = coord[coincident(coord)]
-        start, snr = _start(detections, coord, config)
-        return cls(index, coord, snr, start, solution)
+        start, snr, largest = _start(detections, coord, config)
+        return cls(index, coord, snr, start, largest, solution)
 
     def __len__(self):
         return len(self.index)
@@ -55,7 +58,8 @@ class Sources:
     def of(self, rows):
         """Some of the sources."""
         places = {band: (xy[rows], jacobian[rows]) for band, (xy, jacobian) in self._places.items()}
-        return Sources(self.index[rows], self.coord[rows], self.snr[rows], self.start[rows], self.solution, places)
+        arrays = (getattr(self, name)[rows] for name in ("index", "coord", "snr", "start", "largest"))
+        return Sources(*arrays, self.solution, places)
 
     def starting_from(self, start):
         """The same sources with other shapes to start from."""
@@ -64,10 +68,11 @@ class Sources:
     def and_at(self, coord, detections, config):
         """These sources and more, at positions that the residuals showed."""
         new = Sources.at(np.full(len(coord), -1), coord, detections, self.solution, config)
-        index, snr, start = (
-            np.concatenate([getattr(one, name) for one in (self, new)]) for name in ("index", "snr", "start")
+        new = replace(new, largest=np.minimum(new.largest, config.engine.largest_residual))
+        index, snr, start, largest = (
+            np.concatenate([getattr(one, name) for one in (self, new)]) for name in ("index", "snr", "start", "largest")
         )
-        return Sources(index, joined([self.coord, new.coord]), snr, start, self.solution)
+        return Sources(index, joined([self.coord, new.coord]), snr, start, largest, self.solution)
 
     def on(self, image, wavelength, config, light=1.0):
         """How the sources lie on an image, a `Placement`.
@@ -108,8 +113,13 @@ def truncation(snr):
 
 
 def _start(detections, coord, config):
-    """Shapes to start from, and S/N: discs with the moments of the nearest detection, the PSF's width removed."""
-    n = len(coord)
+    """Shapes to start from, S/N, and largest scales.
+
+    Shapes are discs with the moments of the nearest detection, the PSF's width removed. A source whose size the pixels
+    cannot tell, because it is faint or a neighbour has taken its light, would otherwise grow until it fills the image.
+    """
+    n, engine = len(coord), config.engine
+    largest = np.full(n, engine.largest_scale)
     a, b = np.full((2, n), config.start_radius)
     theta, snr = np.zeros((2, n))
     if n and detections is not None and len(detections):
@@ -130,5 +140,9 @@ def _start(detections, coord, config):
             error = 2.0 * (seen + np.maximum(width2, 0.0)) / np.maximum(snr[near], 1.0)
             out[near] = np.sqrt(np.maximum(width2, 0.25 * error))
         theta[near] = np.asarray(found["theta"])[index[near]]
+        # The half-light radius of an exponential disc whose segment ends at the threshold.
+        disc = 1.678 * np.asarray(found["radius"])[index[near]] / np.log(snr[near] / detections.config.threshold)
+        disc = np.maximum(engine.largest_disc * disc, 1.01 * np.sqrt(a * b)[near])
+        largest[near] = np.minimum(disc, engine.largest_scale)
     radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
-    return shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr
+    return shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr, largest

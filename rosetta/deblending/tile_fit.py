@@ -147,7 +147,7 @@ def _fit_shapes(engine, images, roles, sources):
         placed = sources.on(image, roles.reference.wavelength, engine.config, light=3.0).of(alone)
         placements.append(replace(placed, truncation=np.maximum(placed.truncation, 1e-4)))
     start = sources.start[alone]
-    moved, covariance = engine.fit_shapes(start, placements)
+    moved, covariance = engine.fit_shapes(start, placements, sources.largest[alone])
     parameters, point = start + moved @ shapes.DIRECTIONS, np.zeros(len(alone), bool)
     if placements:
         point = point_sources(engine, shapes.mixture(parameters), placements[0])

@@ -64,7 +64,7 @@ class Detections:
     table : `~astropy.table.QTable`
         ``label`` (1, 2, ..., from the most significant down), ``sky_centroid``, ``x``, ``y`` (pixels of ``image``),
         ``snr``, ``a``, ``b`` (one-sigma widths of the light, arcsec, the filter removed but not the PSF), ``theta``
-        (radian, from east towards north).
+        (radian, from east towards north), ``radius`` (arcsec, of the circle as large as the source's segment).
     segments : (ny, nx) int array
         Label of the source that each pixel belongs to; 0 is sky.
     config : `DetectionConfig`
@@ -107,21 +107,23 @@ def detection_image(images):
 
 
 def ground_stack(images):
-    """Inverse-variance stack, for a flat spectrum, on the grid of the sharpest image; a `BandImage`."""
+    """Stack by sky weight, for a flat spectrum, on the grid of the sharpest image; a `BandImage`."""
     first = min(images, key=lambda image: image.fwhm)
     weight, total = np.zeros(first.shape), np.zeros(first.shape)
     widths, depths = [], []
     for image in images:
-        data, variance = (image.data, image.variance) if image is first else on_grid(image, first)
         with np.errstate(divide="ignore"):
-            w = np.where(np.isfinite(variance), 1.0 / variance, 0.0)
+            flat = image.with_pixels(image.data, 1.0 / image.sky_weight)
+            data, variance = (flat.data, flat.variance) if image is first else on_grid(flat, first)
+            w = 1.0 / variance
         weight += w
         total += w * data
         widths.append(image.fwhm**2)
         depths.append(w.mean())
     data = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
     variance = np.divide(1.0, weight, out=np.full_like(weight, np.inf), where=weight > 0)
-    return first.with_pixels(data, variance, fwhm=float(np.sqrt(np.average(widths, weights=depths))))
+    fwhm = float(np.sqrt(np.average(widths, weights=depths)))
+    return first.with_pixels(data, variance, fwhm=fwhm, sky_weight=weight)
 
 
 def detect(image, config):
@@ -208,6 +210,7 @@ def _table(image, flux, significance, segments, config):
     values = np.maximum(values, (0.2 * image.fwhm) ** 2)
     table["a"], table["b"] = np.sqrt(values[:, 1]), np.sqrt(values[:, 0])
     table["theta"] = np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1])
+    table["radius"] = image.pixel_scale * np.sqrt(np.bincount(which, minlength=n) / np.pi)
     return table
 
 

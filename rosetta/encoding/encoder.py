@@ -159,11 +159,11 @@ class CrossSurveyEncoder:
         """
         if not isinstance(pair, SkyPair):
             raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: wrap the images in SkyPair(...)")
-        planes = list(band_images(pair).values())
-        window = windows.fitting_window(planes, _checked_window(window))
-        centers = windows.window_grid(planes, window)
+        images = list(band_images(pair).values())
+        window = windows.fitting_window(images, _checked_window(window))
+        centers = windows.window_grid(images, window)
         sides, done = {}, 0
-        of_sides = {side: [plane for plane in planes if plane.side == side] for side in SIDES}
+        of_sides = {side: [image for image in images if image.side == side] for side in SIDES}
         of_sides = {side: of_side for side, of_side in of_sides.items() if of_side}
 
         def report(n_window):
@@ -181,14 +181,14 @@ class CrossSurveyEncoder:
             arrays["flags"][lonely] |= int(Flag.ONE_SIDED)
             sides[side] = {name: array[seen] for name, array in arrays.items()}
         inputs = {
-            plane.band: {
-                "side": plane.side,
-                "shape": list(plane.data.shape),
-                "depth": round(plane.depth, 3),
-                "psf_fwhm": round(plane.fwhm, 4),
-                "flags": int(plane.flags),
+            image.band: {
+                "side": image.side,
+                "shape": list(image.data.shape),
+                "depth": round(image.depth, 3),
+                "psf_fwhm": round(image.fwhm, 4),
+                "flags": int(image.flags),
             }
-            for plane in planes
+            for image in images
         }
         fingerprint = self.fingerprint
         meta = {
@@ -201,18 +201,18 @@ class CrossSurveyEncoder:
             pair, fingerprint=fingerprint, window=window * u.arcsec, centers=centers[seen], sides=sides, meta=meta
         )
 
-    def _embed_side(self, side, planes, centers, window, report):
+    def _embed_side(self, side, images, centers, window, report):
         knots = self._config.knots(side)
         parts = []
         for start in range(0, len(centers), BATCH):
-            view = windows.side_view(planes, centers[start : start + BATCH], window, knots)
+            view = windows.side_view(images, centers[start : start + BATCH], window, knots)
             parts.append(inference.encode(self._model, side, view))
             report(len(view.pixels))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         flags = np.zeros(len(centers), int)
-        for plane in planes:
-            flags |= int(plane.flags)
-            if windows.is_extrapolated(plane.wavelength, knots):
+        for image in images:
+            flags |= int(image.flags)
+            if windows.is_extrapolated(image.wavelength, knots):
                 flags |= int(Flag.BAND_EXTRAPOLATED)
         empty = arrays["coverage"] == 0
         for name in ("tokens", "cls", "embedding", "ood_score"):
@@ -276,7 +276,7 @@ class CrossSurveyEncoder:
     def search(self, embedding, other, *, reach):
         """Find the windows of one embedding in another, wherever they lie in its windows.
 
-        An embedding holds the places of sources as phases of plane waves: windows whose centres differ by two arcsec do
+        An embedding holds the places of sources as phases of image waves: windows whose centres differ by two arcsec do
         not look alike, be it that a header points wrong or that they were laid out differently. Here every window is
         read again as if it lay elsewhere, all over a disc, and compared each time.
 
@@ -315,11 +315,11 @@ class CrossSurveyEncoder:
             )
         shifts = inference.disc(_checked_reach(reach))
         target = np.concatenate([arrays["embedding"] for arrays in other.sides.values()])  # (n_other, proj_dim)
-        planes = list(band_images(embedding.pair).values())
+        images = list(band_images(embedding.pair).values())
         window = embedding.window.to_value(u.arcsec)
         rows, cosine, place = [], [], []
         for side, arrays in embedding.sides.items():
-            of_side = [plane for plane in planes if plane.side == side]
+            of_side = [image for image in images if image.side == side]
             if "seen" not in arrays:
                 raise ValueError(f"embedding has a {side} side that was predicted, without images to read again")
             for start in range(0, len(embedding.centers), BATCH):

@@ -50,7 +50,7 @@ def _training_tile(pair, index):
             raise ValueError(
                 f"{where}: training adds its own noise and PSF to noise-free tiles: use rosetta.simulate.TrainingSet"
             )
-        of_side = [plane for plane in band_images(pair).values() if plane.side == side]
+        of_side = [image for image in band_images(pair).values() if image.side == side]
         if not all(same_grid(p, of_side[0]) and is_native(p, PIXEL[side]) for p in of_side):
             raise ValueError(f"{where}: the {side} bands must share one north-up grid of {PIXEL[side]} arcsec")
         center = center or of_side[0].center
@@ -62,11 +62,11 @@ def _training_tile(pair, index):
     return TrainingTile(**views)
 
 
-def _affine(plane, center, where):
+def _affine(image, center, where):
     """Tangent-plane (east, north) arcsec -> pixel (x, y), as a (2, 3) float64 matrix."""
-    ny, nx = plane.shape
+    ny, nx = image.shape
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, nx - 1, 5), np.linspace(0, ny - 1, 5)))
-    design = np.column_stack([tangent(plane.pixel_to_sky(x, y), center), np.ones(len(x))])
+    design = np.column_stack([tangent(image.pixel_to_sky(x, y), center), np.ones(len(x))])
     pixels = np.column_stack([x, y])
     affine = np.linalg.lstsq(design, pixels, rcond=None)[0].T
     if np.abs(design @ affine.T - pixels).max() > 0.01:

@@ -22,9 +22,9 @@ STEP = 3.2  # arcsec; windows are multiples of one ground token
 SLACK = 0.8  # arcsec; a rim this narrow is not worth a window: two grids of one field differ in phase
 
 
-def window_grid(plane_list, window):
+def window_grid(images, window):
     """Centres of the windows that cover the images: `~astropy.coordinates.SkyCoord`, shape (n_window,)."""
-    center, lowest, highest = extent(plane_list)
+    center, lowest, highest = extent(images)
     axes = []
     for low, high in zip(lowest, highest, strict=True):
         step = window - min(OVERLAP, window / 2)
@@ -34,18 +34,18 @@ def window_grid(plane_list, window):
     return from_tangent(np.stack([east.ravel(), north.ravel()], -1), center)
 
 
-def fitting_window(plane_list, largest):
+def fitting_window(images, largest):
     """The smallest allowed window (arcsec) that covers the images, at most ``largest``."""
-    extent = max(max(plane.shape) * plane.pixel_scale for plane in plane_list)
+    extent = max(max(image.shape) * image.pixel_scale for image in images)
     return min(largest, max(12.8, STEP * np.ceil((extent - SLACK) / STEP)))
 
 
-def side_view(plane_list, centers, window, knots):
+def side_view(images, centers, window, knots):
     """The encoder's input for one side.
 
     Parameters
     ----------
-    plane_list : list of `BandImage`
+    images : list of `BandImage`
         All bands of the side.
     centers : `~astropy.coordinates.SkyCoord`, shape (n_window,)
     window : float
@@ -58,29 +58,29 @@ def side_view(plane_list, centers, window, knots):
     `rosetta.encoding.network.View`
         For all windows; flux over noise, compressed by asinh.
     """
-    side = plane_list[0].side
+    side = images[0].side
     n = int(round(window / PIXEL[side]))
-    reference = plane_list[0]
+    reference = images[0]
     native = is_native(reference, PIXEL[side])
     if native:
         corner = _native_corner(reference, centers, n)  # (n_window, 2) whole pixels (x, y)
         positions = _token_offsets(reference, corner, centers, n)
     else:
         positions = np.broadcast_to(_ideal_offsets(n, PIXEL[side]), (len(centers), (n // PATCH) ** 2, 2))
-    pixels = np.zeros((len(centers), len(plane_list), n, n), np.float32)
+    pixels = np.zeros((len(centers), len(images), n, n), np.float32)
     valid = np.zeros(pixels.shape, bool)
-    for b, plane in enumerate(plane_list):
-        shared = native and same_grid(plane, reference)
+    for b, image in enumerate(images):
+        shared = native and same_grid(image, reference)
         for w in range(len(centers)):
             if shared:
-                flux, variance, good = _crop(plane, corner[w], n)
+                flux, variance, good = _crop(image, corner[w], n)
             else:
                 grid = _native_grid(reference, corner[w], n) if native else _ideal_grid(centers[w], n, PIXEL[side])
-                flux, variance, good = resampled(plane, grid)
+                flux, variance, good = resampled(image, grid)
             valid[w, b] = good
             pixels[w, b] = np.arcsinh(np.divide(flux, np.sqrt(variance), out=np.zeros_like(flux), where=good))
-    wavelengths = np.log([plane.wavelength for plane in plane_list])
-    per_band = {name: [getattr(plane, name) for plane in plane_list] for name in ("fwhm", "depth")}
+    wavelengths = np.log([image.wavelength for image in images])
+    per_band = {name: [getattr(image, name) for image in images] for name in ("fwhm", "depth")}
     return View(
         pixels=torch.from_numpy(pixels),
         valid=torch.from_numpy(valid),
@@ -103,35 +103,35 @@ def is_extrapolated(wavelength, knots):
     return bool(np.min(np.abs(np.log(wavelength) - np.asarray(knots))) > 0.1)
 
 
-def is_native(plane, scale):
+def is_native(image, scale):
     """Scale within 1 %, rotation within 2 degrees, north up and east left."""
     ideal = np.array([[-1, 0], [0, 1]]) / scale
-    stretch = plane.central_jacobian @ np.linalg.inv(ideal)
-    return abs(plane.pixel_scale / scale - 1) < 0.01 and np.abs(stretch - np.eye(2)).max() < np.sin(np.deg2rad(2))
+    stretch = image.central_jacobian @ np.linalg.inv(ideal)
+    return abs(image.pixel_scale / scale - 1) < 0.01 and np.abs(stretch - np.eye(2)).max() < np.sin(np.deg2rad(2))
 
 
-def same_grid(plane, other):
-    if plane is other:
+def same_grid(image, other):
+    if image is other:
         return True
-    if plane.shape != other.shape:
+    if image.shape != other.shape:
         return False
-    ny, nx = plane.shape
+    ny, nx = image.shape
     x, y = np.array([0.0, nx - 1, 0, nx - 1]), np.array([0.0, 0, ny - 1, ny - 1])
-    xo, yo = plane.sky_to_pixel(other.pixel_to_sky(x, y))
+    xo, yo = image.sky_to_pixel(other.pixel_to_sky(x, y))
     return max(np.abs(xo - x).max(), np.abs(yo - y).max()) < 0.01
 
 
-def _native_corner(plane, centers, n):
+def _native_corner(image, centers, n):
     """First pixel (x, y) of the whole-pixel crop nearest to each centre: (n_window, 2) int."""
-    center = np.stack(plane.sky_to_pixel(centers), -1)
+    center = np.stack(image.sky_to_pixel(centers), -1)
     return np.round(center - (n - 1) / 2).astype(int)
 
 
-def _token_offsets(plane, corner, centers, n):
+def _token_offsets(image, corner, centers, n):
     """(east, north) arcsec of every token centre from its window centre: (n_window, n_token, 2) float64."""
     axis = np.arange(n // PATCH) * PATCH + (PATCH - 1) / 2
     y, x = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
-    sky = [plane.pixel_to_sky(cx + x, cy + y) for cx, cy in corner]
+    sky = [image.pixel_to_sky(cx + x, cy + y) for cx, cy in corner]
     return np.stack([tangent(s, c) for s, c in zip(sky, centers, strict=True)])
 
 
@@ -150,22 +150,22 @@ def _ideal_grid(center, n, scale):
     return n, nodes, from_tangent(offsets.reshape(-1, 2), center), scale
 
 
-def _native_grid(plane, corner, n):
+def _native_grid(image, corner, n):
     nodes = np.linspace(-0.5, n - 0.5, 17)
     y, x = np.meshgrid(nodes, nodes, indexing="ij")
-    return n, nodes, plane.pixel_to_sky(corner[0] + x.ravel(), corner[1] + y.ravel()), plane.pixel_scale
+    return n, nodes, image.pixel_to_sky(corner[0] + x.ravel(), corner[1] + y.ravel()), image.pixel_scale
 
 
-def _crop(plane, corner, n):
+def _crop(image, corner, n):
     """Whole-pixel crop; outside the image is invalid."""
     flux, variance = np.zeros((n, n), np.float32), np.full((n, n), np.inf, np.float32)
     good = np.zeros((n, n), bool)
-    ny, nx = plane.shape
+    ny, nx = image.shape
     x0, y0 = corner
     xs, ys = slice(max(x0, 0), min(x0 + n, nx)), slice(max(y0, 0), min(y0 + n, ny))
     if xs.stop > xs.start and ys.stop > ys.start:
         into = (slice(ys.start - y0, ys.stop - y0), slice(xs.start - x0, xs.stop - x0))
-        piece = plane.cut((ys.start, ys.stop, xs.start, xs.stop))
+        piece = image.cut((ys.start, ys.stop, xs.start, xs.stop))
         flux[into], variance[into], good[into] = piece.data, piece.variance, piece.valid
     return flux, variance, good
 
@@ -173,8 +173,8 @@ def _crop(plane, corner, n):
 def observing_conditions(pair, side, knots):
     """Observing conditions of one side on the knots, (n_knot, 3): the pair's own, or the survey's nominal ones."""
     if getattr(pair, side):
-        of_side = [plane for plane in band_images(pair).values() if plane.side == side]
-        rows = [(plane.wavelength, plane.fwhm, plane.depth) for plane in of_side]
+        of_side = [image for image in band_images(pair).values() if image.side == side]
+        rows = [(image.wavelength, image.fwhm, image.depth) for image in of_side]
     else:
         rows = [(b.pivot.to_value(u.nm), b.psf_fwhm.to_value(u.arcsec), b.depth) for b in pair.survey(side).bands]
     wavelength, fwhm, depth = np.array(rows).T

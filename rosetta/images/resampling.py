@@ -44,7 +44,7 @@ def on_grid(image, target):
     return np.where(invalid, 0.0, data), np.where(invalid, np.inf, variance)
 
 
-def resampled(plane, grid):
+def resampled(image, grid):
     """Flux, variance and validity on another grid, as one explicit linear map (flux is conserved).
 
     Each output pixel is the mean of k x k bilinear samples times the ratio of pixel areas; an output pixel
@@ -53,13 +53,13 @@ def resampled(plane, grid):
     and raises their correlation, but does not make the image deeper.
     """
     n, nodes, sky, scale = grid
-    xn, yn = (a.reshape(len(nodes), len(nodes)) for a in plane.sky_to_pixel(sky))
-    k = max(2, int(np.ceil(scale / plane.pixel_scale)))
+    xn, yn = (a.reshape(len(nodes), len(nodes)) for a in image.sky_to_pixel(sky))
+    k = max(2, int(np.ceil(scale / image.pixel_scale)))
     fine = (np.arange(n * k) - (k - 1) / 2) / k  # sub-pixel centres, in output pixels
     x = RectBivariateSpline(nodes, nodes, xn)(fine, fine)  # (n k, n k)
     y = RectBivariateSpline(nodes, nodes, yn)(fine, fine)
-    area = (scale / plane.pixel_scale) ** 2
-    ny, nx = plane.shape
+    area = (scale / image.pixel_scale) ** 2
+    ny, nx = image.shape
     out = np.broadcast_to((np.arange(n * k) // k)[:, None] * n + (np.arange(n * k) // k)[None, :], x.shape).ravel()
     x, y = x.ravel(), y.ravel()
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -75,11 +75,11 @@ def resampled(plane, grid):
             columns.append(yj[inside] * nx + xi[inside])
             weights.append(weight[inside] * area / k**2)
     rows, columns, weights = (np.concatenate(a) for a in (rows, columns, weights))
-    good[rows[(weights > 1e-9) & ~plane.valid.ravel()[columns]]] = False
+    good[rows[(weights > 1e-9) & ~image.valid.ravel()[columns]]] = False
     used, columns = np.unique(columns, return_inverse=True)
     matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(n * n, len(used)))
-    flux = matrix @ plane.data.ravel()[used].astype(float)
-    finite = np.where(plane.valid.ravel()[used], plane.variance.ravel()[used], 0).astype(float)
+    flux = matrix @ image.data.ravel()[used].astype(float)
+    finite = np.where(image.valid.ravel()[used], image.variance.ravel()[used], 0).astype(float)
     variance = matrix @ finite
     variance[~good] = np.inf
     flux[~good] = 0

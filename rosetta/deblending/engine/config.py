@@ -24,6 +24,10 @@ class EngineConfig:
         The longest step along each direction.
     largest_scale : float
         arcsec: a larger source would be no galaxy, but a background or scattered light.
+    largest_disc : float
+        No source is larger than this many times the exponential disc that would have been detected with its segment,
+    largest_residual : float
+        and none that only the residuals showed is larger than this, arcsec.
     model_error : float
         Error of a model, relative: pixels of bright sources are known no better than the PSF is.
     faintest : float
@@ -51,6 +55,8 @@ class EngineConfig:
     prior_sigma: tuple = (0.05, 0.05, 0.4, 0.45, 0.45, 1.5, 0.8, 0.5, 0.5, 1.5)
     largest_step: tuple = (0.2, 0.2, 0.7, 0.7, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0)
     largest_scale: float = 5.0
+    largest_disc: float = 3.0
+    largest_residual: float = 1.5
     model_error: float = 0.01
     faintest: float = 5.0
     broadest: float = 3.0

@@ -22,8 +22,11 @@ class Engine(Protocol):
     def render(self, mixtures, placed, breadth=None, sizes=None):
         """The design of sources as an image sees them: of a ``breadth`` (n,), on stamps of ``sizes`` (n,)."""
 
-    def fit_shapes(self, start, placements):
-        """Shapes from several images: ``moved`` (n, n_shape) along ``DIRECTIONS``, and its covariance."""
+    def fit_shapes(self, start, placements, largest):
+        """Shapes from several images: ``moved`` (n, n_shape) along ``DIRECTIONS``, and its covariance.
+
+        No scale exceeds ``largest`` (n,), arcsec.
+        """
 
     def fit_breadths(self, mixtures, placed, *, iterations=2):
         """How broad an image sees known shapes: ``breadth`` (n,), relative flux error from it (n,), and the design."""
@@ -54,8 +57,8 @@ class SparseEngine:
             mixtures = broadened(mixtures, breadth, placed, self.config)
         return design_of(mixtures, placed, sizes)
 
-    def fit_shapes(self, start, placements):
-        return fit_shapes(start, placements, self.config)
+    def fit_shapes(self, start, placements, largest):
+        return fit_shapes(start, placements, largest, self.config)
 
     def fit_breadths(self, mixtures, placed, *, iterations=2):
         return fit_breadths(mixtures, placed, self.config, iterations=iterations)

@@ -18,6 +18,7 @@ from .rendering import draw, render, stamp_sizes
 __all__ = ["broadened", "design_of", "fit_breadths", "fit_shapes", "flux_slopes", "shape_weight"]
 
 DERIVED = 30.0  # derivatives may leave out this many times more light than the model: they only lead the way
+LARGEST_DERIVED = 405  # pixels: stamps of derivatives are no larger, whatever a source that fills the image leaves out
 BRIGHTEST = 1e3  # S/N above which single precision would leave covariances that are none
 PRECISION = 0.03  # sigma, of the solution of the normal equations
 MOST_TURNS = 200  # of conjugate gradients
@@ -50,7 +51,7 @@ def _breadth_tangent(mixtures, placed, config):
     return tangent[:, None]
 
 
-def fit_shapes(start, placements, config):
+def fit_shapes(start, placements, largest, config):
     """Fit shapes to images.
 
     Parameters
@@ -59,6 +60,8 @@ def fit_shapes(start, placements, config):
         Shapes to start from, the centre of the prior.
     placements : list of `Placement`
         Of the same sources on every image; each image has its own free fluxes and breadths.
+    largest : (n,) array
+        The largest scale that each source may have, arcsec.
     config : `EngineConfig`
 
     Returns
@@ -89,7 +92,7 @@ def fit_shapes(start, placements, config):
         length = np.abs(step[:, :n_shape] / config.largest_step).max(axis=1)
         step /= np.maximum(length, 1.0)[:, None]
         moved[rows] += step[:, :n_shape]
-        moved[rows, SIZE] = np.minimum(moved[rows, SIZE], np.log(config.largest_scale) - start[rows, LN_SCALE])
+        moved[rows, SIZE] = np.minimum(moved[rows, SIZE], np.log(largest[rows]) - start[rows, LN_SCALE])
         flux[rows] += step[:, n_shape::2]
         breadth[rows] = np.clip(breadth[rows] + step[:, n_shape + 1 :: 2], -config.broadest, config.broadest)
         covariance[rows] = shape[:, :n_shape, :n_shape]
@@ -160,7 +163,8 @@ def shape_weight(image, model, config):
 
 def _leading_sizes(mixtures, placed):
     """Stamp sizes for derivatives."""
-    return stamp_sizes(mixtures, placed.jacobian, placed.image.psf, np.minimum(DERIVED * placed.truncation, 0.03))
+    sizes = stamp_sizes(mixtures, placed.jacobian, placed.image.psf, np.minimum(DERIVED * placed.truncation, 0.03))
+    return np.minimum(sizes, LARGEST_DERIVED)
 
 
 def _joint_step(mixtures, along, moved, prior_sigma, flux, breadth, placements, models, config):
