@@ -10,7 +10,8 @@ from _classical import measure, told
 from _windows import BANDS, SURVEYS, Where, encode, nominal_sigma, note, views
 from scipy import stats
 
-from rosetta.encoding import observing, training_windows
+from rosetta import surveys
+from rosetta.encoding import training_windows
 from rosetta.encoding.network import SIDES
 
 WINDOW = 12.8  # arcsec
@@ -61,7 +62,7 @@ def look_at(sky, side, sources, seed):
     phase : ndarray, shape (n, 2)
         Where in the pixel the source lies, x and y, pixels from the pixel corner at the patch centre.
     """
-    pixel = observing.CONDITIONS[side].pixel_scale
+    pixel = surveys.CONDITIONS[side].pixel_scale
     count = round(WINDOW / pixel / 16)
     middle = count // 2  # patches on the far side of the middle, in row and in column
     token = middle * count + middle

@@ -15,7 +15,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
 from scipy import ndimage
 
-from rosetta import SkyPair
+from rosetta import SkyPair, surveys
 from rosetta.encoding import observing, training_windows, windows
 from rosetta.encoding.network import SIDES, EncoderConfig, View
 from rosetta.encoding.training_tiles import training_tiles
@@ -185,7 +185,7 @@ def views(sky, side, where, window, seed, look=AS_SURVEYED, *, slope=None):
 
 
 def _observe(sky, side, where, window, random, look, slope):
-    conditions, survey = observing.CONDITIONS[side], SURVEYS[side]
+    conditions, survey = surveys.CONDITIONS[side], SURVEYS[side]
     n, n_band = len(where), len(survey.bands)
     centers = where.centers
     angle = 2 * np.pi * torch.rand(n, generator=random, dtype=torch.float64).numpy()

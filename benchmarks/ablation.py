@@ -21,10 +21,10 @@ from torch import nn
 
 from rosetta.encoding.losses import Objective, information
 from rosetta.encoding.network import SIDES, Encoder, EncoderConfig, Predictor, patches, sincos
-from rosetta.encoding.observing import CONDITIONS
 from rosetta.encoding.pretraining import TrainConfig, train
 from rosetta.encoding.training_tiles import training_tiles
 from rosetta.simulate import TrainingSet
+from rosetta.surveys import CONDITIONS
 
 BATCH = 96
 WINDOW = 12.8  # arcsec

@@ -18,11 +18,11 @@ from torch import nn
 
 from rosetta.encoding.losses import Objective, nt_xent
 from rosetta.encoding.network import SIDES, Encoder, EncoderConfig, Predictor
-from rosetta.encoding.observing import CONDITIONS
 from rosetta.encoding.pretraining import TrainConfig
 from rosetta.encoding.training_tiles import training_tiles
 from rosetta.encoding.training_windows import Windows
 from rosetta.simulate import TrainingSet
+from rosetta.surveys import CONDITIONS
 
 WINDOW = 38.4  # arcsec
 GFLOP = 57.0  # a pair of such windows, forward and backward

@@ -13,9 +13,9 @@ from rosetta.encoding import observing, training_windows
 from rosetta.encoding.losses import Objective, cosine_gap, nt_xent, rank_me, same_sky
 from rosetta.encoding.network import Encoder, EncoderConfig, Predictor, View, conditions, spectrum, wave_vectors
 from rosetta.encoding.novelty import Novelty
-from rosetta.encoding.observing import CONDITIONS
 from rosetta.encoding.pretraining import TrainConfig, TrainingError, evaluate, train
 from rosetta.encoding.training_windows import TrainingTile, TrainingTileSide, Windows
+from rosetta.surveys import CONDITIONS
 
 TINY = EncoderConfig(
     dim=32, depth=2, heads=2, proj_dim=16, predictor_dim=16, predictor_depth=1, predictor_heads=2

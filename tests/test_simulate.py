@@ -16,7 +16,7 @@ from rosetta.images.moments import adaptive_moments  # noqa: E402
 from rosetta.simulate import AstrometricError, TrainingSet, read_tile, simulate_pair, write_training_set  # noqa: E402
 from rosetta.simulate.dataset import render_base, truth_table  # noqa: E402
 from rosetta.simulate.mixtures import half_light_radii, scene_mixtures  # noqa: E402
-from rosetta.simulate.pair import _SATURATION, _tan  # noqa: E402
+from rosetta.simulate.pair import _tan  # noqa: E402
 from rosetta.simulate.population import Scene, draw_scene, galaxy_counts  # noqa: E402
 from rosetta.simulate.psf import FieldPSF  # noqa: E402
 from rosetta.simulate.rendering import Grid, add_stamp, draw_sources  # noqa: E402
@@ -280,7 +280,7 @@ def test_defects_are_masked():
     assert not clean.mask.any()
     assert 0 < marred.mask.mean() < 0.05
     np.testing.assert_array_equal(marred.data[~marred.mask], clean.data[~marred.mask])
-    limit = 10 ** (0.4 * (31.4 - _SATURATION["ground"])) * marred.psf.max()
+    limit = 10 ** (0.4 * (31.4 - RUBIN.saturation)) * marred.psf.max()
     assert marred.data[~marred.mask].max() <= limit
 
 

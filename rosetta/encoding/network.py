@@ -8,16 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..surveys import KNOTS, PIXEL_SCALE
+
 __all__ = [
     "SIDES", "View", "EncoderConfig", "Encoder", "Predictor", "patches", "presence", "sincos", "wave_vectors",
     "spectrum",
 ]
 
 SIDES = ("ground", "space")
-
-# ln of the pivot wavelength in nm: Rubin u g r i z y and Euclid VIS Y_E J_E H_E.
-_KNOTS_GROUND = tuple(math.log(pivot) for pivot in (368.0, 480.0, 622.0, 754.0, 869.0, 971.0))
-_KNOTS_SPACE = tuple(math.log(pivot) for pivot in (715.0, 1085.0, 1375.0, 1772.0))
 
 # Wavelengths of the position code, arcsec: from half a ground token to five windows.
 _SHORTEST, _LONGEST = 1.6, 200.0
@@ -27,8 +25,6 @@ _FINEST = 0.35
 # Their colours, nm, where the surveys overlap; each takes bands within a quarter in ln(wavelength).
 _WAVE_COLOURS = (620.0, 750.0, 1000.0)
 _WAVE_BREADTH = 0.25
-
-_PIXEL_SCALE = {"ground": 0.2, "space": 0.1}  # arcsec
 
 # The validity mask enters at a quarter of the patch size.
 _MASK_CELLS = 4
@@ -100,8 +96,8 @@ class EncoderConfig:
     heads: int = 6
     patch: int = 16
     proj_dim: int = 256
-    knots_ground: tuple = _KNOTS_GROUND
-    knots_space: tuple = _KNOTS_SPACE
+    knots_ground: tuple = KNOTS["ground"]
+    knots_space: tuple = KNOTS["space"]
     predictor_dim: int = 192
     predictor_depth: int = 2
     predictor_heads: int = 3
@@ -217,7 +213,7 @@ def _plane_waves(config, side):
     n, patch = config.dim // 4, config.patch
     colours = torch.tensor(_WAVE_COLOURS).log()[torch.arange(n) % len(_WAVE_COLOURS)]
     bands = torch.exp(-0.5 * ((torch.tensor(config.knots(side)) - colours[:, None]) / _WAVE_BREADTH) ** 2)
-    at = (torch.arange(patch) - (patch - 1) / 2) * _PIXEL_SCALE[side]
+    at = (torch.arange(patch) - (patch - 1) / 2) * PIXEL_SCALE[side]
     east, north = wave_vectors(n).T[..., None, None]
     phase = north * at[:, None] - east * at  # (n, row, column); east is to the left
     # Real and imaginary part get one scale, or they would not turn together: white noise gives a mean variance of 1.

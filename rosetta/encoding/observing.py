@@ -2,14 +2,13 @@
 """How a survey observes: PSF, depth, noise and masks, drawn anew for every training window."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from .network import View
 
-__all__ = ["CONDITIONS", "PAD", "Conditions", "observe"]
+__all__ = ["PAD", "observe"]
 
 PAD = 16  # pixels around a window that are convolved with it and cut off again
 _NATIVE = 3  # NISP pixels are 3 delivered pixels wide; their noise is interpolated with them
@@ -17,65 +16,6 @@ _SIGMA_ERROR = 0.05  # rms of ln(flux scale / noise scale) per band: zero points
 _RMS_RANGE = (0.6, 1.1)  # pixel noise over what the noise plane leads to expect: stacking correlates pixels
 _PSF_GRID = 64  # frequencies per axis for the noise-equivalent area
 _SQRT_8LN2 = math.sqrt(8 * math.log(2))
-
-
-
-
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """How a survey observes: what is drawn for each window, and the base PSF that the tiles carry.
-
-    Parameters
-    ----------
-    pixel_scale : float
-        arcsec.
-    depth : tuple of float
-        Nominal 5-sigma point-source depth per band, AB.
-    fwhm : tuple of (float, float)
-        Per band, range of the Kolmogorov seeing (ground) or of the Gaussian blur that is added to the base
-        PSF (space), arcsec.
-    base_fwhm : float or None
-        Width of the Gaussian base PSF of the tiles, pixel response not included, arcsec. None: the
-        diffraction PSF of an annular aperture (lambda/D 0.125", obscuration 0.4) times a Gaussian of sigma
-        0.03"; then the blur is Gaussian.
-    correlated : tuple of bool
-        Bands whose noise is interpolated from pixels three times as large.
-    drop : tuple of float
-        Chance that a band is missing.
-    """
-
-    pixel_scale: float
-    depth: tuple
-    fwhm: tuple
-    base_fwhm: float | None
-    correlated: tuple
-    drop: tuple
-
-
-CONDITIONS = {
-    "ground": Conditions(
-        pixel_scale=0.2,
-        depth=(25.7, 26.9, 27.0, 26.4, 25.8, 24.9),
-        fwhm=((0.5, 1.3),) * 6,
-        base_fwhm=0.45,
-        correlated=(False,) * 6,
-        drop=(0.15, 0.1, 0.1, 0.1, 0.1, 0.15),
-    ),
-    "space": Conditions(
-        pixel_scale=0.1,
-        depth=(26.2, 24.4, 24.4, 24.4),
-        fwhm=((0.03, 0.1), (0.36, 0.47), (0.37, 0.48), (0.38, 0.49)),
-        base_fwhm=None,
-        correlated=(False, True, True, True),
-        drop=(0.15, 0.1, 0.1, 0.1),
-    ),
-}
-
-
-
-
 
 
 # ------------------------------------------------------------------------------------- where to look

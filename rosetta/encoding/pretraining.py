@@ -16,9 +16,9 @@ from safetensors.torch import save
 from torch import nn
 
 from ..files import atomic_write
+from ..surveys import CONDITIONS
 from .losses import Objective, cosine_gap, rank_me, retrieval, same_sky
 from .network import SIDES
-from .observing import CONDITIONS
 from .training_windows import Windows
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingError", "train", "evaluate"]

@@ -8,8 +8,9 @@ import torch
 
 from ..images.image import band_images
 from ..images.positions import tangent
+from ..surveys import PIXEL_SCALE
 from .training_windows import TrainingTile, TrainingTileSide
-from .windows import PIXEL, is_native, same_grid
+from .windows import is_native, same_grid
 
 __all__ = ["training_tiles"]
 
@@ -51,8 +52,8 @@ def _training_tile(pair, index):
                 f"{where}: training adds its own noise and PSF to noise-free tiles: use rosetta.simulate.TrainingSet"
             )
         of_side = [image for image in band_images(pair).values() if image.side == side]
-        if not all(same_grid(p, of_side[0]) and is_native(p, PIXEL[side]) for p in of_side):
-            raise ValueError(f"{where}: the {side} bands must share one north-up grid of {PIXEL[side]} arcsec")
+        if not all(same_grid(p, of_side[0]) and is_native(p, PIXEL_SCALE[side]) for p in of_side):
+            raise ValueError(f"{where}: the {side} bands must share one north-up grid of {PIXEL_SCALE[side]} arcsec")
         center = center or of_side[0].center
         scale = np.array([np.sqrt(np.median(p.variance)) for p in of_side], np.float32)
         stack = np.stack([p.data / s for p, s in zip(of_side, scale, strict=True)]).clip(-6e4, 6e4)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..surveys import CONDITIONS
 from .losses import same_sky
 from .network import SIDES
-from .observing import CONDITIONS, PAD, observe
+from .observing import PAD, observe
 
 __all__ = ["Batch", "TrainingTile", "TrainingTileSide", "Windows", "cut", "draw_windows"]
 

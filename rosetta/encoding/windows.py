@@ -8,15 +8,15 @@ import torch
 from ..images.image import band_images, extent
 from ..images.positions import from_tangent, tangent
 from ..images.resampling import resampled
+from ..surveys import PIXEL_SCALE
 from .network import View, conditions
 
 __all__ = [
-    "PIXEL", "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "observing_conditions",
+    "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "observing_conditions",
     "same_grid", "side_view", "window_grid",
 ]
 
 PATCH = 16  # native pixels per token side
-PIXEL = {"ground": 0.2, "space": 0.1}  # arcsec; the grids the encoder was built for
 OVERLAP = 12.8  # arcsec shared by neighbouring windows
 STEP = 3.2  # arcsec; windows are multiples of one ground token
 SLACK = 0.8  # arcsec; a rim this narrow is not worth a window: two grids of one field differ in phase
@@ -59,14 +59,14 @@ def side_view(images, centers, window, knots):
         For all windows; flux over noise, compressed by asinh.
     """
     side = images[0].side
-    n = int(round(window / PIXEL[side]))
+    n = int(round(window / PIXEL_SCALE[side]))
     reference = images[0]
-    native = is_native(reference, PIXEL[side])
+    native = is_native(reference, PIXEL_SCALE[side])
     if native:
         corner = _native_corner(reference, centers, n)  # (n_window, 2) whole pixels (x, y)
         positions = _token_offsets(reference, corner, centers, n)
     else:
-        positions = np.broadcast_to(_ideal_offsets(n, PIXEL[side]), (len(centers), (n // PATCH) ** 2, 2))
+        positions = np.broadcast_to(_ideal_offsets(n, PIXEL_SCALE[side]), (len(centers), (n // PATCH) ** 2, 2))
     pixels = np.zeros((len(centers), len(images), n, n), np.float32)
     valid = np.zeros(pixels.shape, bool)
     for b, image in enumerate(images):
@@ -75,7 +75,8 @@ def side_view(images, centers, window, knots):
             if shared:
                 flux, variance, good = _crop(image, corner[w], n)
             else:
-                grid = _native_grid(reference, corner[w], n) if native else _ideal_grid(centers[w], n, PIXEL[side])
+                ideal = (centers[w], n, PIXEL_SCALE[side])
+                grid = _native_grid(reference, corner[w], n) if native else _ideal_grid(*ideal)
                 flux, variance, good = resampled(image, grid)
             valid[w, b] = good
             pixels[w, b] = np.arcsinh(np.divide(flux, np.sqrt(variance), out=np.zeros_like(flux), where=good))
@@ -192,4 +193,4 @@ def observing_conditions(pair, side, knots):
 
 def ideal_offsets(side, window):
     """Token offsets (n_token, 2) [east, north, arcsec] of the survey's ideal, centred grid."""
-    return _ideal_offsets(int(round(window / PIXEL[side])), PIXEL[side])
+    return _ideal_offsets(int(round(window / PIXEL_SCALE[side])), PIXEL_SCALE[side])

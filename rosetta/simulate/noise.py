@@ -1,16 +1,14 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Noise that makes a band as deep as it should be, and the blemishes of real detectors."""
 
+import astropy.units as u
 import numpy as np
 from scipy.ndimage import binary_dilation
 from scipy.signal import fftconvolve
 
-__all__ = ["add_defects", "equivalent_sigma", "sky_noise", "source_variance"]
+from ..surveys import EUCLID, RUBIN
 
-# Night-sky brightness, AB mag per square arcsecond (LSST SRD; in space: zodiacal light).
-_SKY_NM = (368.0, 480.0, 622.0, 754.0, 869.0, 971.0)
-_SKY_MAG = (22.9, 22.3, 21.2, 20.5, 19.6, 18.6)
-_SKY_SPACE = 22.3
+__all__ = ["add_defects", "equivalent_sigma", "sky_noise", "source_variance"]
 
 
 def equivalent_sigma(psf, depth):
@@ -83,7 +81,8 @@ def source_variance(image, sigma, pixel_scale, wavelength, ground):
     `~numpy.ndarray`
         nJy^2 per pixel.
     """
-    mag = np.interp(wavelength, _SKY_NM, _SKY_MAG) if ground else _SKY_SPACE
+    bands = (RUBIN if ground else EUCLID).bands
+    mag = np.interp(wavelength, [band.pivot.to_value(u.nm) for band in bands], [band.sky for band in bands])
     sky = 10 ** (0.4 * (31.4 - mag)) * pixel_scale**2
     return np.maximum(image, 0.0) * sigma**2 / sky
 

@@ -10,14 +10,13 @@ from scipy import fft
 
 from ..pair import SkyPair
 from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
-from .psf import NATIVE_PIXEL, FieldPSF
+from .psf import FieldPSF
 from .reader import TrainingSet
 
 __all__ = ["ObservedSet", "observe"]
 
 _SEEING = (0.85, 1.25)  # ground PSF widths relative to the nominal ones
 _DEPTH = (-1.0, 0.2)  # magnitudes added to the nominal depths of a side
-_SATURATION = {"ground": 17.5, "space": 18.0}  # AB, as in simulate_pair
 _EDGE = 2.0  # arcsec at the border of a tile that lack the light of sources beyond it
 _CUT = 1e-3  # of the base PSF's transform, below which it is not divided by
 
@@ -61,10 +60,10 @@ def _observe_band(rng, image, survey, band, side, seeing, depth):
     data, psf = _with_psf(image.data, image.psf, wanted)
     sigma = equivalent_sigma(psf, depth)
     photon = source_variance(data, sigma, scale, band.pivot.to_value(u.nm), ground)
-    native = NATIVE_PIXEL.get((survey.name, band.name), scale)
+    native = scale if band.native_pixel is None else band.native_pixel.to_value(u.arcsec)
     data = data + sky_noise(rng, data.shape, psf, depth, round(native / scale))
     data += rng.normal(size=data.shape) * np.sqrt(photon)
-    mask = add_defects(rng, data, 10 ** (0.4 * (31.4 - _SATURATION[side])) * psf.max())
+    mask = add_defects(rng, data, 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max())
     border = int(np.ceil(_EDGE / scale))
     mask[:border] = mask[-border:] = mask[:, :border] = mask[:, -border:] = True
     return NDData(

@@ -13,14 +13,13 @@ from .astrometry import AstrometricError
 from .dataset import truth_table
 from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
 from .population import FAMILIES, draw_scene
-from .psf import NATIVE_PIXEL, FieldPSF
+from .psf import FieldPSF
 from .rendering import Grid, add_stamp, draw_sources
 
 __all__ = ["simulate_pair"]
 
 _MARGIN = 6.0  # arcsec around the field in which sources still shed light into it
 # Point sources brighter than this saturate (AB).
-_SATURATION = {"ground": 17.5, "space": 18.0}
 
 
 def simulate_pair(
@@ -226,12 +225,12 @@ def _image(rng, scene, place, flux, survey, band, grid, wcs, half_size, *, groun
     image = image[0]
     photon = source_variance(image, sigma, grid.pixel_scale, band.pivot.to_value(u.nm), ground)
     if noise:
-        native = NATIVE_PIXEL.get((survey.name, band.name), grid.pixel_scale)
+        native = grid.pixel_scale if band.native_pixel is None else band.native_pixel.to_value(u.arcsec)
         image = image + sky_noise(sky, grid.shape, psf, depth, round(native / grid.pixel_scale))
         image += photons.normal(size=grid.shape) * np.sqrt(photon)
     mask = np.zeros(grid.shape, bool)
     if defects:
-        limit = 10 ** (0.4 * (31.4 - _SATURATION["ground" if ground else "space"])) * psf.max()
+        limit = 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max()
         mask = add_defects(detector, image, limit)
     return NDData(
         image.astype(np.float32),

@@ -17,7 +17,6 @@ _MOFFAT_BETA = 3.5
 _APERTURE = 1.2e9  # nm; the 1.2 m mirror of Euclid
 _OBSCURATION = 0.4
 #: Native pixel (arcsec) of bands that are delivered on a finer grid.
-NATIVE_PIXEL = {("Euclid", "Y_E"): 0.3, ("Euclid", "J_E"): 0.3, ("Euclid", "H_E"): 0.3}
 _FINE = 0.02  # arcsec between samples of space PSFs
 _PARAMS = galsim.GSParams(folding_threshold=5e-3, maxk_threshold=1e-3, kvalue_accuracy=1e-5)
 
@@ -85,7 +84,7 @@ class FieldPSF:
         else:
             scale = _FINE
             wavelength = band.pivot.to_value(u.nm)
-            native = NATIVE_PIXEL.get((survey.name, band.name))
+            native = None if band.native_pixel is None else band.native_pixel.to_value(u.arcsec)
             core = _space_core(wavelength, native, fwhm, self.pixel_scale, self.radius)
         step = np.round(0.4 * fwhm / scale * np.array([np.cos(turn), np.sin(turn)])).astype(int)
         lean = (1 - lopsided) * core + lopsided * np.roll(core, step, axis=(0, 1))
