@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What the frozen encoder sees in a pair of images."""
+"""The frozen encoder's representation of a pair of images."""
 
 import copy
 
@@ -23,7 +23,7 @@ FORMAT = 1  # of files
 
 
 class SkyEmbedding:
-    """What the frozen encoder sees in a `SkyPair`: tokens and one summary vector per window and side.
+    """The frozen encoder's representation of a `SkyPair`: tokens and one summary vector per window and side.
 
     Made by `~rosetta.CrossSurveyEncoder`, never by hand; immutable. Windows lie on one tangent-plane grid and
     overlap.
@@ -136,7 +136,8 @@ class SkyEmbedding:
         -------
         `~astropy.table.QTable`
             ``survey``, ``sky_center``, ``embedding`` (256), ``cls`` (384), ``coverage`` (fraction of valid
-            pixels), ``ood_score`` (larger is stranger; above 1 flagged ``OUT_OF_DISTRIBUTION``), ``flags``.
+            pixels), ``ood_score`` (larger: less like the training sky; above 1 flagged ``OUT_OF_DISTRIBUTION``),
+            ``flags``.
         """
         sides = list(self._sides.items())
         names = np.concatenate([[self._pair.survey(side).name] * len(self._centers) for side, _ in sides])

@@ -148,8 +148,8 @@ class Head:
     def fit(self, pairs, truth=None, *, seed, checkpoint=None):
         """Train the head's network; the encoder stays frozen.
 
-        Of the pairs that have rows every fifth and the last are held out: they choose when to stop, and what is
-        measured on them stands in the checkpoint.
+        Of the pairs that give training rows, every fifth and the last are held out. They decide when training stops,
+        and the results on them are stored in the checkpoint.
 
         Parameters
         ----------
@@ -170,7 +170,7 @@ class Head:
         ------
         ValueError
             If truth is needed and missing, or does not match the pairs; if the pairs give too few rows; or if the
-            checkpoint is damaged or of something else.
+            checkpoint is damaged or belongs to other pairs or another head.
         OSError
             If the checkpoint cannot be written.
         """

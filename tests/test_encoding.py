@@ -391,7 +391,7 @@ def test_tokens_that_are_left_out_are_left_out_of_the_trunk_only(encoder):
         turned = encoder("ground", replace(view, kept=order))
         torch.testing.assert_close(turned[0], replace(view, kept=order).of_kept(tokens), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(turned[1], cls, atol=1e-5, rtol=1e-5)
-        half, whole = (encoder._embed("ground", replace(view, kept=kept)) for kept in (view.kept, None))
+        half, whole = (encoder.embed("ground", replace(view, kept=kept)) for kept in (view.kept, None))
     assert half[0].shape[1] == 8
     torch.testing.assert_close(half[1], whole[1])
 

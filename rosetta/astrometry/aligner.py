@@ -65,18 +65,17 @@ class AlignerConfig:
 class LearnedAligner(Head):
     """Offsets between ground and space frames, per source and as a smooth field.
 
-    Each source of the reference image (VIS, else the sharpest space band), brought to a band's PSF, is fitted to that
+    Each source of the reference image (VIS, else the sharpest space band), convolved to a band's PSF, is fitted to that
     band's native pixels by weighted least squares for position, flux and background; the noise of both images is
-    propagated. A large initial error is first found by cross-correlation. The PSF need not be right, nor given: it is
-    corrected on what the brightest sources show. A field (shift, affine, polynomial or Gaussian process, whichever
-    predicts left-out sources best) goes through all sources.
+    propagated. A large initial error is first found by cross-correlation. The PSF may be wrong or missing: it is
+    corrected on the brightest sources. A field (shift, affine, polynomial or Gaussian process, whichever
+    predicts left-out sources best) is fitted to the offsets of all sources.
 
-    Sources stray from their frame beyond pixel noise. How far is fitted on the data at hand, apart for point sources
-    (stars move) and for all others (colour gradients). A small network reads the frozen tokens at each source and adds
-    its own opinion of which ones stray; how much that counts is fitted as well, and it cannot move a source. It
-    knows what its training pairs hold and no more: colour gradients and blends, but proper motion only where sources
-    moved between the two images of a pair (tiles observed twice through `rosetta.simulate` are one sky, without
-    motion).
+    Offsets of sources scatter about the field by more than pixel noise. This scatter is fitted on the same data,
+    separately for point sources (proper motions) and for all others (colour gradients). A small network uses the frozen
+    tokens at each source to predict which ones deviate. Its weight is fitted as well, and it cannot move a source. It
+    can predict only what its training pairs contain: colour gradients and blends, but proper motions only if sources
+    moved between the two images of a pair (in tiles observed through `rosetta.simulate` they do not).
 
     `fit` trains it on truth with ``sky_centroid``, ``d_ra_cosdec`` and ``d_dec``. Without truth, a known shift is
     injected into each ground WCS, and sources are compared with that shift plus the field that all others define.

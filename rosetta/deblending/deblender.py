@@ -35,10 +35,10 @@ class JEPADeblender(Head):
 
     Every source starts as an exponential disc with the moments of its detection. A few Gauss-Newton steps fit its
     shape to the sharpest image and the deepest ground bands, with the start as prior; then the fluxes of all
-    overlapping sources are solved together in every band. A small network reads the numbers of the fits, and the
-    residuals around a source, and says how likely it is a blend: it knows both sky seen by both sides and sky seen
-    from the ground alone. It does not read the encoder's tokens: they did not make it better. `fit` trains it on
-    truth with ``sky_centroid`` and ``flux_<band>``.
+    overlapping sources are solved together in every band. A small network estimates from features of the fits, and
+    from the residuals around a source, the probability that it is a blend. It is trained on sky observed by both
+    surveys and on sky observed from the ground alone. It does not use the encoder's tokens, which did not improve it.
+    `fit` trains it on truth with ``sky_centroid`` and ``flux_<band>``.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class JEPADeblender(Head):
             has one, ``label``: different integers, none of them -1). Light of sources that are not listed is
             not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
             equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
-            is none), then once more on the residuals; what is found in pieces is one source.
+            is none), then once more on the residuals; fragments of one galaxy are merged into one source.
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag

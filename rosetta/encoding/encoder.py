@@ -222,7 +222,7 @@ class CrossSurveyEncoder:
         return arrays
 
     def predict(self, embedding, survey):
-        """What ``survey`` should see, from what the other survey saw.
+        """Predict the tokens and the embedding of ``survey`` from those of the other survey.
 
         Parameters
         ----------
@@ -274,14 +274,14 @@ class CrossSurveyEncoder:
     def search(self, embedding, other, *, reach):
         """Find the windows of one embedding in another, wherever they lie in its windows.
 
-        An embedding holds the places of sources as phases of image waves: windows whose centres differ by two arcsec do
-        not look alike, be it that a header points wrong or that they were laid out differently. Here every window is
-        read again as if it lay elsewhere, all over a disc, and compared each time.
+        An embedding contains the positions of sources as phases of plane waves. So windows whose centres differ by two
+        arcsec are not similar, for instance if a header is wrong. Here every window is shifted to all positions on a
+        disc, encoded again, and compared each time.
 
         Parameters
         ----------
         embedding : `~rosetta.SkyEmbedding`
-            Its images are read again, some two and a half times per square arcsec of the disc.
+            Its images are encoded again, about two and a half times per square arcsec of the disc.
         other : `~rosetta.SkyEmbedding`
             Where to look.
         reach : `~astropy.units.Quantity`

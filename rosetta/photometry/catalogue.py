@@ -33,12 +33,12 @@ class EmbeddingPhotometry(Head):
 
     The solver is the deblender's, so a source's model sums to its flux. Its error adds in quadrature
     the noise with the overlap of neighbours (from the normal equations, times the image's measured
-    correlated-noise factor) and the template's uncertainty carried to each band. A small network has learned from
-    the fit's own features, and from what the fits left around a source, how many times too small that is, and which
-    relative error it lacks. All of it is scaled by the quantile of held-out pulls that makes one sigma mean 68 %
-    (split conformal prediction; Lei et al. 2018). Neither fluxes nor errors read the encoder's tokens: they
-    did not make the errors better. Untrained, as the constructor makes it, it gives the first two alone, which are
-    nearly right where no source is hidden, galaxies are smooth and PSFs exact.
+    correlated-noise factor) and the template's uncertainty carried to each band. A small network predicts from
+    features of the fit, and from the residuals around a source, a factor on this error and a relative error that is
+    added. All of it is scaled so that on held-out sky the true flux lies within one sigma for 68 % of the fluxes
+    (split conformal prediction; Lei et al. 2018). Neither fluxes nor errors use the encoder's tokens, which
+    did not improve the errors. Untrained, as the constructor makes it, it gives the first two terms alone, which are
+    nearly right where no source is undetected, galaxies are smooth and PSFs exact.
 
     Errors are calibrated on the scenes of one deblender: trained, it refuses those of another. `fit` needs truth with
     ``sky_centroid`` and ``flux_<band>``.
