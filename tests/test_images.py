@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from rosetta import Flag, SkyPair
 from rosetta.encoding.network import EncoderConfig
-from rosetta.encoding.windows import PIXEL, fitting_window, is_extrapolated, side_view, window_grid
+from rosetta.encoding.windows import fitting_window, is_extrapolated, side_view, window_grid
 from rosetta.images.image import BandImage, band_images
 from rosetta.images.moments import adaptive_moments
 from rosetta.images.positions import from_tangent, offset_coord, tangent
+from rosetta.surveys import PIXEL_SCALE
 
 KNOTS = {side: EncoderConfig().knots(side) for side in ("ground", "space")}
 angles = st.floats(-180, 180)
@@ -112,13 +113,13 @@ def test_token_positions_are_exact_on_any_grid(make_image, side):
     )
     def check(angle, parity, stretch, shift, east, north):
         source = SkyCoord(200, 35, unit="deg")
-        image = blob(make_image, n, PIXEL[side] * stretch, angle, parity, shift, source)
+        image = blob(make_image, n, PIXEL_SCALE[side] * stretch, angle, parity, shift, source)
         pair = SkyPair({"r": image}, None) if side == "ground" else SkyPair(None, {"VIS": image})
         plane = next(iter(band_images(pair).values()))
         center = offset_coord(source, -east, -north)
         view = side_view([plane], center.reshape(1), 12.8, KNOTS[side])
         found, _ = blob_in_view(view)
-        np.testing.assert_allclose(found, tangent(source, center)[0], atol=0.01 * PIXEL[side])
+        np.testing.assert_allclose(found, tangent(source, center)[0], atol=0.01 * PIXEL_SCALE[side])
 
     check()
 
