@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""`LearnedAligner`: the two surveys on one astrometric frame, with an honest error or a clear refusal."""
+"""`LearnedAligner`: the two surveys on one astrometric frame, with errors and a verdict."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -183,7 +183,7 @@ class LearnedAligner(Head):
             ICRS. The largest approximation error is logged; `align` states it in its ``meta``. It holds for the
             region that was fitted: the image, where ``wcs.pixel_shape`` (else ``wcs.pixel_bounds``) tells its size,
             or what the reference image covers with a margin of 5 % and 5 pixels. Set ``pixel_shape`` where the image
-            is not that large; outside of the region a polynomial is good for nothing.
+            is not that large; a polynomial is not valid outside of the region.
 
         Raises
         ------
@@ -464,7 +464,7 @@ def _table(images, sources, found, extras, model, meta, config):
     if found.joint is not None:
         parts.append(found.joint)
         agreeing = [p for p in found.parts if p.agrees and images[p.band].side == "ground"]
-        if extras:  # what makes a source stray does so in all bands alike: it does not average down either
+        if extras:  # this scatter is common to all bands, so it does not average down
             extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
     scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
     covs = {part.band: part.cov for part in parts}

@@ -20,7 +20,7 @@ def band_fields(xy, measured, side, scatter, model, config):
     side : dict
         Band -> "ground" or "space".
     scatter : dict
-        Band (or "joint") -> (n, n_component) shapes of what the sources may stray by; their sizes are fitted.
+        Band (or "joint") -> (n, n_component) relative scatter of the sources; its amplitudes are fitted.
     model : str
         As for `~rosetta.astrometry.field_fit.fit_field`; rules the joint field. A ground band has that field plus a
         shift (or an affine one), and a space band a shift (or an affine one), as its frame is the reference's own.

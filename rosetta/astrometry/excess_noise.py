@@ -1,9 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""How far a source may stray from its frame beyond its pixel noise, as learnt from the pairs it was trained on.
+"""Scatter of source positions beyond their pixel noise, predicted by a small network.
 
-A small network reads the frozen tokens at the source and a few classical numbers, and gives the extra
+The network reads the frozen tokens at the source and a few classical features, and predicts the extra
 scatter (mas, per axis) that is added in quadrature to the measured covariance. It cannot move a source.
-Colour gradients and blends stray in any pair; proper motion is known only where training pairs had it.
+Colour gradients and blends cause it in any pair; proper motion is predicted only if training pairs had it.
 """
 
 from dataclasses import dataclass

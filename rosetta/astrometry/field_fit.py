@@ -314,15 +314,15 @@ def fit_field(xy, offset, cov, *, scatter=None, model="auto", config=FieldConfig
         score = float(_gaussian_score(residual, expected)[0].sum())
         margin = config.margin
         first = chosen is not None and MODELS[name][1] and not MODELS[chosen[0]][1]  # the first with a process
-        # Scatter that a floor explains may be a field, and a polynomial that bends is no simpler than a process: the
-        # wider error is the safer one.
+        # Excess scatter may be unresolved structure of the field, and a curved polynomial is no simpler than a
+        # Gaussian process: prefer the process, whose errors are larger.
         if first and (MODELS[chosen[0]][0] > 1 or (chosen[1][2] > np.log(2) + chosen[1][1].low).any()):
             margin = -1.0
         if chosen is None or score > chosen[2] + margin:
             chosen = name, fitted, score
     if chosen is None:
         raise ValueError(f"model {model!r} cannot be fitted to {n} sources: use a simpler one")
-    # The flexible model may have bent to an outlier that the chosen one shows: weigh once more about that one.
+    # The flexible model may follow an outlier: compute the robust weights again, about the chosen model.
     name, fitted, score = chosen
     for _ in range(2):
         weight, wide, _ = _about(fitted, xy, offset, cov, scatter, config)

@@ -88,7 +88,7 @@ class Sources:
         return self.reference.jacobian(self.sky)
 
     def scatter(self, *more):
-        """Shapes of what sources stray by beyond pixel noise, (n, n_component): point sources', all others', more."""
+        """Relative scatter beyond pixel noise, (n, n_component): of point sources, of all others, predicted."""
         return np.stack([self.point, ~self.point, *more], -1).astype(float)
 
 

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""A PSF corrected on the data: what the sharp image, brought to this PSF, leaves of the brightest sources.
+"""A PSF corrected on the residuals of the brightest sources, after a fit with the sharp image brought to this PSF.
 
 The correction is a sum of Gauss-Hermite functions (Refregier 2003), common to all sources; each source's own
 amplitude, shift and background, and its neighbours' colour, are projected out. How large the coefficients may be is

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""How far sources stray from a polynomial field beyond their errors: the likelihood of many sizes in one call."""
+"""Scatter of sources about a polynomial field beyond their errors: the likelihood of many amplitudes in one call."""
 
 import numpy as np
 

@@ -134,7 +134,7 @@ class AstrometricSolution:
         Returns
         -------
         numpy.ndarray, shape (n, 2)
-            (east, north) in mas. They are those of the field; single sources stray from it.
+            (east, north) in mas. They are errors of the field; single sources scatter about it.
         """
         covariance = evaluate(self._field(band), tangent(coord, self.center))[1]
         return np.sqrt(covariance[:, [0, 1], [0, 1]])

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Features of fitted sources: what the fits say about them, in numbers that networks can read."""
+"""Features of fitted sources: input of the error and blend networks, computed from the fits."""
 
 import astropy.units as u
 import numpy as np
@@ -12,7 +12,7 @@ N_OF_BAND = 15
 
 
 def flux_features(scene):
-    """Features of each flux, (n, n_band, n_feature) float32: of its band, and of its source.
+    """Features of each flux, (n, n_band, n_feature) float32: those of its band, then those of its source.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ def flux_features(scene):
 def source_features(table, fits, images, template_covariance):
     """Features of each source, (n, `rosetta.deblending.blend_probability.N_FEATURE`) float32, whatever bands there are.
 
-    Mean and scatter over the bands that saw the source of fifteen features of its fit; and the residuals at its centre
-    and in rings around it (greatest, least, mean): significance of a point source there, in all bands together,
-    weighted as for one of the source's colours.
+    Mean and scatter over the measured bands of the fifteen features per band; then the residuals at the centre and in
+    rings around it (maximum, minimum, mean over angle). A residual is the S/N of a point source at that position, in
+    all bands together, for the colours of the source.
 
     Parameters
     ----------
@@ -81,7 +81,8 @@ def _of_sources(fits, features):
     scatter = np.sqrt(np.where(seen, (features - mean[:, None]) ** 2, 0.0).sum(axis=1) / count)
     weight = np.where(seen, np.maximum(np.sinh(features[..., :1]), 1.0), 0.0)
     weight /= np.maximum(np.sqrt((weight**2).sum(axis=1, keepdims=True)), 1e-9)
-    left = (weight * np.stack([fit.residual_snr / fit.noise for fit in fits], axis=1)).sum(axis=1)  # (n, len(RINGS))
-    rings = left[:, 1:].reshape(-1, len(RADII), N_ANGLE)
-    around = [left[:, :1], rings.max(axis=2), rings.min(axis=2), rings.mean(axis=2)]
+    # (n, 1 + len(RADII) * N_ANGLE)
+    residual = (weight * np.stack([fit.residual_snr / fit.noise for fit in fits], axis=1)).sum(axis=1)
+    rings = residual[:, 1:].reshape(-1, len(RADII), N_ANGLE)
+    around = [residual[:, :1], rings.max(axis=2), rings.min(axis=2), rings.mean(axis=2)]
     return np.concatenate([mean, scatter, np.arcsinh(np.concatenate(around, axis=1))], axis=1).astype(np.float32)

@@ -1,9 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Galaxies that were detected in fragments: which of the fitted sources are one, and the template they have together.
+"""Galaxies that were detected in fragments: which fitted sources belong together, and their common template.
 
-A smooth shape leaves spiral arms and knots over, and detection takes these for sources. Two galaxies that happen to lie
-in one line of sight are both smooth: the fit describes them. So a source is a fragment if it lies in the light of a
-brighter one, and its own model does not describe what is there.
+Spiral arms and knots are detected as sources of their own, and smooth models do not fit them. Two galaxies that happen
+to lie in one line of sight are both smooth, and the models fit. So a source is a fragment if it overlaps a brighter
+source and its own model does not fit its pixels.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def fragment_owners(mixtures, place, flux, misfit, config):
     Returns
     -------
     (n,) int array
-        Its own row for a source that is no fragment. A fragment of a fragment is one of the whole.
+        Its own row for a source that is no fragment. A fragment of a fragment belongs to the same owner.
     """
     owners, flux = np.arange(len(flux)), np.nan_to_num(flux)
     if len(flux) < 2:

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""A second look: sources that the residuals of a first fit show."""
+"""Sources that were not detected at first, found in the residuals of a first fit."""
 
 import astropy.units as u
 import numpy as np
@@ -21,7 +21,7 @@ def missed(engine, images, reference, sources, mixtures, config):
     engine : `~rosetta.deblending.engine.engine.Engine`
     images : dict of str to `~rosetta.images.image.BandImage`
     reference : `~rosetta.images.image.BandImage`
-        Of the whole field: what the templates are those of.
+        The full-field image at whose resolution the templates are defined.
     sources : `~rosetta.deblending.sources.Sources`
     mixtures : (n, K, 6) array
         Their fitted shapes.
@@ -54,7 +54,7 @@ def missed(engine, images, reference, sources, mixtures, config):
 
 
 def _residual(engine, mixtures, placed, config):
-    """The image less its models, which are themselves known to ``config.light_error`` only."""
+    """The residual image; a fractional model error ``config.light_error`` is added to its noise."""
     image = placed.image
     _, _, design = engine.fit_breadths(mixtures, placed, iterations=1)
     model = design.image(engine.fluxes(design, image)[0])

@@ -17,7 +17,7 @@ from .source_list import coincident
 __all__ = ["Roles", "TileFit", "fit_tile"]
 
 SAME_WIDTH = 0.12  # of ln(PSF width): bands of one side that are nearer than this share their flux slopes
-SLOPE_LIGHT = 3e-3  # of a source's light may be left out of a slope's stamp: it needs no faint wings
+SLOPE_LIGHT = 3e-3  # fraction of a source's light truncated in stamps for d ln(flux) / d(shape)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report):
         if len(extra):
             sources = sources.and_at(extra, detections, config)
     report()
-    # From the starts again: shapes that had swallowed a neighbour would not let go of it.
+    # From the initial shapes: a shape that absorbed an undetected neighbour would stay too large.
     parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
     report()
     place, mixtures = coincident(sources.coord), shapes.mixture(parameters)

@@ -1,2 +1,2 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Images as arrays: one carrier, its PSF, sky weight, noise and grids."""
+"""Images as arrays: `BandImage`, its PSF, sky weight, WCS, noise and resampling."""

@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The one carrier of an image, and the door at which NDData, WCS and units become plain arrays.
+"""`BandImage`: the image of one band as plain arrays; here NDData, WCS and units become numbers.
 
 Sky positions stay in double precision and leave here as pixels, or as offsets in arcsec from a stated centre.
 """

@@ -12,7 +12,7 @@ from .psf_core import OversampledCore, psf_core
 
 __all__ = ["PSF", "moffat"]
 
-NODE_STEP = 256  # native pixels, at most, between the places at which a function is asked for the PSF
+NODE_STEP = 256  # native pixels, at most, between the positions at which a PSF function is evaluated
 
 
 class PSF:

@@ -7,7 +7,7 @@ from scipy.interpolate import RectBivariateSpline
 
 __all__ = ["NODES", "interpolated", "on_grid", "resampled"]
 
-NODES = 17  # per axis: a WCS is smooth, so it is asked at few places
+NODES = 17  # per axis: a WCS is smooth, so it is evaluated at few positions
 
 
 def interpolated(values, rows, columns):
@@ -49,7 +49,7 @@ def resampled(image, grid):
 
     Each output pixel is the mean of k x k bilinear samples times the ratio of pixel areas; an output pixel
     is valid only where every input pixel it rests on is. The variance is that of white noise of the same
-    depth: interpolation lowers the scatter of single pixels, by an amount that beats with the pixel phase,
+    depth: interpolation lowers the scatter of single pixels, by an amount that depends on the sub-pixel phase,
     and raises their correlation, but does not make the image deeper.
     """
     n, nodes, sky, scale = grid

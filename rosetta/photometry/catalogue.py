@@ -127,7 +127,7 @@ class EmbeddingPhotometry(Head):
         return {**super()._trained_on(), "deblender": self._own_deblender().fingerprint}
 
     def _rows(self, pair, truth, index, seed):
-        """A row for each flux of the sources that are a true one, seen by both sides and by each alone."""
+        """A row for each flux of the sources with a true counterpart, from both sides and from each alone."""
         deblender, seen = self._own_deblender(), views(self._embedding(pair), ("ground", "space"))
         return joined_rows([training_rows(deblender(view), truth) for view in seen])
 
@@ -208,7 +208,7 @@ def _formal(scene):
 
 
 def training_rows(scene, truth):
-    """What the error network learns from in one scene: a row for each flux of the sources that are a true one.
+    """What the error network learns from in one scene: a row for each flux of the sources with a true counterpart.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def training_rows(scene, truth):
     -------
     dict of ndarray or None
         ``features`` (n, n_feature), and ``flux``, ``error`` and ``true`` (n,) in nJy, the bands of a source one after
-        the other; None if no source is a true one.
+        the other; None if no source has a true counterpart.
     """
     if len(scene) == 0 or len(truth) == 0:
         return None

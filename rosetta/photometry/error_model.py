@@ -72,7 +72,7 @@ class ErrorNet(FeatureNetwork):
     def loss(self, rows):
         """Of residuals: a row per flux with ``features`` (n, n_feature), ``flux``, ``error``, ``true`` (n,) in nJy.
 
-        Student's t with 4 degrees of freedom: a few swapped identities must not set the errors of all.
+        Student's t with 4 degrees of freedom: a few wrong matches with the truth must not set the errors of all.
         """
         widen, extra = self(rows["features"])
         variance = (widen.exp() * rows["error"]) ** 2 + (extra.exp() * rows["flux"]) ** 2

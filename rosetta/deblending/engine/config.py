@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The numbers that decide what the shape and flux fits give; they are stored with the weights of a deblender."""
+"""Settings of the shape and flux fits; they are stored with the weights of a deblender."""
 
 from dataclasses import dataclass
 
@@ -10,43 +10,46 @@ __all__ = ["EngineConfig"]
 class EngineConfig:
     """Settings of the fits.
 
+    The breadth of a source in a band says how much broader than its template it is, in units of the prior's sigma.
+
     Attributes
     ----------
     iterations : int
         Gauss-Newton steps of a shape fit, at most.
     patience : int
-        Sources whose steps are still being shortened may take this many times as many.
+        A source whose steps are still being shortened may take this many times ``iterations``.
     settled : float
-        Sigma: a source whose last step changed its images by less is left as it is.
+        A source has converged if its last step changed its images by less than this many sigma.
     prior_sigma : tuple of float
         Widths of the Gaussian prior of a shape about its start, along `rosetta.deblending.shapes.DIRECTIONS`.
     largest_step : tuple of float
         The longest step along each direction.
     largest_scale : float
-        arcsec: a larger source would be no galaxy, but a background or scattered light.
+        Largest half-light radius, arcsec. A larger source would be background or scattered light.
     largest_disc : float
-        No source is larger than this many times the exponential disc that would have been detected with its segment,
+        Largest size, as a multiple of the exponential disc that would have been detected with the same segment.
     largest_residual : float
-        and none that only the residuals showed is larger than this, arcsec.
+        Largest half-light radius of a source found in the residuals, arcsec.
     model_error : float
-        Error of a model, relative: pixels of bright sources are known no better than the PSF is.
+        Relative error of a model, because the PSF has an error; added to the noise in pixels of bright sources.
     faintest : float
-        S/N below which an image cannot tell how broad a source is.
+        S/N below which the breadth of a source is not fitted.
     broadest : float
-        Sigma: no breadth goes further.
+        Largest absolute breadth.
     tilt : float
-        Power of a Gaussian's width that its weight goes with, per unit of an image's size gradient. At 2.5 an
-        exponential disc becomes larger by half of what the gradient says.
+        The weights of a source's Gaussians are multiplied by width**p, with p = tilt * size gradient * breadth. At 2.5
+        the half-light radius of an exponential disc changes by half the size gradient.
     narrowest : float
-        arcsec: Gaussians that are narrower count as this wide.
+        Smallest width of a Gaussian in this product, arcsec.
     size_gradient : float
         Scatter of d ln(half-light radius) / d ln(wavelength) of galaxies.
     psf_error : float
         Error of a PSF's width, relative.
     point_snr : float
-        S/N below which a source is not tested for being a point: the smallest galaxies can pass for points.
+        S/N below which a source is not tested for being a point source: small galaxies would pass the test.
     point_chi2 : float
-        A point's chi2 may exceed that of the best shape by this much, in units of what a pixel has there.
+        A source is a point source if its chi2 exceeds that of the best shape by less than this many times the chi2 per
+        pixel there.
     """
 
     iterations: int = 6

@@ -86,8 +86,8 @@ def solve(design, data, noise, weight=None):
     Returns
     -------
     `Solution`
-        Sources that coincide share their common flux equally, with errors as large as their
-        indistinguishability asks for.
+        Sources that coincide share their common flux equally. Their errors are large, because the data
+        constrain only the sum.
     """
     n_source = len(design)
     optimal = weight is None

@@ -32,7 +32,7 @@ SIZES = np.array([21, 27, 35, 45, 55, 63, 81, 105, 135, 175, 225, 315, 405, 525,
 SHARE = 1e-3
 
 CORE = 21  # pixels: what folded frequencies add to a stamp of an extended source is within this
-RINGING = 0.05  # of the light: what is left of a source at Nyquist's frequency that makes it a sharp one
+RINGING = 0.05  # Fourier amplitude at the Nyquist frequency, relative to the flux, above which a source is undersampled
 
 # Numbers held at once while stamps are drawn; bounds the memory of a crowded field, and fits a cache.
 CHUNK = 1_000_000

@@ -17,9 +17,9 @@ from .rendering import draw, render, stamp_sizes
 
 __all__ = ["broadened", "design_of", "fit_breadths", "fit_shapes", "flux_slopes", "shape_weight"]
 
-DERIVED = 30.0  # derivatives may leave out this many times more light than the model: they only lead the way
-LARGEST_DERIVED = 405  # pixels: stamps of derivatives are no larger, whatever a source that fills the image leaves out
-BRIGHTEST = 1e3  # S/N above which single precision would leave covariances that are none
+DERIVED = 30.0  # stamps of derivatives truncate this many times more light: they affect convergence, not the result
+LARGEST_DERIVED = 405  # largest stamp of a derivative, pixels
+BRIGHTEST = 1e3  # S/N is capped here: above it, covariances in single precision would not be positive definite
 PRECISION = 0.03  # sigma, of the solution of the normal equations
 MOST_TURNS = 200  # of conjugate gradients
 
@@ -27,7 +27,7 @@ MOST_TURNS = 200  # of conjugate gradients
 def broadened(mixtures, breadth, placed, config):
     """Mixtures as an image sees them; ``breadth`` (n,) is in units of the placement's size gradient and PSF blur.
 
-    A galaxy's colours differ inside and outside, so what changes are the weights of its Gaussians, not their widths.
+    Galaxies have colour gradients: the weights of the Gaussians change with wavelength, their widths do not.
     """
     out, breadth = mixtures.copy(), breadth[:, None]
     tilt = placed.size_gradient * breadth * _reach(mixtures, config)
