@@ -8,16 +8,14 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.io.fits import Header
 from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
-from astropy.wcs import WCS
-from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
 from .flags import Flag
 from .images.psf import PSF, checked_array
-from .images.wcs_cards import cards_of, is_fits_wcs, wcs_of
+from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
 from .readonly import ReadOnlyDict
 from .surveys import EUCLID, RUBIN, Survey
 
-__all__ = ["SIDES", "SkyPair", "frozen_image", "slice_wcs"]
+__all__ = ["SIDES", "SkyPair", "frozen_image"]
 
 NJY = u.nJy
 SIDES = ("ground", "space")
@@ -503,25 +501,3 @@ def _slice_image(image, bounds):
     return frozen_image(
         image.data[window], image.uncertainty.array[window], image.mask[window], wcs, image.meta, psf
     )
-
-
-def slice_wcs(wcs, window):
-    """The WCS of ``image[window]``, for any APE-14 WCS.
-
-    Parameters
-    ----------
-    wcs : APE-14 WCS
-        Of the image; it is not modified.
-    window : tuple of slice
-        Rows and columns, [y, x].
-
-    Returns
-    -------
-    APE-14 WCS
-    """
-    # FITS lookup distortions are indexed by pixel and do not move with CRPIX: slice from outside.
-    if isinstance(wcs, WCS) and wcs.cpdis1 is None and wcs.det2im1 is None:
-        return wcs[window]
-    return HighLevelWCSWrapper(SlicedLowLevelWCS(wcs.low_level_wcs, window))
-
-

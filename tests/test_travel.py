@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rosetta import DeblendedScene, EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyEmbedding, SkyPair
-from rosetta.images.wcs_cards import cards_of, wcs_of
+from rosetta.images.wcs import cards_of, wcs_of
 from rosetta.io import pair as pair_io
 from rosetta.io._store import document, document_hdu, record, record_hdus
 from rosetta.readonly import ReadOnlyDict

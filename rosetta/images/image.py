@@ -13,13 +13,13 @@ import numpy as np
 from astropy.nddata import NDData, VarianceUncertainty
 
 from ..flags import Flag
-from ..pair import slice_wcs
 from ..readonly import ReadOnlyDict
 from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
 from .psf import PSF, moffat
 from .sky import sky_weight
+from .wcs import slice_wcs
 
 __all__ = ["BandImage", "band_images", "extent"]
 

@@ -9,7 +9,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 from .. import surveys as _surveys
 from ..flags import Flag
 from ..images.psf import PSF
-from ..images.wcs_cards import cards_of, is_fits_wcs
+from ..images.wcs import cards_of, is_fits_wcs
 from ..pair import SIDES, SkyPair, frozen_image
 from ._fits import as_path, celestial_wcs, native
 from ._store import check_format, document, document_hdu, extensions, save

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from ..images.wcs_cards import cards_of
+from ..images.wcs import cards_of
 from .output import check_output, replaced
 
 __all__ = ["MODELS", "PRODUCTS", "write", "write_models"]

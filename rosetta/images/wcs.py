@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""A FITS WCS as header cards, and back, to the last bit.
+"""The WCS of a part of an image; and a FITS WCS as header cards and back, to the last bit.
 
 ``WCS.to_header`` rounds to 14 digits (and so does ``pickle``), and to 20 characters a SIP coefficient, so that a
 position read through the copy differs from the original by some 1e-10 pixels, and everything measured there in its
@@ -10,8 +10,9 @@ import warnings
 
 from astropy.io import fits
 from astropy.wcs import WCS, WCSHDO_P17, FITSFixedWarning, WCSHDO_all
+from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
-__all__ = ["cards_of", "is_fits_wcs", "wcs_of"]
+__all__ = ["cards_of", "is_fits_wcs", "slice_wcs", "wcs_of"]
 
 
 def is_fits_wcs(wcs):
@@ -66,3 +67,23 @@ def wcs_of(header):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)  # obsolete dates; more axes than NAXIS says
         return WCS(header)
+
+
+def slice_wcs(wcs, window):
+    """The WCS of ``image[window]``, for any APE-14 WCS.
+
+    Parameters
+    ----------
+    wcs : APE-14 WCS
+        Of the image; it is not modified.
+    window : tuple of slice
+        Rows and columns, [y, x].
+
+    Returns
+    -------
+    APE-14 WCS
+    """
+    # FITS lookup distortions are indexed by pixel and do not move with CRPIX: slice from outside.
+    if isinstance(wcs, WCS) and wcs.cpdis1 is None and wcs.det2im1 is None:
+        return wcs[window]
+    return HighLevelWCSWrapper(SlicedLowLevelWCS(wcs.low_level_wcs, window))
