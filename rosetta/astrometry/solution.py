@@ -98,11 +98,31 @@ class AstrometricSolution:
         return FLAGS[self.verdict]
 
     def kind(self, band="joint"):
-        """Name of the model of a band's field: "shift", "affine", "polynomial2", "gp", "gp+shift", "coarse", ..."""
+        """Model of a band's field.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        str
+            "shift", "affine", "polynomial2", "gp", "gp+shift", "coarse", ...
+        """
         return self._field(band)["kind"]
 
     def frame(self, band):
-        """The band whose field ``band`` has: itself, or "joint" where its own sources were too few."""
+        """The band whose field a band uses.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        str
+            The band itself, or "joint" if it had too few sources of its own.
+        """
         return self._field(band).get("borrowed", band)
 
     def offset_at(self, coord, band="joint"):
@@ -129,7 +149,13 @@ class AstrometricSolution:
         return evaluate(self._field(band), tangent(coord, self.center), covariance=False)[0]
 
     def sigma_at(self, coord, band="joint"):
-        """One-sigma errors of `offset_at`, which has the same arguments.
+        """One-sigma errors of `offset_at`.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        band : str
+            Whose field.
 
         Returns
         -------
@@ -186,7 +212,16 @@ class AstrometricSolution:
             raise AlignmentError(f"offsets hold no alignment ({self.reason}): keep the header WCS")
 
     def same_as(self, other):
-        """Whether another solution is this one, as after a round trip through a file (bool)."""
+        """Whether another solution is this one, as after a round trip through a file.
+
+        Parameters
+        ----------
+        other : AstrometricSolution
+
+        Returns
+        -------
+        bool
+        """
         return (
             (self.verdict, self.fields) == (other.verdict, other.fields)
             and self.center.separation(other.center).arcsec < 1e-6
@@ -200,7 +235,15 @@ class AstrometricSolution:
 
 
 def as_solution(offsets):
-    """``offsets``, a table of the aligner or an `AstrometricSolution`, as the latter.
+    """The astrometric solution of what the aligner returned.
+
+    Parameters
+    ----------
+    offsets : `~astropy.table.QTable` or AstrometricSolution
+
+    Returns
+    -------
+    AstrometricSolution
 
     Raises
     ------

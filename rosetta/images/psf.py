@@ -63,7 +63,7 @@ class PSF:
         return PSF.of_parts, tuple(self.parts().values())
 
     def parts(self):
-        """What `of_parts` makes the same PSF of (dict): the samples of all cells, their places, how they are read."""
+        """The arguments with which `of_parts` makes the same PSF again (dict)."""
         x, y = self._nodes
         return {
             "samples": self._samples, "x": x, "y": y, "smooth": self._smooth, "oversampling": self._oversampling,
@@ -71,7 +71,23 @@ class PSF:
 
     @classmethod
     def of_parts(cls, samples, x, y, smooth, oversampling):
-        """The PSF that `parts` took apart: (n_cell, k, l) samples, rows of cells one after the other."""
+        """A PSF from what `parts` returns.
+
+        Parameters
+        ----------
+        samples : (n_cell, k, l) array
+            Oversampled stamps, rows of cells one after the other.
+        x, y : (n,) array
+            Pixel positions (0-based) of the grid's columns and rows.
+        smooth : bool
+            Whether to interpolate between nodes.
+        oversampling : int
+            Samples per pixel and axis.
+
+        Returns
+        -------
+        `PSF`
+        """
         new = cls.__new__(cls)
         new._set(samples, (np.array(x, float), np.array(y, float)), bool(smooth), int(oversampling))
         return new
@@ -111,7 +127,26 @@ class PSF:
 
     @classmethod
     def sampled(cls, function, shape, name="psf"):
-        """The PSF of an image of ``shape`` (ny, nx) as a function ``(x, y) -> (k, l) array`` gives it."""
+        """A PSF that a function of the position gives, evaluated at nodes at most `NODE_STEP` pixels apart.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(x, y)`` returns the PSF at a pixel position (0-based): a (k, l) array, always of one shape.
+        shape : tuple of int
+            (ny, nx) of the image.
+        name : str, optional
+            What error messages call it.
+
+        Returns
+        -------
+        `PSF`
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array cannot be a PSF, or its shape differs from the first one's.
+        """
         y, x = (np.linspace(0, n - 1, max(2, -(-n // NODE_STEP) + 1)) for n in shape)
         cells = []
         for row in y:
@@ -123,7 +158,7 @@ class PSF:
                     raise ValueError(f"{here} has shape {shapes}: return arrays of one shape")
         return cls.on_grid(np.reshape(cells, (len(y), len(x), *cells[0].shape)), x, y)
 
-    cells = property(lambda self: self._cells)
+    cells = property(lambda self: self._cells, doc="The PSF at each node, (n_cell, k, l) float64.")
 
     def __repr__(self):
         n, k, l = self._cells.shape
@@ -135,7 +170,17 @@ class PSF:
         return len(self._cells) == 1
 
     def covers(self, shape):
-        """Whether the nodes reach to within one step of the border of an image of ``shape`` (ny, nx) (bool)."""
+        """Whether the nodes reach to within one step of the border of an image.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            (ny, nx) of the image.
+
+        Returns
+        -------
+        bool
+        """
         for nodes, n in zip(self._nodes, shape[::-1], strict=True):
             if len(nodes) > 1:
                 step = np.diff(nodes).max()
@@ -144,7 +189,18 @@ class PSF:
         return True
 
     def weights(self, x, y):
-        """Share of each cell in the PSF at pixel positions (n,): (n, n_cell) float64, rows sum to 1."""
+        """Share of each cell in the PSF.
+
+        Parameters
+        ----------
+        x, y : (n,) array_like
+            Pixel positions, 0-based.
+
+        Returns
+        -------
+        (n, n_cell) float64 array
+            Rows sum to 1.
+        """
         x, y = (np.atleast_1d(np.asarray(v, float)) for v in (x, y))
         across, along = (_shares(v, nodes, self._smooth) for v, nodes in zip((x, y), self._nodes, strict=True))
         return (along[:, :, None] * across[:, None, :]).reshape(len(x), len(self._cells))
@@ -164,7 +220,17 @@ class PSF:
         return np.tensordot(self.weights(x, y)[0], self._cells, axes=1)
 
     def mean_over(self, shape):
-        """The mean PSF over an image of ``shape`` (ny, nx): (k, l) float64 array."""
+        """The mean PSF over an image.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            (ny, nx) of the image.
+
+        Returns
+        -------
+        (k, l) float64 array
+        """
         if self.constant:
             return self._cells[0]
         y, x = (np.linspace(-0.5, n - 0.5, 33) for n in shape)
@@ -177,14 +243,33 @@ class PSF:
         return self._samples.sum(axis=(1, 2)) / self._oversampling**2
 
     def cut(self, x0, y0):
-        """The PSF of a piece of the image whose first pixel is (x0, y0)."""
+        """The PSF of a part of the image.
+
+        Parameters
+        ----------
+        x0, y0 : int
+            First pixel of the part.
+
+        Returns
+        -------
+        `PSF`
+        """
         if self.constant:
             return self
         # The cells are the same, and so is all that is known of them.
         return self._with(self._samples, (self._nodes[0] - x0, self._nodes[1] - y0), self._results)
 
     def scaled(self, factors):
-        """The PSF with each cell multiplied by a factor (n_cell,)."""
+        """The PSF with each cell multiplied by a factor.
+
+        Parameters
+        ----------
+        factors : (n_cell,) array_like
+
+        Returns
+        -------
+        `PSF`
+        """
         return self._with(self._samples * np.asarray(factors, float)[:, None, None], self._nodes)
 
     def centred(self):
@@ -200,7 +285,20 @@ class PSF:
         return self._with(np.stack(samples), self._nodes) if moved else self
 
     def once(self, key, function):
-        """``function()``, worked out once for these cells and this key."""
+        """A quantity derived from the cells, computed once.
+
+        Parameters
+        ----------
+        key : hashable
+            Its name.
+        function : callable
+            Computes it; takes no arguments.
+
+        Returns
+        -------
+        object
+            What ``function`` returned the first time.
+        """
         if key not in self._results:
             self._results[key] = function()
         return self._results[key]
@@ -208,20 +306,35 @@ class PSF:
     @property
     def cores(self):
         """Every cell as a continuous function (see `psf_core`), or None where the pixels sample the PSF well enough."""
+        return self.once("cores", self._fitted_cores)
 
-        def fitted():
-            if self._oversampling > 1:
-                return tuple(OversampledCore(samples, self._oversampling) for samples in self._samples)
-            mean = psf_core(self._cells.mean(axis=0))
-            if mean is None or self.constant:
-                return None if mean is None else (mean,)
-            return tuple(psf_core(cell, tuple(mean.shape)) or mean for cell in self._cells)
-
-        return self.once("cores", fitted)
+    def _fitted_cores(self):
+        if self._oversampling > 1:
+            return tuple(OversampledCore(samples, self._oversampling) for samples in self._samples)
+        mean = psf_core(self._cells.mean(axis=0))
+        if mean is None or self.constant:
+            return None if mean is None else (mean,)
+        return tuple(psf_core(cell, tuple(mean.shape)) or mean for cell in self._cells)
 
 
 def checked_array(array, name):
-    """An array that can be a PSF, (k, l) float64, or an error that names it."""
+    """The array as float64, after checks that it can be a PSF.
+
+    Parameters
+    ----------
+    array : array_like
+    name : str
+        What error messages call it.
+
+    Returns
+    -------
+    (k, l) float64 array
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not 2-D with odd sides, or has masked or non-finite pixels or no positive flux.
+    """
     if np.ma.isMaskedArray(array) and np.ma.getmaskarray(array).any():
         raise ValueError(f"{name} has masked pixels: fill them, for instance with the PSF mirrored about its centre")
     array = np.asarray(array)
