@@ -15,7 +15,7 @@ PACKAGE = Path(rosetta.__file__).parent
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
     registry surveys flags readonly files checkpoint
-    images images.cache images.moments images.psf_core images.psf images.positions images.sky images.wcs
+    images images.cache images.moments images.psf_core images.psf images.positions images.sky images.wcs images.wcs_fit
     images.image images.filtering images.noise images.resampling
     pair
     io._fits io._store io.euclid io.rubin io.pair io._pair io
@@ -47,7 +47,7 @@ ORDER = """
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
     "surveys", "pair", "embedding", "matching", "cli",
-    "images.positions", "images.wcs", "images.image", "detection.detection",
+    "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
     "deblending.source_list", "deblending.sources", "deblending.residual_search", "deblending.tile_fit",

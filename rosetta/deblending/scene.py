@@ -10,13 +10,12 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.table import QTable
-from astropy.wcs import WCS
 
-from ..astrometry import corrected_wcs
 from ..astrometry.solution import AstrometricSolution, as_solution
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images
+from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
 from ..io._store import check_format, document, document_hdu, extensions, record, record_hdus, save
 from ..readonly import ReadOnlyDict
@@ -32,7 +31,6 @@ __all__ = ["DeblendedScene", "Templates"]
 FORMAT = 1  # of files
 PAINTED = 256  # sources drawn at a time
 BLENDED_ABOVE, LOWEST_SNR, POOR_CHI2 = 0.05, 3.0, 3.0  # blendedness, S/N and reduced chi2 at which flags are set
-TAN_GOAL = 5.0  # mas: a WCS that TAN holds worse than this is given SIP terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,12 +291,8 @@ class DeblendedScene:
         mixture = self._templates.mixtures[row].copy()
         mixture[:, 1:3] -= centroids(mixture)  # it is shown about its own middle
         image = evaluate(mixture)
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-        center = self._table["sky_centroid"][row].icrs
-        wcs.wcs.crval = [center.ra.deg, center.dec.deg]
-        wcs.wcs.cdelt = [-REFERENCE_SCALE / 3600, REFERENCE_SCALE / 3600]
-        wcs.wcs.crpix = [image.shape[1] // 2 + 1, image.shape[0] // 2 + 1]
+        middle = (image.shape[1] // 2, image.shape[0] // 2)
+        wcs = blank(self._table["sky_centroid"][row].icrs, middle, np.diag([-REFERENCE_SCALE, REFERENCE_SCALE]))
         return CCDData(image, unit=u.dimensionless_unscaled, wcs=wcs, meta={"label": int(label)})
 
     def residual(self, band):
@@ -348,7 +342,7 @@ class DeblendedScene:
     @cached_property
     def _fits_wcs(self):
         """FITS WCS of every band, and the largest error of its fit (mas; None where it is the band's own)."""
-        return {band: _fits_wcs(self.images[band]) for band in self._fits}
+        return {band: as_fits_wcs(self.images[band]) for band in self._fits}
 
     def _wcs_of(self, band):
         """WCS of an image of a band, and the start of its meta."""
@@ -505,22 +499,6 @@ def _extver(side):
 def _columns(table):
     """The columns of a table by name."""
     return {name: table[name] for name in table.colnames}
-
-
-def _fits_wcs(image):
-    """The image's WCS and None, or a fit by TAN, else TAN-SIP, and its largest error in mas."""
-    if isinstance(image.wcs, WCS):
-        return image.wcs, None
-    ny, nx = image.shape
-    x, y = (v.ravel() for v in np.meshgrid(np.linspace(-0.5, nx - 0.5, 41), np.linspace(-0.5, ny - 0.5, 41)))
-    sky = image.pixel_to_sky(x, y)
-    for form in (corrected_wcs._tan, corrected_wcs._sip):
-        wcs = form(image.wcs, x, y, sky)
-        residual = corrected_wcs._residual(wcs, x, y, sky)
-        if residual < TAN_GOAL:
-            break
-    wcs.pixel_shape = (nx, ny)
-    return wcs, residual
 
 
 def centroids(mixtures):
