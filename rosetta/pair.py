@@ -442,20 +442,27 @@ def _gridded(where, model):
 
 
 def _light_beyond(psf):
-    """Fraction of light outside the stamp, from a power law through its two outermost rings."""
+    """Fraction of light outside the stamp, if the wings follow a power law.
+
+    Two annuli of equal ratio of radii hold the light of a power law in the ratio q of a geometric series. They are wide
+    enough to average over diffraction rings.
+    """
     ny, nx = psf.shape
     y, x = np.mgrid[:ny, :nx]
-    radius = np.hypot(x - nx // 2, y - ny // 2)
-    edge = min(nx, ny) // 2
+    radius, edge = np.hypot(x - nx // 2, y - ny // 2), min(nx, ny) / 2
     if edge < 5:
         return 0.0
-    inner = psf[np.abs(radius - 0.8 * edge) < 1].mean()
-    outer = psf[np.abs(radius - (edge - 1)) < 1].mean()
-    if not 0 < outer < inner:
+    inner, middle = edge / 2, edge / 2**0.5
+    light = [
+        psf[(radius >= low) & (radius < high)].mean() * np.pi * (high**2 - low**2)
+        for low, high in ((inner, middle), (middle, edge))
+    ]
+    if not min(light) > 0:
         return 0.0
-    slope = np.log(inner / outer) / np.log((edge - 1) / (0.8 * edge))
-    slope = np.clip(slope, 2.5, 8.0)
-    return float(np.clip(2 * np.pi * outer * edge**2 / (slope - 2), 0.0, 0.05))
+    # Slopes of the profile from -8 to -3, that of diffraction: no aperture has a shallower one.
+    q = np.clip(light[1] / light[0], 2.0**-3, 2.0**-0.5)
+    beyond = light[1] * q / (1 - q) - psf[radius >= edge].sum()  # the corners of the stamp are not outside
+    return float(np.clip(beyond, 0.0, 0.05))
 
 
 def _check_overlap(side, band, image, images):
