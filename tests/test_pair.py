@@ -117,6 +117,21 @@ def test_truncated_psf_is_corrected_and_flagged(make_image):
     assert kept.ground["r"].psf.sum() == pytest.approx(short.sum(), abs=0.015)
 
 
+@pytest.mark.parametrize("half", [20, 30, 40])
+@pytest.mark.parametrize("kind", ["diffraction", "moffat", "kolmogorov"])
+def test_light_beyond_a_psf_stamp(make_image, kind, half):
+    """Diffraction rings at the edge of a stamp do not decide how much light is beyond it."""
+    galsim = pytest.importorskip("galsim")
+    profile, scale, limit = {
+        "diffraction": (galsim.Airy(lam_over_diam=0.12, obscuration=0.36), 0.1, 0.007),
+        "moffat": (galsim.Moffat(3.0, fwhm=0.8), 0.2, 0.001),
+        "kolmogorov": (galsim.Kolmogorov(fwhm=0.8), 0.2, 0.0025),
+    }[kind]
+    stamp = profile.drawImage(nx=2 * half + 1, ny=2 * half + 1, scale=scale, dtype=float).array
+    pair = SkyPair({"r": make_image(96, scale, psf=stamp / stamp.sum())}, None)
+    assert pair.ground["r"].psf.sum() == pytest.approx(stamp.sum(), abs=limit)
+
+
 def _replaced(**parts):
     return lambda make: SkyPair({"r": make(64, 0.2, **parts)}, None)
 
