@@ -158,7 +158,6 @@ def main():
         "bound, unknown bulge and disc": (timed(bound), placed),
         "true template": (timed(true_template), placed),
     }
-    print("scarlet_lite: left out (not on the package index)")
     first = {}  # methods that see the first blends only
     if options.scarlet2:
         try:
