@@ -6,7 +6,6 @@ from dataclasses import asdict
 import astropy.units as u
 import numpy as np
 import pytest
-import torch
 from astropy.nddata import NDData
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
@@ -286,15 +285,3 @@ def test_training_refuses_noisy_images(tiny_encoder, make_image):
     noisy = [SkyPair({b: make_image(120, 0.2) for b in "ugrizy"}, dict(pairs[0].space))]
     with pytest.raises(ValueError, match="noise-free tiles: use rosetta.simulate.TrainingSet"):
         tiny_encoder.fit(noisy, config=TINY_TRAINING)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_cuda_agrees_with_the_cpu(tiny_encoder, embedding, pair, make_image, tmp_path):
-    tiny_encoder.save(tmp_path / "encoder.safetensors")
-    on_gpu = CrossSurveyEncoder.from_pretrained(tmp_path / "encoder.safetensors", device="cuda")
-    found = on_gpu(pair, window=12.8 * u.arcsec)
-    assert found.fingerprint == embedding.fingerprint
-    for side in ("ground", "space"):
-        np.testing.assert_allclose(found.sides[side]["tokens"], embedding.sides[side]["tokens"], atol=2e-3)
-    on_gpu.fit(Pairs(make_image, 2), config=TINY_TRAINING)
-    assert on_gpu.provenance["steps"] == 2

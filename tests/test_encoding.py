@@ -260,7 +260,9 @@ def test_a_source_lands_in_the_token_of_its_position(turn):
         turned = -turned[::-1]  # east is left: a transposed array swaps the axes and both signs
     for side in ("ground", "space"):
         size = round(12.8 / CONDITIONS[side].pixel_scale)
-        images, positions = training_windows.cut([tile.side(side)], center, np.array([turn]), size)
+        images, positions = training_windows.cut(
+            [tile.side(side).pixels], np.zeros(1, int), tile.side(side).affine[None], center, np.array([turn]), size
+        )
         image = images[0, 0, observing.PAD : -observing.PAD, observing.PAD : -observing.PAD].double()
         n = size // 16
         token = positions[0].double().numpy()

@@ -254,16 +254,6 @@ def test_a_training_that_is_never_finite_is_refused():
         trained(0, data, data)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_heads_train_where_they_are_told(tiny_encoder, pairs):
-    head = LineHead(tiny_encoder)
-    head._device = torch.device("cuda")
-    state = torch.cuda.get_rng_state()
-    head.fit(pairs, seed=4)
-    assert head._network.line.weight.is_cuda and torch.equal(state, torch.cuda.get_rng_state())
-    assert head._provenance["slope"] == pytest.approx(2, abs=0.01)
-
-
 # ---------------------------------------------------------------------------- full disks
 @contextmanager
 def full_disk(n_byte):

@@ -193,7 +193,8 @@ def _observe(sky, side, where, window, random, look, slope):
         centers = _moved(sky, where, window, look.pointing * np.stack([np.cos(angle), np.sin(angle)], -1))
     size = round(window / conditions.pixel_scale)
     chosen = [sky.tiles[i].side(side) for i in where.tile]
-    images, positions = training_windows.cut(chosen, centers, np.zeros((n, 3), bool), size)
+    affine, still = np.stack([one.affine for one in chosen]), np.zeros((n, 3), bool)
+    images, positions = training_windows.cut([one.pixels for one in chosen], np.arange(n), affine, centers, still, size)
     scale = torch.stack([one.scale for one in chosen])
     if look.bandpass:
         images = _redder(images * scale[..., None, None], survey, look.bandpass) / scale[..., None, None]

@@ -208,9 +208,9 @@ def calibrate(model, tiles, held_out, config):
     trained = _measured_windows(config)
     smallest, _, batch = trained[0]
     sizes = np.unique(np.round(np.geomspace(smallest, 4 / 3 * trained[-1][0], N_SIZE) / 3.2)) * 3.2
-    sets = []
+    sets, device = [], next(model.parameters()).device
     for chosen, more in ((tiles, 4), (held_out, 2)):  # more windows than a summary has numbers
-        windows = Windows(chosen, device=next(model.parameters()).device)
+        windows = Windows(chosen, device=device)
         found = {side: ([], []) for side in SIDES}
         random = torch.Generator().manual_seed(config.seed)
         for window in sizes.tolist():
@@ -227,7 +227,9 @@ def calibrate(model, tiles, held_out, config):
                     found[side][1].append(present[seen])
         sets.append({side: tuple(map(torch.cat, parts)) for side, parts in found.items()})
     for side in SIDES:
-        model.novelty[side].fit(sets[0][side], sets[1][side])
+        # On the CPU: least squares on a GPU need a design of full rank, and a set of bands may be absent.
+        sets_of_side = [tuple(array.cpu() for array in part[side]) for part in sets]
+        model.novelty[side].cpu().fit(*sets_of_side).to(device)
 
 
 def _fewer_bands(view, random):

@@ -2,7 +2,7 @@
 """The shared vision transformer: one trunk that reads either survey, and the cross-survey predictor."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,8 @@ class View:
         Token centres, (east, north) in arcsec from the window centre, (n_batch, n_token, 2),
         row-major in the patch grid.
     mix : `torch.Tensor`
-        Share of each band on each wavelength knot, (n_band, n_knot); rows sum to 1.
+        Share of each band on each wavelength knot, (n_band, n_knot); rows sum to 1. It stays on the CPU, where looking
+        at it does not wait for the device.
     fwhm, depth : `torch.Tensor`
         PSF width in arcsec and 5-sigma point-source depth (AB), (n_batch, n_band).
     kept : `torch.Tensor` of int, optional
@@ -63,8 +64,9 @@ class View:
 
     def to(self, device):
         """The same view on another device."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return View(*(value if value is None else value.to(device) for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if name != "mix" and value is not None}
+        return replace(self, **moved)
 
     def of_kept(self, values):
         """Of values of all tokens, (n_batch, n_token, ...), those of the tokens that are kept."""
@@ -202,7 +204,9 @@ def spectrum(tokens, positions):
     """
     n = tokens.shape[-1] // 4
     plain, real, imaginary = tokens.split((tokens.shape[-1] - 2 * n, n, n), -1)
-    phase = positions.float() @ wave_vectors(n, positions.device).T  # (n_batch, n_token, n)
+    # Products and a sum, which autocast leaves in float32: as a bfloat16 matrix product, phases are off by .4 rad.
+    waves, (east, north) = wave_vectors(n, positions.device), positions.float().split(1, -1)
+    phase = east * waves[:, 0] + north * waves[:, 1]  # (n_batch, n_token, n)
     cos, sin = phase.cos(), phase.sin()
     turned = ((real * cos - imaginary * sin).sum(1), (real * sin + imaginary * cos).sum(1))
     return torch.cat([plain.float().sum(1), *turned], -1) / math.sqrt(tokens.shape[1])
@@ -318,6 +322,7 @@ class _Stem(nn.Module):
         share = (F.max_pool2d(cells, _MASK_CELLS) > 0).to(pixels.dtype)  # (n_batch, n_band, row, column)
         mix = view.mix.to(pixels.dtype)  # (n_band, n_knot)
         if not _is_identity(mix):
+            mix = mix.to(pixels.device, non_blocking=True)
             # Weights that are linear in mix: mixing the images is mixing the weights, and cheaper.
             pixels, cells, share = (_mixed(images, mix) for images in (pixels, cells, share))
             # Several bands on one knot are averaged, so that no knot speaks louder than in training.
@@ -337,7 +342,7 @@ class _Stem(nn.Module):
 
 
 def _is_identity(mix):
-    return mix.shape[0] == mix.shape[1] and torch.equal(mix, torch.eye(len(mix), dtype=mix.dtype, device=mix.device))
+    return mix.shape[0] == mix.shape[1] and torch.equal(mix, torch.eye(len(mix), dtype=mix.dtype))
 
 
 def _mixed(images, mix):
@@ -367,7 +372,7 @@ def conditions(view):
         (n_batch, n_knot, 3), centred and scaled to O(1); zero where no band is present.
     """
     present = view.valid.flatten(2).any(-1)  # (n_batch, n_band)
-    weight = present[..., None] * view.mix.float()  # (n_batch, n_band, n_knot)
+    weight = present[..., None] * view.mix.float().to(present.device, non_blocking=True)  # (n_batch, n_band, n_knot)
     values = torch.stack([2 * (view.fwhm.log() + 0.7), (view.depth - 25.5) / 1.5], -1)  # (n_batch, n_band, 2)
     values = torch.where(present[..., None], values, 0.0)
     total = weight.sum(1)[..., None]  # (n_batch, n_knot, 1)

@@ -2,6 +2,7 @@
 """How a survey observes: PSF, depth, noise and masks, drawn anew for every training window."""
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ def observe(images, scale, positions, conditions, mix, random):
     device = images.device
     fwhm, shear = draw_psf(conditions, n, random, device)
     blurred = convolve(images, fwhm, shear, conditions)
-    depth = torch.tensor(conditions.depth, device=device) + _uniform(random, (n, 1), -0.8, 0.5, device)
+    depth = _constant(conditions.depth, device) + _uniform(random, (n, 1), -0.8, 0.5, device)
     depth = depth + _uniform(random, (n, n_band), -0.6, 0.4, device)
     otf = transfer(fwhm, shear, conditions)
     sigma = pixel_sigma(depth, otf)  # nJy
@@ -58,11 +59,17 @@ def observe(images, scale, positions, conditions, mix, random):
         pixels=_asinh(noisy).mul_(valid),
         valid=valid,
         positions=positions,
-        mix=mix.to(device),
+        mix=mix,
         fwhm=image_fwhm(otf, conditions) * (0.03 * _normal(random, (n, n_band), device)).exp(),
         depth=depth,
     )
     return view, _asinh(signal)
+
+
+@lru_cache(maxsize=64)
+def _constant(values, device):
+    """Numbers of a survey as a tensor, kept on the device: a copy at every step would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def _asinh(x):
@@ -81,7 +88,7 @@ def _normal(random, shape, device):
 
 def draw_psf(conditions, n, random, device):
     """Seeing or blur (arcsec), (n, n_band), and ellipticity, (n, n_band, 2)."""
-    low, high = torch.tensor(conditions.fwhm, device=device).T
+    low, high = _constant(conditions.fwhm, device).T
     n_band = len(low)
     # Bands of one window share most of their seeing.
     shared = _uniform(random, (n, 1), 0, 1, device)
@@ -185,7 +192,8 @@ def transfer(fwhm, shear, conditions):
 def _plane_weight(device):
     # A mean over the full frequency plane from its stored half.
     weight = torch.full((_PSF_GRID // 2 + 1,), 2.0 / _PSF_GRID**2, device=device)
-    weight[[0, -1]] /= 2
+    weight[0] /= 2
+    weight[-1] /= 2
     return weight
 
 
@@ -211,7 +219,7 @@ def noise_rms(otf, conditions):
     spectrum = _interpolated(fx) * _interpolated(fy)  # mean 1
     # The filter psf / sum(psf^2) has the variance rms^2 sum(power spectrum |OTF|^2) / (sum |OTF|^2)^2.
     smoother = (total / (power * spectrum).sum((-2, -1))).sqrt()
-    correlated = torch.tensor(conditions.correlated, device=otf.device)
+    correlated = _constant(conditions.correlated, otf.device)
     return torch.where(correlated, smoother, 1.0)
 
 
@@ -233,15 +241,14 @@ def image_fwhm(otf, conditions):
     return (widths[0] * widths[1]).sqrt()[..., 0] * conditions.pixel_scale
 
 
-def _triangle():
-    steps = torch.arange(1 - _NATIVE, _NATIVE)
+def _triangle(device=None):
+    steps = torch.arange(1 - _NATIVE, _NATIVE, device=device)
     return steps, 1 - steps.abs() / _NATIVE
 
 
 def _interpolated(f):
     """Power spectrum (mean 1) of linearly interpolated white noise along one axis."""
-    steps, weight = _triangle()
-    steps, weight = steps.to(f.device), weight.to(f.device)
+    steps, weight = _triangle(f.device)
     transfer = (weight * torch.cos(2 * math.pi * f[..., None] * steps)).sum(-1)
     return transfer.square() / weight.square().sum()
 
@@ -250,19 +257,22 @@ def noise(shape, conditions, random, device):
     """Unit-variance noise: white, or interpolated from native pixels three times as large."""
     n, n_band, size, _ = shape
     out = torch.empty(shape, device=device)
-    correlated = torch.tensor(conditions.correlated)
-    white = (~correlated).nonzero().flatten().tolist()
+    correlated = [band for band in range(n_band) if conditions.correlated[band]]
+    white = [band for band in range(n_band) if not conditions.correlated[band]]
     for band in white:
         out[:, band] = _normal(random, (n, size, size), device)
-    if len(white) < n_band:
+    if correlated:
         native = size // _NATIVE + 3
-        coarse = _normal(random, (n, n_band - len(white), native, native), device)
+        coarse = _normal(random, (n, len(correlated), native, native), device)
         fine = F.interpolate(coarse, scale_factor=_NATIVE, mode="bilinear", align_corners=False)
-        shift = torch.randint(_NATIVE, (2,), generator=random, device=device).tolist()
-        top, left = (_NATIVE + s for s in shift)  # the outermost native pixels are extrapolated
+        # The outermost native pixels are extrapolated. The shift stays on the device: asking for it would wait.
+        first = _NATIVE + torch.randint(_NATIVE, (2, 1), generator=random, device=device)
+        rows, columns = first + torch.arange(size, device=device)
+        fine = fine.index_select(-2, rows).index_select(-1, columns)
         _, weight = _triangle()
         norm = _NATIVE / float(weight.square().sum())  # 1 / (variance of one axis), squared below by two axes
-        out[:, correlated.to(device)] = fine[..., top : top + size, left : left + size] * norm
+        for k, band in enumerate(correlated):
+            out[:, band] = fine[:, k] * norm
     return out
 
 
@@ -292,9 +302,7 @@ def _valid(signal, conditions, random):
     hit = rows.transpose(-2, -1) @ inside[1][:, None]  # (n, n_band, size, size)
     column = torch.randint(4 * size, (n, n_band, 1, 1), generator=random, device=device)
     limit = _uniform(random, (n, n_band, 1, 1), math.log(300.0), math.log(1e5), device).exp()
-    drop = torch.rand(n, n_band, generator=random, device=device) < torch.tensor(
-        conditions.drop, device=device
-    )
+    drop = torch.rand(n, n_band, generator=random, device=device) < _constant(conditions.drop, device)
     # One band always stays.
     keep = torch.randint(n_band, (n, 1), generator=random, device=device)
     drop &= torch.arange(n_band, device=device) != keep

@@ -54,8 +54,8 @@ class TrainConfig:
     clip : float
         Largest norm of the gradient.
     seed : int
-    bf16 : bool
-        Autocast to bfloat16.
+    bf16 : bool or None
+        Autocast to bfloat16. None: where the device multiplies it faster than float32.
     weights : dict
         Weight of each term of `~rosetta.encoding.losses.Objective`.
     keep : float
@@ -72,7 +72,7 @@ class TrainConfig:
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
-    bf16: bool = True
+    bf16: bool | None = None
     weights: dict = field(default_factory=lambda: {"match": 1.0, "own": 1.0, "cross": 1.0, "latent": 0.5})
     keep: float = 0.5
     log_every: int = 20
@@ -210,6 +210,8 @@ def train(
     if checkpoint is not None and Path(checkpoint).exists():
         step, elapsed, seen = _load_state(checkpoint, model, optimizer, identity)
         log.info("resumed %s at step %d", checkpoint, step)
+    bf16 = fast_bfloat16(device) if config.bf16 is None else config.bf16
+    finite = torch.ones((), dtype=torch.bool, device=device)
     start = time.monotonic() - elapsed
     history, since, pairs = [], time.monotonic(), 0
     progress = config.progress(step, elapsed)
@@ -218,23 +220,26 @@ def train(
         batch = windows.batch(window, n, config.seed, step, config.keep)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(progress)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss, terms, embeddings = objective(encoder, predictor, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise TrainingError(
-                f"loss {float(loss.detach()):.3g}, gradient norm {float(norm):.3g} at step {step}: not finite; "
-                f"lower lr ({config.lr}) and continue from the last checkpoint"
-            )
+        finite &= torch.isfinite(loss.detach()) & torch.isfinite(norm)  # looked at later: asking would wait for the GPU
         optimizer.step()
         step += 1
         pairs += n
         seen += n
         elapsed = time.monotonic() - start
         lr, progress = config.rate(progress), config.progress(step, elapsed)
-        if step % config.log_every == 0 or progress >= 1:
+        looked = step % config.log_every == 0 or progress >= 1
+        saved = checkpoint is not None and (step % config.save_every == 0 or progress >= 1)
+        if (looked or saved) and not finite:
+            raise TrainingError(
+                f"loss {float(loss.detach()):.3g}, gradient norm {float(norm):.3g} at step {step}, or one of these at a "
+                f"step before: not finite; lower lr ({config.lr}) and continue from the last checkpoint"
+            )
+        if looked:
             metrics = {"loss": float(loss.detach()), **{name: float(term) for name, term in terms.items()}}
             metrics |= _gauges(embeddings["ground"], embeddings["space"], batch.same)
             metrics |= {"temperature": objective.temperature(), "lr": lr, "window": window}
@@ -257,7 +262,7 @@ def train(
                     if checkpoint is not None:
                         _save_state(checkpoint, model, optimizer, identity, step, elapsed, seen)
                     raise
-        if checkpoint is not None and (step % config.save_every == 0 or progress >= 1):
+        if saved:
             _save_state(checkpoint, model, optimizer, identity, step, elapsed, seen)
     model.eval()
     return TrainResult(step, elapsed, seen, tuple(history))
@@ -303,6 +308,14 @@ def evaluate(encoder, tiles, n, window, seed, *, conditions=CONDITIONS, batch=48
     encoder.train(was_training)
     same = same_sky(torch.cat(tile), torch.cat(centers), window)
     return _gauges(*(torch.cat(embeddings[side]) for side in SIDES), same)
+
+
+def fast_bfloat16(device):
+    """Whether a device multiplies bfloat16 faster than float32: a GPU, or a CPU with AVX512-BF16 or AMX."""
+    if device.type != "cpu":
+        return True
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # before torch 2.9 nothing is known
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _gauges(ground, space, same):

@@ -52,9 +52,6 @@ class TrainingTile:
         """The `TrainingTileSide` called "ground" or "space"."""
         return self.ground if name == "ground" else self.space
 
-    def to(self, device):
-        """The same tile with its pixels on another device."""
-        return TrainingTile(*(replace(side, pixels=side.pixels.to(device)) for side in (self.ground, self.space)))
 
 
 @dataclass(frozen=True)
@@ -104,8 +101,24 @@ class Windows:
         self.conditions = conditions
         self.device = torch.device(device)
         self.mix = {side: torch.eye(len(conditions[side].depth)) for side in SIDES}
-        self.maps = [_source_map(tile) for tile in tiles]
-        self.tiles = [tile.to(self.device) for tile in tiles]  # cut, turned and observed there
+        self.tiles = tiles
+        self._pixels = {side: self._held([tile.side(side).pixels for tile in tiles]) for side in SIDES}
+        self._affine = {side: np.stack([tile.side(side).affine for tile in tiles]) for side in SIDES}
+        self._scale = {side: torch.stack([tile.side(side).scale for tile in tiles]).to(self.device) for side in SIDES}
+        self._maps = [_source_map(tile) for tile in tiles]
+        self._places = {}  # by window
+
+    def _held(self, pixels):
+        """The tiles of one side where they are cut and observed: on a GPU as one array, so that one call cuts them all.
+
+        On the CPU they stay where they are: one array would be a second copy.
+        """
+        if self.device.type == "cpu" or len({image.shape for image in pixels}) > 1:
+            return [image.to(self.device) for image in pixels]
+        out = torch.empty(len(pixels), *pixels[0].shape, dtype=pixels[0].dtype, device=self.device)
+        for one, image in zip(out, pixels, strict=True):
+            one.copy_(image)
+        return out
 
     def batch(self, window, n, seed, step, keep=1.0):
         """Draw ``n`` windows.
@@ -125,20 +138,21 @@ class Windows:
         `Batch`
         """
         where = generator(seed, step)
-        tile, centers, turns = draw_windows(self.tiles, self.maps, window, n, where)
+        if window not in self._places:
+            self._places[window] = [_places(*each, window) for each in zip(self.tiles, self._maps, strict=True)]
+        tile, centers, turns = draw_windows(self._places[window], window, n, where)
         device = generator(seed, step, self.device) if self.device.type != "cpu" else where
         views, clean = {}, {}
         for side in SIDES:
             conditions = self.conditions[side]
             size = round(window / conditions.pixel_scale)
-            chosen = [self.tiles[i].side(side) for i in tile]
-            images, positions = cut(chosen, centers, turns, size, self.device)
-            scale = torch.stack([one.scale for one in chosen]).to(self.device)
+            images, positions = cut(self._pixels[side], tile, self._affine[side][tile], centers, turns, size)
+            scale = self._scale[side][_on(self.device, tile)]
             views[side], clean[side] = observe(images, scale, positions, conditions, self.mix[side], device)
             if keep < 1:
                 order = torch.rand(positions.shape[:2], generator=device, device=self.device).argsort(1)
                 views[side] = replace(views[side], kept=order[:, : round(keep * order.shape[1])])
-        tile, centers = (torch.from_numpy(array).to(self.device) for array in (tile, centers))
+        tile, centers = (_on(self.device, array) for array in (tile, centers))
         return Batch(views, clean, tile, centers, same_sky(tile, centers, window))
 
 
@@ -178,14 +192,22 @@ def center_range(tile, window):
     return np.stack([low, high])
 
 
-def draw_windows(tiles, maps, window, n, where):
+def _places(tile, source_map, window):
+    """Where windows of a tile may lie: `center_range`, cells inside (n_cell, 2) and their cumulative weights."""
+    low, high = center_range(tile, window)
+    sky, weight = source_map
+    inside = ((sky > low) & (sky < high)).all(1)
+    total = np.cumsum(weight.numpy()[inside])
+    return low, high, sky[inside], total / max(total[-1], 1e-30) if len(total) else total
+
+
+def draw_windows(places, window, n, where):
     """Draw tiles, window centres and turns.
 
     Parameters
     ----------
-    tiles : sequence of `TrainingTile`
-    maps : list
-        Cells and weights of each tile.
+    places : list
+        Of every tile: lowest and highest centre (2,), cells with sources (n_cell, 2), cumulative weights (n_cell,).
     window : float
         arcsec.
     n : int
@@ -201,39 +223,39 @@ def draw_windows(tiles, maps, window, n, where):
     turns : `numpy.ndarray` of bool
         (n, 3): mirror x, mirror y, transpose; the eight symmetries of the square.
     """
-    tile = torch.randint(len(tiles), (n,), generator=where).numpy()
+    tile = torch.randint(len(places), (n,), generator=where).numpy()
     turns = (torch.rand(n, 3, generator=where) < 0.5).numpy()
     near = (torch.rand(n, generator=where) < _SOURCE_SHARE).numpy()
-    uniform = torch.rand(n, 2, generator=where, dtype=torch.float64).numpy()
+    uniform = torch.rand(n, 3, generator=where, dtype=torch.float64).numpy()
     centers = np.empty((n, 2))
     for k, index in enumerate(tile):
-        low, high = center_range(tiles[index], window)
-        if near[k]:
-            sky, weight = maps[index]
-            inside = torch.from_numpy(((sky > low) & (sky < high)).all(1))
-            weight = torch.where(inside, weight, 0.0)
-            cell = int(torch.multinomial(weight, 1, generator=where)) if inside.any() else None
-            if cell is not None:
-                # The source falls anywhere in the central half of the window.
-                centers[k] = np.clip(sky[cell] + (uniform[k] - 0.5) * window / 2, low, high)
-                continue
-        centers[k] = low + uniform[k] * (high - low)
+        low, high, sky, cumulative = places[index]
+        if near[k] and len(sky):
+            cell = np.searchsorted(cumulative, uniform[k, 2], side="right")
+            # The source falls anywhere in the central half of the window.
+            centers[k] = np.clip(sky[min(cell, len(sky) - 1)] + (uniform[k, :2] - 0.5) * window / 2, low, high)
+        else:
+            centers[k] = low + uniform[k, :2] * (high - low)
     return tile, centers, turns
 
 
-def cut(sides, centers, turns, size, device="cpu", patch=16):
+def cut(pixels, tile, affine, centers, turns, size, patch=16):
     """Cut one window from each tile on whole native pixels, the crop centre within 0.5 px per axis.
 
     Parameters
     ----------
-    sides : list of `TrainingTileSide`
+    pixels : `torch.Tensor` or list of `torch.Tensor`
+        All tiles, (n_tile, n_band, height, width), or each by itself.
+    tile : `numpy.ndarray` of int
+        The tile of each window, (n,).
+    affine : `numpy.ndarray`
+        Of these tiles, (n, 2, 3); see `TrainingTileSide`.
     centers : `numpy.ndarray`
         (n, 2) arcsec.
     turns : `numpy.ndarray` of bool
         (n, 3); the sky is turned, arrays and positions alike.
     size : int
         Pixels along a side, without padding.
-    device : str or `torch.device`
     patch : int
 
     Returns
@@ -243,17 +265,15 @@ def cut(sides, centers, turns, size, device="cpu", patch=16):
     positions : `torch.Tensor`
         Token centres about the shared centre, arcsec, (n, n_token, 2), float32.
     """
-    n, padded = len(sides), size + 2 * PAD
-    affine = np.stack([side.affine for side in sides])  # (n, 2, 3)
+    device = pixels[0].device
     middle = np.einsum("nij,nj->ni", affine[:, :, :2], centers) + affine[:, :, 2]
     corner = np.rint(middle - (size - 1) / 2).astype(int)  # (n, 2) x, y of the first pixel
-    images = torch.empty(n, sides[0].pixels.shape[0], padded, padded, device=device)
-    for k, side in enumerate(sides):
-        x, y = corner[k] - PAD
-        crop = side.pixels[:, y : y + padded, x : x + padded]
-        mirror = [axis for axis, yes in ((2, turns[k, 0]), (1, turns[k, 1])) if yes]
-        crop = crop.flip(mirror) if mirror else crop
-        images[k].copy_(crop.transpose(1, 2) if turns[k, 2] else crop)
+    rows, columns = _pixels_of(_on(device, corner - PAD), _on(device, turns), size)
+    if torch.is_tensor(pixels):
+        index = _on(device, tile)[:, None, None]
+        images = pixels[index, :, rows, columns].permute(0, 3, 1, 2).float()
+    else:
+        images = torch.stack([pixels[i][:, y, x] for i, y, x in zip(tile, rows, columns, strict=True)]).float()
     count = size // patch
     steps = np.arange(count) * patch + (patch - 1) / 2
     grid = np.stack(np.broadcast_arrays(steps[None, :], steps[:, None]), -1)  # (row, column, xy)
@@ -268,5 +288,20 @@ def cut(sides, centers, turns, size, device="cpu", patch=16):
             sky[k] = sky[k][::-1] * (1, -1)
         if transpose:
             sky[k] = sky[k].transpose(1, 0, 2)[..., ::-1] * parity[k]
-    positions = torch.from_numpy(sky.reshape(n, -1, 2).astype(np.float32)).to(device)
-    return images, positions
+    return images, _on(device, sky.reshape(len(tile), -1, 2).astype(np.float32))
+
+
+def _on(device, array):
+    """An array as a tensor on a device, without waiting for what the device is doing."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def _pixels_of(corner, turns, size):
+    """Rows and columns of the turned, padded crops in their tiles, each (n, size + 32, size + 32)."""
+    step = torch.arange(size + 2 * PAD, device=corner.device)
+    along = torch.where(turns[:, :2, None], step.flip(0), step)  # (n, xy, side): mirrored or not
+    x, y = (corner[..., None] + along).unbind(1)  # (n, side)
+    swap = turns[:, 2, None, None]
+    rows = torch.where(swap, y[:, None, :], y[:, :, None])
+    columns = torch.where(swap, x[:, :, None], x[:, None, :])
+    return rows, columns
