@@ -268,12 +268,11 @@ def cut(pixels, tile, affine, centers, turns, size, patch=16):
     device = pixels[0].device
     middle = np.einsum("nij,nj->ni", affine[:, :, :2], centers) + affine[:, :, 2]
     corner = np.rint(middle - (size - 1) / 2).astype(int)  # (n, 2) x, y of the first pixel
-    rows, columns = _pixels_of(_on(device, corner - PAD), _on(device, turns), size)
     if torch.is_tensor(pixels):
-        index = _on(device, tile)[:, None, None]
-        images = pixels[index, :, rows, columns].permute(0, 3, 1, 2).float()
+        rows, columns = _pixels_of(_on(device, corner - PAD), _on(device, turns), size)
+        images = pixels[_on(device, tile)[:, None, None], :, rows, columns].permute(0, 3, 1, 2).float()
     else:
-        images = torch.stack([pixels[i][:, y, x] for i, y, x in zip(tile, rows, columns, strict=True)]).float()
+        images = torch.stack([_crop(pixels[i], *each, size) for i, *each in zip(tile, corner - PAD, turns, strict=True)])
     count = size // patch
     steps = np.arange(count) * patch + (patch - 1) / 2
     grid = np.stack(np.broadcast_arrays(steps[None, :], steps[:, None]), -1)  # (row, column, xy)
@@ -294,6 +293,14 @@ def cut(pixels, tile, affine, centers, turns, size, patch=16):
 def _on(device, array):
     """An array as a tensor on a device, without waiting for what the device is doing."""
     return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def _crop(pixels, corner, turn, size):
+    """The turned, padded crop of one tile, float32 (n_band, size + 32, size + 32)."""
+    (x, y), padded = corner, size + 2 * PAD
+    crop = pixels[:, y : y + padded, x : x + padded]
+    crop = crop.flip([axis for axis, mirror in ((2, turn[0]), (1, turn[1])) if mirror])
+    return (crop.transpose(1, 2) if turn[2] else crop).float()
 
 
 def _pixels_of(corner, turns, size):
