@@ -82,6 +82,8 @@ def described(pair, truth):
 
 def same(found, kept, *, exact):
     """Whether a description agrees with the one that was kept: hash for hash, or its sums to one part in 1e4."""
+    if kept is None:
+        return False
     if exact:
         return found["hash"] == kept["hash"]
     close = [np.allclose(found["sums"][band], kept["sums"][band], rtol=1e-4, atol=1.0) for band in kept["sums"]]
