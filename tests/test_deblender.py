@@ -379,8 +379,11 @@ def shift_offsets(east, north, verdict="ok"):
     })
 
 
-def drawn_pair(shift):
-    """Round Gaussians summed up pixel by pixel; the ground headers lack ``shift``, (east, north) arcsec."""
+def drawn_pair(shift, unseen=(), fluxes=FLUX):
+    """Round Gaussians summed up pixel by pixel; the ground headers lack ``shift``, (east, north) arcsec.
+
+    Sources ``unseen`` shine on the ground only.
+    """
     xy = np.array([[0.0, 0.0], [1.3, 0.4], [-5.0, 4.0], [5.0, -5.0]])
     sigma = np.array([0.25, 0.2, 0.3, 0.15])
     rng, sides = np.random.default_rng(2), {"g": {}, "i": {}, "VIS": {}, "H_E": {}}
@@ -391,7 +394,9 @@ def drawn_pair(shift):
         column, row = np.meshgrid(np.arange(n), np.arange(n))
         east, north = -(column - (n - 1) / 2) * scale, (row - (n - 1) / 2) * scale
         data = rng.normal(0, SIGMA[band], (n, n))
-        for (e, d), flux, s in zip(xy, FLUX, np.hypot(sigma, psf_sigma), strict=True):
+        for k, ((e, d), flux, s) in enumerate(zip(xy, fluxes, np.hypot(sigma, psf_sigma), strict=True)):
+            if k in unseen and band not in "gi":
+                continue
             data += flux * scale**2 / (2 * np.pi * s**2) * np.exp(-0.5 * ((east - e) ** 2 + (north - d) ** 2) / s**2)
         wcs = WCS(naxis=2)
         wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
@@ -419,6 +424,14 @@ def test_offsets_move_the_ground_where_the_light_is():
     assert bias["true"] < 0.05
     assert bias["none"] > 0.08
     assert bias["wrong sign"] > bias["none"]
+
+
+def test_sources_seen_on_the_ground_alone_are_moved_once():
+    shift, alone = (0.8, -0.5), 3
+    xy, pair = drawn_pair(shift, unseen=(alone,), fluxes=FLUX * (1, 1, 1, 0.06))  # too faint to find its way back
+    table = deblender()(pair, offsets=shift_offsets(800.0, -500.0)).to_table()
+    _, separation, _ = from_tangent(xy[alone], CENTER)[:1].match_to_catalog_sky(table["sky_centroid"])
+    assert len(table) == 4 and separation[0] < 0.2 * u.arcsec
 
 
 def test_offsets_of_a_scene_are_its_own():

@@ -30,7 +30,7 @@ def missed(engine, images, reference, sources, mixtures, config):
     Returns
     -------
     `~astropy.coordinates.SkyCoord`
-        (n,), n may be 0.
+        True positions in the space image's frame, (n,); n may be 0.
     """
     residuals = {}
     for band, image in images.items():
@@ -44,6 +44,8 @@ def missed(engine, images, reference, sources, mixtures, config):
     for look in looks:
         x, y, _ = residual_peaks(look, config.detection)
         coord = look.pixel_to_sky(x, y)
+        if look.side == "ground" and sources.solution is not None and len(coord):
+            coord = sources.solution.true_position(coord)
         if len(known) and len(coord):
             _, separation, _ = coord.match_to_catalog_sky(known)
             coord = coord[separation.to_value(u.arcsec) > max(APART[look.side] * look.fwhm, config.match)]

@@ -1,0 +1,276 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The main job on the frozen test sky: what it finds, how true its fluxes, errors, offsets and flags are.
+
+Every comparison of two versions is made on this sky. Nothing is trained, chosen or tuned on it. Intervals are 68 %, from
+resampling fields or blends.
+
+Run: python benchmarks/frozen_sky.py FOLDER [--fields 40] [--workers 2] [--heads FOLDER] [--rows FOLDER]
+     [--tables FOLDER] [--freeze]
+
+FOLDER keeps the simulated sky, and --rows (FOLDER/rows) what was measured on it, so that a second run goes on where the
+first ended. --freeze writes the hashes of a new sky; without it they are compared, and a sky that differs is an error.
+"""
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from kit.fields import magnitude, true_offsets
+from kit.frozen_sky import FIELDS, SKY, described, field, known, match, same
+from kit.models import HEADS, trained
+from kit.statistics import covered, interval, nmad, rms, shown
+from kit.tables import Tables, add_option
+
+from rosetta import AstrometricSolution, CrossSurveyEncoder, Flag, measure
+from rosetta.images.positions import tangent
+
+BANDS = ("u", "g", "r", "i", "z", "y", "VIS", "Y_E", "J_E", "H_E")
+PACKAGES = ("numpy", "scipy", "galsim", "speclite", "astropy")
+MAG_BINS = ((18, 22), (22, 23), (23, 24), (24, 25), (25, 26))
+CLEAN = ~(Flag.VARIANCE_ESTIMATED | Flag.PSF_NOMINAL | Flag.PSF_TRUNCATED | Flag.BAND_EXTRAPOLATED | Flag.BLENDED)
+
+
+# ---------------------------------------------------------------------------- one field
+@lru_cache(maxsize=1)
+def models(folder):
+    encoder = CrossSurveyEncoder.from_pretrained(
+        None if folder is None else folder / "encoder.safetensors", device="cpu"
+    )
+    return {"encoder": encoder, **trained(encoder, *HEADS, folder=folder)}
+
+
+def measured(pair, truth, heads):
+    """What the main job finds on a pair, beside the truth: arrays by name (dict)."""
+    start = time.process_time()
+    result = measure(pair, **models(heads))
+    seconds = time.process_time() - start
+    catalog, center = result.catalog, truth["sky_centroid"][0]
+    rows, true = match(catalog, truth)
+    row_of = np.full(len(truth), -1)
+    row_of[true] = rows
+    blank = np.full(len(catalog), np.nan)
+    columns = {name: [catalog[f"{name}_{b}"].value if b in pair.bands else blank for b in BANDS]
+               for name in ("flux", "flux_err", "chi2")}  # fmt: skip
+    solution = AstrometricSolution.from_table(result.offsets)
+    error, sigma = np.full((len(truth), 2), np.nan), np.full((len(truth), 2), np.nan)
+    if solution.verdict != "abstain":
+        error = solution.offset_at(truth["sky_centroid"]) - true_offsets(truth)
+        sigma = solution.sigma_at(truth["sky_centroid"])
+    windows = result.embedding.to_table()
+    return {
+        "row_of": row_of,
+        "family": np.char.strip(np.asarray(truth["family"], "U12")),
+        "true_flux": np.stack([truth[f"flux_{b}"].to_value(u.nJy) for b in BANDS], -1),
+        "true_place": tangent(truth["sky_centroid"], center),
+        "true_radius": truth["half_light_radius"].to_value(u.arcsec),
+        **{name: np.stack(values, -1) for name, values in columns.items()},
+        "place": tangent(catalog["sky_centroid"], center),
+        "flags": np.asarray(catalog["flags"], int),
+        "offset_error": error, "offset_sigma": sigma, "verdict": np.array(solution.verdict),
+        "window_flags": np.asarray(windows["flags"], int), "seconds": np.array(seconds),
+    }  # fmt: skip
+
+
+def make(seed, folder):
+    """Simulate a field, or read it, and describe it."""
+    return described(*field(seed, folder))
+
+
+def one(seed, folder, rows, heads):
+    """Measure a field, unless that was done before."""
+    path = rows / f"{seed}.npz"
+    if not path.exists():
+        found = measured(*field(seed, folder), heads)
+        rows.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part.npz")
+        np.savez(temporary, **found)
+        temporary.replace(path)
+    return path
+
+
+# ---------------------------------------------------------------------------- all fields
+def cell(statistic, parts, digits=3):
+    """A statistic of all fields together, ``parts`` (an array each), and half its 68 % range; empty below ten."""
+    number = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    if len(number) < 10:
+        return ""
+    return shown(*interval(statistic, np.concatenate(parts), number), digits)
+
+
+def i_magnitude(rows):
+    return magnitude(rows["true_flux"][:, BANDS.index("i")])
+
+
+def found_lines(fields):
+    """Shares of the true sources that have a row."""
+    kinds = {
+        "all": lambda family: family != "",
+        "stars": lambda family: family == "star",
+        "irregular galaxies": lambda family: family == "irregular",
+        "other galaxies": lambda family: (family != "irregular") & (family != "star"),
+    }
+    for kind, of in kinds.items():
+        line = [kind]
+        for low, high in MAG_BINS:
+            parts = []
+            for rows in fields:
+                mag = i_magnitude(rows)
+                chosen = (mag >= low) & (mag < high) & of(rows["family"])
+                parts.append(rows["row_of"][chosen] >= 0)
+            line.append(f"{cell(np.mean, parts)} of {sum(map(len, parts))}")
+        yield line
+
+
+def unmatched(rows):
+    """Whether a row has no true source of its own."""
+    free = np.ones(len(rows["flags"]), bool)
+    free[rows["row_of"][rows["row_of"] >= 0]] = False
+    return free
+
+
+def nearest_host(rows, reach=3.0):
+    """Number of the true source in whose light a row without one lies (-1: none within 3")."""
+    apart = np.linalg.norm(rows["place"][:, None] - rows["true_place"][None], axis=-1)  # (n_row, n_true)
+    light = rows["true_flux"][:, BANDS.index("i")] / (0.3**2 + apart**2)
+    light[apart > reach] = 0
+    return np.where(light.max(axis=1, initial=0) > 0, light.argmax(axis=1), -1)
+
+
+def row_lines(fields):
+    """Rows that are no true source: their share, where they lie, and how many carry no flag that warns of them."""
+    free = [unmatched(rows) for rows in fields]
+    yield ["rows without a true source", cell(np.mean, free)]
+    clean = [f & ((rows["flags"] & int(CLEAN)) == 0) for f, rows in zip(free, fields, strict=True)]
+    yield ["... of them without a warning flag, per field", cell(np.mean, [np.array([c.sum()]) for c in clean], 1)]
+    hosts = [nearest_host(rows)[f] for f, rows in zip(free, fields, strict=True)]
+    for kind in ("irregular", "star", "sky", "other galaxies"):
+        per_field = []
+        for host, rows in zip(hosts, fields, strict=True):
+            family = np.where(host >= 0, rows["family"][np.maximum(host, 0)], "sky") if len(host) else np.array([], "U9")
+            of = family == kind if kind != "other galaxies" else ~np.isin(family, ("irregular", "star", "sky"))
+            per_field.append(np.array([of.sum()]))
+        yield [f"... in the light of: {kind}, per field", cell(np.mean, per_field, 1)]
+    bright = []
+    for rows in fields:
+        of = (rows["family"] == "irregular") & (i_magnitude(rows) < 23)
+        host = nearest_host(rows)[unmatched(rows)]
+        bright.append([(host == k).sum() + (rows["row_of"][k] >= 0) for k in np.flatnonzero(of)])
+    parts = [np.array(b, float) for b in bright]
+    yield ["rows per irregular galaxy of i < 23", cell(np.mean, parts, 2)]
+    parts = []
+    for rows in fields:
+        of = (rows["family"] == "star") & (i_magnitude(rows) < 21)
+        host = nearest_host(rows)[unmatched(rows)]
+        parts.append(np.array([(host == k).sum() + (rows["row_of"][k] >= 0) for k in np.flatnonzero(of)], float))
+    yield ["rows per star of i < 21", cell(np.mean, parts, 2)]
+
+
+def flux_of(rows, band):
+    """Of matched sources in one band: ratio - 1, pull, S/N, i magnitude, blended, family."""
+    k, of = BANDS.index(band), np.flatnonzero(rows["row_of"] >= 0)
+    row = rows["row_of"][of]
+    flux, error, true = rows["flux"][row, k], rows["flux_err"][row, k], rows["true_flux"][of, k]
+    good = np.isfinite(flux + error)
+    blended = (rows["flags"][row] & int(Flag.BLENDED)) != 0
+    columns = flux / true - 1, (flux - true) / error, flux / error, i_magnitude(rows)[of], blended, rows["family"][of]
+    return [column[good] for column in columns]
+
+
+def flux_lines(fields, cuts):
+    """Fluxes against truth; ``cuts``: title to (band, choice by S/N, i magnitude, blended, family)."""
+    statistics = (np.median, nmad), (covered, nmad), lambda r: np.mean(np.abs(r) > 0.25)
+    for title, (band, choose) in cuts.items():
+        ratio, pull = [], []
+        for rows in fields:
+            r, p, *rest = flux_of(rows, band)
+            of = choose(*rest)
+            ratio.append(r[of])
+            pull.append(p[of])
+        if sum(map(len, ratio)) >= 10:
+            cells = [cell(s, ratio) for s in statistics[0]] + [cell(s, pull) for s in statistics[1]]
+            yield [title, sum(map(len, ratio)), *cells, cell(statistics[2], ratio)]
+
+
+def offset_lines(fields):
+    verdicts, count = np.unique([str(rows["verdict"]) for rows in fields], return_counts=True)
+    yield ["verdicts", ", ".join(f"{v} {n}" for v, n in zip(verdicts, count, strict=True))]
+    done = [rows for rows in fields if str(rows["verdict"]) != "abstain"]
+    yield ["rms error per axis (mas)", cell(rms, [rows["offset_error"] for rows in done], 1)]
+    yield ["median quoted (mas)", cell(np.median, [rows["offset_sigma"] for rows in done], 1)]
+    yield ["one sigma", cell(covered, [rows["offset_error"] / rows["offset_sigma"] for rows in done], 2)]
+
+
+def report(tables, fields):
+    """Show all tables."""
+    n_star = sum(((rows["family"] == "star") & (i_magnitude(rows) < 26)).sum() for rows in fields)
+    n_odd = sum(((rows["family"] == "irregular") & (i_magnitude(rows) < 23)).sum() for rows in fields)
+    cpu = np.median([rows["seconds"] for rows in fields])
+    print(f"{len(fields)} fields, {n_star} stars of i < 26, {n_odd} irregular galaxies of i < 23; {cpu:.0f} CPU-s each")
+    header = ("Kind", *(f"i = {low}-{high}" for low, high in MAG_BINS))
+    tables.show("frozen_found", "Found, of the true sources", header, found_lines(fields))
+    tables.show("frozen_rows", "Rows that are no true source", ("What", "measured"), row_lines(fields))
+    header = ("i (AB)", "n", "bias", "NMAD", "1 sigma", "pull NMAD", "> 25 % off")
+    cuts = {}
+    for low, high in MAG_BINS:
+        cuts[f"{low}-{high}"] = "i", lambda s, m, x, f, lo=low, hi=high: (m >= lo) & (m < hi)
+    for low, high in MAG_BINS:
+        cuts[f"{low}-{high}, blended"] = "i", lambda s, m, x, f, lo=low, hi=high: (m >= lo) & (m < hi) & x
+    tables.show("frozen_magnitudes", "i-band flux against truth", header, flux_lines(fields, cuts))
+    cuts = {}
+    for band in BANDS:
+        cuts[f"{band}, isolated"] = band, lambda s, m, x, f: (s > 10) & ~x
+        cuts[f"{band}, blended"] = band, lambda s, m, x, f: (s > 10) & x
+    for band in ("r", "i", "VIS", "H_E"):
+        cuts[f"{band}, stars"] = band, lambda s, m, x, f: (s > 10) & (f == "star")
+        cuts[f"{band}, irregular galaxies"] = band, lambda s, m, x, f: (s > 10) & (f == "irregular")
+    tables.show("frozen_bands", "Flux against truth where S/N > 10", ("Band, kind", *header[1:]), flux_lines(fields, cuts))
+    tables.show("frozen_offsets", "Joint offset field", ("What", "measured"), offset_lines(fields))
+    odd = [(rows["window_flags"] & int(Flag.OUT_OF_DISTRIBUTION)) != 0 for rows in fields]
+    tables.show("frozen_strange", "Windows flagged OUT_OF_DISTRIBUTION", ("What", "share"), [["all", cell(np.mean, odd)]])
+
+
+def check(found, freeze):
+    """Compare the sky that was made with the frozen one, or freeze it."""
+    kept, versions = known(), {name: version(name) for name in PACKAGES}
+    if freeze:
+        kept = {"versions": versions, "fields": {**kept.get("fields", {}), **found}}
+        SKY.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    exact = kept.get("versions") == versions
+    differ = [seed for seed in found if not same(found[seed], kept.get("fields", {}).get(seed), exact=exact)]
+    if differ:
+        sys.exit(f"fields {', '.join(differ)} are not those of {SKY.name}: delete them and simulate them again")
+    print(f"{len(found)} fields are those of {SKY.name} ({'hash for hash' if exact else 'sums; other versions'})")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--fields", type=int, default=len(FIELDS))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--heads", type=Path)
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--freeze", action="store_true")
+    add_option(parser)
+    options = parser.parse_args()
+    seeds, rows = FIELDS[: options.fields], options.rows or options.folder / "rows"
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        made = pool.map(partial(make, folder=options.folder), seeds)
+        check(dict(zip(map(str, seeds), made, strict=True)), options.freeze)
+        work = partial(one, folder=options.folder, rows=rows, heads=options.heads)
+        paths = []
+        for path in pool.map(work, seeds):
+            paths.append(path)
+            print(f"{len(paths)} of {len(seeds)} fields measured", file=sys.stderr)
+    report(Tables(options.tables), [dict(np.load(path)) for path in paths])
+
+
+if __name__ == "__main__":
+    main()

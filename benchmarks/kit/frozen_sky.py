@@ -1,0 +1,123 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The frozen test sky: fields and blends that nothing is trained, chosen or tuned on, and the rule that matches them.
+
+40 fields of 102" and 500 blends in ten bands, as surveys deliver them: PSFs that are not quite right, correlated noise,
+residuals of the sky, artefacts. A fifth of the galaxies are of the irregular family, which is never trained on. Depths
+are the nominal ones of Rubin's ten years and of Euclid's wide survey. The seeds below are used nowhere else.
+
+``frozen_sky.json`` beside the benchmark holds the hash of every field and blend and the versions of the packages that
+made them. Other versions of these packages may round differently: then sums are compared in place of hashes.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable
+from scipy.spatial import cKDTree
+
+from rosetta.images.positions import tangent
+from rosetta.io import pair as pair_file
+from rosetta.simulate import AstrometricError, simulate_pair
+
+from .fields import magnitude
+
+__all__ = ["BLENDS", "FIELDS", "SKY", "described", "field", "match", "same"]
+
+FIELDS = range(880001, 880041)  # seeds
+BLENDS = range(881001, 881501)
+SKY = Path(__file__).parents[1] / "frozen_sky.json"
+FAINTEST = 26.8  # i magnitude of the faintest true source that a row may belong to
+APART = 0.3  # arcsec: a row and a true source are one
+EPOCHS = 15.0  # years between the surveys, at most
+
+
+def field(seed, folder):
+    """A field and its truth, simulated or from an earlier run.
+
+    Parameters
+    ----------
+    seed : int
+        One of `FIELDS`.
+    folder : `~pathlib.Path`
+        Keeps the field.
+
+    Returns
+    -------
+    pair : `~rosetta.SkyPair`
+    truth : `~astropy.table.QTable`
+    """
+    path, truth_path = folder / f"{seed}.fits", folder / f"{seed}.truth.fits"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        error = AstrometricError(shift=rng.normal(0, 40, 2) * u.mas, rms=15 * u.mas, length=30 * u.arcsec)
+        pair, truth = simulate_pair(
+            seed=seed, families="all", star_density=2.5, astrometric_error=error,
+            proper_motion_years=rng.uniform(0, EPOCHS),
+        )  # fmt: skip
+        truth.meta.clear()
+        truth.write(truth_path, overwrite=True)
+        pair_file.write(pair, path)
+    return pair_file.read(path), QTable.read(truth_path)
+
+
+def described(pair, truth):
+    """What identifies a pair and its truth: a hash of every number, and sums that survive a change of rounding (dict)."""
+    digest, sums = hashlib.sha256(), {}
+    for _, band, image in pair.images():
+        psf = pair.psf(band)
+        parts = [image.data, image.uncertainty.array, image.mask]
+        parts += [] if psf is None else [np.asarray(psf.parts()["samples"])]
+        for array in parts:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        good = ~image.mask
+        sums[band] = [float(np.sum(image.data[good], dtype=float)), float(np.sqrt(np.mean(image.data[good] ** 2.0)))]
+    for name in ("flux_i", "half_light_radius"):
+        digest.update(np.asarray(truth[name].value, float).tobytes())
+    return {"hash": digest.hexdigest()[:16], "sources": len(truth), "sums": sums}
+
+
+def same(found, kept, *, exact):
+    """Whether a description agrees with the one that was kept: hash for hash, or its sums to one part in 1e4."""
+    if kept is None:
+        return False
+    if exact:
+        return found["hash"] == kept["hash"]
+    close = [np.allclose(found["sums"][band], kept["sums"][band], rtol=1e-4, atol=1.0) for band in kept["sums"]]
+    return found["sources"] == kept["sources"] and set(found["sums"]) == set(kept["sums"]) and all(close)
+
+
+def known():
+    """The descriptions that were kept (dict); empty before the sky is made for the first time."""
+    return json.loads(SKY.read_text()) if SKY.exists() else {}
+
+
+def match(catalog, truth):
+    """Rows and true sources that are one: nearest first, one to one, within 0.3" and to i = 26.8.
+
+    Parameters
+    ----------
+    catalog, truth : `~astropy.table.QTable`
+
+    Returns
+    -------
+    rows, true : `~numpy.ndarray` of int
+        Parallel.
+    """
+    of = np.flatnonzero(magnitude(truth["flux_i"].to_value(u.nJy)) < FAINTEST)
+    if len(catalog) == 0 or len(of) == 0:
+        return np.zeros(0, int), np.zeros(0, int)
+    center = truth["sky_centroid"][0]
+    rows, place = tangent(catalog["sky_centroid"], center), tangent(truth["sky_centroid"][of], center)
+    near = cKDTree(rows).query_ball_tree(cKDTree(place), APART)
+    pairs = [(np.hypot(*(rows[row] - place[true])), row, true) for row, trues in enumerate(near) for true in trues]
+    found, used_row, used_true = [], set(), set()
+    for _, row, true in sorted(pairs):
+        if row not in used_row and true not in used_true:
+            used_row.add(row)
+            used_true.add(true)
+            found.append((row, of[true]))
+    return tuple(np.array(found, int).reshape(-1, 2).T)
