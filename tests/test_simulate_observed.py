@@ -54,7 +54,9 @@ def quiet(monkeypatch):
     """Observations without noise and blemishes: what is left is optics."""
     monkeypatch.setattr(observed, "sky_noise", lambda rng, shape, *_: np.zeros(shape))
     monkeypatch.setattr(observed, "source_variance", lambda image, *_: np.zeros(image.shape))
-    monkeypatch.setattr(observed, "add_defects", lambda rng, image, saturation: np.zeros(image.shape, bool))
+    clear = np.zeros((1, 1), bool)
+    monkeypatch.setattr(observed.artefacts, "add", lambda rng, image, **_: (clear.repeat(image.shape[0], 0).repeat(
+        image.shape[1], 1), None))
 
 
 def middle(array, half):

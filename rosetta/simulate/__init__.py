@@ -6,12 +6,14 @@ from .dataset import write_training_set
 from .observed import ObservedSet, observe
 from .pair import simulate_pair
 from .reader import TrainingSet, read_tile
+from .real_morphologies import read_morphologies
 
 __all__ = [
     "AstrometricError",
     "ObservedSet",
     "TrainingSet",
     "observe",
+    "read_morphologies",
     "read_tile",
     "simulate_pair",
     "write_training_set",

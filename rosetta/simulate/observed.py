@@ -9,7 +9,8 @@ from astropy.nddata import NDData, VarianceUncertainty
 from scipy import fft
 
 from ..pair import SkyPair
-from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
+from . import artefacts
+from .noise import equivalent_sigma, sky_noise, source_variance
 from .psf import FieldPSF
 from .reader import TrainingSet
 
@@ -63,7 +64,10 @@ def _observe_band(rng, image, survey, band, side, seeing, depth):
     native = scale if band.native_pixel is None else band.native_pixel.to_value(u.arcsec)
     data = data + sky_noise(rng, data.shape, psf, depth, round(native / scale))
     data += rng.normal(size=data.shape) * np.sqrt(photon)
-    mask = add_defects(rng, data, 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max())
+    mask, _ = artefacts.add(
+        rng, data, pixel_scale=scale, saturation_level=10 ** (0.4 * (31.4 - survey.saturation)) * psf.max(),
+        sky_sigma=sigma, side=side, rates=artefacts.MASKED, psf_fwhm=fwhm, bleeds=band.native_pixel is None,
+    )
     border = int(np.ceil(_EDGE / scale))
     mask[:border] = mask[-border:] = mask[:, :border] = mask[:, -border:] = True
     return NDData(

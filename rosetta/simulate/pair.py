@@ -9,11 +9,14 @@ from astropy.wcs import WCS
 
 from ..pair import SkyPair
 from ..surveys import EUCLID, RUBIN
+from . import artefacts
 from .astrometry import AstrometricError
 from .dataset import truth_table
-from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
-from .population import FAMILIES, draw_scene
+from .morphology import FAMILIES
+from .noise import equivalent_sigma, sky_noise, source_variance
+from .population import draw_scene
 from .psf import FieldPSF
+from .real_morphologies import read_morphologies
 from .rendering import Grid, add_stamp, draw_sources
 
 __all__ = ["simulate_pair"]
@@ -31,6 +34,8 @@ def simulate_pair(
     bands=None,
     density=1.0,
     families="train",
+    star_density=1.0,
+    morphologies=None,
     astrometric_error=None,
     proper_motion_years=0.0,
     depth_offset=0.0,
@@ -63,7 +68,13 @@ def simulate_pair(
     density : float
         Number of galaxies relative to the published counts.
     families : {"train", "all", "irregular"}
-        Morphology families; "train" leaves out the irregular one, which is reserved for testing.
+        Morphology families. "train" leaves out the irregular one and a third of the real galaxies, which are
+        reserved for testing; "irregular" has these alone.
+    star_density : float
+        Number of stars relative to the counts at high galactic latitude.
+    morphologies : path-like, optional
+        Images of real galaxies (`read_morphologies`); half of the galaxies that are as bright as one of
+        them, or fainter, then look like it. They have no colour gradient.
     astrometric_error : AstrometricError, optional
         Error of the ground WCS.
     proper_motion_years : float
@@ -98,6 +109,8 @@ def simulate_pair(
         raise ValueError(f"size is {size}: it must be finite and at least 6 arcsec")
     if families not in FAMILIES:
         raise ValueError(f"families is {families!r}: use one of {', '.join(map(repr, FAMILIES))}")
+    if not 0 <= star_density < np.inf:
+        raise ValueError(f"star_density is {star_density}: it must be finite and not negative")
     for name, value in (("density", density), ("seeing", seeing)):
         if not 0 < value < np.inf:
             raise ValueError(f"{name} is {value}: it must be positive and finite")
@@ -116,6 +129,8 @@ def simulate_pair(
         reference,
         density=density,
         families=families,
+        star_density=star_density,
+        galaxies=() if morphologies is None else read_morphologies(morphologies, families),
     )
     parameters = (astrometric_error or AstrometricError()).realise(np.random.default_rng(field_seed))
     offset = AstrometricError.offset(parameters, scene.east, scene.north)  # mas
@@ -231,7 +246,17 @@ def _image(rng, scene, place, flux, survey, band, grid, wcs, half_size, *, groun
     mask = np.zeros(grid.shape, bool)
     if defects:
         limit = 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max()
-        mask = add_defects(detector, image, limit)
+        mask, _ = artefacts.add(
+            detector,
+            image,
+            pixel_scale=grid.pixel_scale,
+            saturation_level=limit,
+            sky_sigma=sigma,
+            side="ground" if ground else "space",
+            rates=artefacts.MASKED,
+            psf_fwhm=fwhm,
+            bleeds=band.native_pixel is None,
+        )
     return NDData(
         image.astype(np.float32),
         uncertainty=VarianceUncertainty((sigma**2 + photon).astype(np.float32)),
