@@ -83,7 +83,7 @@ def add(rng, image, *, pixel_scale, saturation_level, sky_sigma, side, rates=REA
     mask : `~numpy.ndarray` of bool
         What a survey would flag.
     affected : `~numpy.ndarray` of bool
-        Every pixel that an artefact changed by more than a tenth of ``sky_sigma``, and every one without data.
+        Every pixel that an artefact changed, and every one without data.
     """
     scale, sigma = pixel_scale, sky_sigma
     ny, nx = image.shape
@@ -104,8 +104,8 @@ def add(rng, image, *, pixel_scale, saturation_level, sky_sigma, side, rates=REA
     for (kind, draw), stream in zip(_DRAW.items(), streams):
         for _ in range(stream.poisson(expected[kind])):
             where, light = draw(stream, image, scale, sigma, side, fwhm)  # slices of the image, and what is added
-            image[where] += light
-            changed = np.abs(light) > 0.1 * sigma
+            changed = np.abs(light) > 0.1 * sigma  # what is fainter matters to nobody, and is left out
+            image[where] += light * changed
             affected[where] |= changed
             if stream.uniform() < rates.flagged:
                 mask[where] |= changed

@@ -21,6 +21,7 @@ FAMILIES = {
     "irregular": {"elliptical": 0.0, "spiral": 0.0, "clumpy": 0.0, "merger": 0.0, "lsb": 0.0, "irregular": 1.0},
 }
 _SIGMA_PER_RADIUS = 1 / np.sqrt(2 * np.log(2))  # of a Gaussian, by its half-light radius
+_SIZE = 0.72  # of the sizes above: with it they are those of COSMOS galaxies at i = 23 to 26
 _SMALLEST = 0.015  # arcsec; half-light radius of the smallest knot
 _PASSIVE, _YOUNG = 0.0, 4.0  # ages: position in the list of spectra
 
@@ -56,7 +57,7 @@ def draw_galaxy(rng, mag, redshift, families):
     family : str
     components : list of Component
     """
-    early = np.clip(0.38 - 0.05 * (mag - 20.0), 0.07, 0.38)
+    early = np.clip(0.36 - 0.055 * (mag - 20.0), 0.05, 0.36)
     natural = _natural_shares(mag, redshift, early)
     weight = FAMILIES[families]
     p = np.array([weight[name] * natural[name] for name in natural])
@@ -65,6 +66,7 @@ def draw_galaxy(rng, mag, redshift, families):
     turn = rng.uniform(0, 2 * np.pi)
     if name == "irregular":
         return name, _irregular(rng, radius, turn)
+    radius *= _SIZE
     # Faint galaxies are too small for their details to be seen: they are not worth the time.
     detail = np.clip((26.0 - mag) / 4.0, 0.0, 1.0)
     if name == "elliptical":
@@ -86,7 +88,7 @@ def _natural_shares(mag, redshift, early):
     late = 1 - early
     clumpy = np.clip(0.15 + 0.10 * (mag - 20.0), 0.10, 0.50) * np.clip(redshift / 0.5, 0.4, 1.2)
     merger = np.clip(0.04 + 0.04 * redshift, 0.04, 0.12)  # rises with redshift, as pair counts do
-    lsb = 0.10
+    lsb = 0.06
     return {
         "elliptical": early,
         "spiral": late * (1 - clumpy - merger - lsb),
@@ -241,10 +243,10 @@ def _elliptical(rng, radius, turn):
 
 
 def _spiral(rng, radius, turn, early, detail):
-    q = np.clip(rng.uniform(0.15, 1.0), 0.2, 1.0)
+    q = np.clip(rng.beta(2.2, 1.2), 0.2, 1.0)
     dust = rng.integers(N_DUST)
     age = rng.uniform(1.2, 3.4)
-    bulge = np.clip(rng.beta(1.2, 4.0) + 0.3 * (early - 0.07), 0.0, 0.8) * (rng.uniform() > 0.3)
+    bulge = np.clip(rng.beta(1.2, 4.5) + 0.2 * (early - 0.07), 0.0, 0.7) * (rng.uniform() > 0.35)
     parts = _disc(rng, radius, q, turn, 1 - bulge, age, dust)
     if bulge > 0:
         parts.append(_bulge(rng, radius * rng.uniform(0.12, 0.4), q, turn, bulge, dust))
@@ -264,7 +266,7 @@ def _spiral(rng, radius, turn, early, detail):
 
 def _clumpy(rng, radius, turn, redshift, detail):
     """A disc of mixed age with young knots: the nearer i is to the rest-frame ultraviolet, the more light in them."""
-    q = rng.uniform(0.25, 1.0)
+    q = np.clip(rng.beta(2.2, 1.2), 0.25, 1.0)
     dust = rng.choice(N_DUST, p=[0.5, 0.35, 0.15])
     ultraviolet = np.clip((1 + redshift) / 2.0, 0.6, 1.6)
     knots = np.clip(rng.beta(2.0, 6.0) * ultraviolet, 0.05, 0.6)
@@ -313,8 +315,8 @@ def _tail(rng, radius, turn, share):
 
 def _lsb(rng, radius, turn, detail):
     """A wide disc of low surface brightness with a trace of a bulge and of knots."""
-    q, dust = rng.uniform(0.3, 1.0), 0
-    radius = 1.7 * radius
+    q, dust = rng.uniform(0.4, 1.0), 0
+    radius = 1.6 * radius
     parts = _disc(rng, radius, q, turn, 1.0, rng.uniform(1.5, 3.2), dust)
     if rng.uniform() < 0.5:
         parts.append(_bulge(rng, 0.2 * radius, q, turn, rng.uniform(0.01, 0.1), dust))

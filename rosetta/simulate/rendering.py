@@ -106,7 +106,7 @@ def _component(scene, k, params):
     else:
         turn, parity = scene.shape[k]
         cos, sin = np.cos(turn), np.sin(turn)
-        light = galaxy.light(params).transform(cos * parity, -sin, sin * parity, cos)
+        light = galaxy.light.transform(cos * parity, -sin, sin * parity, cos)
         width = galaxy.reach
     return (light.shift(east, north) if east or north else light), width + np.hypot(east, north)
 

@@ -20,9 +20,10 @@ def saturate(image, level, *, bleeds=True):
 
     Returns
     -------
-    full : `~numpy.ndarray` of bool
-        Pixels at the full well.
+    changed : `~numpy.ndarray` of bool
+        Pixels that were clipped or took up charge.
     """
+    before = image.copy()
     excess = np.maximum(image - level, 0.0)
     np.minimum(image, level, out=image)
     if bleeds:
@@ -34,7 +35,7 @@ def saturate(image, level, *, bleeds=True):
                 charge = spill[run].sum() / 2
                 _pour(image[run[-1] + 1 :, x], charge, level)
                 _pour(image[: run[0], x][::-1], charge, level)
-    return image >= level
+    return image != before
 
 
 def _pour(column, charge, level):
