@@ -113,6 +113,10 @@ def _parser():
     simulate.add_argument("--size", type=float, default=102.4, metavar="ARCSEC", help="with --pair; default: 102.4")
     simulate.add_argument("--density", type=float, default=1.0, metavar="X", help="with --pair; 1: published counts")
     simulate.add_argument(
+        "--stars", type=float, default=1.0, metavar="X", help="number of stars; 1: high galactic latitude"
+    )
+    simulate.add_argument("--morphologies", metavar="DIR", help="images of real galaxies (.npz file or folder)")
+    simulate.add_argument(
         "--shift", type=float, nargs=2, default=(0.0, 0.0), metavar=("EAST", "NORTH"),
         help="with --pair; offset that corrects the ground astrometry, mas",
     )
@@ -331,7 +335,10 @@ def _simulate(arguments):
         return _simulate_pair(arguments)
     from .simulate import write_training_set
 
-    write_training_set(arguments.output, arguments.tiles, seed=arguments.seed, processes=arguments.processes)
+    write_training_set(
+        arguments.output, arguments.tiles, seed=arguments.seed, processes=arguments.processes,
+        star_density=arguments.stars, morphologies=arguments.morphologies,
+    )
     print(f"{arguments.tiles} tiles in {arguments.output}")
     return 0
 
@@ -350,7 +357,8 @@ def _simulate_pair(arguments):
         raise ValueError(f"output {str(path)!r}: its folder does not exist, create it first")
     error = AstrometricError(shift=arguments.shift * u.mas, rms=arguments.rms * u.mas)
     pair, truth = simulate_pair(
-        seed=arguments.seed, size=arguments.size * u.arcsec, density=arguments.density, astrometric_error=error
+        seed=arguments.seed, size=arguments.size * u.arcsec, density=arguments.density, astrometric_error=error,
+        star_density=arguments.stars, morphologies=arguments.morphologies,
     )
     truth.meta = {"SEED": arguments.seed, "VERSION": versions()["astro-rosetta"]}
     truth_path = path.with_name(f"{path.stem}_truth.fits")

@@ -39,7 +39,8 @@ ORDER = """
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.page plotting
     pipeline pipeline.output pipeline.products pipeline.run pipeline.comparison
-    simulate.astrometry simulate.seds simulate.mixtures simulate.population simulate.rendering simulate.noise
+    simulate.astrometry simulate.seds simulate.morphology simulate.stars simulate.real_morphologies simulate.mixtures
+    simulate.population simulate.rendering simulate.noise simulate.saturation simulate.artefacts
     simulate.optics simulate.psf simulate.delivery simulate.given_psf simulate.background simulate.delivered
     simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     cli

@@ -7,6 +7,7 @@ from .delivery import IDEAL, REAL, Delivery
 from .observed import ObservedSet, observe
 from .pair import simulate_pair
 from .reader import TrainingSet, read_tile
+from .real_morphologies import read_morphologies
 
 __all__ = [
     "IDEAL",
@@ -16,6 +17,7 @@ __all__ = [
     "ObservedSet",
     "TrainingSet",
     "observe",
+    "read_morphologies",
     "read_tile",
     "simulate_pair",
     "write_training_set",

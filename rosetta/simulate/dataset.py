@@ -21,14 +21,16 @@ from ..files import atomic_write
 from ..images.positions import from_tangent
 from ..surveys import EUCLID, RUBIN
 from .mixtures import half_light_radii, moments, scene_mixtures
-from .population import FAMILIES, draw_scene
-from .rendering import GROUND_BASE_FWHM, Grid, add_stamp, base_psf, draw_component, profile, reach
+from .morphology import FAMILIES
+from .population import draw_scene
+from .real_morphologies import fingerprint, read_morphologies
+from .rendering import GROUND_BASE_FWHM, Grid, add_stamp, base_psf, draw_component, source_light
 
 __all__ = ["TILE_FORMAT", "write_training_set"]
 
 log = logging.getLogger("rosetta")
 
-TILE_FORMAT = 1
+TILE_FORMAT = 2
 TILE_SIZE = 102.4  # arcsec
 _MARGIN = 6.0  # arcsec around a tile in which sources still shed light into it
 _SURVEYS = (RUBIN, EUCLID)
@@ -36,7 +38,17 @@ _REFERENCE = 6  # VIS among the ten bands
 _CLIP = 6e4  # below the largest float16
 
 
-def write_training_set(directory, n_tiles, *, seed=0, processes=None, progress=True, families="train"):
+def write_training_set(
+    directory,
+    n_tiles,
+    *,
+    seed=0,
+    processes=None,
+    progress=True,
+    families="train",
+    star_density=1.0,
+    morphologies=None,
+):
     """Write a set of noise-free tiles of 102.4" for training the encoder and the heads.
 
     A tile depends on ``seed`` and its number only, so the number of processes changes nothing. Tiles
@@ -53,13 +65,19 @@ def write_training_set(directory, n_tiles, *, seed=0, processes=None, progress=T
     progress : bool
         Whether to show a progress bar.
     families : {"train", "all", "irregular"}
-        Morphology families that occur; "train" leaves out the irregular one, reserved for testing.
+        Morphology families that occur; "train" leaves out the irregular one and a third of the real galaxies,
+        reserved for testing.
+    star_density : float
+        Number of stars relative to the counts at high galactic latitude.
+    morphologies : path-like, optional
+        Images of real galaxies (`read_morphologies`), which half of the galaxies then look like where they are
+        not brighter than these.
 
     Raises
     ------
     ValueError
-        If the directory holds tiles of another seed, format or choice of families, or an argument is
-        out of range.
+        If the directory holds tiles of another seed or format or of other settings, or an argument is out of
+        range.
     """
     if families not in FAMILIES:
         raise ValueError(f"families is {families!r}: use one of {', '.join(map(repr, FAMILIES))}")
@@ -67,12 +85,21 @@ def write_training_set(directory, n_tiles, *, seed=0, processes=None, progress=T
         raise ValueError(f"n_tiles is {n_tiles}: it must be at least 1")
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}: it must be at least 1")
+    if not 0 <= star_density < np.inf:
+        raise ValueError(f"star_density is {star_density}: it must be finite and not negative")
+    galaxies = () if morphologies is None else read_morphologies(morphologies, families)
+    sky = {
+        "families": families,
+        "star_density": float(star_density),
+        # The pixels count, not the folder: this names the set on any machine.
+        "morphologies": fingerprint(galaxies) if galaxies else None,
+    }
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _claim(directory, {"format": TILE_FORMAT, "seed": seed, "families": families}, n_tiles)
+    _claim(directory, {"format": TILE_FORMAT, "seed": seed, **sky}, n_tiles)
     missing = [i for i in range(n_tiles) if not _paths(directory, i)[0].exists()]
     log.info("%d of %d tiles to write in %s", len(missing), n_tiles, directory)
-    work = partial(_write_tile, directory, seed, families)
+    work = partial(_write_tile, directory, seed, sky, galaxies)
     processes = min(processes or os.cpu_count() or 1, max(len(missing), 1))
     bar = ProgressBar(n_tiles) if progress else nullcontext()
     with bar:
@@ -112,12 +139,20 @@ def _claim(directory, key, n_tiles):
         temporary.write_text(json.dumps({"n_tiles": n_tiles, **key}, indent=1))
 
 
-def _write_tile(directory, seed, families, index):
+def _write_tile(directory, seed, sky, galaxies, index):
     rng = np.random.default_rng([seed, index])
-    scene = draw_scene(rng, TILE_SIZE / 2 + _MARGIN, _SURVEYS, _REFERENCE, families=families)
+    scene = draw_scene(
+        rng,
+        TILE_SIZE / 2 + _MARGIN,
+        _SURVEYS,
+        _REFERENCE,
+        families=sky["families"],
+        star_density=sky["star_density"],
+        galaxies=galaxies,
+    )
     # Anywhere on the sky but the poles.
     centre = (rng.uniform(0, 360), np.degrees(np.arcsin(rng.uniform(-0.95, 0.95))))
-    tensors, header = {}, {"format": TILE_FORMAT, "seed": seed, "index": index, "families": families}
+    tensors, header = {}, {"format": TILE_FORMAT, "seed": seed, "index": index, **sky}
     header["clip"] = _CLIP
     header["base_fwhm"] = {"ground": GROUND_BASE_FWHM, "space": 0.16}
     start = 0
@@ -188,16 +223,27 @@ def render_base(scene, grid, side, bands):
     """
     psf = base_psf(side)
     planes = np.zeros((bands.stop - bands.start, *grid.shape), np.float32)
-    for k, owner in enumerate(scene.owner):
-        flux = scene.flux[k, bands]
-        shape = scene.sersic[k], scene.radius[k], *scene.shape[k]
+    for rows in _of_one_colour(scene):
+        share = scene.flux[rows].sum(axis=1)
+        if not share.any():
+            continue
+        light, width = source_light(scene, rows, share / share.sum())
+        flux = scene.flux[rows, bands].sum(axis=0)
         # Bright sources get wider stamps, for the wings of the PSF.
         wings = (0.9 if side == "ground" else 1.5) + 1.2 * np.log10(1 + flux.max() / 1e3)
-        east = scene.east[owner] + scene.offset[k, 0]
-        north = scene.north[owner] + scene.offset[k, 1]
-        stamp, corner = draw_component(profile(*shape), psf, grid, east, north, reach(*shape) + wings)
+        owner = scene.owner[rows[0]]
+        stamp, corner = draw_component(light, psf, grid, scene.east[owner], scene.north[owner], width + wings)
         add_stamp(planes, stamp, corner, flux)
     return planes
+
+
+def _of_one_colour(scene):
+    """Components (arrays of indices) of one source and one colour: one stamp serves them in all bands."""
+    colour = scene.flux / np.maximum(scene.flux.sum(axis=1, keepdims=True), 1e-30)
+    key = np.concatenate([scene.owner[:, None], colour.round(9)], axis=1)
+    _, group = np.unique(key, axis=0, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1) if order.size else []
 
 
 def truth_table(scene, centre, surveys, reference, half_size, offset):

@@ -6,9 +6,10 @@ import numpy as np
 from astropy.nddata import NDData, VarianceUncertainty
 
 from ..images.moments import half_maximum_width
+from . import artefacts
 from .background import sky_residual
 from .given_psf import given_psf
-from .noise import Resampling, add_defects, equivalent_sigma, source_variance, white_equivalent
+from .noise import Resampling, equivalent_sigma, source_variance, white_equivalent
 
 __all__ = ["STREAMS", "deliver"]
 
@@ -34,7 +35,7 @@ def deliver(seeds, light, truth, survey, band, depth, wcs, delivery, *, ground, 
     delivery : `~rosetta.simulate.Delivery`
     ground : bool
     noise, defects : bool
-        Whether there is any noise, and any artefact or missing region.
+        Whether there is any noise, and any artefact.
 
     Returns
     -------
@@ -57,9 +58,11 @@ def deliver(seeds, light, truth, survey, band, depth, wcs, delivery, *, ground, 
         image += factor * np.sqrt(photon) * resampling.noise(photons, light.shape)
     mask = np.zeros(light.shape, bool)
     if defects:
-        # Artefacts: the one call.
-        mask = add_defects(detector, image, 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max())
-        mask |= _missing(detector, light.shape, delivery)
+        mask, _ = artefacts.add(
+            detector, image, pixel_scale=scale, saturation_level=10 ** (0.4 * (31.4 - survey.saturation)) * psf.max(),
+            sky_sigma=factor * sigma, side="ground" if ground else "space", rates=delivery.artefacts,
+            psf_fwhm=_width(psf) * scale, bleeds=band.native_pixel is None,
+        )  # fmt: skip
     scatter, without_sources = maps.uniform(size=2) < (delivery.scatter_variance, delivery.sky_variance)
     variance = np.full(light.shape, sigma**2) + (0.0 if without_sources else photon)
     if scatter:
@@ -85,18 +88,6 @@ def _resampling(rng, band, scale, delivery, ground):
     if band.native_pixel is not None:
         return Resampling(rng, band.native_pixel.to_value(u.arcsec) / scale, "linear")
     return Resampling(rng, 1.0, "none" if not delivery.correlated else "lanczos3" if ground else "linear")
-
-
-def _missing(rng, shape, delivery):
-    """Now and then a strip along a border, or a gap across the field, without data."""
-    mask = np.zeros(shape, bool)
-    if rng.uniform() < delivery.missing:
-        across = mask if rng.uniform() < 0.5 else mask.T
-        n = across.shape[1]
-        width = round(n * rng.uniform(0.02, 0.2))
-        first = rng.choice([0, n - width, rng.integers(0, n - width)])
-        across[:, first : first + width] = True
-    return mask
 
 
 def _width(psf):

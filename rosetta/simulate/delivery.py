@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from . import artefacts
+from .artefacts import ArtefactRates
+
 __all__ = ["IDEAL", "REAL", "Delivery"]
 
 
@@ -35,8 +38,8 @@ class Delivery:
         that are left of the sky.
     bowl : float
         Largest over-subtraction of the sky around bright sources, in units of the sky noise per pixel.
-    missing : float
-        Chance that a band lacks a strip of the field.
+    artefacts : ArtefactRates
+        What detectors, satellites and optics add, and how much of it is flagged.
 
     Raises
     ------
@@ -58,11 +61,11 @@ class Delivery:
     pedestal: float = 0.0
     gradient: float = 0.0
     bowl: float = 0.0
-    missing: float = 0.0
+    artefacts: ArtefactRates = artefacts.MASKED
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if not 0 <= value < np.inf:
+            if name != "artefacts" and not 0 <= value < np.inf:
                 raise ValueError(f"{name} is {value}: it must be finite and not negative")
         total = sum(self.psf_chances.values())
         if abs(total - 1) > 1e-6:
@@ -91,5 +94,5 @@ REAL = Delivery(
     pedestal=0.05,
     gradient=0.05,
     bowl=0.25,
-    missing=0.05,
+    artefacts=artefacts.REAL,
 )

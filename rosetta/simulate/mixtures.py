@@ -47,8 +47,10 @@ def sersic_mixture(sersic):
     importance = np.sqrt(light * r**2)[:, None] / np.maximum(light, light[0] * 1e-5)[:, None]
     amplitude, _ = nnls(basis * importance, light * importance[:, 0])
     keep = amplitude > 0.002 * amplitude.sum()
-    weight = amplitude[keep] / amplitude[keep].sum()
-    return weight, sigma[keep]
+    weight, sigma = amplitude[keep] / amplitude[keep].sum(), sigma[keep]
+    # Half of the light exactly within the half-light radius, which a fit in surface brightness misses by 1 to 2 %.
+    half = brentq(lambda r: 0.5 - weight @ np.exp(-0.5 * (r / sigma) ** 2), 0.5, 2.0)
+    return weight, sigma / half
 
 
 def scene_mixtures(scene, reference):
@@ -72,6 +74,10 @@ def scene_mixtures(scene, reference):
         if scene.sersic[k] == 0:
             terms[owner].append(np.array([[flux, east, north, 0, 0, 0]]))
             continue
+        galaxy = scene.real_galaxy(k)
+        if galaxy is not None:
+            terms[owner].append(_turned(galaxy.mixture, scene.shape[k], flux, scene.offset[k]))
+            continue
         weight, sigma = sersic_mixture(float(scene.sersic[k]))
         g1, g2 = scene.shape[k]
         shear = np.array([[1 + g1, g2], [g2, 1 - g1]]) / np.sqrt(1 - g1**2 - g2**2)
@@ -88,6 +94,16 @@ def scene_mixtures(scene, reference):
         row[: len(term)] = term
         row[:, 0] /= row[:, 0].sum()
     return out
+
+
+def _turned(mixture, shape, flux, offset):
+    """Round Gaussians (K, 4) of a real galaxy, mirrored and turned, as rows of a mixture (K, 6)."""
+    weight, x, y, sigma = mixture.T
+    (turn, parity), zero = shape, np.zeros_like(sigma)
+    x = parity * x
+    east = offset[0] + np.cos(turn) * x - np.sin(turn) * y
+    north = offset[1] + np.sin(turn) * x + np.cos(turn) * y
+    return np.stack([flux * weight, east, north, sigma**2, zero, sigma**2], axis=1)
 
 
 def moments(mixture):

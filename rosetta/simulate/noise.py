@@ -1,15 +1,14 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Noise that makes a band as deep as it should be, and the blemishes of real detectors."""
+"""Noise that makes a band as deep as it should be."""
 
 import astropy.units as u
 import numpy as np
-from scipy.ndimage import binary_dilation
 from scipy.signal import fftconvolve
 from scipy.sparse import csr_matrix
 
 from ..surveys import EUCLID, RUBIN
 
-__all__ = ["Resampling", "add_defects", "equivalent_sigma", "source_variance", "white_equivalent"]
+__all__ = ["Resampling", "equivalent_sigma", "source_variance", "white_equivalent"]
 
 
 def equivalent_sigma(psf, depth):
@@ -164,38 +163,3 @@ def source_variance(image, sigma, pixel_scale, wavelength, ground):
     mag = np.interp(wavelength, [band.pivot.to_value(u.nm) for band in bands], [band.sky for band in bands])
     sky = 10 ** (0.4 * (31.4 - mag)) * pixel_scale**2
     return np.maximum(image, 0.0) * sigma**2 / sky
-
-
-def add_defects(rng, image, saturation):
-    """Clip saturated pixels and add cosmic-ray hits, hot pixels and now and then a dead column.
-
-    Parameters
-    ----------
-    rng : `~numpy.random.Generator`
-    image : `~numpy.ndarray`
-        nJy; changed in place.
-    saturation : float
-        nJy per pixel.
-
-    Returns
-    -------
-    mask : `~numpy.ndarray` of bool
-        True where pixels must not be used.
-    """
-    ny, nx = image.shape
-    mask = binary_dilation(image > saturation, iterations=1)
-    np.minimum(image, saturation, out=image)
-    bad = np.zeros(image.shape, bool)
-    for _ in range(rng.poisson(2e-5 * image.size)):  # cosmic-ray hits: short straight tracks
-        x, y, turn = rng.uniform(0, nx), rng.uniform(0, ny), rng.uniform(0, np.pi)
-        along = np.arange(rng.integers(2, 12))
-        column = np.clip((x + along * np.cos(turn)).astype(int), 0, nx - 1)
-        row = np.clip((y + along * np.sin(turn)).astype(int), 0, ny - 1)
-        bad[row, column] = True
-    bad.ravel()[rng.integers(0, image.size, rng.poisson(2e-5 * image.size))] = True
-    image[bad] += saturation * rng.uniform(0.01, 0.5, bad.sum())
-    if rng.uniform() < 0.2:
-        column = rng.integers(nx)
-        bad[:, column] = True
-        image[:, column] = 0.0
-    return mask | bad

@@ -14,8 +14,10 @@ from .astrometry import AstrometricError
 from .dataset import truth_table
 from .delivered import STREAMS, deliver
 from .delivery import REAL
-from .population import FAMILIES, draw_scene
+from .morphology import FAMILIES
+from .population import draw_scene
 from .psf import SLOPES, FieldPSF, drawn_width
+from .real_morphologies import read_morphologies
 from .rendering import Grid, add_stamp, draw_sources
 
 __all__ = ["simulate_pair"]
@@ -32,6 +34,8 @@ def simulate_pair(
     bands=None,
     density=1.0,
     families="train",
+    star_density=1.0,
+    morphologies=None,
     astrometric_error=None,
     proper_motion_years=0.0,
     depth_offset=0.0,
@@ -39,6 +43,7 @@ def simulate_pair(
     noise=True,
     defects=True,
     delivery=REAL,
+    scene=None,
     return_psf=False,
 ):
     """Simulate one field as seen by a ground survey and a space survey.
@@ -66,7 +71,13 @@ def simulate_pair(
     density : float
         Number of galaxies relative to the published counts.
     families : {"train", "all", "irregular"}
-        Morphology families; "train" leaves out the irregular one, which is reserved for testing.
+        Morphology families. "train" leaves out the irregular one and a third of the real galaxies, which are
+        reserved for testing; "irregular" has these alone.
+    star_density : float
+        Number of stars relative to the counts at high galactic latitude.
+    morphologies : path-like, optional
+        Images of real galaxies (`read_morphologies`); half of the galaxies that are as bright as one of
+        them, or fainter, then look like it. They have no colour gradient.
     astrometric_error : AstrometricError, optional
         Error of the ground WCS.
     proper_motion_years : float
@@ -83,6 +94,9 @@ def simulate_pair(
     delivery : Delivery
         `REAL` (as surveys deliver) or `IDEAL` (the true PSF, white noise where pixels are native, exact variances
         and sky), or numbers of your own. Sky, true PSF and the seeds of the noise do not depend on it.
+    scene : `~rosetta.simulate.population.Scene`, optional
+        Sources of your own, in place of those drawn with ``density``, ``families``, ``star_density`` and
+        ``morphologies``.
     return_psf : bool
         Whether to return the true PSFs too.
 
@@ -110,6 +124,8 @@ def simulate_pair(
         raise ValueError(f"size is {size}: it must be finite and at least 6 arcsec")
     if families not in FAMILIES:
         raise ValueError(f"families is {families!r}: use one of {', '.join(map(repr, FAMILIES))}")
+    if not 0 <= star_density < np.inf:
+        raise ValueError(f"star_density is {star_density}: it must be finite and not negative")
     for name, value in (("density", density), ("seeing", seeing)):
         if not 0 < value < np.inf:
             raise ValueError(f"{name} is {value}: it must be positive and finite")
@@ -121,14 +137,17 @@ def simulate_pair(
     reference = _reference(surveys)
 
     sky_seed, field_seed, image_seed = np.random.SeedSequence(seed).spawn(3)
-    scene = draw_scene(
-        np.random.default_rng(sky_seed),
-        half_size + _MARGIN,
-        surveys,
-        reference,
-        density=density,
-        families=families,
-    )
+    if scene is None:
+        scene = draw_scene(
+            np.random.default_rng(sky_seed),
+            half_size + _MARGIN,
+            surveys,
+            reference,
+            density=density,
+            families=families,
+            star_density=star_density,
+            galaxies=() if morphologies is None else read_morphologies(morphologies, families),
+        )
     parameters = (astrometric_error or AstrometricError()).realise(np.random.default_rng(field_seed))
     offset = AstrometricError.offset(parameters, scene.east, scene.north)  # mas
     true = np.stack([scene.east, scene.north], axis=1)

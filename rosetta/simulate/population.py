@@ -9,21 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .seds import GALAXY_TEMPLATES, N_DUST, galaxy_colours, star_colours
+from .morphology import Component, draw_galaxy
+from .real_morphologies import choose
+from .seds import galaxy_colours, star_colours
+from .stars import draw_stars
 
-__all__ = ["FAMILIES", "Scene", "draw_scene", "galaxy_counts"]
+__all__ = ["Scene", "draw_scene", "galaxy_counts"]
 
-#: Share of each morphology family under the three settings of ``families``.
-FAMILIES = {
-    "train": {"elliptical": 1.0, "spiral": 1.0, "irregular": 0.0},
-    "all": {"elliptical": 0.8, "spiral": 0.8, "irregular": 0.2},
-    "irregular": {"elliptical": 0.0, "spiral": 0.0, "irregular": 1.0},
-}
 FAINT_LIMIT = 27.0  # half a magnitude beyond the catalogue's purpose, so that the sky has its fog
 _BRIGHT_LIMIT = 16.0
 _SLOPE = 0.31
-_STARS = 3.0  # per square arcminute to i = 25, at high galactic latitude
-_STAR_SLOPE = 0.12
+_REAL = 0.5  # share of real galaxies among those that may stand at their magnitude
 # Groups give an excess of pairs of about 10% at 5", near what deep counts show.
 _GROUPED = 0.45  # share of galaxies
 _GROUP_SIZE = 6.0
@@ -52,13 +48,15 @@ class Scene:
 
     Positions are tangent-plane arcsec (east, north) from the centre; ``east``/``north`` of a source is
     the centroid of its light in the reference band. Ellipticities are reduced shears of the (east,
-    north) plane. A component with ``sersic`` 0 is a point.
+    north) plane. A component with ``sersic`` 0 is a point. A component whose ``real`` is not negative is the
+    image of that entry of ``galaxies``: ``radius`` is 0, ``sersic`` nan and ``shape`` its turn (rad, from east to
+    north) and its parity, -1 where it is mirrored in the north axis before the turn.
     """
 
     east: np.ndarray  # (n,)
     north: np.ndarray
     redshift: np.ndarray
-    family: np.ndarray  # (n,) str: star, elliptical, spiral, irregular
+    family: np.ndarray  # (n,) str: star, real, or a family of `morphology.FAMILIES`
     motion: np.ndarray  # (n, 2) mas/yr east, north
     owner: np.ndarray  # (m,) index of the source
     sersic: np.ndarray  # (m,)
@@ -66,6 +64,8 @@ class Scene:
     shape: np.ndarray  # (m, 2)
     offset: np.ndarray  # (m, 2) arcsec from the source
     flux: np.ndarray  # (m, n_band) nJy
+    real: np.ndarray | None = None  # (m,) index into galaxies, -1 for a profile; None: profiles only
+    galaxies: tuple = ()  # of `real_morphologies.RealGalaxy`
 
     def __len__(self):
         return self.east.size
@@ -77,8 +77,14 @@ class Scene:
         np.add.at(total, self.owner, self.flux)
         return total
 
+    def real_galaxy(self, component):
+        """The `RealGalaxy` of a component, or None where it is a profile."""
+        if self.real is None or self.real[component] < 0:
+            return None
+        return self.galaxies[self.real[component]]
 
-def draw_scene(rng, half_size, surveys, reference, *, density=1.0, families="train"):
+
+def draw_scene(rng, half_size, surveys, reference, *, density=1.0, families="train", star_density=1.0, galaxies=()):
     """Draw the sources of one field.
 
     Parameters
@@ -93,6 +99,10 @@ def draw_scene(rng, half_size, surveys, reference, *, density=1.0, families="tra
         Galaxies relative to the published counts.
     families : {"train", "all", "irregular"}
         Which morphology families occur.
+    star_density : float
+        Stars relative to the counts at high galactic latitude.
+    galaxies : sequence of `~rosetta.simulate.real_morphologies.RealGalaxy`
+        Half of the galaxies that are as bright as one of these, or fainter, look like it.
 
     Returns
     -------
@@ -100,45 +110,53 @@ def draw_scene(rng, half_size, surveys, reference, *, density=1.0, families="tra
     """
     area = (2 * half_size / 60.0) ** 2
     place, redshift, mag = _galaxies(rng, half_size, area, density)
-    parts = [_morphology(rng, i, m, z, families) for i, (m, z) in enumerate(zip(mag, redshift))]
-    family = [name for name, _ in parts]
-    rows = [row for _, source in parts for row in source]
-    owner, sersic, radius, g1, g2, east, north, share, template, mix, other = map(
-        np.array, zip(*rows) if rows else [[]] * 11
-    )
-    owner = owner.astype(int)
+    family, owner, rows, real = [], [], [], []
+    for k, (m, z) in enumerate(zip(mag, redshift)):
+        name, parts = draw_galaxy(rng, m, z, families)
+        index = choose(rng, galaxies, m) if len(galaxies) and rng.uniform() < _REAL else None
+        if index is not None:
+            name, parts = "real", [_as_component(rng, parts)]
+        family.append(name)
+        rows += parts
+        owner += [k] * len(parts)
+        real += [-1 if index is None else index] * len(parts)
+    columns = Component(*map(np.array, zip(*rows) if rows else [[]] * len(Component._fields)))
+    owner = np.array(owner, int)
     z = redshift[owner]
-    colours = (1 - mix)[:, None] * galaxy_colours(surveys, template, z)
-    colours = colours + mix[:, None] * galaxy_colours(surveys, other, z)
-    flux = (share * _njy(mag[owner]))[:, None] * colours
-    offset = np.stack([east, north], axis=1)
-
-    n_star = rng.poisson(_STARS * 10 ** (_STAR_SLOPE * (26.5 - 25.0)) * area)
-    star_mag = np.maximum(26.5 + np.log10(rng.uniform(1e-9, 1, n_star)) / _STAR_SLOPE, 15.0)
-    star_flux = _njy(star_mag)[:, None] * star_colours(surveys, _temperatures(rng, n_star))
-    # Nearer, brighter stars move faster; direction at random.
-    speed = 10 ** (0.7 - 0.06 * (star_mag - 21) + 0.35 * rng.normal(size=n_star))
-    turn = rng.uniform(0, 2 * np.pi, n_star)
-    star_motion = speed[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    star_place = rng.uniform(-half_size, half_size, (n_star, 2))
-
+    colours = (1 - columns.mix)[:, None] * galaxy_colours(surveys, columns.template, z)
+    colours = colours + columns.mix[:, None] * galaxy_colours(surveys, columns.other, z)
+    flux = (columns.share * _njy(mag[owner]))[:, None] * colours
+    offset = np.stack([columns.east, columns.north], axis=1)
     n_gal = mag.size
-    place = place + _centroid(owner, offset, flux[:, reference], n_gal)
-    offset = offset - _centroid(owner, offset, flux[:, reference], n_gal)[owner]
+    centre = _centroid(owner, offset, flux[:, reference], n_gal)
+
+    stars = draw_stars(rng, half_size, star_density)
+    n_star = stars.mag.size
+    star_flux = _njy(stars.mag)[:, None] * star_colours(surveys, stars.temperature)
+    place = np.concatenate([place + centre, stars.place])
     zeros = np.zeros(n_star)
     return Scene(
-        east=np.concatenate([place[:, 0], star_place[:, 0]]),
-        north=np.concatenate([place[:, 1], star_place[:, 1]]),
+        east=place[:, 0],
+        north=place[:, 1],
         redshift=np.concatenate([redshift, zeros]),
         family=np.array(family + ["star"] * n_star, dtype="U10"),
-        motion=np.concatenate([np.zeros((n_gal, 2)), star_motion]),
+        motion=np.concatenate([np.zeros((n_gal, 2)), stars.motion]),
         owner=np.concatenate([owner, n_gal + np.arange(n_star)]),
-        sersic=np.concatenate([sersic, zeros]),
-        radius=np.concatenate([radius, zeros]),
-        shape=np.concatenate([np.stack([g1, g2], axis=1), np.zeros((n_star, 2))]),
-        offset=np.concatenate([offset, np.zeros((n_star, 2))]),
+        sersic=np.concatenate([columns.sersic, zeros]),
+        radius=np.concatenate([columns.radius, zeros]),
+        shape=np.concatenate([np.stack([columns.g1, columns.g2], axis=1), np.zeros((n_star, 2))]),
+        offset=np.concatenate([offset - centre[owner], np.zeros((n_star, 2))]),
         flux=np.concatenate([flux, star_flux]),
+        real=np.concatenate([np.array(real, int), np.full(n_star, -1)]),
+        galaxies=tuple(galaxies),
     )
+
+
+def _as_component(rng, parts):
+    """A real galaxy as one component, turned and mirrored at random, with the spectrum of the main of ``parts``."""
+    main = max(parts, key=lambda part: part.share)
+    turn, parity = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
+    return main._replace(sersic=np.nan, radius=0.0, g1=turn, g2=parity, east=0.0, north=0.0, share=1.0)
 
 
 def _njy(mag):
@@ -174,91 +192,3 @@ def _galaxies(rng, half_size, area, density):
     grouped = group >= 0
     redshift[grouped] = common[group[grouped]] * (1 + 0.002 * rng.normal(size=grouped.sum()))
     return place, np.clip(redshift, 0.02, 5.0), mag
-
-
-def _temperatures(rng, n):
-    """Effective temperatures: mostly red dwarfs, some turn-off stars, a few hot ones."""
-    kind = rng.choice(3, n, p=[0.62, 0.35, 0.03])
-    cool = rng.normal(3400, 350, n)
-    turn_off = rng.normal(5600, 500, n)
-    return np.clip(np.choose(kind, [cool, turn_off, rng.uniform(7500, 11500, n)]), 2700, 11900)
-
-
-def _morphology(rng, index, mag, redshift, families):
-    """Family name and component rows of one galaxy.
-
-    A row is (owner, sersic, radius, g1, g2, east, north, share of i, template, mix, other template).
-    """
-    early = np.clip(0.38 - 0.05 * (mag - 20.0), 0.07, 0.38)
-    weight = FAMILIES[families]
-    p = np.array([weight["elliptical"] * early, weight["spiral"] * (1 - early), weight["irregular"]])
-    name = ("elliptical", "spiral", "irregular")[rng.choice(3, p=p / p.sum())]
-    radius = np.clip(0.30 * 10 ** (-0.12 * (mag - 25.0) + 0.2 * rng.normal()), 0.03, 6.0)
-    turn = rng.uniform(0, 2 * np.pi)
-    if name == "elliptical":
-        return name, _elliptical(rng, index, 0.8 * radius, turn)
-    if name == "spiral":
-        return name, _spiral(rng, index, radius, turn, early)
-    return name, _irregular(rng, index, radius, turn)
-
-
-def _axis_ratio_to_shear(q, turn):
-    g = (1 - q) / (1 + q)
-    return g * np.cos(2 * turn), g * np.sin(2 * turn)
-
-
-def _spectrum(rng, age, dust=None):
-    """Two neighbouring templates and the weight of the second: a continuous family of colours."""
-    low = int(np.clip(np.floor(age), 0, len(GALAXY_TEMPLATES) // N_DUST - 2))
-    dust = rng.integers(N_DUST) if dust is None else dust
-    return low * N_DUST + dust, np.clip(age - low, 0.0, 1.0), (low + 1) * N_DUST + dust
-
-
-def _elliptical(rng, index, radius, turn):
-    shape = _axis_ratio_to_shear(rng.uniform(0.55, 1.0), turn)
-    sersic = rng.choice([2.0, 4.0])
-    return [(index, sersic, radius, *shape, 0.0, 0.0, 1.0, *_spectrum(rng, rng.uniform(0.0, 0.8), 0))]
-
-
-def _spiral(rng, index, radius, turn, early):
-    bulge = np.clip(rng.beta(1.2, 4.0) + 0.3 * (early - 0.07), 0.0, 0.8)
-    bulge = 0.0 if rng.uniform() < 0.3 else bulge
-    q = np.clip(rng.uniform(0.15, 1.0), 0.2, 1.0)
-    disc_shape = _axis_ratio_to_shear(q, turn)
-    age = rng.uniform(1.2, 3.6)
-    dust = rng.integers(N_DUST)
-    n_clump = rng.integers(1, 5) if rng.uniform() < 0.35 else 0
-    clumps = (1 - bulge) * rng.uniform(0.03, 0.2) if n_clump else 0.0
-    rows = [(index, 1.0, radius, *disc_shape, 0.0, 0.0, 1 - bulge - clumps, *_spectrum(rng, age, dust))]
-    if bulge > 0:
-        shape = _axis_ratio_to_shear(1 - 0.4 * (1 - q), turn)
-        size = radius * rng.uniform(0.15, 0.4)
-        spectrum = _spectrum(rng, rng.uniform(0.0, 1.0), dust)
-        rows.append((index, rng.choice([2.0, 4.0]), size, *shape, 0.0, 0.0, bulge, *spectrum))
-    return rows + _clumps(rng, index, n_clump, clumps, radius, q, turn, dust)
-
-
-def _clumps(rng, index, n, share, radius, q, turn, dust):
-    """Young knots scattered over an inclined disc."""
-    rows = []
-    for part in share * rng.dirichlet(np.full(n, 2.0)) if n else ():
-        along, across = radius * rng.normal(scale=0.8, size=2) * (1.0, q)
-        east = along * np.cos(turn) - across * np.sin(turn)
-        north = along * np.sin(turn) + across * np.cos(turn)
-        size = np.clip(radius * rng.uniform(0.05, 0.15), 0.02, 0.4)
-        spectrum = _spectrum(rng, rng.uniform(3.3, 4.0), dust)
-        rows.append((index, 0.5, size, 0.0, 0.0, east, north, part, *spectrum))
-    return rows
-
-
-def _irregular(rng, index, radius, turn):
-    """The family reserved for testing: a faint lopsided disc under many large bright knots."""
-    q = rng.uniform(0.3, 0.9)
-    shape = _axis_ratio_to_shear(q, turn)
-    clumps = rng.uniform(0.4, 0.7)
-    dust = rng.integers(N_DUST)
-    lean = radius * rng.normal(scale=0.5, size=2)
-    age = rng.uniform(2.0, 3.5)
-    disc = (index, 1.0, radius, *shape, *lean, 1 - clumps, *_spectrum(rng, age, dust))
-    n_clump = rng.integers(4, 10)
-    return [disc] + _clumps(rng, index, n_clump, clumps, 1.3 * radius, q, turn, dust)

@@ -37,8 +37,9 @@ def read_tile(path):
         ``ground`` (n_band, ny, nx) and ``space``: float16, flux / scale; ``scale_ground`` (n_band,) and
         ``scale_space``: nJy.
     header : dict
-        ``format``, ``seed``, ``index``, ``families``, ``clip``, ``base_fwhm`` (arcsec per side), and per side
-        ``survey``, ``bands``, and the TAN WCS: ``crval`` (deg), ``crpix`` (1-based x, y), ``cd`` (deg).
+        ``format``, ``seed``, ``index``, ``families``, ``star_density``, ``morphologies`` (fingerprint of the set, or
+        None), ``clip``, ``base_fwhm`` (arcsec per side), and per side ``survey``, ``bands``, and the TAN WCS:
+        ``crval`` (deg), ``crpix`` (1-based x, y), ``cd`` (deg).
 
     Raises
     ------

@@ -8,14 +8,11 @@ import numpy as np
 
 from .mixtures import TRUNCATION
 
-__all__ = ["Grid", "add_stamp", "base_psf", "draw_component", "draw_sources", "profile", "reach"]
+__all__ = ["Grid", "add_stamp", "base_psf", "draw_component", "draw_sources", "profile", "reach", "source_light"]
 
 #: FWHM (arcsec) of the Gaussian that is the base PSF of the ground side of training tiles.
 GROUND_BASE_FWHM = 0.45
 _PARAMS = galsim.GSParams(folding_threshold=5e-3, maxk_threshold=1e-4, kvalue_accuracy=1e-5)
-
-# Half-light radii that hold all but about 1e-3 of the light, by Sersic index.
-_REACH = {0.5: 2.8, 1.0: 5.5, 2.0: TRUNCATION, 4.0: TRUNCATION}
 
 
 class Grid:
@@ -95,7 +92,48 @@ def reach(sersic, radius, g1, g2):
     if sersic == 0:
         return 0.0
     g = np.hypot(g1, g2)
-    return _REACH[sersic] * radius * np.sqrt((1 + g) / (1 - g))
+    radii = 2.8 if sersic <= 0.5 else 5.5 if sersic <= 1 else TRUNCATION
+    return radii * radius * np.sqrt((1 + g) / (1 - g))
+
+
+def _component(scene, k, params):
+    """Intrinsic light of a component of unit flux about the position of its source, and its reach in arcsec."""
+    east, north = scene.offset[k]
+    galaxy = scene.real_galaxy(k)
+    if galaxy is None:
+        shape = (scene.sersic[k], scene.radius[k], *scene.shape[k])
+        light, width = profile(*shape, params), reach(*shape)
+    else:
+        turn, parity = scene.shape[k]
+        cos, sin = np.cos(turn), np.sin(turn)
+        light = galaxy.light.transform(cos * parity, -sin, sin * parity, cos)
+        width = galaxy.reach
+    return (light.shift(east, north) if east or north else light), width + np.hypot(east, north)
+
+
+def source_light(scene, rows, share, params=_PARAMS):
+    """Intrinsic light of components of one source, added up, and the radius that holds it.
+
+    Parameters
+    ----------
+    scene : `~rosetta.simulate.population.Scene`
+    rows : array_like of int
+        Components.
+    share : array_like
+        Flux of each.
+    params : `galsim.GSParams`
+
+    Returns
+    -------
+    light : `galsim.GSObject` or None
+        About the position of the source; None for a point.
+    width : float
+        Arcsec.
+    """
+    if scene.sersic[rows[0]] == 0:
+        return None, 0.0
+    parts, widths = zip(*(_component(scene, k, params) for k in rows))
+    return galsim.Sum([part * s for part, s in zip(parts, share) if s > 0], gsparams=params), max(widths)
 
 
 def draw_component(light, psf, grid, east, north, half_width):
@@ -157,15 +195,7 @@ def draw_sources(scene, place, flux, field, grid):
         total = flux[rows].sum()
         if total <= 0:
             continue
-        shapes = [(scene.sersic[k], scene.radius[k], *scene.shape[k]) for k in rows]
-        light = None
-        if shapes[0][0] != 0:
-            parts = [
-                flux[k] / total * profile(*shape, psf.gsparams).shift(*scene.offset[k])
-                for k, shape in zip(rows, shapes)
-            ]
-            light = galsim.Sum(parts, gsparams=psf.gsparams)
-        width = max(reach(*shape) + np.hypot(*scene.offset[k]) for k, shape in zip(rows, shapes))
+        light, width = source_light(scene, rows, flux[rows] / total, psf.gsparams)
         stamp, corner = draw_component(light, psf, grid, east, north, width + 1.15 * field.radius)
         yield total * stamp, corner
 
