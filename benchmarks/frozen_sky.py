@@ -4,8 +4,8 @@
 Every comparison of two versions is made on this sky. Nothing is trained, chosen or tuned on it. Intervals are 68 %, from
 resampling fields or blends.
 
-Run: python benchmarks/frozen_sky.py FOLDER [--fields 40] [--workers 2] [--heads FOLDER] [--rows FOLDER]
-     [--tables FOLDER] [--freeze]
+Run: python benchmarks/frozen_sky.py FOLDER [--fields 40] [--blends 500] [--workers 2] [--heads FOLDER]
+     [--rows FOLDER] [--tables FOLDER] [--freeze]
 
 FOLDER keeps the simulated sky, and --rows (FOLDER/rows) what was measured on it, so that a second run goes on where the
 first ended. --freeze writes the hashes of a new sky; without it they are compared, and a sky that differs is an error.
@@ -24,7 +24,7 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from kit.fields import magnitude, true_offsets
-from kit.frozen_sky import FIELDS, SKY, described, field, known, match, same
+from kit.frozen_sky import BLENDS, FIELDS, SKY, blend, described, field, known, match, same
 from kit.models import HEADS, trained
 from kit.statistics import covered, interval, nmad, rms, shown
 from kit.tables import Tables, add_option
@@ -79,16 +79,12 @@ def measured(pair, truth, heads):
     }  # fmt: skip
 
 
-def make(seed, folder):
-    """Simulate a field, or read it, and describe it."""
-    return described(*field(seed, folder))
-
-
 def one(seed, folder, rows, heads):
-    """Measure a field, unless that was done before."""
+    """Simulate and measure a field or a blend, unless that was done before: the file of what was found."""
     path = rows / f"{seed}.npz"
     if not path.exists():
-        found = measured(*field(seed, folder), heads)
+        pair, truth = field(seed, folder) if seed in FIELDS else blend(seed)
+        found = measured(pair, truth, heads) | {"described": np.array(json.dumps(described(pair, truth)))}
         rows.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part.npz")
         np.savez(temporary, **found)
@@ -208,8 +204,40 @@ def offset_lines(fields):
     yield ["one sigma", cell(covered, [rows["offset_error"] / rows["offset_sigma"] for rows in done], 2)]
 
 
-def report(tables, fields):
+def blend_lines(blends):
+    """Recall, and i-band fluxes and colours of the matched galaxies."""
+    g, i, k_g, k_i, off, n_true, n_row = [], [], [], [], [], 0, 0
+    error = []
+    for rows in blends:
+        of = np.flatnonzero(rows["row_of"] >= 0)
+        row = rows["row_of"][of]
+        flux, true = rows["flux"][row], rows["true_flux"][of]
+        g.append(flux[:, BANDS.index("g")])
+        i.append(flux[:, BANDS.index("i")])
+        error.append(rows["flux_err"][row, BANDS.index("i")])
+        k_g.append(true[:, BANDS.index("g")])
+        k_i.append(true[:, BANDS.index("i")])
+        off.append(np.r_[np.abs(i[-1] / k_i[-1] - 1) > 0.25, np.ones(len(rows["row_of"]) - len(of), bool)])
+        n_true, n_row = n_true + len(rows["row_of"]), n_row + len(rows["flags"])
+    ratio = [a / b - 1 for a, b in zip(i, k_i, strict=True)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        colour = [-2.5 * np.log10(a / b * d / c) for a, b, c, d in zip(g, i, k_g, k_i, strict=True)]
+    pull = [(a - b) / e for a, b, e in zip(i, k_i, error, strict=True)]
+    found = [rows["row_of"] >= 0 for rows in blends]
+    yield ["galaxies", n_true]
+    yield ["found", cell(np.mean, found)]
+    yield ["rows a galaxy", f"{n_row / n_true:.3f}"]
+    yield ["bias in i", cell(np.nanmedian, ratio)]
+    yield ["NMAD in i", cell(nmad, ratio)]
+    yield ["more than 25 % off in i, or not found", cell(np.mean, off)]
+    yield ["NMAD of g - i", cell(nmad, colour)]
+    yield ["one sigma in i", cell(lambda p: covered(p[np.isfinite(p)]), pull)]
+
+
+def report(tables, fields, blends):
     """Show all tables."""
+    if blends:
+        tables.show("frozen_blends", "Blends of two or three galaxies", ("What", "measured"), blend_lines(blends))
     n_star = sum(((rows["family"] == "star") & (i_magnitude(rows) < 26)).sum() for rows in fields)
     n_odd = sum(((rows["family"] == "irregular") & (i_magnitude(rows) < 23)).sum() for rows in fields)
     cpu = np.median([rows["seconds"] for rows in fields])
@@ -238,38 +266,38 @@ def report(tables, fields):
 
 
 def check(found, freeze):
-    """Compare the sky that was made with the frozen one, or freeze it."""
+    """Compare the sky that was made (descriptions by seed) with the frozen one, or freeze it."""
     kept, versions = known(), {name: version(name) for name in PACKAGES}
     if freeze:
-        kept = {"versions": versions, "fields": {**kept.get("fields", {}), **found}}
-        SKY.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        kept = {"versions": versions, "sky": {**kept.get("sky", {}), **found}}
+        SKY.write_text(json.dumps(kept, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
     exact = kept.get("versions") == versions
-    differ = [seed for seed in found if not same(found[seed], kept.get("fields", {}).get(seed), exact=exact)]
+    differ = [seed for seed in found if not same(found[seed], kept.get("sky", {}).get(seed), exact=exact)]
     if differ:
-        sys.exit(f"fields {', '.join(differ)} are not those of {SKY.name}: delete them and simulate them again")
-    print(f"{len(found)} fields are those of {SKY.name} ({'hash for hash' if exact else 'sums; other versions'})")
+        sys.exit(f"seeds {', '.join(differ)} are not those of {SKY.name}: delete them and simulate them again")
+    print(f"{len(found)} skies are those of {SKY.name} ({'hash for hash' if exact else 'sums; other versions'})")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--fields", type=int, default=len(FIELDS))
+    parser.add_argument("--blends", type=int, default=len(BLENDS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--heads", type=Path)
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--freeze", action="store_true")
     add_option(parser)
     options = parser.parse_args()
-    seeds, rows = FIELDS[: options.fields], options.rows or options.folder / "rows"
+    seeds, rows = [*BLENDS[: options.blends], *FIELDS[: options.fields]], options.rows or options.folder / "rows"
+    found = {}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        made = pool.map(partial(make, folder=options.folder), seeds)
-        check(dict(zip(map(str, seeds), made, strict=True)), options.freeze)
         work = partial(one, folder=options.folder, rows=rows, heads=options.heads)
-        paths = []
-        for path in pool.map(work, seeds):
-            paths.append(path)
-            print(f"{len(paths)} of {len(seeds)} fields measured", file=sys.stderr)
-    report(Tables(options.tables), [dict(np.load(path)) for path in paths])
+        for seed, path in zip(seeds, pool.map(work, seeds), strict=True):
+            found[seed] = dict(np.load(path))
+            print(f"{len(found)} of {len(seeds)} measured", file=sys.stderr)
+    check({str(seed): json.loads(str(one["described"])) for seed, one in found.items()}, options.freeze)
+    report(Tables(options.tables), *([found[s] for s in seeds if (s in kind)] for kind in (FIELDS, BLENDS)))
 
 
 if __name__ == "__main__":

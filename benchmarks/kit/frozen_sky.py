@@ -11,6 +11,7 @@ made them. Other versions of these packages may round differently: then sums are
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import astropy.units as u
@@ -18,19 +19,22 @@ import numpy as np
 from astropy.table import QTable
 from scipy.spatial import cKDTree
 
+from rosetta import EUCLID, RUBIN
 from rosetta.images.positions import tangent
 from rosetta.io import pair as pair_file
 from rosetta.simulate import AstrometricError, simulate_pair
+from rosetta.simulate.population import draw_scene
 
 from .fields import magnitude
 
-__all__ = ["BLENDS", "FIELDS", "SKY", "described", "field", "match", "same"]
+__all__ = ["BLENDS", "FIELDS", "SKY", "blend", "described", "field", "known", "match", "same"]
 
 FIELDS = range(880001, 880041)  # seeds
 BLENDS = range(881001, 881501)
 SKY = Path(__file__).parents[1] / "frozen_sky.json"
 FAINTEST = 26.8  # i magnitude of the faintest true source that a row may belong to
 APART = 0.3  # arcsec: a row and a true source are one
+I_BAND, VIS = 3, 6  # among the ten bands
 EPOCHS = 15.0  # years between the surveys, at most
 
 
@@ -121,3 +125,41 @@ def match(catalog, truth):
             used_true.add(true)
             found.append((row, of[true]))
     return tuple(np.array(found, int).reshape(-1, 2).T)
+
+
+def blend(seed):
+    """A blend of two or three galaxies of i = 21 to 25, 0.6 to 2.2" apart, alone in a field of 16", and its truth.
+
+    Parameters
+    ----------
+    seed : int
+        One of `BLENDS`.
+
+    Returns
+    -------
+    pair : `~rosetta.SkyPair`
+    truth : `~astropy.table.QTable`
+    """
+    rng = np.random.default_rng(seed)
+    drawn = draw_scene(rng, 30.0, (RUBIN, EUCLID), VIS, families="all", star_density=0.0)
+    mag = magnitude(drawn.source_flux[:, I_BAND])
+    first = rng.choice(np.flatnonzero((mag > 21) & (mag < 24)))
+    others = np.setdiff1d(np.flatnonzero((mag > 21.5) & (mag < 25)), [first])
+    chosen = np.r_[first, rng.choice(others, rng.integers(1, 3), replace=False)]
+    place = rng.uniform(-0.3, 0.3, (1, 2))
+    while len(place) < len(chosen):
+        turn = rng.uniform(0, 2 * np.pi)
+        new = place[0] + rng.uniform(0.6, 2.2) * np.array([np.cos(turn), np.sin(turn)])
+        if np.hypot(*(place - new).T).min() > 0.6:
+            place = np.vstack([place, new])
+    return simulate_pair(seed=seed, size=16 * u.arcsec, scene=_moved(drawn, chosen, place))
+
+
+def _moved(scene, sources, place):
+    """Some sources of a scene (indices) at other places (east, north)."""
+    parts = np.flatnonzero(np.isin(scene.owner, sources))
+    number = {source: k for k, source in enumerate(sources)}
+    of_source = {name: getattr(scene, name)[sources] for name in ("redshift", "family", "motion")}
+    of_part = {name: getattr(scene, name)[parts] for name in ("sersic", "radius", "shape", "offset", "flux", "real")}
+    owner = np.array([number[k] for k in scene.owner[parts]])
+    return replace(scene, east=place[:, 0], north=place[:, 1], owner=owner, **of_source, **of_part)
