@@ -69,12 +69,15 @@ def mask_planes(hdu, where, listed=()):
             f"{where}: its MASK has no MP_<NAME> cards and no MSKN<nnnn> cards, so its bits have no meaning; "
             "write it with the cards that the Rubin pipelines give it"
         )
-    width = _width(header) if header["NAXIS"] == 3 else 64
+    count, width = (hdu.shape[0], _width(header)) if header["NAXIS"] == 3 else (1, abs(header["BITPIX"]))
+    beyond = [name for name, bit in bits.items() if bit >= count * width]
+    if beyond:
+        raise ValueError(f"{where}: its MASK has no bit for the planes {', '.join(beyond)}: repair the header")
     return {name: divmod(bit, width) for name, bit in bits.items()}
 
 
 def _whole(value):
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1024:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(repr(value))
     return value
 

@@ -214,7 +214,7 @@ def _look(path, argument):
             scale=_nanojansky(header, where),
             header=image.header.copy(),
             shape=image.shape,
-            origin=_origin(header),
+            origin=_origin(header, where),
             planes=tuple(mask_planes(mask, where, tree.planes if tree else ()) for mask in masks),
             tract=tree.tract if tree else header.get(_BUTLER + "TRACT"),
             tree=tree,
@@ -243,7 +243,7 @@ def _assemble(patches, center, size, argument):
         _warn(f"{names}: mask planes {', '.join(unknown)} are not known and mask nothing; check their meaning")
     stamps = []
     pieces = (_pixels(patch, shared, argument, stamps) for patch, shared in parts)
-    if len(parts) == 1:
+    if [shared for _, shared in parts] == [box]:
         _, _, data, variance, mask = next(pieces)
     else:
         data, variance, mask = stitch(pieces, box, argument)
@@ -420,12 +420,17 @@ def _same_shape(hdu, patch, argument):
     return hdu
 
 
-def _origin(header):
+def _origin(header, where):
     """First pixel (y, x) in the tract."""
-    if "LTV1" in header:
-        return -round(header["LTV2"]), -round(header["LTV1"])
-    if header.get("CTYPE1A") == "LINEAR":
-        return tuple(round(header[f"CRVAL{axis}A"] - (header.get(f"CRPIX{axis}A", 1.0) - 1.0)) for axis in (2, 1))
+    try:
+        if "LTV1" in header:
+            return -round(header["LTV2"]), -round(header["LTV1"])
+        if header.get("CTYPE1A") == "LINEAR":
+            return tuple(round(header[f"CRVAL{axis}A"] - (header.get(f"CRPIX{axis}A", 1.0) - 1.0)) for axis in (2, 1))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{where}: the cards of its place in the tract (LTV1 and LTV2, or WCS A) hold no numbers: repair the header"
+        ) from error
     return 0, 0
 
 
