@@ -125,7 +125,7 @@ def bad_pixels(hdu, planes, slices):
         return (_bits(hdu, slices) & np.uint64(bad.get(0, 0))) != 0
     found = np.zeros([s.stop - s.start for s in slices], bool)
     for index, value in bad.items():
-        found |= (_bits(hdu, (slice(index, index + 1), *slices))[0] & np.uint64(value)) != 0
+        found |= (_bits(hdu, (index, *slices)) & np.uint64(value)) != 0
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..images.psf import PSF
 
-__all__ = ["overlap", "psf_of_cells", "stitch", "union"]
+__all__ = ["check_one_grid", "overlap", "psf_of_cells", "stitch", "union"]
 
 # What two files of one processing may differ by: rounding, and the step of lossy compression (sigma/16).
 _ROUNDING = 1e-5
@@ -25,6 +25,40 @@ def overlap(box, other):
     """The box that two boxes share, or None."""
     y0, y1, x0, x1 = (pick(*ends) for pick, ends in zip((max, min) * 2, zip(box, other, strict=True), strict=True))
     return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
+
+
+def check_one_grid(files):
+    """Refuse files of one band that do not lie on one pixel grid, or cover the same pixels.
+
+    Parameters
+    ----------
+    files : list of `RubinFile`
+
+    Raises
+    ------
+    ValueError
+        Naming two of them.
+    """
+    first, *others = files
+    boxes = {first.box: first}
+    for other in others:
+        y0, y1, x0, x1 = other.box
+        x, y = np.array([0, x1 - x0, 0, x1 - x0]), np.array([0, 0, y1 - y0, y1 - y0])
+        there = first.wcs(other.box).world_to_pixel(other.wcs(other.box).pixel_to_world(x, y))
+        apart = np.hypot(there[0] - x, there[1] - y).max()
+        tracts = {file.tract for file in (first, other)} - {None}
+        if not apart < 1e-3 or len(tracts) > 1:
+            numbers = f" (tracts {first.tract} and {other.tract})" if len(tracts) > 1 else ""
+            raise ValueError(
+                f"{first.argument}: {first.name} and {other.name} both hold band {first.band!r} but lie on different "
+                f"pixel grids{numbers}: give patches of one tract, and make a pair of each tract"
+            )
+        if other.box in boxes:
+            raise ValueError(
+                f"{first.argument}: {boxes[other.box].name} and {other.name} both hold band {first.band!r} of the same "
+                "pixels: give each patch once"
+            )
+        boxes[other.box] = other
 
 
 def stitch(pieces, box, argument):
@@ -81,22 +115,18 @@ def _differ(data, variance, mask, new_data, new_variance, new_mask):
         return both & (abs(data - new_data) > limit)
 
 
-def psf_of_cells(parts, step, box, argument):
+def psf_of_cells(parts, box):
     """The PSF of an image whose cells each have their own.
 
     A cell without one gets that of the nearest cell that has one.
 
     Parameters
     ----------
-    parts : list of (str, tuple, array)
-        Name, first pixel (y, x) of the first cell, and stamps (n_y, n_x, k, l) of each file's cells, NaN for those it
-        has not. Where cells of files coincide, the first file that has it gives the stamp.
-    step : tuple of int
-        Sides (y, x) of a cell, pixels.
+    parts : list of (`RubinFile`, tuple, array)
+        First pixel (y, x) of the first cell, and stamps (n_y, n_x, k, l) of the cells of each file that touch the box,
+        NaN for those without data. Where cells of files coincide, the first file that has it gives the stamp.
     box : tuple of int
-        Of the image. The cells of every file must lie within one step of it.
-    argument : str
-        What error messages call the list of files.
+        Of the image.
 
     Returns
     -------
@@ -106,13 +136,15 @@ def psf_of_cells(parts, step, box, argument):
     Raises
     ------
     ValueError
-        If the cells of the files do not lie on one grid, or their stamps differ in shape.
+        If the cells of the files do not lie on one grid, or differ in size.
     """
-    name, first, stamps = parts[0]
+    file, first, stamps = parts[0]
+    step, argument = file.cells.step, file.argument
     for other, start, more in parts[1:]:
-        if any((b - a) % n for a, b, n in zip(first, start, step, strict=True)) or more.shape[2:] != stamps.shape[2:]:
+        off = any((b - a) % n for a, b, n in zip(first, start, step, strict=True))
+        if off or other.cells.step != step or more.shape[2:] != stamps.shape[2:]:
             raise ValueError(
-                f"{argument}: the PSF cells of {name} and {other} do not lie on one grid, or differ in size: "
+                f"{argument}: the PSF cells of {file.name} and {other.name} do not lie on one grid, or differ in size: "
                 "give files of one processing"
             )
     corner = [first[axis] + (low - first[axis]) // step[axis] * step[axis] for axis, low in enumerate(box[::2])]
@@ -131,7 +163,7 @@ def psf_of_cells(parts, step, box, argument):
         low + n * np.arange(count) + (n - 1) / 2 - origin
         for low, n, count, origin in zip(corner, step, number, box[::2], strict=True)
     )
-    return PSF.on_grid(cells, x, y, smooth=False, name=f"{argument}: the PSF of {name}")
+    return PSF.on_grid(cells, x, y, smooth=False, name=f"{argument}: the PSF of {file.name}")
 
 
 def _fill(cells, here):
