@@ -205,6 +205,7 @@ def look(source, argument):
         header.extend(image.header, update=True, strip=False)
         tree = read_tree(hdus, where)
         filter_name, band = _band(header, tree, where)
+        celestial_wcs(image.header, where)  # whatever is wrong with its cards
         return RubinFile(
             source=source,
             argument=argument,
