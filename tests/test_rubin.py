@@ -19,6 +19,7 @@ from rosetta import PSF, RUBIN, SkyPair
 from rosetta.io import pair as pair_io
 from rosetta.io import read_pair, rubin
 from rosetta.io._rubin_planes import NEW_NAMES
+from rosetta.io._stitch import overlap, stitch, union
 
 TRACT = (130, 160)  # ny, nx
 CELL = (20, 25)
@@ -285,6 +286,30 @@ def test_stitched_patches(tmp_path):
         )
 
 
+SPAN = st.tuples(st.integers(0, 30), st.integers(1, 12)).map(lambda span: (span[0], span[0] + span[1]))
+
+
+@given(st.lists(st.tuples(SPAN, SPAN).map(lambda spans: spans[0] + spans[1]), min_size=1, max_size=4), SPAN, SPAN)
+def test_stitch_puts_every_pixel_in_its_place(boxes, rows, columns):
+    """Any pieces of one image, cut to any region: each pixel that a piece has is the image's, all others are masked."""
+    box = rows + columns
+    sky = np.arange(50 * 50, dtype=np.float32).reshape(50, 50)
+    covered = np.zeros(sky.shape, bool)
+    pieces = []
+    for name, whole in enumerate(boxes):
+        covered[whole[0] : whole[1], whole[2] : whole[3]] = True
+        if shared := overlap(whole, box):
+            piece = sky[shared[0] : shared[1], shared[2] : shared[3]]
+            pieces.append((str(name), shared, piece, np.ones_like(piece), np.zeros(piece.shape, bool)))
+    data, variance, mask = stitch(pieces, box, "paths")
+    here = slice(*rows), slice(*columns)
+    np.testing.assert_array_equal(~mask, covered[here])
+    np.testing.assert_array_equal(data, np.where(covered, sky, np.nan)[here])
+    np.testing.assert_array_equal(variance, np.where(covered, 1, np.inf)[here])
+    y0, y1, x0, x1 = union([*boxes, box])
+    assert all(overlap((y0, y1, x0, x1), part) == part for part in [*boxes, box])
+
+
 def test_patches_of_old_files(tmp_path):
     boxes = {"a": (0, 70, 0, 90), "b": (0, 70, 80, 160)}
     stamps = {name: cell_psf(n, n) for n, name in enumerate(boxes)}
@@ -437,6 +462,70 @@ def test_variance_is_scaled_in_double_precision(tmp_path):
     assert not image.mask.any()
     np.testing.assert_allclose(image.uncertainty.array, SIGMA**2, rtol=1e-6)
     np.testing.assert_allclose(image.data, tract_data()[:40, :50], rtol=1e-6)
+
+
+def test_pixels_beyond_the_cells_are_masked(tmp_path):
+    """The cells may cover less than the image: where there is no cell there are no data."""
+
+    def change(hdus, tree):
+        hdus[-1] = compressed(hdus[-1].data[1:, 1:], None, "PSF", (1, 1, 11, 11))
+        tree["psf"]["bounds"]["bbox"] = {"y": {"start": 20, "stop": 60}, "x": {"start": 25, "stop": 100}}
+
+    write_cells(tmp_path / "a.fits", (0, 60, 0, 100), change=change)
+    image = rubin.read(tmp_path / "a.fits")
+    expected = np.ones((60, 100), bool)
+    expected[20:, 25:] = False
+    np.testing.assert_array_equal(image.mask, expected)
+    for y, x in ((20, 25), (59, 99), (30, 60)):
+        np.testing.assert_allclose(image.psf_anywhere.at(x, y), cell_psf(y // CELL[0], x // CELL[1]))
+    corner = rubin.read(tmp_path / "a.fits", center=tract_wcs().pixel_to_world(6, 5), size=2 * u.arcsec)
+    assert corner.mask.all()
+
+
+def test_any_source(coadd):
+    """A path, the content of the file and its HDUs give the same image."""
+    center, size = tract_wcs().pixel_to_world(60, 60), 5 * u.arcsec
+    images = [
+        rubin.read(coadd[0], center=center, size=size),
+        rubin.read(coadd[0].read_bytes(), center=center, size=size),
+    ]
+    with fits.open(coadd[0]) as hdus:
+        images.append(rubin.read(hdus, center=center, size=size))
+    for image in images:
+        np.testing.assert_array_equal(image.data, images[0].data)
+        np.testing.assert_array_equal(image.psf_anywhere.cells, images[0].psf_anywhere.cells)
+    assert [image.meta["file"] for image in images] == ["i.fits", "bytes", "i.fits"]
+
+
+def test_damage_anywhere_is_a_value_error(tmp_path):
+    write_cells(tmp_path / "a.fits", (0, 40, 0, 50))
+    whole, rng = np.fromfile(tmp_path / "a.fits", np.uint8), np.random.default_rng(1)
+    kinds = set()
+    for _ in range(40):
+        broken = whole.copy()
+        broken[rng.integers(len(whole), size=20)] = rng.integers(32, 127, size=20)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rubin.read(broken.tobytes())
+        except Exception as error:
+            kinds.add(type(error))
+    assert kinds == {ValueError}
+
+
+def visit(hdus, tree):
+    """A visit image: no cells, no tract, planes and band in the same places."""
+    del hdus[-1], tree["patch"], tree["provenance"]
+    tree["sky_projection"]["pixel_to_sky"]["frames"][0] = {"instrument": "LSSTCam", "detector": 94}
+    tree.update(schema_version="1.1.0", schema_url=f"{URL}visit_image-1.1.0", obs_info={"physical_filter": "i_39"})
+    tree["psf"] = {"schema_version": "1.0.0", "schema_url": f"{URL}piff_psf-1.0.0"}
+
+
+def test_visit_image_of_the_newer_layout(tmp_path):
+    write_cells(tmp_path / "a.fits", (0, 40, 0, 50), change=visit)
+    image = rubin.read(tmp_path / "a.fits")
+    assert image.psf is None and "tract" not in image.meta
+    assert (image.meta["band"], image.meta["filter"], image.meta["schema"]) == ("i", "i_39", "visit_image-1.1.0")
 
 
 def edit(**changes):

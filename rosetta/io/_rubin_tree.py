@@ -109,8 +109,8 @@ def read_tree(hdus, where):
             cells=cells,
             noise=tuple(_extension(image["data"]) for image in tree.get("noise_realizations") or ()),
         )
-    except _Refused:
-        raise
+    except _Refused as error:
+        raise ValueError(str(error)) from None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: its JSON tree cannot be read ({type(error).__name__}: {error}); download or write the file again"

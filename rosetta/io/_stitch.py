@@ -23,7 +23,8 @@ def union(boxes):
 
 def overlap(box, other):
     """The box that two boxes share, or None."""
-    y0, y1, x0, x1 = (pick(*ends) for pick, ends in zip((max, min) * 2, zip(box, other, strict=True), strict=True))
+    y0, x0 = max(box[0], other[0]), max(box[2], other[2])
+    y1, x1 = min(box[1], other[1]), min(box[3], other[3])
     return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
 
 
@@ -147,8 +148,12 @@ def psf_of_cells(parts, box):
                 f"{argument}: the PSF cells of {file.name} and {other.name} do not lie on one grid, or differ in size: "
                 "give files of one processing"
             )
-    corner = [first[axis] + (low - first[axis]) // step[axis] * step[axis] for axis, low in enumerate(box[::2])]
-    number = [-(-(high - low) // n) for high, low, n in zip(box[1::2], corner, step, strict=True)]
+    corner, number = [], []  # of the cells that reach over the image and all the cells given
+    for axis in (0, 1):
+        low = min(box[2 * axis], *(start[axis] for _, start, _ in parts))
+        high = max(box[2 * axis + 1], *(start[axis] + step[axis] * more.shape[axis] for _, start, more in parts))
+        corner.append(first[axis] + (low - first[axis]) // step[axis] * step[axis])
+        number.append(-(-(high - corner[axis]) // step[axis]))
     cells = np.full((*number, *stamps.shape[2:]), np.nan)
     for _, start, stamps in parts:
         y, x = ((s - c) // n for s, c, n in zip(start, corner, step, strict=True))
