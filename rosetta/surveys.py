@@ -58,7 +58,8 @@ class Survey:
     pixel_scale : `~astropy.units.Quantity`
         Angle subtended by one delivered pixel.
     bad_planes : tuple of str
-        Names of the mask planes whose pixels must not be used.
+        Names of the mask planes whose pixels must not be used. Rubin's are those of Data Preview 1, which
+        `rosetta.io.rubin` also finds under their newer names.
     saturation : float
         AB magnitude of the faintest point source that saturates, about.
     """
@@ -121,7 +122,9 @@ RUBIN = Survey(
         ("y", 971.0, 90.0, 0.76, 24.9, 18.6, None),
     ),
     0.2 * u.arcsec,
-    ("BAD", "SAT", "CR", "NO_DATA", "SUSPECT", "EDGE", "UNMASKEDNAN"),
+    (
+        "BAD", "SAT", "CR", "NO_DATA", "SUSPECT", "EDGE", "UNMASKEDNAN", "STREAK", "ITL_DIP", "VIGNETTED",
+    ),
 )
 
 # Data Preview 1 is shallower than the ten-year survey.

@@ -377,7 +377,7 @@ def test_euclid_errors(tmp_path):
         euclid.read(science, tmp_path / "small.fits")
     with pytest.raises(ValueError, match="psf must be a two-dimensional image, got 3"):
         euclid.read(science, psf=np.ones((2, 5, 5)))
-    with pytest.raises(TypeError, match="rms must be the path of a FITS file, got float"):
+    with pytest.raises(TypeError, match="rms must be the path of a FITS file.*got float"):
         euclid.read(science, 0.5)
 
 
@@ -393,7 +393,7 @@ def test_broken_files(tmp_path, reader):
             reader(broken)
     with pytest.raises(FileNotFoundError):
         reader(tmp_path / "missing.fits")
-    with pytest.raises(TypeError, match="must be the path of a FITS file, got int"):
+    with pytest.raises(TypeError, match="must be the path of a FITS file"):
         reader(7)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
-from astropy.nddata import CCDData, NoOverlapError, VarianceUncertainty, overlap_slices
-from astropy.wcs.utils import proj_plane_pixel_scales
+from astropy.nddata import CCDData, VarianceUncertainty
 
 from ..surveys import EUCLID, RUBIN
 from ._fits import as_path, celestial_wcs, image_hdu, native, open_fits
+from ._wcs import region
 
 __all__ = ["read", "read_bands"]
 
@@ -123,17 +122,15 @@ def _with(path):
 
 def _read(science, rms, flag, psf, center, size):
     """`read`, with each file given as (path, extension name or None for the first image)."""
-    if (center is None) != (size is None):
-        raise ValueError("center and size: give both, for a region, or neither, for the whole mosaic")
     path = as_path(science[0], "science")
     with open_fits(path, "science") as hdus:
         hdu = image_hdu(hdus, "science", science[1])
         header = hdu.header
-        shape = hdu.shape
+        shape = hdu.shape[-2:]
         filter_name, band, survey = _band(header, path)
         magzero = _magzero(header, path)
         where = f"science: {path.name}"
-        slices = _region(celestial_wcs(header, where), shape, center, size, where)
+        slices = region(celestial_wcs(header, where), shape, center, size, where)
         origin = (slices[1].start, slices[0].start)
         data = native(hdu, np.float32, slices)
         wcs = celestial_wcs(header, where, shift=origin, shape=data.shape)
@@ -213,9 +210,9 @@ def _plane(part, argument, shape, dtype, slices):
     path = as_path(part[0], argument)
     with open_fits(path, argument) as hdus:
         hdu = image_hdu(hdus, argument, part[1])
-        if hdu.shape != shape:
+        if hdu.shape[-2:] != shape:
             raise ValueError(
-                f"{argument}: {path.name} is {hdu.shape}, science is {shape} pixels; "
+                f"{argument}: {path.name} is {hdu.shape[-2:]}, science is {shape} pixels; "
                 "they must come from the same tile and band"
             )
         return native(hdu, dtype, slices)
@@ -256,26 +253,3 @@ def _magzero(header, path):
             f"science: MAGZERO={value!r} in {path.name}; without the AB zero point of the header there are no fluxes"
         )
     return float(value)
-
-
-def _region(wcs, shape, center, size, where):
-    """Slices (y, x) of the region, trimmed to the image."""
-    if center is None:
-        return slice(0, shape[0]), slice(0, shape[1])
-    if not isinstance(center, SkyCoord) or not center.isscalar:
-        raise TypeError("center must be one SkyCoord")
-    if not isinstance(size, u.Quantity) or not size.unit.is_equivalent(u.deg):
-        raise TypeError("size must be an angle, for example 60 * u.arcsec")
-    if size.shape not in ((), (2,)) or not np.all((size > 0) & np.isfinite(size)):
-        raise ValueError(f"size must be one positive angle or two, (ny, nx), got {size}")
-    x, y = wcs.world_to_pixel(center)
-    scale_x, scale_y = proj_plane_pixel_scales(wcs) * u.deg
-    size_y, size_x = np.broadcast_to(size, 2, subok=True)
-    pixels = tuple(max(1, round(float(extent))) for extent in (size_y / scale_y, size_x / scale_x))
-    try:
-        slices, _ = overlap_slices(shape, pixels, (float(y), float(x)), mode="trim")
-    except (NoOverlapError, ValueError) as error:  # NaN where the sky is behind the tangent plane
-        raise ValueError(
-            f"center: the region at {center.to_string('hmsdms', precision=1)} is not on the image ({where})"
-        ) from error
-    return slices

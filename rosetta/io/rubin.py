@@ -1,125 +1,93 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Rubin images: Data Preview 1 ``deep_coadd`` and ``visit_image`` FITS files, one band per file."""
+"""Rubin images: ``deep_coadd`` and ``visit_image`` FITS files, one band each, as released from Data Preview 1 on."""
 
-import re
 import warnings
 
 import astropy.units as u
-import numpy as np
-from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.nddata import VarianceUncertainty
 from astropy.utils.exceptions import AstropyUserWarning
 
 from ..surveys import RUBIN
-from ._fits import as_path, celestial_wcs, image_hdu, native, open_fits
+from ._image import SurveyImage
+from ._rubin_file import look
+from ._rubin_planes import unknown_planes
+from ._stitch import check_one_grid, overlap, psf_of_cells, stitch, union
+from ._wcs import region
 
-__all__ = ["read", "read_bands"]
-
-# Rubin's physical filters are a band and a serial number: r_03 (LSSTComCam), r_57 (LSSTCam).
-_FILTER = re.compile(r"([ugrizy])(_\d+)?")
+__all__ = ["read", "read_bands", "read_noise"]
 
 
-def read(path):
-    """Read one Rubin image.
+def read(path, *, center=None, size=None):
+    """Read one Rubin image, or a region of it.
 
-    The file holds the extensions ``IMAGE``, ``MASK`` and ``VARIANCE``, tile-compressed or not; the
-    archive tables behind them are ignored. Everything is taken from the headers:
+    The file holds the extensions ``IMAGE``, ``MASK`` and ``VARIANCE``, tile-compressed or not. Files of Data Preview 2,
+    which ``lsst-images`` writes, also hold a JSON tree, and a PSF per cell of a coadd. Only the region leaves the disk.
 
-    - the band from ``BAND`` or ``FILTER`` (``r`` or a physical filter such as ``r_03``);
-    - the unit from ``BUNIT``, converted to nJy (AB zero point 31.4);
-    - the mask planes by name from the ``MP_<NAME>`` cards, since their bit numbers differ from file
-      to file. A pixel is masked where a plane of ``RUBIN.bad_planes`` is set (``NO_DATA`` pixels may
-      hold plausible fluxes), where the image is not finite, or where the variance is not positive;
-    - the WCS from the ``IMAGE`` header, which already refers to the pixels of this file. ``LTV1`` and
-      ``LTV2`` only say where the file lies in its tract: they go to ``meta`` and move nothing.
+    - The band is taken from the tree, or from ``BAND`` or ``FILTER`` (``r`` or a physical filter such as ``r_03``).
+    - The unit is ``BUNIT``, converted to nJy (AB zero point 31.4).
+    - Mask planes are found by name, in the ``MP_<NAME>`` or the ``MSKN`` and ``MSKM`` cards, since their bits differ
+      from file to file. A pixel is masked where a plane of ``RUBIN.bad_planes`` is set (under its old or its new name;
+      ``NO_DATA`` pixels may hold plausible fluxes), where the image is not finite, where the variance is not positive,
+      or where the cell has no data.
+    - The WCS is that of the ``IMAGE`` header. ``LTV1`` and ``LTV2``, or the WCS "A", only say where the file lies in
+      its tract.
 
-    DP1 keeps its PSF model in archive tables that only the Rubin pipelines can evaluate, so ``psf``
-    is None unless the file has an image extension named ``PSF``: evaluate the model at your position
-    and set ``.psf``, else the survey's nominal PSF is used and flagged.
+    Data Preview 1 keeps its PSF model in archive tables that only the Rubin pipelines can evaluate, so ``psf`` is None
+    unless the file has an image extension named ``PSF``: evaluate the model at your position and set ``.psf``, else the
+    survey's nominal PSF is used and flagged.
 
     Parameters
     ----------
-    path : str or path-like
-        A FITS file, compressed or not.
+    path : str, path-like, bytes or `~astropy.io.fits.HDUList`
+        A FITS file, compressed or not: its path, its URL, its content or its HDUs.
+    center : `~astropy.coordinates.SkyCoord`, optional
+        Centre of the region to read; needs ``size``.
+    size : `~astropy.units.Quantity`, optional
+        Angular size of the region: one for both sides, or (ny, nx). What falls off the image is left out.
 
     Returns
     -------
     `~astropy.nddata.CCDData`
-        Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite
-        where there is no variance; boolean mask (True: do not use). ``meta`` holds ``band``,
-        ``survey``, ``filter``, ``file``, ``ORIGINX`` and ``ORIGINY`` (of the first pixel in the tract) and
-        ``planes`` (the bit of each mask plane: "BAD=0 SAT=1 ...").
+        Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite where there is no
+        variance; boolean mask (True: do not use); WCS of the region. ``psf`` is the PSF, or its mean over the image
+        where cells have their own: then ``psf_anywhere`` is the `~rosetta.PSF` of every place, and
+        `~rosetta.SkyPair` uses it. ``meta`` holds ``band``, ``survey``, ``filter``, ``file``, ``ORIGINX`` and
+        ``ORIGINY`` (of the first pixel in the tract), ``planes`` (the bit of each mask plane: "BAD=0 SAT=1 ..."),
+        ``noise`` (the number of noise realisations, see `read_noise`), ``unused`` (the extensions that were not read)
+        and, where the file says so, ``schema``, ``skymap``, ``tract`` and ``patch``.
 
     Raises
     ------
     TypeError
-        If ``path`` is no path.
+        If an argument has the wrong type.
     ValueError
-        If the file is truncated or not FITS, lacks one of the three extensions, the band, the unit,
-        the mask-plane cards or a celestial WCS, or if their shapes differ.
+        If the file is truncated or not FITS, lacks one of the three extensions, the band, the unit, the mask-plane
+        cards or a celestial WCS, if their shapes differ, if its schema is unknown, or if the region misses the image.
 
     Warns
     -----
     `~astropy.utils.exceptions.AstropyUserWarning`
-        If the WCS is TAN-SIP, as in a visit image: there it is an approximation of the full model.
+        If the WCS is TAN-SIP, as in a visit image: there it is an approximation of the full model. If mask planes are
+        not known: they mask nothing.
     """
-    path = as_path(path, "path")
-    with open_fits(path, "path") as hdus:
-        image = image_hdu(hdus, "path", "IMAGE")
-        mask = image_hdu(hdus, "path", "MASK")
-        variance = image_hdu(hdus, "path", "VARIANCE")
-        header = hdus[0].header.copy()
-        header.extend(image.header, update=True, strip=False)
-        filter_name, band = _band(header, path)
-        scale = _nanojansky(header, path)
-        planes = _mask_planes(mask.header, path)
-        wcs = celestial_wcs(image.header, f"path: {path.name}")
-
-        data = native(image, np.float32)
-        bits = native(mask, np.int64)
-        var = native(variance, np.float32)
-        has_psf = any(hdu.is_image and hdu.name == "PSF" for hdu in hdus)
-        psf = native(image_hdu(hdus, "path", "PSF"), np.float64) if has_psf else None
-    if not data.shape == bits.shape == var.shape:
-        raise ValueError(
-            f"path: IMAGE {data.shape}, MASK {bits.shape} and VARIANCE {var.shape} of {path.name} "
-            "have different shapes; they must describe the same pixels"
-        )
-    if wcs.sip is not None:
-        warnings.warn(
-            f"{path.name}: the TAN-SIP WCS of a Rubin visit image approximates the full model; "
-            "positions may be off by some milliarcseconds",
-            AstropyUserWarning,
-            stacklevel=2,
-        )
-
-    bad = sum(1 << planes[name] for name in RUBIN.bad_planes if name in planes)
-    usable = np.isfinite(var) & (var > 0)
-    return CCDData(
-        data * np.float32(scale),
-        unit=u.nJy,
-        uncertainty=VarianceUncertainty(np.where(usable, var * np.float32(scale**2), np.float32(np.inf))),
-        mask=(bits & bad != 0) | ~np.isfinite(data) | ~usable,
-        wcs=wcs,
-        psf=psf,
-        meta={
-            "band": band,
-            "survey": RUBIN.name,
-            "filter": filter_name,
-            "file": path.name,
-            "ORIGINX": -int(header.get("LTV1", 0)),
-            "ORIGINY": -int(header.get("LTV2", 0)),
-            "planes": " ".join(f"{name}={bit}" for name, bit in planes.items()),
-        },
-    )
+    return _assembled([look(path, "path")], center, size)
 
 
-def read_bands(paths):
-    """Read several Rubin images of one piece of sky, one file per band.
+def read_bands(paths, *, center=None, size=None):
+    """Read several Rubin images of one piece of sky.
+
+    Several files of one band must be patches of one tract: they are put together by whole pixels. Where patches
+    overlap, they must agree; where there is none, pixels are masked, with infinite variance. A PSF that is one image
+    per file is taken from the file that holds the middle of the region.
 
     Parameters
     ----------
-    paths : iterable of str or path-like
-        FITS files as accepted by `read`.
+    paths : iterable
+        FITS files as accepted by `read`, in any order.
+    center : `~astropy.coordinates.SkyCoord`, optional
+        As in `read`.
+    size : `~astropy.units.Quantity`, optional
+        As in `read`.
 
     Returns
     -------
@@ -130,56 +98,141 @@ def read_bands(paths):
     Raises
     ------
     ValueError
-        If two files hold the same band, and whenever `read` raises.
+        If two files of one band lie in different tracts or differ where they overlap, and whenever `read` raises.
     """
-    found = {}
+    files, images = {}, {}
     for path in paths:
-        image = read(path)
-        band = image.meta["band"]
-        if band in found:
-            raise ValueError(
-                f"paths: {found[band].meta['file']} and {image.meta['file']} both hold band {band!r}; "
-                "give one file per band"
-            )
-        found[band] = image
-    return {band: found[band] for band in RUBIN.band_names if band in found}
+        file = look(path, "paths")
+        files.setdefault(file.band, []).append(file)
+    for band in RUBIN.band_names:
+        if band in files:
+            images[band] = _assembled(files[band], center, size)
+    return images
 
 
-def _band(header, path):
-    for key in ("BAND", "FILTER"):
-        match = _FILTER.fullmatch(str(header.get(key, "")).strip())
-        if match:
-            return str(header.get("FILTER", match[0])).strip(), match[1]
-    raise ValueError(
-        f"path: {path.name} names no Rubin band: BAND={header.get('BAND')!r}, "
-        f"FILTER={header.get('FILTER')!r}; one of them must be like 'r' or 'r_03'"
+def read_noise(path, *, center=None, size=None):
+    """Read the noise realisations of a coadd: images of noise that went through the same steps as the data.
+
+    Parameters
+    ----------
+    path : str, path-like, bytes or `~astropy.io.fits.HDUList`
+        A file as accepted by `read`.
+    center : `~astropy.coordinates.SkyCoord`, optional
+        As in `read`.
+    size : `~astropy.units.Quantity`, optional
+        As in `read`.
+
+    Returns
+    -------
+    (n, ny, nx) float32 array
+        nJy, on the pixels that `read` returns; n is 0 if the file has none.
+
+    Raises
+    ------
+    ValueError
+        As `read` does.
+    """
+    file = look(path, "path")
+    return file.read_noise(_box([file], center, size))
+
+
+def _assembled(files, center, size):
+    """One image from the files of one band."""
+    box = _box(files, center, size)
+    shared = {file: part for file in files if (part := overlap(box, file.box))}
+    wcs = files[0].wcs(box)
+    _warn_of(list(shared), wcs)
+    psfs = []
+
+    def pieces():
+        for file, part in shared.items():
+            piece = file.read(part)
+            psfs.append((file, piece.start, piece.psf))
+            yield file.name, part, piece.data, piece.variance, piece.mask
+
+    if list(shared.values()) == [box]:
+        _, _, data, variance, mask = next(pieces())
+    else:
+        data, variance, mask = stitch(pieces(), box, files[0].argument)
+    image = SurveyImage(
+        data, unit=u.nJy, uncertainty=VarianceUncertainty(variance), mask=mask, wcs=wcs, meta=_meta(list(shared), box)
     )
+    image.psf = _psf(psfs, box)
+    return image
 
 
-def _nanojansky(header, path):
-    text = str(header.get("BUNIT", "")).strip()
-    if not text:
-        raise ValueError(f"path: {path.name} has no BUNIT card; set it to the unit of IMAGE, such as nJy")
-    try:
-        unit = u.Unit(text)
-        if not isinstance(unit, u.UnitBase):
-            raise u.UnitConversionError("it is logarithmic")
-        return unit.to(u.nJy)
-    except (ValueError, u.UnitConversionError) as error:
-        raise ValueError(
-            f"path: BUNIT {text!r} of {path.name} cannot be converted to nJy; calibrate the image first"
-        ) from error
+def _box(files, center, size):
+    """The box (y0, y1, x0, x1) of the tract to read."""
+    check_one_grid(files)
+    y0, y1, x0, x1 = union([file.box for file in files])
+    names = ", ".join(file.name for file in files)
+    where = f"{files[0].argument}: {names}"
+    rows, columns = region(files[0].wcs((y0, y1, x0, x1)), (y1 - y0, x1 - x0), center, size, where)
+    box = rows.start + y0, rows.stop + y0, columns.start + x0, columns.stop + x0
+    if not any(overlap(box, file.box) for file in files):
+        raise ValueError(f"center: the region lies between the images {names}: add the patch that holds it")
+    return box
 
 
-def _mask_planes(header, path):
-    # HIERARCH is stripped by astropy: MP_BAD and HIERARCH MP_NO_DATA both read as MP_<NAME>.
-    planes = {key[3:]: int(value) for key, value in header.items() if key.startswith("MP_")}
-    for name, bit in planes.items():
-        if not 0 <= bit < 64:
-            raise ValueError(f"path: MP_{name}={bit} in {path.name} is no bit of a mask: repair the header")
-    if not planes:
-        raise ValueError(
-            f"path: the MASK of {path.name} has no MP_<NAME> cards, so its bits have no meaning; "
-            "write it with the cards the Rubin pipelines give it"
+def _psf(psfs, box):
+    """The PSF of the image, from the (file, first pixel of its cells, PSF) of each part."""
+    psfs = [(file, start, psf) for file, start, psf in psfs if psf is not None]
+    cells = [(file, start, psf) for file, start, psf in psfs if start is not None]
+    if cells:
+        return psf_of_cells(cells, box)
+    y, x = (box[0] + box[1]) // 2, (box[2] + box[3]) // 2
+    # False sorts before True: a file that holds the middle comes first.
+    psfs.sort(key=lambda found: overlap(found[0].box, (y, y + 1, x, x + 1)) is None)
+    return psfs[0][2] if psfs else None
+
+
+def _meta(files, box):
+    first = files[0]
+    meta = {
+        "band": first.band,
+        "survey": RUBIN.name,
+        "filter": _list(file.filter for file in files),
+        "file": _list(file.name for file in files),
+        "ORIGINX": box[2],
+        "ORIGINY": box[0],
+        "planes": _list(_bits(file.planes) for file in files),
+        "noise": min(file.n_noise for file in files),
+        "unused": _list(file.unused for file in files),
+        "tract": first.tract,
+    }
+    if first.tree:
+        meta |= {"schema": first.tree.schema, "skymap": first.tree.skymap}
+        meta["patch"] = _list(str(file.tree.patch) for file in files if file.tree and file.tree.patch is not None)
+    return {key: value for key, value in meta.items() if value is not None and value != ""}
+
+
+def _list(words):
+    return ", ".join(dict.fromkeys(words))
+
+
+def _bits(planes):
+    """The bit of each plane, after the number of the integer that holds it where there are several per pixel."""
+    words = [(number + index, name, bit) for number, found in enumerate(planes) for name, (index, bit) in found.items()]
+    return " ".join(f"{name}={bit}" if word == 0 else f"{name}={word}:{bit}" for word, name, bit in words)
+
+
+def _warn_of(files, wcs):
+    names = ", ".join(file.name for file in files)
+    messages = []
+    if wcs.sip is not None:
+        messages.append(
+            f"{names}: the TAN-SIP WCS of a Rubin visit image approximates the full model; "
+            "positions may be off by some milliarcseconds"
         )
-    return planes
+    unknown = unknown_planes(name for file in files for planes in file.planes for name in planes)
+    if unknown:
+        messages.append(
+            f"{names}: mask planes {', '.join(unknown)} are not known and mask nothing; check their meaning"
+        )
+    if any("PSF" in file.unused.split() for file in files):
+        messages.append(
+            f"{names}: the PSF has a stamp per cell, but no JSON tree says where the cells are, so it is not used: "
+            "download the whole file, or set .psf"
+        )
+    for message in messages:
+        warnings.warn(message, AstropyUserWarning, stacklevel=4)

@@ -1,0 +1,298 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""One Rubin file: what its headers say, and a part of its pixels."""
+
+import re
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from astropy.io.fits import Header
+
+from ..surveys import RUBIN
+from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
+from ._rubin_planes import bad_pixels, mask_planes
+from ._rubin_tree import Tree, read_tree
+
+__all__ = ["Part", "RubinFile", "look"]
+
+# Rubin's physical filters are a band and a serial number: r_03 (LSSTComCam), r_57 (LSSTCam).
+_FILTER = re.compile(rf"([{''.join(RUBIN.band_names)}])(_\d+)?")
+_BUTLER = "LSST BUTLER DATAID "
+# Extensions that are used or describe the file; INDEX says where the others begin.
+_READ = {"PRIMARY", "IMAGE", "MASK", "VARIANCE", "PSF", "JSON", "INDEX"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a file.
+
+    Parameters
+    ----------
+    box : tuple of int
+        (y0, y1, x0, x1): first pixels, and those after the last, in the tract.
+    data, variance : (ny, nx) float32 array
+        nJy and nJy^2, the variance infinite where there is none.
+    mask : (ny, nx) bool array
+        True: do not use.
+    start : tuple of int or None
+        First pixel (y, x) of the first cell, in the tract; None if the PSF does not come in cells.
+    psf : array or None
+        (k, l), or (n_y, n_x, k, l) of the cells that the box touches, NaN for cells without data.
+    """
+
+    box: tuple
+    data: np.ndarray
+    variance: np.ndarray
+    mask: np.ndarray
+    start: tuple | None
+    psf: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class RubinFile:
+    """What the headers of a file say.
+
+    Parameters
+    ----------
+    source : str, path-like, bytes or HDUList
+    argument, name : str
+        What the caller calls the source, and its name in messages.
+    band, filter : str
+    scale : float
+        Unit of the data, nJy.
+    header : `~astropy.io.fits.Header`
+        That of the image: the first header of a file may hold cards of other WCSs.
+    shape, origin : tuple of int
+        (ny, nx), and the first pixel (y, x) in the tract.
+    planes : tuple of dict
+        Of each mask extension, see `mask_planes`.
+    tract : int or None
+    tree : Tree or None
+    unused : str
+        Names of the extensions that are not read.
+    """
+
+    source: object
+    argument: str
+    name: str
+    band: str
+    filter: str
+    scale: float
+    header: Header
+    shape: tuple
+    origin: tuple
+    planes: tuple
+    tract: int | None
+    tree: Tree | None
+    unused: str
+
+    @property
+    def box(self):
+        """The pixels of the file, in the tract."""
+        (y, x), (ny, nx) = self.origin, self.shape
+        return y, y + ny, x, x + nx
+
+    @property
+    def cells(self):
+        """The grid of PSF cells, or None."""
+        return self.tree.cells if self.tree else None
+
+    @property
+    def n_noise(self):
+        """Number of noise realisations."""
+        return len(self.tree.noise) if self.tree else 0
+
+    def wcs(self, box):
+        """The WCS of a box of the tract, whether or not it lies within the file."""
+        y0, y1, x0, x1 = box
+        shift = x0 - self.origin[1], y0 - self.origin[0]
+        return celestial_wcs(self.header, f"{self.argument}: {self.name}", shift, (y1 - y0, x1 - x0))
+
+    def read(self, box):
+        """The `Part` of a box of the tract that lies within the file."""
+        slices = self._slices(box)
+        with open_fits(self.source, self.argument) as hdus:
+            data = self._plane(hdus, "IMAGE", self.scale, slices)
+            variance = self._plane(hdus, "VARIANCE", self.scale**2, slices)
+            usable = np.isfinite(variance) & (variance > 0)
+            mask = ~np.isfinite(data)
+            for hdu, planes in zip(_masks(hdus, self.argument), self.planes, strict=True):
+                mask |= bad_pixels(hdu, planes, slices)
+            if self.cells:
+                start, psf = self._cells(hdus, box)
+                usable &= _present(psf, start, self.cells.step, box)
+            else:
+                start, psf = None, _one_psf(hdus, self.argument)
+        variance[~usable] = np.inf
+        return Part(box, data, variance, mask | ~usable, start, psf)
+
+    def read_noise(self, box):
+        """The noise realisations in a box of the tract, (n, ny, nx) float32, nJy."""
+        noise = np.empty((self.n_noise, box[1] - box[0], box[3] - box[2]), np.float32)
+        with open_fits(self.source, self.argument) as hdus:
+            for plane, extension in zip(noise, self.tree.noise if self.tree else (), strict=True):
+                plane[:] = self._plane(hdus, extension, self.scale, self._slices(box))
+        return noise
+
+    def _slices(self, box):
+        (y, x), (y0, y1, x0, x1) = self.origin, box
+        return slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
+
+    def _plane(self, hdus, name, factor, slices):
+        """A part of an image times a factor, float32; the product is formed in double precision."""
+        hdu = image_hdu(hdus, self.argument, name)
+        if hdu.shape[-2:] != self.shape:
+            raise ValueError(f"{self.argument}: {hdu.name} of {self.name} is {hdu.shape}, IMAGE {self.shape} pixels")
+        if factor == 1:
+            return native(hdu, np.float32, slices)
+        with np.errstate(over="ignore"):
+            return (native(hdu, np.float64, slices) * factor).astype(np.float32)
+
+    def _cells(self, hdus, box):
+        """First pixel (y, x) and PSFs of the cells that a box needs."""
+        grid, hdu = self.cells, hdus[self.cells.extension]
+        if len(hdu.shape) != 4:
+            raise ValueError(
+                f"{self.argument}: the PSF of {self.name} has shape {hdu.shape}, its tree says cells (4 axes): "
+                "download or write the file again"
+            )
+        slices = []
+        for axis, (low, high) in enumerate((box[:2], box[2:])):
+            count = hdu.shape[axis]
+            first = min(max((low - grid.start[axis]) // grid.step[axis], 0), count - 1)
+            last = min(max(-(-(high - grid.start[axis]) // grid.step[axis]), first + 1), count)
+            slices.append(slice(first, last))
+        psf = native(hdu, np.float64, (*slices, slice(None), slice(None)))
+        corner = tuple(part.start for part in slices)
+        for index in grid.missing:
+            i, j = np.subtract(index, corner)
+            if 0 <= i < len(psf) and 0 <= j < psf.shape[1]:
+                psf[i, j] = np.nan
+        psf[~(np.isfinite(psf).all((2, 3)) & (psf.sum((2, 3)) > 0))] = np.nan
+        return tuple(s + n * c for s, n, c in zip(grid.start, grid.step, corner, strict=True)), psf
+
+
+def look(source, argument):
+    """Read the headers of a file.
+
+    Parameters
+    ----------
+    source : str, path-like, bytes or `~astropy.io.fits.HDUList`
+    argument : str
+        What the caller calls it, for messages.
+
+    Returns
+    -------
+    RubinFile
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rosetta.io.rubin.read` does.
+    """
+    with open_fits(source, argument) as hdus:
+        name = source_name(hdus)
+        where = f"{argument}: {name}"
+        image, masks = image_hdu(hdus, argument, "IMAGE"), _masks(hdus, argument)
+        variance = image_hdu(hdus, argument, "VARIANCE")
+        shapes = [hdu.shape[-2:] for hdu in (image, *masks, variance)]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"{argument}: IMAGE {shapes[0]}, MASK {shapes[1]} and VARIANCE {shapes[-1]} of {name} "
+                "have different shapes; they must describe the same pixels"
+            )
+        header = hdus[0].header.copy()
+        header.extend(image.header, update=True, strip=False)
+        tree = read_tree(hdus, where)
+        filter_name, band = _band(header, tree, where)
+        celestial_wcs(image.header, where)  # whatever is wrong with its cards
+        return RubinFile(
+            source=source,
+            argument=argument,
+            name=name,
+            band=band,
+            filter=filter_name,
+            scale=_nanojansky(header, argument, name),
+            header=image.header.copy(),
+            shape=shapes[0],
+            origin=_origin(header, where),
+            planes=tuple(mask_planes(mask, where, tree.planes if tree else ()) for mask in masks),
+            tract=tree.tract if tree else header.get(_BUTLER + "TRACT"),
+            tree=tree,
+            unused=" ".join(hdu.name or "unnamed" for hdu in hdus if not _is_read(hdu, tree)),
+        )
+
+
+def _masks(hdus, argument):
+    """Every extension named MASK: more than 31 planes need a second one, or a third axis."""
+    masks = [hdu for hdu in hdus if hdu.is_image and hdu.name == "MASK"]
+    if not masks or any(hdu.header["NAXIS"] != 3 for hdu in masks):
+        image_hdu(hdus, argument, "MASK")  # whatever is wrong with it
+    return masks
+
+
+def _present(psf, start, step, box):
+    """Whether the cell of each pixel of a box has data, (ny, nx)."""
+    present = ~np.isnan(psf).any((2, 3))
+    for axis, (low, high) in enumerate((box[:2], box[2:])):
+        cell = (np.arange(low, high) - start[axis]) // step[axis]
+        inside = (cell >= 0) & (cell < present.shape[axis])
+        present = np.take(present, np.where(inside, cell, 0), axis) & np.expand_dims(inside, 1 - axis)
+    return present
+
+
+def _one_psf(hdus, argument):
+    """The PSF of a file that has one image of it, or None."""
+    if not any(hdu.is_image and hdu.name == "PSF" and hdu.header["NAXIS"] != 4 for hdu in hdus):
+        return None
+    return native(image_hdu(hdus, argument, "PSF"), np.float64)
+
+
+def _is_read(hdu, tree):
+    """Whether an extension is used. Stamps of cells are not where nothing says which place they belong to."""
+    if hdu.name == "PSF" and hdu.is_image and hdu.header["NAXIS"] == 4:
+        return bool(tree and tree.cells)
+    return hdu.name in _READ
+
+
+def _origin(header, where):
+    """First pixel (y, x) in the tract."""
+    try:
+        if "LTV1" in header:
+            return -round(header["LTV2"]), -round(header["LTV1"])
+        if header.get("CTYPE1A") == "LINEAR":
+            return tuple(round(header[f"CRVAL{axis}A"] - (header.get(f"CRPIX{axis}A", 1.0) - 1.0)) for axis in (2, 1))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{where}: the cards of its place in the tract (LTV1 and LTV2, or WCS A) hold no numbers: repair the header"
+        ) from error
+    return 0, 0
+
+
+def _band(header, tree, where):
+    """Filter and band."""
+    keys = ("BAND", "FILTER", _BUTLER + "BAND", _BUTLER + "PHYSICAL_FILTER")
+    named = (tree.filter, tree.band) if tree else (None, None)
+    for text in (named[1], *(header.get(key) for key in keys)):
+        match = _FILTER.fullmatch(str(text or "").strip())
+        if match:
+            return str(named[0] or header.get("FILTER") or match[0]).strip(), match[1]
+    raise ValueError(
+        f"{where} names no Rubin band: BAND={header.get('BAND')!r}, FILTER={header.get('FILTER')!r}, and no band in "
+        "a JSON tree; one of them must be like 'r' or 'r_03': set FILTER in its first header"
+    )
+
+
+def _nanojansky(header, argument, name):
+    text = str(header.get("BUNIT", "")).strip()
+    if not text:
+        raise ValueError(f"{argument}: {name} has no BUNIT card; set it to the unit of IMAGE, such as nJy")
+    try:
+        unit = u.Unit(text)
+        if not isinstance(unit, u.UnitBase):
+            raise u.UnitConversionError("it is logarithmic")
+        return unit.to(u.nJy)
+    except (ValueError, u.UnitConversionError) as error:
+        raise ValueError(
+            f"{argument}: BUNIT {text!r} of {name} cannot be converted to nJy; calibrate the image first"
+        ) from error
