@@ -21,7 +21,6 @@ FAMILIES = {
     "irregular": {"elliptical": 0.0, "spiral": 0.0, "clumpy": 0.0, "merger": 0.0, "lsb": 0.0, "irregular": 1.0},
 }
 _SIGMA_PER_RADIUS = 1 / np.sqrt(2 * np.log(2))  # of a Gaussian, by its half-light radius
-_SIZE = 0.72  # of the sizes above: with it they are those of COSMOS galaxies at i = 23 to 26
 _SMALLEST = 0.015  # arcsec; half-light radius of the smallest knot
 _PASSIVE, _YOUNG = 0.0, 4.0  # ages: position in the list of spectra
 
@@ -66,7 +65,8 @@ def draw_galaxy(rng, mag, redshift, families):
     turn = rng.uniform(0, 2 * np.pi)
     if name == "irregular":
         return name, _irregular(rng, radius, turn)
-    radius *= _SIZE
+    # Sizes of COSMOS galaxies at i = 23 to 26.
+    radius *= 0.70 * 10 ** (-0.03 * (mag - 24.5))
     # Faint galaxies are too small for their details to be seen: they are not worth the time.
     detail = np.clip((26.0 - mag) / 4.0, 0.0, 1.0)
     if name == "elliptical":
@@ -86,7 +86,7 @@ def draw_galaxy(rng, mag, redshift, families):
 def _natural_shares(mag, redshift, early):
     """Share of each family among galaxies of one magnitude and redshift."""
     late = 1 - early
-    clumpy = np.clip(0.15 + 0.10 * (mag - 20.0), 0.10, 0.50) * np.clip(redshift / 0.5, 0.4, 1.2)
+    clumpy = np.clip(0.20 + 0.10 * (mag - 20.0), 0.15, 0.50) * np.clip(redshift / 0.5, 0.4, 1.2)
     merger = np.clip(0.04 + 0.04 * redshift, 0.04, 0.12)  # rises with redshift, as pair counts do
     lsb = 0.06
     return {
@@ -183,7 +183,7 @@ def _arms(rng, radius, q, turn, share, age, dust, detail):
     sweep = np.log(r_out / r_in) / pitch
     n_step = int(np.clip(round(sweep / 0.7 * (0.5 + 0.5 * detail)), 3, 9))
     spectrum = _spectrum(rng, min(age + 0.5, _YOUNG), dust)
-    knotted = rng.uniform(0.1, 0.35)
+    knotted = rng.uniform(0.2, 0.5)
     parts, places = [], []
     for k in range(n_arm):
         phase = (np.arange(n_step) + 0.5) / n_step * sweep
@@ -246,7 +246,7 @@ def _spiral(rng, radius, turn, early, detail):
     q = np.clip(rng.beta(2.2, 1.2), 0.2, 1.0)
     dust = rng.integers(N_DUST)
     age = rng.uniform(1.2, 3.4)
-    bulge = np.clip(rng.beta(1.2, 4.5) + 0.2 * (early - 0.07), 0.0, 0.7) * (rng.uniform() > 0.35)
+    bulge = np.clip(rng.beta(1.2, 5.5) + 0.15 * (early - 0.07), 0.0, 0.7) * (rng.uniform() > 0.35)
     parts = _disc(rng, radius, q, turn, 1 - bulge, age, dust)
     if bulge > 0:
         parts.append(_bulge(rng, radius * rng.uniform(0.12, 0.4), q, turn, bulge, dust))
@@ -257,10 +257,10 @@ def _spiral(rng, radius, turn, early, detail):
     if rng.uniform() < 0.12:
         parts += _ring(rng, radius, q, turn, (1 - bulge) * rng.uniform(0.1, 0.3), dust)
     if rng.uniform() < 0.2 + 0.7 * detail and q > 0.3:
-        parts += _arms(rng, radius, q, turn, (1 - bulge) * rng.uniform(0.15, 0.6), age, dust, detail)
+        parts += _arms(rng, radius, q, turn, (1 - bulge) * rng.uniform(0.25, 0.75), age, dust, detail)
     else:
         n = rng.integers(0, 4)
-        parts += _knots(rng, n, rng.uniform(0.02, 0.12), _scattered(rng, n, radius, q, turn), radius, dust)
+        parts += _knots(rng, n, rng.uniform(0.03, 0.2), _scattered(rng, n, radius, q, turn), radius, dust)
     return parts
 
 
@@ -269,7 +269,7 @@ def _clumpy(rng, radius, turn, redshift, detail):
     q = np.clip(rng.beta(2.2, 1.2), 0.25, 1.0)
     dust = rng.choice(N_DUST, p=[0.5, 0.35, 0.15])
     ultraviolet = np.clip((1 + redshift) / 2.0, 0.6, 1.6)
-    knots = np.clip(rng.beta(2.0, 6.0) * ultraviolet, 0.05, 0.6)
+    knots = np.clip(rng.beta(2.5, 4.5) * ultraviolet, 0.05, 0.7)
     lean = radius * rng.normal(scale=0.12, size=2)
     parts = _disc(rng, radius, q, turn, 1 - knots, rng.uniform(1.6, 3.2), dust)
     parts = [part._replace(east=part.east + lean[0], north=part.north + lean[1]) for part in parts]
