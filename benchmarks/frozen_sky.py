@@ -1,8 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The main job on the frozen test sky: what it finds, how true its fluxes, errors, offsets and flags are.
 
-Every comparison of two versions is made on this sky. Nothing is trained, chosen or tuned on it. Intervals are 68 %, from
-resampling fields or blends.
+Every comparison of two versions is made on this sky. Nothing is trained, chosen or tuned on it. Intervals are 68 %,
+from resampling fields or blends.
 
 Run: python benchmarks/frozen_sky.py FOLDER [--fields 40] [--blends 500] [--workers 2] [--heads FOLDER]
      [--rows FOLDER] [--tables FOLDER] [--freeze]
@@ -150,7 +150,7 @@ def row_lines(fields):
     for kind in ("irregular", "star", "sky", "other galaxies"):
         per_field = []
         for host, rows in zip(hosts, fields, strict=True):
-            family = np.where(host >= 0, rows["family"][np.maximum(host, 0)], "sky") if len(host) else np.array([], "U9")
+            family = np.where(host >= 0, rows["family"][np.maximum(host, 0)], "sky")
             of = family == kind if kind != "other galaxies" else ~np.isin(family, ("irregular", "star", "sky"))
             per_field.append(np.array([of.sum()]))
         yield [f"... in the light of: {kind}, per field", cell(np.mean, per_field, 1)]
@@ -259,10 +259,12 @@ def report(tables, fields, blends):
     for band in ("r", "i", "VIS", "H_E"):
         cuts[f"{band}, stars"] = band, lambda s, m, x, f: (s > 10) & (f == "star")
         cuts[f"{band}, irregular galaxies"] = band, lambda s, m, x, f: (s > 10) & (f == "irregular")
-    tables.show("frozen_bands", "Flux against truth where S/N > 10", ("Band, kind", *header[1:]), flux_lines(fields, cuts))
+    header = ("Band, kind", *header[1:])
+    tables.show("frozen_bands", "Flux against truth where S/N > 10", header, flux_lines(fields, cuts))
     tables.show("frozen_offsets", "Joint offset field", ("What", "measured"), offset_lines(fields))
     odd = [(rows["window_flags"] & int(Flag.OUT_OF_DISTRIBUTION)) != 0 for rows in fields]
-    tables.show("frozen_strange", "Windows flagged OUT_OF_DISTRIBUTION", ("What", "share"), [["all", cell(np.mean, odd)]])
+    title = "Windows flagged OUT_OF_DISTRIBUTION"
+    tables.show("frozen_strange", title, ("What", "share"), [["all", cell(np.mean, odd)]])
 
 
 def check(found, freeze):

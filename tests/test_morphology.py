@@ -126,7 +126,7 @@ def test_clumps_are_blue():
     """Knots give a larger share of the light in bluer bands, in a scene as in each clumpy galaxy of it."""
     scene = draw_scene(np.random.default_rng(3), 60.0, SURVEYS, VIS)
     clumpy = np.flatnonzero(scene.family == "clumpy")
-    knots = (scene.sersic == 0.5) & np.isin(scene.owner, clumpy)
+    knots = (scene.sersic == 0.5) & (scene.shape == 0).all(axis=1) & np.isin(scene.owner, clumpy)
     share = scene.flux[knots].sum(axis=0) / scene.flux[np.isin(scene.owner, clumpy)].sum(axis=0)
     u, g, i, y = share[[0, 1, 3, 5]]
     assert u > g > i > y > 0.02
@@ -235,6 +235,29 @@ def test_real_galaxy_is_deconvolved_and_turned(real_set, turn, parity):
     qee, qnn, qen = (np.sum(stamp * a * b) for a, b in ((east, east), (north, north), (east, north)))
     size = qee + qnn - 2 * sigma**2
     assert [e1[0], e2[0]] == pytest.approx([(qee - qnn) / size, 2 * qen / size], abs=0.08)
+
+
+def test_a_galsim_catalogue_is_read(tmp_path):
+    """The files of `galsim.COSMOSCatalog`: a table, and images of galaxies and PSFs as extensions."""
+    from astropy.io import fits
+    from astropy.table import Table
+
+    stamps = [hst_like(k, 22.0 + k) for k in range(3)]
+    for name, which in (("galaxies", 0), ("psfs", 1)):
+        images = [fits.PrimaryHDU(), *(fits.ImageHDU(stamp[which]) for stamp in stamps)]
+        fits.HDUList(images).writeto(tmp_path / f"{name}.fits")
+    columns = {
+        "IDENT": [7, 8, 9], "MAG": [22.0, 23.0, 24.0], "BAND": ["F814W"] * 3, "WEIGHT": [1.0] * 3,
+        "GAL_FILENAME": ["galaxies.fits"] * 3, "PSF_FILENAME": ["psfs.fits"] * 3, "GAL_HDU": [1, 2, 3],
+        "PSF_HDU": [1, 2, 3], "PIXEL_SCALE": [0.03] * 3, "NOISE_MEAN": [0.0] * 3,
+        "NOISE_VARIANCE": [stamp[2] for stamp in stamps], "NOISE_FILENAME": [""] * 3,
+    }  # fmt: skip
+    Table(columns).write(tmp_path / "real_galaxy_catalog_23.5.fits")
+    galaxies = read_morphologies(tmp_path)
+    assert [galaxy.mag for galaxy in galaxies] == [22.0, 23.0, 24.0]
+    wanted = hst_like(0, 22.0)[0]
+    assert galaxies[0].image.shape == wanted.shape
+    assert np.corrcoef(galaxies[0].image.ravel(), wanted.ravel())[0, 1] > 0.99  # without the noise around it
 
 
 def test_bad_sets_are_refused(tmp_path):

@@ -298,6 +298,8 @@ def test_defects_are_masked():
         ({"bands": ("r", "K")}, "bands holds 'K'"),
         ({"seeing": 0}, "seeing is 0: it must be positive"),
         ({"size": "large"}, "size is large: give an angle"),
+        ({"star_density": -1}, "star_density is -1: it must be finite and not negative"),
+        ({"morphologies": "nowhere.npz"}, "morphologies is 'nowhere.npz', which does not exist"),
         ({"size": np.inf * u.arcsec}, "it must be finite"),
         ({"proper_motion_years": np.nan}, "proper_motion_years is nan: it must be finite"),
         ({"astrometric_error": AstrometricError(length=0 * u.arcsec)}, "astrometric_error has rms"),
@@ -366,5 +368,7 @@ def test_resume_gives_the_same_tiles(directory, tmp_path):
 def test_other_seed_is_refused(directory):
     with pytest.raises(ValueError, match="holds another training set .seed 5 instead of 6"):
         write_training_set(directory, 2, seed=6, processes=1, progress=False)
+    with pytest.raises(ValueError, match="another training set .star_density 1.0 instead of 3.0"):
+        write_training_set(directory, 2, seed=5, processes=1, progress=False, star_density=3.0)
     with pytest.raises(ValueError, match="n_tiles is 0"):
         write_training_set(directory, 0)

@@ -69,7 +69,7 @@ def field(seed, folder):
 
 
 def described(pair, truth):
-    """What identifies a pair and its truth: a hash of every number, and sums that survive a change of rounding (dict)."""
+    """What identifies a pair and its truth: a hash of every number, and sums that rounding leaves alone (dict)."""
     digest, sums = hashlib.sha256(), {}
     for _, band, image in pair.images():
         psf = pair.psf(band)

@@ -225,8 +225,6 @@ def render_base(scene, grid, side, bands):
     planes = np.zeros((bands.stop - bands.start, *grid.shape), np.float32)
     for rows in _of_one_colour(scene):
         share = scene.flux[rows].sum(axis=1)
-        if not share.any():
-            continue
         light, width = source_light(scene, rows, share / share.sum())
         flux = scene.flux[rows, bands].sum(axis=0)
         # Bright sources get wider stamps, for the wings of the PSF.
@@ -239,11 +237,13 @@ def render_base(scene, grid, side, bands):
 
 def _of_one_colour(scene):
     """Components (arrays of indices) of one source and one colour: one stamp serves them in all bands."""
-    colour = scene.flux / np.maximum(scene.flux.sum(axis=1, keepdims=True), 1e-30)
-    key = np.concatenate([scene.owner[:, None], colour.round(9)], axis=1)
-    _, group = np.unique(key, axis=0, return_inverse=True)
-    order = np.argsort(group.ravel(), kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(group.ravel()[order])) + 1) if order.size else []
+    total = scene.flux.sum(axis=1)
+    bright = np.flatnonzero(total > 0)
+    colour = scene.flux[bright] / total[bright, None]
+    key = np.concatenate([scene.owner[bright, None], colour.round(9)], axis=1)
+    group = np.unique(key, axis=0, return_inverse=True)[1].ravel()
+    order = np.argsort(group, kind="stable")
+    return np.split(bright[order], np.flatnonzero(np.diff(group[order])) + 1) if order.size else []
 
 
 def truth_table(scene, centre, surveys, reference, half_size, offset):

@@ -21,7 +21,6 @@ FAMILIES = {
     "irregular": {"elliptical": 0.0, "spiral": 0.0, "clumpy": 0.0, "merger": 0.0, "lsb": 0.0, "irregular": 1.0},
 }
 _SIGMA_PER_RADIUS = 1 / np.sqrt(2 * np.log(2))  # of a Gaussian, by its half-light radius
-_SIZE = 0.72  # of the sizes above: with it they are those of COSMOS galaxies at i = 23 to 26
 _SMALLEST = 0.015  # arcsec; half-light radius of the smallest knot
 _PASSIVE, _YOUNG = 0.0, 4.0  # ages: position in the list of spectra
 
@@ -57,7 +56,7 @@ def draw_galaxy(rng, mag, redshift, families):
     family : str
     components : list of Component
     """
-    early = np.clip(0.36 - 0.055 * (mag - 20.0), 0.05, 0.36)
+    early = np.clip(0.32 - 0.055 * (mag - 20.0), 0.05, 0.32)
     natural = _natural_shares(mag, redshift, early)
     weight = FAMILIES[families]
     p = np.array([weight[name] * natural[name] for name in natural])
@@ -66,7 +65,8 @@ def draw_galaxy(rng, mag, redshift, families):
     turn = rng.uniform(0, 2 * np.pi)
     if name == "irregular":
         return name, _irregular(rng, radius, turn)
-    radius *= _SIZE
+    # Sizes of COSMOS galaxies at i = 23 to 26.
+    radius *= 0.69 * 10 ** (-0.055 * (np.clip(mag, 22.0, 26.0) - 24.0))
     # Faint galaxies are too small for their details to be seen: they are not worth the time.
     detail = np.clip((26.0 - mag) / 4.0, 0.0, 1.0)
     if name == "elliptical":
@@ -86,7 +86,7 @@ def draw_galaxy(rng, mag, redshift, families):
 def _natural_shares(mag, redshift, early):
     """Share of each family among galaxies of one magnitude and redshift."""
     late = 1 - early
-    clumpy = np.clip(0.15 + 0.10 * (mag - 20.0), 0.10, 0.50) * np.clip(redshift / 0.5, 0.4, 1.2)
+    clumpy = np.clip(0.20 + 0.10 * (mag - 20.0), 0.15, 0.50) * np.clip(redshift / 0.5, 0.4, 1.2)
     merger = np.clip(0.04 + 0.04 * redshift, 0.04, 0.12)  # rises with redshift, as pair counts do
     lsb = 0.06
     return {
@@ -138,17 +138,21 @@ def _bulge(rng, radius, q, turn, share, dust):
     return Component(sersic, radius, *shape, 0.0, 0.0, share, *_spectrum(rng, rng.uniform(_PASSIVE, 1.2), dust))
 
 
-def _disc(rng, radius, q, turn, share, age, dust):
-    """An exponential disc; edge-on it may be cut by a dust lane: two sheets of light with a gap between them."""
+def _disc(rng, radius, q, turn, share, age, dust, flat=0.0):
+    """A disc, exponential or (with probability ``flat``) Gaussian.
+
+    Edge-on it may be cut by a dust lane: two sheets of light with a gap between them.
+    """
+    sersic = 0.5 if rng.uniform() < flat else 1.0
     shape = _shear(q, turn)
     spectrum = _spectrum(rng, age, dust)
     if q > 0.3 or rng.uniform() < 0.4:
-        return [Component(1.0, radius, *shape, 0.0, 0.0, share, *spectrum)]
+        return [Component(sersic, radius, *shape, 0.0, 0.0, share, *spectrum)]
     thin = _shear(0.6 * q, turn)
     gap = radius * q * rng.uniform(0.25, 0.5)
     near = rng.uniform(0.3, 0.5)  # the sheet beyond the lane is the fainter one
     return [
-        Component(1.0, radius, *thin, *_on_sky(0.0, side * gap / q, q, turn), share * part, *spectrum)
+        Component(sersic, radius, *thin, *_on_sky(0.0, side * gap / q, q, turn), share * part, *spectrum)
         for side, part in ((1, 1 - near), (-1, near))
     ]
 
@@ -157,9 +161,11 @@ def _knots(rng, n, share, place, size, dust):
     """Young knots at ``place`` (n, 2), brightnesses as of star-forming regions: dN/dL ~ L^-1.8."""
     if n == 0:
         return []
-    bright = np.minimum(rng.uniform(1e-3, 1, n) ** (-1 / 0.8), 30.0)
-    spectra = (_spectrum(rng, rng.uniform(2.8, _YOUNG), dust) for _ in range(2))
-    spectra = list(spectra)  # two ages a galaxy, so that knots of one age are drawn together
+    # They fade outward as the disc does: none stands alone on the sky.
+    fading = np.exp(-0.4 * np.hypot(*np.transpose(place)) / size)
+    bright = np.minimum(rng.uniform(1e-3, 1, n) ** (-1 / 0.8), 10.0) * fading
+    # Two ages a galaxy, so that knots of one age are drawn together.
+    spectra = [_spectrum(rng, rng.uniform(2.8, _YOUNG), dust) for _ in range(2)]
     parts = []
     for (east, north), light in zip(place, share * bright / bright.sum()):
         radius = np.maximum(size * rng.uniform(0.04, 0.14), _SMALLEST)
@@ -169,7 +175,7 @@ def _knots(rng, n, share, place, size, dust):
 
 def _scattered(rng, n, radius, q, turn):
     """Places (n, 2) in an exponential disc, the middle left out."""
-    r = radius / 1.678 * np.maximum(rng.gamma(2.0, 1.0, n), 0.4)
+    r = radius / 1.678 * np.clip(rng.gamma(2.0, 1.0, n), 0.6, 3.0)
     angle = rng.uniform(0, 2 * np.pi, n)
     return np.stack(_on_sky(r * np.cos(angle), r * np.sin(angle), q, turn), axis=1)
 
@@ -183,7 +189,7 @@ def _arms(rng, radius, q, turn, share, age, dust, detail):
     sweep = np.log(r_out / r_in) / pitch
     n_step = int(np.clip(round(sweep / 0.7 * (0.5 + 0.5 * detail)), 3, 9))
     spectrum = _spectrum(rng, min(age + 0.5, _YOUNG), dust)
-    knotted = rng.uniform(0.1, 0.35)
+    knotted = rng.uniform(0.2, 0.5)
     parts, places = [], []
     for k in range(n_arm):
         phase = (np.arange(n_step) + 0.5) / n_step * sweep
@@ -246,8 +252,8 @@ def _spiral(rng, radius, turn, early, detail):
     q = np.clip(rng.beta(2.2, 1.2), 0.2, 1.0)
     dust = rng.integers(N_DUST)
     age = rng.uniform(1.2, 3.4)
-    bulge = np.clip(rng.beta(1.2, 4.5) + 0.2 * (early - 0.07), 0.0, 0.7) * (rng.uniform() > 0.35)
-    parts = _disc(rng, radius, q, turn, 1 - bulge, age, dust)
+    bulge = np.clip(rng.beta(1.2, 7.0) + 0.15 * (early - 0.05), 0.0, 0.7) * (rng.uniform() > 0.45)
+    parts = _disc(rng, radius, q, turn, 1 - bulge, age, dust, flat=0.25)
     if bulge > 0:
         parts.append(_bulge(rng, radius * rng.uniform(0.12, 0.4), q, turn, bulge, dust))
     if rng.uniform() < 0.3:  # a bar
@@ -257,10 +263,10 @@ def _spiral(rng, radius, turn, early, detail):
     if rng.uniform() < 0.12:
         parts += _ring(rng, radius, q, turn, (1 - bulge) * rng.uniform(0.1, 0.3), dust)
     if rng.uniform() < 0.2 + 0.7 * detail and q > 0.3:
-        parts += _arms(rng, radius, q, turn, (1 - bulge) * rng.uniform(0.15, 0.6), age, dust, detail)
+        parts += _arms(rng, radius, q, turn, (1 - bulge) * rng.uniform(0.35, 0.85), age, dust, detail)
     else:
-        n = rng.integers(0, 4)
-        parts += _knots(rng, n, rng.uniform(0.02, 0.12), _scattered(rng, n, radius, q, turn), radius, dust)
+        n = rng.integers(0, 4 + int(8 * detail))
+        parts += _knots(rng, n, rng.uniform(0.03, 0.2), _scattered(rng, n, radius, q, turn), radius, dust)
     return parts
 
 
@@ -269,13 +275,13 @@ def _clumpy(rng, radius, turn, redshift, detail):
     q = np.clip(rng.beta(2.2, 1.2), 0.25, 1.0)
     dust = rng.choice(N_DUST, p=[0.5, 0.35, 0.15])
     ultraviolet = np.clip((1 + redshift) / 2.0, 0.6, 1.6)
-    knots = np.clip(rng.beta(2.0, 6.0) * ultraviolet, 0.05, 0.6)
-    lean = radius * rng.normal(scale=0.12, size=2)
-    parts = _disc(rng, radius, q, turn, 1 - knots, rng.uniform(1.6, 3.2), dust)
+    knots = np.clip(rng.beta(3.0, 4.0) * ultraviolet, 0.05, 0.7)
+    lean = radius * rng.normal(scale=0.2, size=2)
+    parts = _disc(rng, radius, q, turn, 1 - knots, rng.uniform(1.6, 3.2), dust, flat=0.6)
     parts = [part._replace(east=part.east + lean[0], north=part.north + lean[1]) for part in parts]
     if rng.uniform() < 0.4:
         parts.append(_bulge(rng, 0.2 * radius, q, turn, rng.uniform(0.03, 0.2), dust))
-    n = int(round(rng.uniform(2, 5) + 9 * detail * rng.uniform()))
+    n = int(round(rng.uniform(3, 7) + 16 * detail * rng.uniform(0.3, 1.0)))
     return parts + _knots(rng, n, knots, _scattered(rng, n, radius, q, turn), radius, dust)
 
 
