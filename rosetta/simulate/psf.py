@@ -20,7 +20,7 @@ from .optics import Telescope, aureole, seeing_disc
 
 __all__ = ["SLOPES", "WING_RADIUS", "FieldPSF", "draw_psf", "drawn_width"]
 
-WING_RADIUS = 10.0  # arcsec; light beyond is nobody's
+WING_RADIUS = 10.0  # arcsec; a source has no light beyond
 #: Slopes d ln f_nu / d ln wavelength of the spectra for which the PSF of a space band is worked out.
 SLOPES = (-1.0, 1.0, 3.0, 5.0)
 _FLAT = 1  # index of the slope for which a PSF is stated: that of a galaxy
@@ -273,8 +273,8 @@ def _plane(radius, scale, core):
 
 
 def _taper(radius):
-    """1 within three quarters of the wings' radius, falling to 0 at their end."""
-    return np.sin(0.5 * np.pi * np.clip((WING_RADIUS - radius) / (0.25 * WING_RADIUS), 0.0, 1.0)) ** 2
+    """1 within half of the wings' radius, falling to 0 at their end."""
+    return np.sin(0.5 * np.pi * np.clip((WING_RADIUS - radius) / (0.5 * WING_RADIUS), 0.0, 1.0)) ** 2
 
 
 def _box(samples, width):
