@@ -103,11 +103,23 @@ def test_psfs_have_wings_and_nothing_is_lost(name, width):
     assert field.spread(image).sum() == pytest.approx(1, abs=1e-9)
 
 
+def test_spikes_go_on_in_the_wings():
+    """The pattern of the struts has one direction within the core and beyond it."""
+    field = field_psf("VIS", seed=4)
+    psf = field.image()
+    y, x = (np.arange(n) - n // 2 for n in psf.shape)
+    radius, turn = np.hypot(y[:, None], x) * 0.1, np.arctan2(y[:, None], x)
+    angle = [
+        np.angle(np.sum((psf * radius**3 * np.exp(6j * turn))[(radius > low) & (radius < high)])) / 6
+        for low, high in ((1.2, 2.2), (3.2, 5.0))
+    ]
+    apart = (angle[1] - angle[0] + np.pi / 6) % (np.pi / 3) - np.pi / 6
+    assert abs(apart) < np.radians(4)
+
+
 def test_red_sources_are_wider_in_space():
     field = field_psf("VIS")
-    size = [
-        np.linalg.det(adaptive_moments(middle(field.coloured(slope).image(), 31))[1]) for slope in (-1.0, 1.0, 5.0)
-    ]
+    size = [np.linalg.det(adaptive_moments(middle(field.coloured(slope).image(), 31))[1]) for slope in (-1.0, 1.0, 5.0)]
     assert size[0] < size[1] < size[2]
     assert 1.01 < (size[2] / size[0]) ** 0.25 < 1.1
 
@@ -213,9 +225,9 @@ def test_kernels_have_their_known_correlations():
     many = Resampling(np.random.default_rng(0), 3, "linear", exposures=400).autocovariance(6)
     across = many[6, 6:] / many[6, 6]
     distance = np.arange(7) / 3
-    spline = np.where(
-        distance < 1, 2 / 3 - distance**2 + distance**3 / 2, np.clip(2 - distance, 0, None) ** 3 / 6
-    ) / (2 / 3)
+    spline = np.where(distance < 1, 2 / 3 - distance**2 + distance**3 / 2, np.clip(2 - distance, 0, None) ** 3 / 6) / (
+        2 / 3
+    )
     np.testing.assert_allclose(across, spline, atol=0.01)
 
 
@@ -247,7 +259,7 @@ def test_sky_residual_is_a_bowl_around_bright_sources():
 
 
 # ------------------------------------------------------------------------------------------- whole pairs
-OPTIONS = {"seed": 6, "size": 30 * u.arcsec, "bands": ("i", "VIS", "H_E"), "return_psf": True}
+OPTIONS = {"seed": 6, "size": 16 * u.arcsec, "bands": ("i", "VIS", "H_E"), "return_psf": True}
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +327,7 @@ def test_real_images_say_what_was_drawn():
 @pytest.mark.parametrize("scatter", [0.0, 1.0])
 def test_variance_is_the_stated_one(scatter):
     delivery = replace(IDEAL, correlated=1.0, scatter_variance=scatter, sky_variance=1.0)
-    options = {"seed": 2, "size": 51.2 * u.arcsec, "bands": ("VIS", "J_E"), "density": 0.1, "defects": False}
+    options = {"seed": 2, "size": 25.6 * u.arcsec, "bands": ("VIS", "J_E"), "density": 0.1, "defects": False}
     pair, _ = simulate_pair(**options, delivery=delivery)
     bare, _ = simulate_pair(**options, delivery=delivery, noise=False)
     for _, name, image in pair.images():
@@ -328,16 +340,6 @@ def test_variance_is_the_stated_one(scatter):
             assert ratio == pytest.approx(1, abs=0.03), name
         else:
             assert ratio < (0.9 if name == "VIS" else 0.35), name
-
-
-def test_missing_regions_are_masked():
-    share = [
-        simulate_pair(
-            seed=seed, size=12 * u.arcsec, bands=("VIS",), density=0.1, delivery=replace(IDEAL, missing=1.0)
-        )[0].space["VIS"].mask.mean()
-        for seed in range(4)
-    ]  # fmt: skip
-    assert all(0.01 < s < 0.4 for s in share)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def deliver(seeds, light, truth, survey, band, depth, wcs, delivery, *, ground, 
     delivery : `~rosetta.simulate.Delivery`
     ground : bool
     noise, defects : bool
-        Whether there is any noise, and any artefact or missing region.
+        Whether there is any noise, and any artefact.
 
     Returns
     -------
@@ -59,7 +59,6 @@ def deliver(seeds, light, truth, survey, band, depth, wcs, delivery, *, ground, 
     if defects:
         # Artefacts: the one call.
         mask = add_defects(detector, image, 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max())
-        mask |= _missing(detector, light.shape, delivery)
     scatter, without_sources = maps.uniform(size=2) < (delivery.scatter_variance, delivery.sky_variance)
     variance = np.full(light.shape, sigma**2) + (0.0 if without_sources else photon)
     if scatter:
@@ -85,18 +84,6 @@ def _resampling(rng, band, scale, delivery, ground):
     if band.native_pixel is not None:
         return Resampling(rng, band.native_pixel.to_value(u.arcsec) / scale, "linear")
     return Resampling(rng, 1.0, "none" if not delivery.correlated else "lanczos3" if ground else "linear")
-
-
-def _missing(rng, shape, delivery):
-    """Now and then a strip along a border, or a gap across the field, without data."""
-    mask = np.zeros(shape, bool)
-    if rng.uniform() < delivery.missing:
-        across = mask if rng.uniform() < 0.5 else mask.T
-        n = across.shape[1]
-        width = round(n * rng.uniform(0.02, 0.2))
-        first = rng.choice([0, n - width, rng.integers(0, n - width)])
-        across[:, first : first + width] = True
-    return mask
 
 
 def _width(psf):

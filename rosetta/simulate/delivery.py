@@ -35,8 +35,6 @@ class Delivery:
         that are left of the sky.
     bowl : float
         Largest over-subtraction of the sky around bright sources, in units of the sky noise per pixel.
-    missing : float
-        Chance that a band lacks a strip of the field.
 
     Raises
     ------
@@ -58,7 +56,6 @@ class Delivery:
     pedestal: float = 0.0
     gradient: float = 0.0
     bowl: float = 0.0
-    missing: float = 0.0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -91,5 +88,4 @@ REAL = Delivery(
     pedestal=0.05,
     gradient=0.05,
     bowl=0.25,
-    missing=0.05,
 )

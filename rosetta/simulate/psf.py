@@ -68,6 +68,8 @@ class FieldPSF:
         Arcsec that the core reaches.
     wings : (k, k) array
         On native pixels: the share of light that the wings hold, and where.
+    slopes : tuple of float
+        Colours (d ln f_nu / d ln wavelength) for which there is a PSF of its own.
     """
 
     def __init__(self, rng, survey, band, ground, fwhm, half_size):
@@ -84,10 +86,13 @@ class FieldPSF:
         n = self._n_cell = int(np.ceil(half_size / _CELL)) + 1
         self._steps = rng.normal(scale=(0.015, 0.007, 0.007), size=(2 * n + 1, 2 * n + 1, 3)) if ground else None
         if ground:
-            cores, self.wings = self._atmosphere(fwhm, visits, turn, lopsided)
+            cores, wings = self._atmosphere(fwhm, visits, turn, lopsided)
         else:
-            cores, self.wings = self._telescope(band, fwhm, wavefront, struts)
+            cores, wings = self._telescope(band, fwhm, wavefront, struts)
+        self.wings = wings[:, ::-1]  # columns of images run west
         self._profiles = self._centred(cores)
+        # From the ground colours change the width by some 0.1 %: one PSF is enough.
+        self.slopes = SLOPES if len(cores) > 1 else (SLOPES[_FLAT],)
         self._profile = self.coloured(SLOPES[_FLAT])._profile
 
     def _atmosphere(self, fwhm, visits, turn, lopsided):
@@ -155,15 +160,14 @@ class FieldPSF:
         Parameters
         ----------
         slope : float
-            d ln f_nu / d ln wavelength of the sources within the band; the nearest of `SLOPES` is used. From the
-            ground the difference, some 0.1 %, is left out.
+            d ln f_nu / d ln wavelength of the sources within the band; the nearest of ``slopes`` is used.
 
         Returns
         -------
         `FieldPSF`
         """
         other = copy(self)
-        other._profile = self._profiles[int(np.argmin(np.abs(np.array(SLOPES[: len(self._profiles)]) - slope)))]
+        other._profile = self._profiles[int(np.argmin(np.abs(np.array(self.slopes) - slope)))]
         return other
 
     def at(self, east, north):
