@@ -252,8 +252,9 @@ def test_same_seed_same_pair_and_bands_do_not_interfere():
 def test_astrometric_error_has_the_stated_sign_and_size():
     """corrected = ground + offset: a star is seen where the header, minus the offset, puts it."""
     error = AstrometricError(shift=(300, -200) * u.mas, rms=20 * u.mas, rotation=5 * u.arcsec)
-    options = {"seed": 21, "size": 51.2 * u.arcsec, "noise": False, "defects": False, "density": 1e-6, "delivery": IDEAL}
-    pair, truth = simulate_pair(**options, bands=("r", "VIS"), astrometric_error=error, proper_motion_years=2)
+    options = {"seed": 21, "size": 51.2 * u.arcsec, "noise": False, "defects": False, "density": 1e-6}
+    options |= {"bands": ("r", "VIS"), "delivery": IDEAL}
+    pair, truth = simulate_pair(**options, astrometric_error=error, proper_motion_years=2)
     flux = truth["flux_r"].value
     edge = 40
     image = pair.ground["r"]

@@ -16,8 +16,8 @@ pytest.importorskip("speclite", reason="the simulator needs the extra 'sim'")
 from rosetta import EUCLID, RUBIN, SkyPair  # noqa: E402
 from rosetta.images.moments import adaptive_moments, half_maximum_width  # noqa: E402
 from rosetta.simulate import IDEAL, ObservedSet, dataset, observe, observed, write_training_set  # noqa: E402
-from rosetta.simulate.delivered import deliver  # noqa: E402
 from rosetta.simulate.dataset import render_base  # noqa: E402
+from rosetta.simulate.delivered import deliver  # noqa: E402
 from rosetta.simulate.pair import _tan  # noqa: E402
 from rosetta.simulate.population import Scene  # noqa: E402
 from rosetta.simulate.psf import draw_psf  # noqa: E402

@@ -16,7 +16,7 @@ from .delivered import STREAMS, deliver
 from .delivery import REAL
 from .morphology import FAMILIES
 from .population import draw_scene
-from .psf import SLOPES, FieldPSF, drawn_width
+from .psf import FieldPSF, drawn_width
 from .real_morphologies import read_morphologies
 from .rendering import Grid, add_stamp, draw_sources
 
@@ -54,7 +54,7 @@ def simulate_pair(
     PSFs are those of a telescope in space or of the atmosphere, with light to 10 arcsec; they vary by a few
     per cent over the field, and in space with the colour of a source. Background noise has the depth of
     `Band.depth` for a matched filter with the PSF at the centre. ``delivery`` says how the images are delivered:
-    the PSF and the variance that are given, correlated noise, what is left of the sky, and missing regions.
+    the PSF and the variance that are given, correlated noise, and what is left of the sky.
 
     Parameters
     ----------
@@ -89,8 +89,7 @@ def simulate_pair(
     noise : bool
         False leaves out all noise; the uncertainty stays that of a noisy image.
     defects : bool
-        Whether to add saturation, cosmic-ray hits, bad pixels and columns, and missing regions, all of them
-        masked.
+        Whether to add saturation, cosmic-ray hits, bad pixels and columns, all of them masked.
     delivery : Delivery
         `REAL` (as surveys deliver) or `IDEAL` (the true PSF, white noise where pixels are native, exact variances
         and sky), or numbers of your own. Sky, true PSF and the seeds of the noise do not depend on it.
@@ -246,21 +245,21 @@ def _band(rng, scene, place, column, surveys, survey, band, grid, half_size, fwh
         (grid.shape[0] + 2 * pad, grid.shape[1] + 2 * pad), grid.pixel_scale,
         (grid.origin[0] + pad, grid.origin[1] + pad),
     )  # fmt: skip
-    colour = _colour_class(scene, surveys, band)[scene.owner]
+    colour = _colour_class(scene, surveys, band, field.slopes)[scene.owner]
     image = np.zeros((1, *wide.shape))
-    for k, slope in enumerate(SLOPES):
+    for k, slope in enumerate(field.slopes):
         flux = np.where(colour == k, scene.flux[:, column], 0.0)
         for stamp, corner in draw_sources(scene, place, flux, field.coloured(slope), wide):
             add_stamp(image, stamp, corner, [1.0])
     return field.spread(image[0])[pad:-pad, pad:-pad], field.everywhere(grid.to_pixel)
 
 
-def _colour_class(scene, surveys, band):
-    """Index in `SLOPES` of every source: its colour across the band, from its fluxes in all bands."""
+def _colour_class(scene, surveys, band, slopes):
+    """Index in ``slopes`` of every source: its colour across the band, from its fluxes in all bands."""
     pivot = np.log([b.pivot.to_value(u.nm) for survey in surveys for b in survey.bands])
     order = np.argsort(pivot)
     flux = scene.source_flux
     flux = np.log(np.maximum(flux, 1e-4 * flux.max(axis=1, keepdims=True)))[:, order]
     ends = np.log((band.pivot + np.array([-0.5, 0.5]) * band.width).to_value(u.nm))
     slope = [np.diff(np.interp(ends, pivot[order], row))[0] / np.diff(ends)[0] for row in flux]
-    return np.abs(np.reshape(slope, (-1, 1)) - np.array(SLOPES)).argmin(axis=1)
+    return np.abs(np.reshape(slope, (-1, 1)) - np.array(slopes)).argmin(axis=1)

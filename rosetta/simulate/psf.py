@@ -20,7 +20,7 @@ from .optics import Telescope, aureole, seeing_disc
 
 __all__ = ["SLOPES", "WING_RADIUS", "FieldPSF", "draw_psf", "drawn_width"]
 
-WING_RADIUS = 10.0  # arcsec; light beyond is nobody's
+WING_RADIUS = 10.0  # arcsec; a source has no light beyond
 #: Slopes d ln f_nu / d ln wavelength of the spectra for which the PSF of a space band is worked out.
 SLOPES = (-1.0, 1.0, 3.0, 5.0)
 _FLAT = 1  # index of the slope for which a PSF is stated: that of a galaxy
@@ -68,6 +68,8 @@ class FieldPSF:
         Arcsec that the core reaches.
     wings : (k, k) array
         On native pixels: the share of light that the wings hold, and where.
+    slopes : tuple of float
+        Colours (d ln f_nu / d ln wavelength) for which there is a PSF of its own.
     """
 
     def __init__(self, rng, survey, band, ground, fwhm, half_size):
@@ -84,10 +86,13 @@ class FieldPSF:
         n = self._n_cell = int(np.ceil(half_size / _CELL)) + 1
         self._steps = rng.normal(scale=(0.015, 0.007, 0.007), size=(2 * n + 1, 2 * n + 1, 3)) if ground else None
         if ground:
-            cores, self.wings = self._atmosphere(fwhm, visits, turn, lopsided)
+            cores, wings = self._atmosphere(fwhm, visits, turn, lopsided)
         else:
-            cores, self.wings = self._telescope(band, fwhm, wavefront, struts)
+            cores, wings = self._telescope(band, fwhm, wavefront, struts)
+        self.wings = wings[:, ::-1]  # columns of images run west
         self._profiles = self._centred(cores)
+        # From the ground colours change the width by some 0.1 %: one PSF is enough.
+        self.slopes = SLOPES if len(cores) > 1 else (SLOPES[_FLAT],)
         self._profile = self.coloured(SLOPES[_FLAT])._profile
 
     def _atmosphere(self, fwhm, visits, turn, lopsided):
@@ -155,15 +160,14 @@ class FieldPSF:
         Parameters
         ----------
         slope : float
-            d ln f_nu / d ln wavelength of the sources within the band; the nearest of `SLOPES` is used. From the
-            ground the difference, some 0.1 %, is left out.
+            d ln f_nu / d ln wavelength of the sources within the band; the nearest of ``slopes`` is used.
 
         Returns
         -------
         `FieldPSF`
         """
         other = copy(self)
-        other._profile = self._profiles[int(np.argmin(np.abs(np.array(SLOPES[: len(self._profiles)]) - slope)))]
+        other._profile = self._profiles[int(np.argmin(np.abs(np.array(self.slopes) - slope)))]
         return other
 
     def at(self, east, north):
@@ -273,8 +277,8 @@ def _plane(radius, scale, core):
 
 
 def _taper(radius):
-    """1 within three quarters of the wings' radius, falling to 0 at their end."""
-    return np.sin(0.5 * np.pi * np.clip((WING_RADIUS - radius) / (0.25 * WING_RADIUS), 0.0, 1.0)) ** 2
+    """1 within half of the wings' radius, falling to 0 at their end."""
+    return np.sin(0.5 * np.pi * np.clip((WING_RADIUS - radius) / (0.5 * WING_RADIUS), 0.0, 1.0)) ** 2
 
 
 def _box(samples, width):
