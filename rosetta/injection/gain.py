@@ -10,7 +10,7 @@ __all__ = ["photon_noise"]
 
 BRIGHT = 10.0  # sigma of the sky above which pixels tell
 ENOUGH = 50  # such pixels
-STEP = 64  # pixels: the sky's variance is taken as constant over this
+STEP = 128  # pixels: the sky's variance is taken as constant over this
 
 
 def photon_noise(image):

@@ -81,8 +81,8 @@ class Recovery:
 
 def recover(
     pair, sources=None, *, seed, rounds=10, n=None, population="all", band=None, magnitude=MAGNITUDE, density=DENSITY,
-    separation=SEPARATION, directory=None, device=None, progress=None, encoder=None, aligner=None, deblender=None,
-    photometry=None,
+    separation=SEPARATION, result=None, directory=None, device=None, progress=None, encoder=None, aligner=None,
+    deblender=None, photometry=None,
 ):
     """Inject sources into a pair, measure it as `rosetta.measure` does, and compare; again and again.
 
@@ -100,6 +100,8 @@ def recover(
     seed : int
     rounds : int
         How often to inject.
+    result : `~rosetta.Result`, optional
+        Of `rosetta.measure` on this pair with the same models, if there is one: it is not measured again.
     directory : path-like, optional
         Where rounds are kept as they finish (folder ``rounds``): the same call goes on from there after it was
         stopped.
@@ -126,6 +128,8 @@ def recover(
         raise ValueError(f"rounds is {rounds!r}: give 1 or more")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed is {seed!r}: give a whole number, 0 or more")
+    if result is not None and result.pair is not pair:
+        raise ValueError("result is of another pair: give what rosetta.measure returned for this one, or leave it out")
     what = {
         "n": n, "population": population, "band": band, "magnitude": magnitude, "density": density,
         "separation": separation,
@@ -144,7 +148,7 @@ def recover(
     if directory is not None:
         store = _Rounds(Path(directory) / "rounds", _settings(pair, sources, seed, what, models))
 
-    existing, offsets, reference = _first(pair, models, store)
+    existing, offsets, reference = _first(pair, models, store, result)
     tables = []
     for k in range(rounds):
         if progress is not None:
@@ -168,11 +172,11 @@ def recover(
     return Recovery(injected, summary, existing)
 
 
-def _first(pair, models, store):
+def _first(pair, models, store, result):
     """Catalogue and offsets of the pair as it is, and the reference band."""
     existing = store.read("existing") if store else None
     if existing is None:
-        result = measure(pair, **models)
+        result = measure(pair, **models) if result is None else result
         existing = result.catalog.copy()
         if len(existing) == 0:
             del existing["flux_cov"]  # ECSV cannot be read back with an empty column of matrices

@@ -13,7 +13,8 @@ from ..simulate.population import FAMILIES, Scene, draw_scene
 __all__ = ["drawn", "given", "random_places"]
 
 POOL_SIZE = 90.0  # arcsec: half the side of a field that the population is drawn in
-POOLS = 40  # fields at most
+POOLS = 10  # fields at most
+NEAR = 0.25  # mag: a source of the population stands for a magnitude this far away at most
 GAUSSIAN = np.sqrt(2 * np.log(2))  # half-light radius of a Gaussian in units of its sigma
 SERSIC = (0.3, 6.2)  # the indices that GalSim draws
 TRIES = 1000  # places per source
@@ -115,11 +116,11 @@ def drawn(rng, n, surveys, bands, population, band, magnitude):
 
 
 def _nearest(target, known):
-    """For each target the index of the nearest of ``known``, none twice; None if one is more than 0.1 mag away."""
+    """For each target the index of the nearest of ``known``, none twice; None if one is farther than `NEAR`."""
     known, chosen = known.copy(), []
     for value in target:
         best = int(np.argmin(np.abs(known - value)))
-        if not abs(known[best] - value) < 0.1:
+        if not abs(known[best] - value) < NEAR:
             return None
         chosen.append(best)
         known[best] = np.inf
