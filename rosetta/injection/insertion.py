@@ -4,6 +4,7 @@
 import astropy.units as u
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from ..astrometry.solution import solution_for
 from ..detection.detection import DetectionConfig, detected, reference_band
@@ -118,6 +119,7 @@ def inject(
         truth.add_column(places, name="sky_centroid", index=1)
 
     sides, record = {"ground": {}, "space": {}}, {}
+    parts = [np.flatnonzero(scene.owner == source) for source in range(len(truth))]
     for k, (name, image) in enumerate(images.items()):
         coord = truth["sky_centroid"]
         if solution is not None and image.side == "ground":
@@ -125,8 +127,7 @@ def inject(
         light, covered = np.zeros(image.shape), np.zeros(len(truth))
         psf = FinePSF(image.psf)
         xy, jacobian = image.place(coord)
-        for source in range(len(truth)):
-            rows = np.flatnonzero(scene.owner == source)
+        for source, rows in enumerate(parts):
             flux = scene.flux[rows, k]
             if not flux.sum() > 0:
                 covered[source] = np.nan
@@ -204,9 +205,10 @@ def _check_number(what, n, allowed, density):
 
 def _check_apart(coord, center, apart):
     place = tangent(coord, center)
-    distance = np.hypot(*(place[:, None] - place[None]).transpose(2, 0, 1))
-    np.fill_diagonal(distance, np.inf)
-    if len(place) > 1 and distance.min() < apart:
+    if len(place) < 2:
+        return
+    distance = cKDTree(place).query(place, k=2)[0][:, 1]
+    if distance.min() < apart:
         raise ValueError(
             f"sources has two rows {distance.min():.2f} arcsec apart, closer than separation ({apart:g}): inject them "
             "in separate calls, or lower separation"
@@ -231,12 +233,12 @@ def _add(image, stamp, corner, valid):
 
 def _with_light(image, light, per_flux, in_variance, rng):
     """The image with light on its valid pixels, and with its photon noise."""
-    pixels, added = image.pixels, np.maximum(light, 0.0) * per_flux
-    noisy = light + rng.normal(size=light.shape) * np.sqrt(added)
-    data = np.where(image.valid, pixels.data + noisy, pixels.data).astype(np.float32)
-    variance = np.array(pixels.uncertainty.array)
+    pixels, lit = image.pixels, image.valid & (light != 0)
+    added = np.maximum(light[lit], 0.0) * per_flux
+    data, variance = np.array(pixels.data), np.array(pixels.uncertainty.array)
+    data[lit] += light[lit] + rng.normal(size=len(added)) * np.sqrt(added)
     if in_variance:
-        variance = np.where(image.valid, variance + added, variance).astype(np.float32)
+        variance[lit] += added
     return frozen_image(data, variance, np.array(pixels.mask), image.wcs, pixels.meta, pixels.psf_anywhere)
 
 
@@ -253,8 +255,7 @@ def _add_existing(truth, pair, reference, existing):
     nearest, distance = np.full(n, -1), np.full(n, np.nan)
     if len(label) and n:
         there, here = tangent(coord, reference.center), tangent(truth["sky_centroid"], reference.center)
-        apart = np.hypot(*(here[:, None] - there[None]).transpose(2, 0, 1))  # (n, n_existing)
-        nearest, distance = apart.argmin(axis=1), apart.min(axis=1)
+        distance, nearest = cKDTree(there).query(here)
     truth["existing_label"] = np.append(label, -1)[nearest].astype(int)
     truth["existing_distance"] = distance * u.arcsec
     truth["existing_flux"] = np.append(np.asarray(flux, float), np.nan)[nearest] * u.nJy

@@ -11,6 +11,7 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import QTable, vstack
+from scipy.spatial import cKDTree
 
 from ..astrometry.aligner import LearnedAligner
 from ..checkpoint import versions
@@ -45,8 +46,14 @@ class Recovery:
         ``half_light_radius``, ``e1`` and ``e2``; then the columns of the catalogue, NaN (labels -1) where no row
         matches within 0.3 arcsec.
     summary : `~astropy.table.QTable`
-        Completeness, bias, scatter and coverage by band and magnitude, size and type, with intervals of 68 %: see
-        `rosetta.injection.summary.summarise`. ``meta["pulls"]`` is the covariance of the bands' pulls.
+        A row per ``band`` and bin: ``by`` is "all", "magnitude" (true, in this band), "size" (true half-light radius,
+        arcsec; stars 0) or "type"; ``low`` and ``high``, or ``kind``. ``n`` injected with at least half of their light
+        on valid pixels of the reference band, ``n_found``, ``completeness``; ``n_measured`` found and measured,
+        ``bias`` (median of flux / true - 1), ``nmad`` (of the same), ``coverage`` (share of |flux - true| below one
+        sigma). Ends of intervals of 68 % in ``<name>_low`` and ``<name>_high``: of shares by Wilson (1927), of the
+        others by bootstrap. ``meta["pulls"]``: ``bands``, ``n``, and over the sources found and measured in all bands
+        ``covariance``, the mean products of two bands' pulls (pulls beyond 5 sigma count as 5), and ``predicted``, the
+        mean correlations in ``flux_cov``.
     existing : `~astropy.table.QTable`
         The catalogue of the images as they are.
     """
@@ -217,13 +224,13 @@ def _matched(catalog, truth, existing, band):
         return row_of, claimed
     center = truth["sky_centroid"][0]
     here, before = tangent(catalog["sky_centroid"], center), tangent(existing["sky_centroid"], center)
-    near = np.hypot(*(here[:, None] - before[None]).transpose(2, 0, 1)) < MATCH  # (n_row, n_existing)
-    free = np.ones(len(catalog), bool)
-    free[rows] = False
+    near = cKDTree(before).query_ball_point(here, MATCH)  # for each row the sources that were there
+    taken = np.zeros(len(catalog), bool)
+    taken[rows] = True
+    with_own_row = {k for row in np.flatnonzero(~taken) for k in near[row]}
     flux, old_flux, true_flux = (t[f"flux_{band}"].to_value(u.nJy) for t in (catalog, existing, truth))
     for row, source in zip(rows, true, strict=True):
-        left = near[row] & ~near[free].any(axis=0)  # sources that were there and have no row of their own now
-        for k in np.flatnonzero(left):
+        for k in set(near[row]) - with_own_row:
             if abs(flux[row] - old_flux[k]) < abs(flux[row] - true_flux[source]):
                 claimed[source] = existing["label"][k]
     return row_of, claimed

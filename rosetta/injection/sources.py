@@ -40,20 +40,20 @@ def random_places(rng, image, n, separation):
     ValueError
         If they do not fit.
     """
-    rows, columns = np.nonzero(image.valid)
-    center, chosen, places = image.center, [], np.zeros((0, 2))
+    (ny, nx), center, chosen, places = image.shape, image.center, [], np.zeros((0, 2))
     for _ in range(TRIES * n):
         if len(chosen) == n:
             break
-        pixel = rng.integers(len(rows))
-        x, y = np.array([columns[pixel], rows[pixel]]) + rng.uniform(-0.5, 0.5, 2)
+        x, y = rng.uniform(-0.5, (nx - 0.5, ny - 0.5))
+        if not image.valid[round(y), round(x)]:
+            continue
         place = tangent(image.pixel_to_sky([x], [y]), center)
         if (np.hypot(*(places - place).T) >= separation).all():
             chosen.append((x, y))
             places = np.concatenate([places, place])
     if len(chosen) < n:
         raise ValueError(
-            f"n is {n}: only {len(chosen)} sources fit {separation:g} arcsec apart; lower n or separation"
+            f"n is {n}: only {len(chosen)} valid places were found {separation:g} arcsec apart; lower n or separation"
         )
     return image.pixel_to_sky(*np.reshape(chosen, (n, 2)).T)
 
