@@ -23,10 +23,11 @@ from astropy.table import Table
 
 import rosetta
 from rosetta import AstrometricSolution, Flag, SkyPair
-from rosetta.checkpoint import versions
+from rosetta.checkpoint import bundled, read_header, versions
 from rosetta.files import atomic_write
 from rosetta.io import pair as pair_io
 from rosetta.io import read_pair
+from rosetta.registry import KINDS
 
 LAGS = 5  # pixels
 GAIA_MATCH = 0.5  # arcsec
@@ -176,6 +177,7 @@ def report(arguments):
     center = image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2).icrs
     out = {
         "field_deg": [round(center.ra.deg, 1), round(center.dec.deg, 1)], "versions": versions(),
+        "models": {kind: read_header(bundled(kind))["fingerprint"] for kind in KINDS},
         "images": about_images(pair), "catalogue": about_catalog(result), "residuals": about_residuals(result),
         "offsets_mas": about_offsets(result),
     }  # fmt: skip

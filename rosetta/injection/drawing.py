@@ -46,9 +46,18 @@ class FinePSF:
         self._known = {}
 
     def at(self, x, y):
-        """The PSF at a pixel position (0-based): a `galsim.GSObject` whose flux falls short of 1 by the light beyond.
+        """The PSF at one place.
 
-        Pixel response is included: draw with ``method="no_pixel"``.
+        Parameters
+        ----------
+        x, y : float
+            Pixel position, 0-based.
+
+        Returns
+        -------
+        `galsim.GSObject`
+            Its flux falls short of 1 by the light beyond the stamp. Pixel response is included: draw with
+            ``method="no_pixel"``.
         """
         weights = self._psf.weights(x, y)[0]
         key = tuple(np.round(weights, 6))

@@ -102,11 +102,13 @@ def recover(
     Parameters
     ----------
     pair : `~rosetta.SkyPair`
-    sources, n, population, band, magnitude, density, separation
-        As for `rosetta.inject`, of each round.
+    sources : `~astropy.table.Table`, optional
+        As for `rosetta.inject`; without ``sky_centroid`` they have other places in each round.
     seed : int
     rounds : int
         How often to inject.
+    n, population, band, magnitude, density, separation : optional
+        As for `rosetta.inject`, of each round.
     result : `~rosetta.Result`, optional
         Of `rosetta.measure` on this pair with the same models, if there is one: it is not measured again.
     directory : path-like, optional
