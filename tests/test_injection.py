@@ -397,6 +397,8 @@ def test_summary_of_known_errors():
     bins = summary[(summary["band"] == "r") & (summary["by"] == "magnitude")]
     assert bins["n"].sum() == 4000 and (np.diff(bins["low"]) == 1).all()
     assert summary[(summary["band"] == "r") & (summary["by"] == "size")]["n"].sum() == 4000
+    kinds = summary[(summary["band"] == "r") & (summary["by"] == "type")]
+    assert list(kinds["kind"]) == ["galaxy", "star"] and kinds["n"].sum() == 4000
     pulls = pull_covariance(table, ("r", "VIS"))
     np.testing.assert_allclose(pulls["covariance"], [[1, 0.5], [0.5, 1]], atol=0.1)
     np.testing.assert_allclose(pulls["predicted"], [[1, 0.5], [0.5, 1]], atol=1e-9)

@@ -52,7 +52,7 @@ def run(arguments):
 def _check_output(directory, arguments):
     """Results and rounds of an earlier run may be there: rounds are gone on with, results are those of the rounds."""
     ours = {*PRODUCTS, "rounds"} if arguments.measure else set()
-    held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    held = {path.name for path in directory.iterdir() if path.name[0] != "."} if directory.is_dir() else set()
     check_output(directory, held <= ours)
 
 

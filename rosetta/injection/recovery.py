@@ -47,13 +47,13 @@ class Recovery:
         matches within 0.3 arcsec.
     summary : `~astropy.table.QTable`
         A row per ``band`` and bin: ``by`` is "all", "magnitude" (true, in this band), "size" (true half-light radius,
-        arcsec; stars 0) or "type"; ``low`` and ``high``, or ``kind``. ``n`` injected with at least half of their light
-        on valid pixels of the reference band, ``n_found``, ``completeness``; ``n_measured`` found and measured,
-        ``bias`` (median of flux / true - 1), ``nmad`` (of the same), ``coverage`` (share of |flux - true| below one
-        sigma). Ends of intervals of 68 % in ``<name>_low`` and ``<name>_high``: of shares by Wilson (1927), of the
-        others by bootstrap. ``meta["pulls"]``: ``bands``, ``n``, and over the sources found and measured in all bands
-        ``covariance``, the mean products of two bands' pulls (pulls beyond 5 sigma count as 5), and ``predicted``, the
-        mean correlations in ``flux_cov``.
+        arcsec; stars 0) or "family" (without this column "type"); ``low`` and ``high``, or ``kind``. ``n`` injected
+        with at least half of their light on valid pixels of the reference band, ``n_found``, ``completeness``;
+        ``n_measured`` found and measured, ``bias`` (median of flux / true - 1), ``nmad`` (of the same), ``coverage``
+        (share of fluxes less than one sigma from the truth). Ends of intervals of 68 % in ``<name>_low`` and
+        ``<name>_high``: of shares by Wilson (1927), of the others by bootstrap. ``meta["pulls"]``: ``bands``, ``n``,
+        and over the sources found and measured in all bands ``covariance``, the mean products of two bands' pulls
+        (pulls beyond 5 sigma count as 5), and ``predicted``, the mean correlations in ``flux_cov``.
     existing : `~astropy.table.QTable`
         The catalogue of the images as they are.
     """
@@ -97,7 +97,8 @@ def recover(
     ground images get them where the alignment of the first run says), and this is measured. The injected sources are
     matched first, the brightest before others, within 0.3 arcsec. A row that lies as near to a source that was there
     before, with none left for that one, is the brighter one's: if its flux in the reference band is nearer to that of
-    the source that was there, the injected one is not found.
+    the source that was there, the injected one is not found. Nor is one whose light is centred farther from every row,
+    as that of a large galaxy with bright knots can be.
 
     Parameters
     ----------

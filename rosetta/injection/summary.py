@@ -26,19 +26,16 @@ def summarise(injected, bands, reference):
     Returns
     -------
     `~astropy.table.QTable`
-        ``band``; ``by`` ("all", "magnitude" in this band, "size" in arcsec, "type"), ``low``, ``high`` or ``kind``;
-        ``n`` injected with at least half of their light on valid pixels of the reference band, ``n_found``;
-        ``completeness``; ``n_measured`` found with a flux in this band; ``bias`` (median of flux / true - 1), ``nmad``
-        of the same; ``coverage`` (share of |flux - true| below one sigma). Intervals of 68 % in ``<name>_low`` and
-        ``<name>_high``: of shares by Wilson (1927), of the others by bootstrap.
+        As ``Recovery.summary``, without its ``meta``.
     """
     counted = np.nan_to_num(np.asarray(injected[f"coverage_{reference}"], float)) >= LEAST_COVERAGE
     injected = injected[counted]
-    kind, rows = np.asarray(injected["type"]).astype(str), []
+    sort, rows = "family" if "family" in injected.colnames else "type", []
+    sorts = np.asarray(injected[sort]).astype(str)
     size = np.full(len(injected), np.nan)  # of a user's mixtures
     if "true_half_light_radius" in injected.colnames:
         size = injected["true_half_light_radius"].value
-    size = np.where(kind == "star", 0.0, size)
+    size = np.where(np.asarray(injected["type"]).astype(str) == "star", 0.0, size)
     for band in bands:
         true = injected[f"true_flux_{band}"].value
         with np.errstate(divide="ignore"):
@@ -54,7 +51,7 @@ def summarise(injected, bands, reference):
             ("size", low, high, "", seen & (size >= low) & (size < high))
             for low, high in zip(SIZES[:-1], SIZES[1:], strict=True)
         ]
-        bins += [("type", np.nan, np.nan, name, seen & (kind == name)) for name in ("star", "galaxy")]
+        bins += [(sort, np.nan, np.nan, name, seen & (sorts == name)) for name in np.unique(sorts)]
         for by, low, high, name, use in bins:
             if use.any():
                 figures = _figures(injected[use], band)

@@ -32,7 +32,7 @@ def plot_recovery(summary):
     rows = summary[np.asarray(summary["by"]) == "magnitude"]
     of_band = {band: rows[np.asarray(rows["band"]) == band] for band in bands}
 
-    _bars(axes[0, 0], of_band[reference], "completeness", BLUE, 0.0, f"{reference}, the detection's band")
+    _bars(axes[0, 0], of_band[reference], "completeness", BLUE, 0.0, f"reference band {reference}")
     for row in of_band[reference]:
         axes[0, 0].annotate(f"{row['n_found']}/{row['n']}", (0.5 * (row["low"] + row["high"]), 0.03), ha="center",
                             fontsize=8, color=GREY)  # fmt: skip
@@ -56,7 +56,7 @@ def plot_recovery(summary):
         ax.set_xlim(np.min(rows["low"], initial=99), np.max(rows["high"], initial=0))
         ax.set_xlabel("true magnitude in the band (AB)")
     axes[0, 0].legend(fontsize=8, loc="center left")
-    axes[1, 0].legend(fontsize=8, ncols=2, loc="upper left", columnspacing=1.0, handletextpad=0.2)
+    axes[1, 0].legend(fontsize=8, ncols=2, loc="lower right", columnspacing=1.0, handletextpad=0.2)
     return figure
 
 
