@@ -103,6 +103,20 @@ def _parser():
     job.add_argument("--window", type=float, default=38.4, metavar="ARCSEC", help="of the encoder; default: 38.4")
     _job_options(job)
 
+    inject = command("inject", _inject, "simulated sources into your own images, and how well they are measured there")
+    inject.add_argument("--pair", required=True, metavar="FILE", help="a pair file")
+    inject.add_argument("-o", "--output", required=True, metavar="DIR", help="a stopped run goes on from there")
+    inject.add_argument("--measure", action="store_true", help="measure them: completeness, bias, scatter, coverage")
+    inject.add_argument("--repeat", type=int, default=10, metavar="K", help="rounds, each a fresh copy; default: 10")
+    inject.add_argument("--n", type=int, metavar="N", help="sources in a round; default: as many as --density allows")
+    inject.add_argument("--density", type=float, default=6.0, metavar="X", help="most per square arcminute; default: 6")
+    inject.add_argument(
+        "--mag", type=float, nargs=2, default=(20.0, 26.0), metavar=("LO", "HI"), help="AB; default: 20 26"
+    )
+    inject.add_argument("--band", help="of --mag; default: the sharpest space band, or else ground band")
+    inject.add_argument("--seed", type=int, default=0, help="default: 0")
+    inject.add_argument("--device", help="with --measure; cpu, cuda or cuda:N; default: CUDA where there is one")
+
     simulate = command("simulate", _simulate, "noise-free training tiles, or one noisy pair with its truth")
     what = simulate.add_mutually_exclusive_group(required=True)
     what.add_argument("--tiles", type=int, metavar="N", help="write N training tiles into the directory OUT; resumes")
@@ -327,6 +341,15 @@ def _print_ending(written, start):
     print()
     print(f"Wrote      {', '.join(path.name for path in written)} in {written[0].parent}")
     print(f"Took       {time.perf_counter() - start:.0f} s, peak memory {peak:.1f} GiB")
+
+
+def _inject(arguments):
+    from .injection import command
+
+    start = time.perf_counter()
+    arguments.report = lambda text: print(f"{time.perf_counter() - start:7.1f} s  {text}", file=sys.stderr, flush=True)
+    for line in command.run(arguments):
+        print(line)
 
 
 # ---------------------------------------------------------------------------- simulation

@@ -236,8 +236,8 @@ def train(
         saved = checkpoint is not None and (step % config.save_every == 0 or progress >= 1)
         if (looked or saved) and not finite:
             raise TrainingError(
-                f"loss {float(loss.detach()):.3g}, gradient norm {float(norm):.3g} at step {step}, or one of these at a "
-                f"step before: not finite; lower lr ({config.lr}) and continue from the last checkpoint"
+                f"loss {float(loss.detach()):.3g}, gradient norm {float(norm):.3g} at step {step}, or one of these at "
+                f"a step before: not finite; lower lr ({config.lr}) and continue from the last checkpoint"
             )
         if looked:
             metrics = {"loss": float(loss.detach()), **{name: float(term) for name, term in terms.items()}}

@@ -272,7 +272,8 @@ def cut(pixels, tile, affine, centers, turns, size, patch=16):
         rows, columns = _pixels_of(_on(device, corner - PAD), _on(device, turns), size)
         images = pixels[_on(device, tile)[:, None, None], :, rows, columns].permute(0, 3, 1, 2).float()
     else:
-        images = torch.stack([_crop(pixels[i], *each, size) for i, *each in zip(tile, corner - PAD, turns, strict=True)])
+        each = zip(tile, corner - PAD, turns, strict=True)
+        images = torch.stack([_crop(pixels[i], first, turn, size) for i, first, turn in each])
     count = size // patch
     steps = np.arange(count) * patch + (patch - 1) / 2
     grid = np.stack(np.broadcast_arrays(steps[None, :], steps[:, None]), -1)  # (row, column, xy)

@@ -10,6 +10,7 @@ from .blends import choose_blend, plot_blend
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources, rgb
 from .page import overview
+from .recovery import plot_recovery
 
 __all__ = [
     "choose_blend",
@@ -19,6 +20,7 @@ __all__ = [
     "plot_flux_truth",
     "plot_offsets",
     "plot_pulls",
+    "plot_recovery",
     "plot_residuals",
     "plot_rgb",
     "plot_sed",
