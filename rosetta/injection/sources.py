@@ -8,7 +8,8 @@ from astropy.table import QTable, Table
 
 from ..images.positions import plain_icrs, tangent
 from ..simulate.mixtures import half_light_radii, moments, scene_mixtures
-from ..simulate.population import FAMILIES, Scene, draw_scene
+from ..simulate.morphology import FAMILIES
+from ..simulate.population import Scene, draw_scene
 
 __all__ = ["drawn", "given", "random_places"]
 
