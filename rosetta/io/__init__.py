@@ -3,5 +3,6 @@
 
 from . import euclid, pair, rubin
 from ._pair import read_pair
+from .image import read_image
 
-__all__ = ["euclid", "pair", "read_pair", "rubin"]
+__all__ = ["euclid", "pair", "read_image", "read_pair", "rubin"]

@@ -11,8 +11,9 @@ from astropy.io.fits.card import Undefined
 from astropy.nddata import NoOverlapError, overlap_slices
 from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
+from scipy.interpolate import RectBivariateSpline
 
-__all__ = ["celestial_wcs", "region"]
+__all__ = ["celestial_wcs", "pixel_areas", "region"]
 
 PIXEL_SCALES = (0.005, 5.0)  # arcsec; what images of this field have
 STRETCH = 1.5  # the longer side of a pixel over the shorter one
@@ -178,6 +179,33 @@ def _check_pixels(wcs, argument, shape):
         raise ValueError(f"{argument}: part of the image lies where its projection has no sky: repair CRPIX and CRVAL")
     for sides in np.linalg.svd(steps, compute_uv=False) * np.degrees(3600):
         _check_sides(sides, argument, "the header's WCS, projected and distorted,")
+
+
+def pixel_areas(wcs, shape):
+    """Solid angle of the pixels.
+
+    Parameters
+    ----------
+    wcs : `~astropy.wcs.WCS`
+    shape : tuple of int
+        (ny, nx) of the image.
+
+    Returns
+    -------
+    float or (ny, nx) array
+        Square arcseconds; one number where it varies by less than 1e-3 over the image.
+    """
+    y, x = (np.linspace(0, n - 1, min(n, 33)) for n in shape)  # distortion is smooth
+    grid_y, grid_x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
+    right, up = (
+        _unit_vectors(wcs, grid_x + dx, grid_y + dy) - _unit_vectors(wcs, grid_x - dx, grid_y - dy)
+        for dx, dy in ((0.5, 0), (0, 0.5))
+    )
+    area = np.linalg.norm(np.cross(right, up), axis=-1).reshape(len(y), len(x)) * np.degrees(3600) ** 2
+    if area.max() - area.min() <= 1e-3 * area.mean():
+        return float(area.mean())
+    order = [min(3, n - 1) for n in area.shape]
+    return RectBivariateSpline(y, x, area, kx=order[0], ky=order[1])(np.arange(shape[0]), np.arange(shape[1]))
 
 
 def _check_sides(sides, argument, what):
