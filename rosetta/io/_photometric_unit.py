@@ -26,8 +26,9 @@ _RATE = re.compile(rf"{_COUNTS}\s*(/\s*s(ec(ond)?s?)?|[ *.]?s(\*\*|\^)?-1|\s+per
 _TOTAL = re.compile(_COUNTS, re.IGNORECASE)
 # Spellings of archives, in the words of astropy.
 _SPELLINGS = (
-    (r"\bergs\b", "erg"), (r"\^", "**"), (r"\bnano-?maggies\b", "nmgy"), (r"\bmaggies\b", "mgy"), (r"\bJanskys\b", "Jy"),
-    (r"(?i)\bjy\b", "Jy"), (r"(?i)\bnjy\b", "nJy"), (r"(?i)\b(u|micro)jy\b", "uJy"), (r"(?i)\bpixels?\b", "pix"),
+    (r"\bergs\b", "erg"), (r"\^", "**"), (r"\bnano-?maggies\b", "nmgy"), (r"\bmaggies\b", "mgy"),
+    (r"\bJanskys\b", "Jy"), (r"(?i)\bjy\b", "Jy"), (r"(?i)\bnjy\b", "nJy"), (r"(?i)\b(u|micro)jy\b", "uJy"),
+    (r"(?i)\bpixels?\b", "pix"),
 )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def _usable(variance):
     """Pixels with a finite positive variance that is no sentinel, such as the 1e15 or 1e30 of weight maps."""
     usable = np.isfinite(variance) & (variance > 0)
     sample = variance[usable][:: max(1, variance.size // 10**6)]
-    return usable & (variance <= NO_WEIGHT * np.percentile(sample, 5)) if sample.size else usable
+    return usable & (variance <= NO_WEIGHT * float(np.percentile(sample, 5))) if sample.size else usable
 
 
 def _scaled(hdu, lead, slices, function, scale):
