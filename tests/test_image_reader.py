@@ -75,7 +75,8 @@ def test_flux_per_wavelength():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    zeropoint=st.floats(15, 35), card=st.sampled_from(["MAGZERO", "ZP", "ZEROPOINT", "MAGZPT", "PHOTZP", "FLUXMAG0"])
+    zeropoint=st.floats(15, 35),
+    card=st.sampled_from(["MAGZERO", "ZP", "HIERARCH ZEROPOINT", "MAGZPT", "PHOTZP", "FLUXMAG0"]),
 )
 def test_zero_points(zeropoint, card):
     """A source of one count has the magnitude of the zero point."""
