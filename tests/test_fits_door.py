@@ -62,14 +62,25 @@ def test_other_sources_are_refused(source):
         read(source)
 
 
-def test_url_reads_only_the_region():
+def test_url_reads_only_the_region(monkeypatch):
     fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    asked = []
+
+    def counted(paths, starts, ends, **options):
+        asked.extend(end - start for start, end in zip(starts, ends, strict=True))
+        return type(system).cat_ranges(system, paths, starts, ends, **options)
+
+    monkeypatch.setattr(system, "cat_ranges", counted)
     wide = np.arange(3000 * 1000, dtype=np.float32).reshape(3000, 1000)
     with fsspec.open("memory://mosaic.fits", "wb") as file:
         file.write(content(fits.PrimaryHDU(wide)))
     with open_fits("memory://mosaic.fits", "path") as hdus:
         part = native(image_hdu(hdus, "path"), np.float32, (slice(1500, 1510), slice(20, 30)))
         np.testing.assert_array_equal(part, wide[1500:1510, 20:30])
+        assert asked == [40] * 10  # bytes: ten pixels in each of ten rows
+        whole_rows = native(image_hdu(hdus, "path"), np.float32, (slice(7, 9), slice(None)))
+        np.testing.assert_array_equal(whole_rows, wide[7:9])
     assert source_name("https://server/a/mosaic.fits?token=1#part") == "mosaic.fits"
     with pytest.raises(FileNotFoundError):
         read("memory://missing.fits")
