@@ -51,6 +51,8 @@ def test_every_source_gives_the_same_pixels(tmp_path):
             np.testing.assert_array_equal(read(source, bool, name="DQ"), DATA > 0)
         assert [source_name(source) for source in sources] == ["image.fits"] * 2 + ["bytes"] * 2 + ["image.fits"]
         np.testing.assert_array_equal(hdus["SCI"].data, DATA)  # still open
+    with pytest.raises(ValueError, match="the HDUList of SCI is closed"):
+        read(fits.HDUList([hdus[0], hdus[1]]))
     in_memory = fits.HDUList([fits.PrimaryHDU(DATA)])
     np.testing.assert_array_equal(read(in_memory), DATA)
     assert source_name(in_memory) == "HDUList"

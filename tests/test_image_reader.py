@@ -191,6 +191,8 @@ def test_webb():
     assert set(zip(*np.nonzero(found.mask), strict=True)) == {(9, 9), (3, 4)}
     assert per_unit(found) == pytest.approx(1e15 * 9e-4 * ARCSEC2, rel=1e-4)
     assert read_image(file, mask=("DQ", 1)).mask.sum() == 2  # every bit
+    with pytest.raises(ValueError, match="uncertainty: its BUNIT is 'uJy', that of the image 'MJy/sr'"):
+        read_image(file, uncertainty=image(BUNIT="uJy"), uncertainty_type="std")
     with pytest.raises(ValueError, match="ERR holds fractions, integers are needed"):
         read_image(file, mask="ERR")
 

@@ -292,6 +292,8 @@ def native(hdu, dtype, slices=(slice(None), slice(None))):
         values = _in_memory(hdu, tuple(slice(*bound) for bound in bounds))
         result = _as_type(values, dtype, hdu.name)
     else:
+        if info["file"].closed:
+            raise ValueError(f"the HDUList of {hdu.name or 'an image'} is closed: read it before, or give the path")
         result = np.empty(prod(counts), dtype)
         done = 0
         for raw in _runs(info, hdu.header["BITPIX"], shape, bounds, counts):

@@ -20,7 +20,7 @@ def read_pair(rubin_paths=(), euclid_paths=(), *, center=None, size=None):
     euclid_paths : iterable of str or path-like
         Files as accepted by `rosetta.io.euclid.read_bands`.
     center : `~astropy.coordinates.SkyCoord`, optional
-        Centre of the region to read from all files.
+        Centre of the region to read from the Euclid files (Rubin files are read whole).
     size : `~astropy.units.Quantity`, optional
         Angular size of that region: one for both sides, or (ny, nx).
 
@@ -39,7 +39,7 @@ def read_pair(rubin_paths=(), euclid_paths=(), *, center=None, size=None):
     for name, paths in (("rubin_paths", rubin_paths), ("euclid_paths", euclid_paths)):
         if isinstance(paths, str):
             raise TypeError(f"{name} must be a list of paths, got the string {paths!r}: put it in brackets")
-    ground = rubin.read_bands(rubin_paths, center=center, size=size)
+    ground = rubin.read_bands(rubin_paths)
     delivered = euclid.read_bands(euclid_paths, center=center, size=size)
     for band in [name for name in delivered if name in RUBIN.band_names]:
         image = delivered.pop(band)

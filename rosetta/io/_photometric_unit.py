@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import astropy.units as u
 import numpy as np
 
-__all__ = ["PhotometricUnit", "photometric_unit"]
+__all__ = ["PhotometricUnit", "parsed_unit", "photometric_unit"]
 
 NJY_ZEROPOINT = 31.4  # AB magnitude of 1 nJy
 TOLERANCE = 0.01  # mag; statements that differ by less agree
@@ -117,7 +117,7 @@ def _flux(text, said, header, where):
     """The unit as a flux density or a surface brightness; None if it is neither."""
     if not text or _RATE.fullmatch(text) or _TOTAL.fullmatch(text):
         return None
-    unit = _parsed(text)
+    unit = parsed_unit(text)
     if unit is None:
         return None
     if not isinstance(unit, u.UnitBase) or unit == u.mag:
@@ -149,7 +149,8 @@ def _at_pivot(header):
     return u.spectral_density(pivot * u.AA) if pivot is not None and pivot > 0 else []
 
 
-def _parsed(text):
+def parsed_unit(text):
+    """The unit that a text of an archive means, or None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", u.UnitsWarning)
         for attempt in (text, _respelled(text)):

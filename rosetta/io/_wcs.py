@@ -103,7 +103,8 @@ def _check_cards(header, argument):
     for axis in (1, 2):
         unit = header.get(f"CUNIT{axis}", "deg")
         try:
-            value = header[f"CRVAL{axis}"] * u.Unit(str(unit).strip() or "deg").to(u.deg)
+            text = re.sub(r"(?i)deg(ree)?s?", "deg", str(unit).strip()) or "deg"
+            value = header[f"CRVAL{axis}"] * u.Unit(text).to(u.deg)
         except ValueError as error:
             raise ValueError(
                 f"{argument}: CUNIT{axis}={unit!r} is no angle: repair it (it is 'deg' in most files)"

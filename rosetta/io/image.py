@@ -11,7 +11,7 @@ from astropy.nddata import CCDData, VarianceUncertainty
 
 from ..surveys import Survey
 from ._fits import image_hdu, native, open_fits, source_name
-from ._photometric_unit import photometric_unit
+from ._photometric_unit import parsed_unit, photometric_unit
 from ._wcs import celestial_wcs, pixel_areas, region
 
 __all__ = ["UNCERTAINTY_TYPES", "read_image"]
@@ -131,6 +131,7 @@ def read_image(
         if uncertainty is not None:
             with _companion(uncertainty, "uncertainty", hdus, plane) as (other, lead):
                 _check_shape(other, shape, "uncertainty")
+                _check_unit(other.header, hdu.header, uncertainty_type)
                 variance = _scaled(other, lead, slices, _VARIANCE[uncertainty_type], scale)
             usable = _usable(variance)
             variance[~usable] = np.inf
@@ -168,6 +169,18 @@ _VARIANCE = {
     "var": lambda values, scale: values * scale * scale,
     "ivar": lambda values, scale: np.where(values > 0, scale / values * scale, np.nan),
 }
+
+
+def _check_unit(header, image, kind):
+    """The unit of an uncertainty, where both headers state one: that of the image, or its proper power."""
+    own, unit = (parsed_unit(str(cards.get("BUNIT", "")).strip()) for cards in (header, image))
+    if own in (None, u.dimensionless_unscaled) or unit in (None, u.dimensionless_unscaled):
+        return
+    if own not in (unit, unit ** {"std": 1, "var": 2, "ivar": -2}[kind]):
+        raise ValueError(
+            f"uncertainty: its BUNIT is {header['BUNIT']!r}, that of the image {image['BUNIT']!r}: "
+            "they must be in one unit, convert one of them"
+        )
 
 
 def _usable(variance):
