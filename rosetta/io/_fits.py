@@ -75,7 +75,7 @@ def open_fits(source, argument):
     """Open a FITS file for reading; whatever is wrong with it becomes a ValueError naming it.
 
     Only headers are read ahead; pixels leave the disk or the server when `native` asks for a section. A file that is
-    compressed as a whole (gzip, bzip2, xz) is unpacked first, to its end.
+    compressed as a whole (gzip, bzip2, xz) is unpacked first, to its end, into a temporary file.
 
     Parameters
     ----------
@@ -225,7 +225,11 @@ def image_hdu(hdus, argument, name=None, *, plane=None):
     """
     for number, hdu in enumerate(hdus):
         axes = hdu.header.get("NAXIS", 0)
-        if not hdu.is_image or not _is_called(hdu, number, name) or (axes == 0 and name is None):
+        if (
+            not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU)
+            or not _is_called(hdu, number, name)
+            or (axes == 0 and name is None)
+        ):
             continue
         where = f"{argument}: {source_name(hdus)}[{hdu.name or number}]"
         sides = [hdu.header[f"NAXIS{axis}"] for axis in range(1, axes + 1)]

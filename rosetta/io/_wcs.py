@@ -115,8 +115,12 @@ def _check_cards(header, argument):
             raise ValueError(
                 f"{argument}: CRVAL{axis}={header[f'CRVAL{axis}']:g} is no {name}: repair the header's WCS"
             )
+    if not matrix and 0.0 in (header["CDELT1"], header["CDELT2"]):
+        raise ValueError(f"{argument}: CDELT1 or CDELT2 is 0: take the WCS of the original file")
     if matrix:
         _check_matrix(header, argument)
+    elif header.get("CROTA2", 0.0) and any(re.fullmatch(r"PC[12]_[12]", key) for key in header):
+        _check_rotation(header, argument)
     _check_sip(header, argument)
 
 
@@ -157,6 +161,15 @@ def _check_matrix(header, argument):
             f"{argument}: CDELT ({delta[0]:.6g}, {delta[1]:.6g}) and the CD matrix ({rows[0]:.6g}, {rows[1]:.6g}) "
             "give different pixel scales: remove the wrong one"
         )
+
+
+def _check_rotation(header, argument):
+    """CROTA2 stands alone, or beside a PC matrix that is the same rotation."""
+    ratio, angle = header["CDELT2"] / header["CDELT1"], np.radians(header["CROTA2"])
+    turned = np.array([[np.cos(angle), -np.sin(angle) * ratio], [np.sin(angle) / ratio, np.cos(angle)]])
+    pc = np.array([[header.get(f"PC{i}_{j}", float(i == j)) for j in (1, 2)] for i in (1, 2)])
+    if np.abs(pc - turned).max() > 1e-6:
+        raise ValueError(f"{argument}: CROTA2={header['CROTA2']:g} and the PC matrix differ: remove the wrong one")
 
 
 def _check_pixels(wcs, argument, shape):
