@@ -233,6 +233,8 @@ def image_hdu(hdus, argument, name=None, *, plane=None):
             continue
         where = f"{argument}: {source_name(hdus)}[{hdu.name or number}]"
         sides = [hdu.header[f"NAXIS{axis}"] for axis in range(1, axes + 1)]
+        if not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"{where}: its axes have lengths {sides}: download or write it again")
         if axes < 2:
             raise ValueError(f"{where} has {axes} axes, need 2")
         if min(sides) <= 0:
