@@ -3,9 +3,12 @@
 
 import argparse
 import logging
+import re
 import signal
 import sys
 import time
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from .registry import HEADS, KINDS, head_class
@@ -31,7 +34,8 @@ def main(argv=None):
     arguments = _parser().parse_args(argv)
     _log_to_stderr()
     try:
-        return arguments.run(arguments) or 0
+        with _plain_warnings():
+            return arguments.run(arguments) or 0
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"rosetta: error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -46,6 +50,18 @@ def _one_line(error):
         if extra:
             return f"{error.name} is not installed: pip install 'astro-rosetta[{extra}]'"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _plain_warnings():
+    """Warnings as one line each on standard error, without the line of code they come from."""
+
+    def show(message, *_, **__):
+        print(f"rosetta: warning: {_one_line(message)}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _log_to_stderr():
@@ -98,7 +114,20 @@ def _parser():
     job = command("run", _run, "the main job on your own images")
     job.add_argument("--rubin", nargs="+", default=[], metavar="FILE", help="Rubin coadds, one band each")
     job.add_argument("--euclid", nargs="+", default=[], metavar="FILE", help="Euclid MER mosaics, RMS and FLAG maps")
-    job.add_argument("--pair", metavar="FILE", help="a pair file, instead of survey files")
+    for side in ("ground", "space"):
+        job.add_argument(
+            f"--{side}", nargs="+", default=[], metavar="BAND=FILE",
+            help=f"FITS images of any instrument for the {side} side, one band each",
+        )
+    job.add_argument(
+        "--survey", nargs="+", default=[], metavar="FILE",
+        help="TOML files that describe the surveys of --ground and --space; default: Rubin and Euclid",
+    )
+    job.add_argument("--pair", metavar="FILE", help="a pair file, instead of images")
+    job.add_argument(
+        "--center", nargs=2, type=float, metavar=("RA", "DEC"), help="measure only a region around this (degrees)"
+    )
+    job.add_argument("--size", type=float, metavar="ARCSEC", help="side of that region")
     job.add_argument("-o", "--output", required=True, metavar="DIR", help="for the results")
     job.add_argument("--window", type=float, default=38.4, metavar="ARCSEC", help="of the encoder; default: 38.4")
     _job_options(job)
@@ -201,26 +230,105 @@ def _demo(arguments):
 
 
 def _run(arguments):
-    from . import SkyPair
-    from .io import pair as pair_io
-    from .io import read_pair
     from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
-    if arguments.pair and (arguments.rubin or arguments.euclid):
-        raise ValueError("--pair cannot be combined with --rubin and --euclid: give one or the other")
-    if arguments.pair:
-        pair = pair_io.read(arguments.pair)
-    elif arguments.rubin or arguments.euclid:
-        pair = SkyPair(*read_pair(arguments.rubin, arguments.euclid))
-    else:
-        raise ValueError("no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --pair FILE")
+    pair = _pair(arguments)
     start = time.perf_counter()
     result = _measure(pair, arguments, arguments.window)
     written = _write(result, arguments)
     for line in _summary(result):
         print(line)
     _print_ending(written, start)
+
+
+def _pair(arguments):
+    """The pair that the options of ``rosetta run`` describe."""
+    from . import SkyPair
+    from .io import pair as pair_io
+    from .io import read_pair
+
+    files = {f"--{name}": getattr(arguments, name) for name in ("rubin", "euclid", "ground", "space")}
+    center, size = _region(arguments)
+    if arguments.pair:
+        given = [name for name, value in (files | {"--survey": arguments.survey}).items() if value]
+        if given:
+            raise ValueError(f"--pair cannot be combined with {' and '.join(given)}: give one or the other")
+        pair = pair_io.read(arguments.pair)
+        return pair if center is None else pair.cutout(center, size)
+    if not any(files.values()):
+        raise ValueError(
+            "no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --ground BAND=FILE ... and "
+            "--space BAND=FILE ..., or --pair FILE"
+        )
+    surveys = _surveys(arguments)
+    ground, space = {}, {}
+    if arguments.rubin or arguments.euclid:
+        ground, space = (side or {} for side in read_pair(arguments.rubin, arguments.euclid, center=center, size=size))
+    sides = {"ground": ground, "space": space}
+    for side, images in sides.items():
+        for text in getattr(arguments, side):
+            band, image = _image(f"--{side}", text, surveys[side], center, size)
+            if band in images:
+                raise ValueError(
+                    f"--{side} {text}: band {band!r} is also in {images[band].meta['file']}: leave one of them out"
+                )
+            images[band] = image
+    return SkyPair(ground or None, space or None, surveys=tuple(surveys[side].survey for side in sides))
+
+
+def _region(arguments):
+    """Centre and size of the region to measure, or None and None."""
+    import astropy.units as u
+    from astropy.coordinates import SkyCoord
+
+    if (arguments.center is None) != (arguments.size is None):
+        raise ValueError("--center and --size: give both, or neither for the whole images")
+    if arguments.center is None:
+        return None, None
+    ra, dec = arguments.center
+    if not (-360 <= ra <= 360 and -90 <= dec <= 90):
+        raise ValueError(f"--center {ra:g} {dec:g}: give right ascension and declination in degrees")
+    if not 0 < arguments.size < 1e6:
+        raise ValueError(f"--size {arguments.size:g}: give the side of the region in arcsec")
+    return SkyCoord(ra, dec, unit="deg"), arguments.size * u.arcsec
+
+
+def _surveys(arguments):
+    """What each side's images belong to: Rubin and Euclid, or what the files of --survey say."""
+    from .io.survey_file import SurveyFile, read_survey_file
+    from .surveys import EUCLID, RUBIN
+
+    described = {}
+    for path in arguments.survey:
+        try:
+            survey = read_survey_file(path)
+        except ValueError as error:
+            raise ValueError(f"--survey {error}") from error
+        if survey.side in described:
+            raise ValueError(f"--survey {path}: it is on the {survey.side} side, and so is the other one: give one")
+        own = {"ground": "rubin", "space": "euclid"}[survey.side]
+        if getattr(arguments, own):
+            raise ValueError(f"--survey {path}: --{own} is on the same side: leave one of them out")
+        if not getattr(arguments, survey.side):
+            raise ValueError(f"--survey {path}: it needs images of its side: give --{survey.side} BAND=FILE ...")
+        described[survey.side] = survey
+    shipped = {"ground": SurveyFile(RUBIN, "ground", {}, {}), "space": SurveyFile(EUCLID, "space", {}, {})}
+    return shipped | described
+
+
+def _image(option, text, survey, center, size):
+    """Band and image of an argument BAND=FILE."""
+    band, equals, path = text.partition("=")
+    if not (band and equals and path):
+        raise ValueError(f"{option} {text}: write BAND=FILE, such as {survey.survey.band_names[0]}=image.fits")
+    try:
+        image = survey.read(path, band, center=center, size=size)
+    except ValueError as error:
+        # The remedies are those of Python.
+        hint = "; here, in the file of --survey" if re.search(r"\b(zeropoint|unit|plane)=", str(error)) else ""
+        raise ValueError(f"{option} {text}: {error}{hint}") from error
+    return image.meta["band"], image
 
 
 def _measure(pair, arguments, window=38.4):

@@ -51,6 +51,8 @@ def test_every_source_gives_the_same_pixels(tmp_path):
             np.testing.assert_array_equal(read(source, bool, name="DQ"), DATA > 0)
         assert [source_name(source) for source in sources] == ["image.fits"] * 2 + ["bytes"] * 2 + ["image.fits"]
         np.testing.assert_array_equal(hdus["SCI"].data, DATA)  # still open
+    with pytest.raises(ValueError, match="the HDUList of SCI is closed"):
+        read(fits.HDUList([hdus[0], hdus[1]]))
     in_memory = fits.HDUList([fits.PrimaryHDU(DATA)])
     np.testing.assert_array_equal(read(in_memory), DATA)
     assert source_name(in_memory) == "HDUList"
@@ -62,14 +64,25 @@ def test_other_sources_are_refused(source):
         read(source)
 
 
-def test_url_reads_only_the_region():
+def test_url_reads_only_the_region(monkeypatch):
     fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    asked = []
+
+    def counted(paths, starts, ends, **options):
+        asked.extend(end - start for start, end in zip(starts, ends, strict=True))
+        return type(system).cat_ranges(system, paths, starts, ends, **options)
+
+    monkeypatch.setattr(system, "cat_ranges", counted)
     wide = np.arange(3000 * 1000, dtype=np.float32).reshape(3000, 1000)
     with fsspec.open("memory://mosaic.fits", "wb") as file:
         file.write(content(fits.PrimaryHDU(wide)))
     with open_fits("memory://mosaic.fits", "path") as hdus:
         part = native(image_hdu(hdus, "path"), np.float32, (slice(1500, 1510), slice(20, 30)))
         np.testing.assert_array_equal(part, wide[1500:1510, 20:30])
+        assert asked == [40] * 10  # bytes: ten pixels in each of ten rows
+        whole_rows = native(image_hdu(hdus, "path"), np.float32, (slice(7, 9), slice(None)))
+        np.testing.assert_array_equal(whole_rows, wide[7:9])
     assert source_name("https://server/a/mosaic.fits?token=1#part") == "mosaic.fits"
     with pytest.raises(FileNotFoundError):
         read("memory://missing.fits")
@@ -237,6 +250,7 @@ SIP = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDE
         CDELT,
         CDELT | {"PC1_1": 0.8, "PC1_2": 0.6, "PC2_1": -0.6, "PC2_2": 0.8},
         CDELT | {"CROTA2": 30.0},
+        CDELT | {"CROTA2": 90.0, "PC1_1": 0.0, "PC1_2": 1.0, "PC2_1": -1.0, "PC2_2": 0.0},
         {"CDELT1": -SCALE, "CDELT2": SCALE},
         {"CDELT1": 1.0, "CDELT2": 1.0, "PC1_1": -SCALE, "PC2_2": SCALE},
         {"CUNIT1": "arcsec", "CUNIT2": "arcsec", "CRVAL1": 190800.0, "CRVAL2": -100800.0, "CD1_1": -0.1, "CD2_2": 0.1},
@@ -277,6 +291,7 @@ def test_good_headers(cards):
         ({"CD1_2": SCALE, "CD2_1": -SCALE}, "outside 0.005 to 5"),
         ({"CDELT1": -2 * SCALE, "CDELT2": 2 * SCALE}, "give different pixel scales"),
         ({"PC1_1": 1.0}, "CD and PC matrices differ"),
+        (CDELT | {"CROTA2": 30.0, "PC1_1": 1.0}, "CROTA2=30 and the PC matrix differ"),
         ({"CTYPE1": "PIXEL", "CTYPE2": "PIXEL"}, "no two-dimensional celestial WCS"),
         ({"CTYPE2": "DEC--SIN"}, "cannot be read .*Inconsistent projection"),
         ({"CTYPE1": "RA---XYZ", "CTYPE2": "DEC--XYZ"}, "cannot be read .*projection code"),

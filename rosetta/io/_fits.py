@@ -24,7 +24,8 @@ __all__ = ["as_path", "celestial_wcs", "image_hdu", "native", "open_fits", "sour
 
 LIMIT = 4 * 2**30  # bytes that a compressed file or image may unpack to
 CHUNK = 2**22  # pixels that are converted at a time
-REMOTE_BLOCK = 2**18  # bytes that a server is asked for beyond those needed
+REMOTE_BLOCK = 2**16  # bytes that a server is asked for beyond those of a header
+REQUESTS = 32  # to a server at a time
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
@@ -74,7 +75,7 @@ def open_fits(source, argument):
     """Open a FITS file for reading; whatever is wrong with it becomes a ValueError naming it.
 
     Only headers are read ahead; pixels leave the disk or the server when `native` asks for a section. A file that is
-    compressed as a whole (gzip, bzip2, xz) is unpacked first, to its end.
+    compressed as a whole (gzip, bzip2, xz) is unpacked first, to its end, into a temporary file.
 
     Parameters
     ----------
@@ -224,10 +225,16 @@ def image_hdu(hdus, argument, name=None, *, plane=None):
     """
     for number, hdu in enumerate(hdus):
         axes = hdu.header.get("NAXIS", 0)
-        if not hdu.is_image or not _is_called(hdu, number, name) or (axes == 0 and name is None):
+        if (
+            not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU)
+            or not _is_called(hdu, number, name)
+            or (axes == 0 and name is None)
+        ):
             continue
         where = f"{argument}: {source_name(hdus)}[{hdu.name or number}]"
         sides = [hdu.header[f"NAXIS{axis}"] for axis in range(1, axes + 1)]
+        if not all(isinstance(side, int) for side in sides):
+            raise ValueError(f"{where}: its axes have lengths {sides}: download or write it again")
         if axes < 2:
             raise ValueError(f"{where} has {axes} axes, need 2")
         if min(sides) <= 0:
@@ -291,6 +298,8 @@ def native(hdu, dtype, slices=(slice(None), slice(None))):
         values = _in_memory(hdu, tuple(slice(*bound) for bound in bounds))
         result = _as_type(values, dtype, hdu.name)
     else:
+        if info["file"].closed:
+            raise ValueError(f"the HDUList of {hdu.name or 'an image'} is closed: read it before, or give the path")
         result = np.empty(prod(counts), dtype)
         done = 0
         for raw in _runs(info, hdu.header["BITPIX"], shape, bounds, counts):
@@ -318,20 +327,35 @@ def _runs(info, bitpix, shape, bounds, counts):
     outer = len(shape)  # axes before this one are stepped through, the rest lies together
     while outer > 1 and counts[outer - 1] == shape[outer - 1]:
         outer -= 1
-    n_run = prod(counts[outer - 1 :])
+    n_run, pieces = prod(counts[outer - 1 :]), []
     for place in np.ndindex(*counts[: outer - 1]):
         first = [start + step for (start, _), step in zip(bounds, place, strict=False)]
         first += [start for start, _ in bounds[outer - 1 :]]
         pixel = 0
         for start, n in zip(first, shape, strict=True):
             pixel = pixel * n + start
-        info["file"].seek(info["datLoc"] + pixel * stored.itemsize)
         for done in range(0, n_run, CHUNK):
-            wanted = min(CHUNK, n_run - done) * stored.itemsize
-            content = info["file"].read(wanted)
-            if len(content) != wanted:
-                raise OSError("it ends within its pixels")
-            yield np.frombuffer(content, stored)
+            start, n = pixel + done, min(CHUNK, n_run - done)
+            pieces.append((info["datLoc"] + start * stored.itemsize, n * stored.itemsize))
+    for content, (_, n_bytes) in zip(_contents(info["file"], pieces), pieces, strict=True):
+        if len(content) != n_bytes:
+            raise OSError("it ends within its pixels")
+        yield np.frombuffer(content, stored)
+
+
+def _contents(file, pieces):
+    """The bytes of each piece (offset, length) of a file."""
+    remote = getattr(file, "_file", None)  # what astropy wraps
+    if not hasattr(remote, "fs") or len(pieces) < 2:
+        for offset, n_bytes in pieces:
+            file.seek(offset)
+            yield file.read(n_bytes)
+        return
+    # One by one, a server would be waited for at each row; and fsspec would read on between them.
+    for first in range(0, len(pieces), REQUESTS):
+        some = pieces[first : first + REQUESTS]
+        starts, ends = [offset for offset, _ in some], [offset + n_bytes for offset, n_bytes in some]
+        yield from remote.fs.cat_ranges([remote.path] * len(some), starts, ends)
 
 
 def _physical(raw, header, dtype):

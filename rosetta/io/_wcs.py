@@ -11,8 +11,9 @@ from astropy.io.fits.card import Undefined
 from astropy.nddata import NoOverlapError, overlap_slices
 from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
+from scipy.interpolate import RectBivariateSpline
 
-__all__ = ["celestial_wcs", "region"]
+__all__ = ["celestial_wcs", "pixel_areas", "region"]
 
 PIXEL_SCALES = (0.005, 5.0)  # arcsec; what images of this field have
 STRETCH = 1.5  # the longer side of a pixel over the shorter one
@@ -102,7 +103,8 @@ def _check_cards(header, argument):
     for axis in (1, 2):
         unit = header.get(f"CUNIT{axis}", "deg")
         try:
-            value = header[f"CRVAL{axis}"] * u.Unit(str(unit).strip() or "deg").to(u.deg)
+            text = re.sub(r"(?i)deg(ree)?s?", "deg", str(unit).strip()) or "deg"
+            value = header[f"CRVAL{axis}"] * u.Unit(text).to(u.deg)
         except ValueError as error:
             raise ValueError(
                 f"{argument}: CUNIT{axis}={unit!r} is no angle: repair it (it is 'deg' in most files)"
@@ -113,8 +115,12 @@ def _check_cards(header, argument):
             raise ValueError(
                 f"{argument}: CRVAL{axis}={header[f'CRVAL{axis}']:g} is no {name}: repair the header's WCS"
             )
+    if not matrix and 0.0 in (header["CDELT1"], header["CDELT2"]):
+        raise ValueError(f"{argument}: CDELT1 or CDELT2 is 0: take the WCS of the original file")
     if matrix:
         _check_matrix(header, argument)
+    elif header.get("CROTA2", 0.0) and any(re.fullmatch(r"PC[12]_[12]", key) for key in header):
+        _check_rotation(header, argument)
     _check_sip(header, argument)
 
 
@@ -157,6 +163,15 @@ def _check_matrix(header, argument):
         )
 
 
+def _check_rotation(header, argument):
+    """CROTA2 stands alone, or beside a PC matrix that is the same rotation."""
+    ratio, angle = header["CDELT2"] / header["CDELT1"], np.radians(header["CROTA2"])
+    turned = np.array([[np.cos(angle), -np.sin(angle) * ratio], [np.sin(angle) / ratio, np.cos(angle)]])
+    pc = np.array([[header.get(f"PC{i}_{j}", float(i == j)) for j in (1, 2)] for i in (1, 2)])
+    if np.abs(pc - turned).max() > 1e-6:
+        raise ValueError(f"{argument}: CROTA2={header['CROTA2']:g} and the PC matrix differ: remove the wrong one")
+
+
 def _check_pixels(wcs, argument, shape):
     """Sides of the pixels, from the linear terms and then with projection and distortion."""
     linear = np.diag(wcs.wcs.get_cdelt()) @ wcs.wcs.get_pc() * 3600
@@ -178,6 +193,33 @@ def _check_pixels(wcs, argument, shape):
         raise ValueError(f"{argument}: part of the image lies where its projection has no sky: repair CRPIX and CRVAL")
     for sides in np.linalg.svd(steps, compute_uv=False) * np.degrees(3600):
         _check_sides(sides, argument, "the header's WCS, projected and distorted,")
+
+
+def pixel_areas(wcs, shape):
+    """Solid angle of the pixels.
+
+    Parameters
+    ----------
+    wcs : `~astropy.wcs.WCS`
+    shape : tuple of int
+        (ny, nx) of the image.
+
+    Returns
+    -------
+    float or (ny, nx) array
+        Square arcseconds; one number where it varies by less than 1e-3 over the image.
+    """
+    y, x = (np.linspace(0, n - 1, min(n, 33)) for n in shape)  # distortion is smooth
+    grid_y, grid_x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
+    right, up = (
+        _unit_vectors(wcs, grid_x + dx, grid_y + dy) - _unit_vectors(wcs, grid_x - dx, grid_y - dy)
+        for dx, dy in ((0.5, 0), (0, 0.5))
+    )
+    area = np.linalg.norm(np.cross(right, up), axis=-1).reshape(len(y), len(x)) * np.degrees(3600) ** 2
+    if area.max() - area.min() <= 1e-3 * area.mean():
+        return float(area.mean())
+    order = [min(3, n - 1) for n in area.shape]
+    return RectBivariateSpline(y, x, area, kx=order[0], ky=order[1])(np.arange(shape[0]), np.arange(shape[1]))
 
 
 def _check_sides(sides, argument, what):
