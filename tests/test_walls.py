@@ -17,7 +17,7 @@ ORDER = """
     registry surveys flags readonly files checkpoint
     images images.cache images.moments images.psf_core images.psf images.positions images.sky images.wcs images.wcs_fit
     images.image images.filtering images.noise images.resampling
-    pair
+    input_image pair
     io._fits io._store io.euclid io.rubin io.pair io._pair io
     embedding matching
     detection detection.watershed detection.detection
@@ -46,7 +46,7 @@ ORDER = """
 
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
-    "surveys", "pair", "embedding", "matching", "cli",
+    "surveys", "input_image", "pair", "embedding", "matching", "cli",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
@@ -59,7 +59,7 @@ ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate"}
 TORCH_AND_ASTROPY = {"encoding.windows"}
 # Rooms whose extras are loaded only when somebody enters.
 EXTRAS = {"galsim": "simulate", "speclite": "simulate", "matplotlib": "plotting", "tqdm": "simulate"}
-LIGHT = {"surveys", "flags", "pair", "io"}  # must not load torch
+LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
 
 
 def name_of(path):
