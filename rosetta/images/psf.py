@@ -123,7 +123,7 @@ class PSF:
             shape = getattr(cells, "shape", f"({len(rows)}, {len(rows[0]) if rows else 0}, ...)")
             raise ValueError(f"{name} has shape {shape}: give ({len(y)}, {len(x)}, k, l), rows and columns first")
         if not (np.isfinite(x).all() and np.isfinite(y).all() and (np.diff(x) > 0).all() and (np.diff(y) > 0).all()):
-            raise ValueError("x and y must be finite and increase: sort the nodes of the grid")
+            raise ValueError("x and y must increase and be finite: sort the nodes of the grid")
         new = cls.__new__(cls)
         arrays = [checked_array(cell, name) for row in rows for cell in row]
         if len({array.shape for array in arrays}) > 1:
