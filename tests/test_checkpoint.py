@@ -132,3 +132,12 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device is available"):
             checkpoint.device_of("cuda")
+
+
+# ---------------------------------------------------------------------------- forged files
+def forged(path, tensors, config, kind="thing", **header):
+    """A file whose fingerprint is right, whatever it holds."""
+    header = {"format": 1, "kind": kind, "config": config, "provenance": {}, **header}
+    header.setdefault("fingerprint", checkpoint.fingerprint_of(kind, tensors, config))
+    save_file(tensors, path, metadata={"rosetta": json.dumps(header)})
+    return path
