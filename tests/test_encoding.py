@@ -536,3 +536,14 @@ def test_missing_bands_are_no_strange_sky():
         of = (present @ knots.float()).long() == which
         assert 0.002 < (score[of] > 1).float().mean() < 0.03
         assert (novelty.score(summaries[of] + 6, present[of]) > 1).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_above_the_limit(bad):
+    generator = torch.Generator().manual_seed(0)
+    present, summaries = torch.ones(2000, 3), torch.randn(2000, 8, generator=generator)
+    novelty = Novelty(4, 3).fit((summaries, present), (summaries, present))
+    summaries[3, 5] = bad
+    score = novelty.score(summaries, present)
+    assert (score > 1)[3]
+    assert score[4:].isfinite().all()
