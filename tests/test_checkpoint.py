@@ -171,7 +171,7 @@ def test_forged_shapes_are_refused(tmp_path, shape):
         checkpoint.load(path, kind="thing")
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int16])
 def test_types_of_tensors_that_no_checkpoint_holds(tmp_path, dtype):
     path = forged(tmp_path / "odd.safetensors", {"w": torch.ones(2).to(dtype)}, {})
     with pytest.raises(CheckpointError, match=f"it holds {dtype}, which no checkpoint does"):
