@@ -8,6 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from rosetta.encoding import observing, training_windows
 from rosetta.encoding.losses import Objective, cosine_gap, nt_xent, rank_me, same_sky
@@ -378,6 +380,28 @@ def test_resumed_training_is_the_same_bit_for_bit(tmp_path, keep):
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
     with pytest.raises(ValueError, match="belongs to another training .*lr"):
         train(*_models(), tiles, replace(config, lr=2e-3), checkpoint=state)
+
+
+def test_a_damaged_training_state_is_refused(tmp_path):
+    """NaN, tensors of other shapes (which would broadcast), missing ones, headers that are no state's."""
+    tiles, config = [make_tile(i, size=25.6) for i in range(2)], replace(CONFIG, steps=2)
+    state = tmp_path / "s.safetensors"
+    train(*_models(), tiles, config, checkpoint=state)
+    with safe_open(state, "pt") as file:
+        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = max((n for n in tensors if tensors[n].ndim == 2), key=len)
+    nan = torch.full_like(tensors[name], torch.nan)
+    for changed in ({name: nan}, {name: torch.ones(1, 1)}, {"more": torch.ones(3)}):
+        save_file({**tensors, **changed}, state, metadata=meta)
+        with pytest.raises(ValueError, match="s.safetensors is damaged"):
+            train(*_models(), tiles, config, checkpoint=state)
+    save_file({n: tensor for n, tensor in tensors.items() if n != name}, state, metadata=meta)
+    with pytest.raises(ValueError, match="s.safetensors is damaged"):
+        train(*_models(), tiles, config, checkpoint=state)
+    for document in ("[" * 200_000, "{}", "[]", "3"):
+        save_file(tensors, state, metadata={"rosetta-training": document})
+        with pytest.raises(ValueError, match="s.safetensors is not a training state"):
+            train(*_models(), tiles, config, checkpoint=state)
 
 
 def test_tokens_that_are_left_out_are_left_out_of_the_trunk_only(encoder):

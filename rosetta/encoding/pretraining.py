@@ -359,7 +359,8 @@ def _load_state(path, model, optimizer, identity):
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {})["rosetta-training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        form, step, elapsed, seen = (meta[key] for key in ("format", "step", "elapsed", "seen"))
+        form, step, seen = (int(meta[key]) for key in ("format", "step", "seen"))
+        elapsed = float(meta["elapsed"])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"checkpoint {path} is not a training state ({error}): remove it to start anew"
@@ -375,7 +376,7 @@ def _load_state(path, model, optimizer, identity):
             )
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    wanted |= {f"{key}.{name}": shape for name, shape in wanted.items() for key in _ADAM if f"{key}.{name}" in shapes}
+    wanted |= {f"{key}.{name}": shape for name, shape in wanted.items() for key in _ADAM if f"{_ADAM[0]}.{name}" in shapes}
     if shapes != wanted or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ValueError(f"checkpoint {path} is damaged (tensors of other shapes, NaN or infinity): remove it")
     with torch.no_grad():
@@ -383,7 +384,7 @@ def _load_state(path, model, optimizer, identity):
             parameter.copy_(tensors[name])
             if f"{_ADAM[0]}.{name}" not in tensors:
                 continue
-            optimizer.state[parameter] = {"step": torch.tensor(float(meta["step"]))} | {
+            optimizer.state[parameter] = {"step": torch.tensor(float(step))} | {
                 key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM
             }
     return step, elapsed, seen
