@@ -376,7 +376,8 @@ def _load_state(path, model, optimizer, identity):
             )
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    wanted |= {f"{key}.{name}": shape for name, shape in wanted.items() for key in _ADAM if f"{_ADAM[0]}.{name}" in shapes}
+    moved = {name: shape for name, shape in wanted.items() if f"{_ADAM[0]}.{name}" in shapes}
+    wanted |= {f"{key}.{name}": shape for name, shape in moved.items() for key in _ADAM}
     if shapes != wanted or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ValueError(f"checkpoint {path} is damaged (tensors of other shapes, NaN or infinity): remove it")
     with torch.no_grad():
