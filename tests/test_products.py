@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from rosetta.pipeline import products
 from rosetta.pipeline.output import check_output, replaced
 
 NAMES = ("last", "middle", "first")
@@ -178,6 +179,16 @@ def test_a_disk_that_is_full_while_products_are_exchanged(tmp_path, others, monk
         assert len(contents(out)) == len(before)
         fill(out, "old")
     assert not hidden(tmp_path)
+
+
+def test_a_full_disk_is_an_error_that_names_the_product(tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match="No space left on device: .*out/catalogue.ecsv"), replaced(out) as folder:
+        products._write(out, folder, "catalogue.ecsv", full)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_writers(tmp_path):
