@@ -136,7 +136,25 @@ def read(path):
 
 
 def check_pair(header, path):
-    """Refuse a file that holds no pair, or one of a newer format; otherwise the format (int)."""
+    """Refuse a file that holds no pair, or one of a newer format.
+
+    Parameters
+    ----------
+    header : `~astropy.io.fits.Header`
+        Primary header.
+    path : `~pathlib.Path`
+        For messages.
+
+    Returns
+    -------
+    int
+        The file's format.
+
+    Raises
+    ------
+    ValueError
+        If it is refused.
+    """
     advice = "read survey files with rosetta.io.rubin and rosetta.io.euclid"
     return check_format(header, path, "RSTFMT", FORMAT, "pair", advice)
 
