@@ -388,7 +388,7 @@ def test_a_damaged_training_state_is_refused(tmp_path):
     state = tmp_path / "s.safetensors"
     train(*_models(), tiles, config, checkpoint=state)
     with safe_open(state, "pt") as file:
-        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     name = max((n for n in tensors if tensors[n].ndim == 2), key=len)
     nan = torch.full_like(tensors[name], torch.nan)
     for changed in ({name: nan}, {name: torch.ones(1, 1)}, {"more": torch.ones(3)}):
