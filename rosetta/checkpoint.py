@@ -25,6 +25,10 @@ __all__ = [
 
 FORMAT = 1
 KEY = "rosetta"
+LARGEST = 1000  # a setting, in units of its default: more layers or steps would never end
+DTYPES = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
+}  # fmt: skip
 _HEADER = {"kind": str, "config": dict, "provenance": dict, "fingerprint": str}
 
 
@@ -171,7 +175,7 @@ def read_header(path):
         known = isinstance(header["format"], int) and all(
             isinstance(header[name], kind) for name, kind in _HEADER.items()
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is corrupted: its header is not that of a checkpoint") from error
     if not known:
         raise CheckpointError(f"{path.name} is corrupted: its header is not that of a checkpoint")
@@ -200,6 +204,8 @@ def load(path, *, kind):
         tensors = safetensors.torch.load_file(path)
     except Exception as error:
         raise CheckpointError(f"{name} is corrupted: {error}") from error
+    if strange := sorted({str(tensor.dtype) for tensor in tensors.values() if tensor.dtype not in DTYPES}):
+        raise CheckpointError(f"{name} is corrupted: it holds {', '.join(strange)}, which no checkpoint does")
     found = fingerprint_of(kind, tensors, header["config"])
     if found != header["fingerprint"]:
         raise CheckpointError(f"{name} is corrupted: fingerprint {found}, header says {header['fingerprint']}")
@@ -255,15 +261,15 @@ def _checked(default, document, name):
 
 
 def _alike(value, default):
-    """Whether a value from JSON can take the place of a default: same type, finite, and no negative sizes."""
+    """Whether a value from JSON can take the place of a default: same type, finite, no negative or absurd sizes."""
     if isinstance(default, bool) or isinstance(value, bool):
         return type(value) is type(default)
     if isinstance(default, int):
-        return isinstance(value, int) and value >= 0
+        return isinstance(value, int) and 0 <= value <= LARGEST * max(default, 1)
     if isinstance(default, float):
         return isinstance(value, (int, float)) and math.isfinite(value)
     if isinstance(default, tuple):
-        return isinstance(value, list) and all(_alike(v, default[0]) for v in value)
+        return isinstance(value, list) and len(value) <= LARGEST and all(_alike(v, default[0]) for v in value)
     return isinstance(value, type(default))
 
 

@@ -152,6 +152,7 @@ def _parser():
     what.add_argument("--pair", action="store_true", help="write one pair as OUT (.fits), its truth as OUT_truth.fits")
     simulate.add_argument("-o", "--output", required=True, metavar="OUT")
     simulate.add_argument("--seed", type=int, default=0, help="default: 0")
+    simulate.add_argument("--overwrite", action="store_true", help="with --pair; replace files that exist")
     simulate.add_argument("--processes", type=int, metavar="N", help="with --tiles; default: all cores")
     simulate.add_argument("--size", type=float, default=102.4, metavar="ARCSEC", help="with --pair; default: 102.4")
     simulate.add_argument("--density", type=float, default=1.0, metavar="X", help="with --pair; 1: published counts")
@@ -478,6 +479,7 @@ def _simulate_pair(arguments):
     import astropy.units as u
 
     from .checkpoint import versions
+    from .files import atomic_write
     from .io import pair as pair_io
     from .simulate import AstrometricError, simulate_pair
 
@@ -486,15 +488,19 @@ def _simulate_pair(arguments):
         raise ValueError(f"output {str(path)!r} must end in .fits: it is one pair file")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"output {str(path)!r}: its folder does not exist, create it first")
+    truth_path = path.with_name(f"{path.stem}_truth.fits")
+    for file in (path, truth_path):
+        if file.exists() and not arguments.overwrite:
+            raise ValueError(f"output {str(file)!r} exists: choose another name, or give --overwrite")
     error = AstrometricError(shift=arguments.shift * u.mas, rms=arguments.rms * u.mas)
     pair, truth = simulate_pair(
         seed=arguments.seed, size=arguments.size * u.arcsec, density=arguments.density, astrometric_error=error,
         star_density=arguments.stars, morphologies=arguments.morphologies,
     )
     truth.meta = {"SEED": arguments.seed, "VERSION": versions()["astro-rosetta"]}
-    truth_path = path.with_name(f"{path.stem}_truth.fits")
-    pair_io.write(_rounded(pair), path)
-    truth.write(truth_path, overwrite=True)
+    pair_io.write(_rounded(pair), path, overwrite=arguments.overwrite)
+    with atomic_write(truth_path) as temporary:
+        truth.write(temporary, overwrite=True)
     print(f"{pair}\n{len(truth)} sources\nWrote {path} and {truth_path}")
     return 0
 

@@ -13,7 +13,7 @@ from .flags import Flag
 from .images.positions import plain_icrs
 from .io import pair as pair_io
 from .io._fits import as_path
-from .io._store import check_format, document, document_hdu, extensions, record, record_hdus, save
+from .io._store import check_format, document, document_hdu, extensions, new_path, record, record_hdus, save
 from .pair import SIDES
 from .readonly import ReadOnlyDict
 
@@ -211,7 +211,7 @@ class SkyEmbedding:
         tokens = self.tokens_at(wcs.celestial.pixel_to_world(x.ravel(), y.ravel()), survey)
         return NDData(np.moveaxis(tokens.reshape(ny, nx, -1), -1, 0), wcs=wcs, meta=self.meta)
 
-    def write(self, path):
+    def write(self, path, *, overwrite=False):
         """Write the embedding, together with its pair, to one FITS file, without loss.
 
         The file is a pair file (`rosetta.io.pair`) with more extensions: ``EMBEDDING_GROUND`` and
@@ -221,14 +221,18 @@ class SkyEmbedding:
         Parameters
         ----------
         path : str or path-like
-            Replaced, whole or not at all, if it exists.
+        overwrite : bool, optional
+            Whether to replace the file if it exists: whole, or not at all.
 
         Raises
         ------
+        FileExistsError
+            If the file exists and ``overwrite`` is False.
         ValueError
             If the pair cannot be written to such a file.
         """
-        save(self._hdus(), as_path(path, "path"))
+        path = new_path(path, overwrite)
+        save(self._hdus(), path)
 
     def _hdus(self):
         """The HDUs of the file, the primary one first."""
@@ -259,13 +263,18 @@ class SkyEmbedding:
             If the file is damaged, of another kind, or of a newer format.
         """
         path = as_path(path, "path")
-        with extensions(path) as (header, found):
+        with extensions(path, lambda header: cls._check(header, path)) as (header, found):
             return cls._of_file(header, found, path)
+
+    @staticmethod
+    def _check(header, path):
+        """Refuse a file that holds no embedding, or one of a newer format."""
+        advice = "read a pair with rosetta.io.pair.read, a scene with DeblendedScene.read"
+        check_format(header, path, "EMBFMT", FORMAT, "embedding", advice)
+        pair_io.check_pair(header, path)
 
     @classmethod
     def _of_file(cls, header, found, path):
-        advice = "read a pair with rosetta.io.pair.read, a scene with DeblendedScene.read"
-        check_format(header, path, "EMBFMT", FORMAT, "embedding", advice)
         windows = record(found, "WINDOWS")
         names = {side: f"EMBEDDING_{side.upper()}" for side in SIDES}
         return cls(

@@ -7,11 +7,10 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.io.fits import Header
-from astropy.nddata import NDData, UnknownUncertainty, VarianceUncertainty
+from astropy.nddata import NDData, VarianceUncertainty
 
-from .flags import Flag
-from .images.psf import PSF, checked_array
 from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
+from .input_image import checked_image
 from .readonly import ReadOnlyDict
 from .surveys import EUCLID, RUBIN, Survey
 
@@ -32,8 +31,9 @@ class SkyPair:
     ground, space : dict of str to `~astropy.nddata.NDData`, or None
         One 2-D image per band, with a celestial WCS (any APE-14 object) and a flux-density unit
         convertible to nJy. Any uncertainty class; without one the noise is measured on the image
-        and the band is flagged. ``NDData.psf``, if given, is a 2-D array with odd sides on the image's own
-        pixel grid, pixel response included. None: this survey did not look here.
+        and the band is flagged. Pixels that are masked in a masked array are masked. ``NDData.psf``, if given, is a
+        2-D array with odd sides on the image's own pixel grid, pixel response included, or a `~rosetta.PSF`.
+        None: this survey did not look here.
     surveys : tuple of two `~rosetta.Survey`
         The surveys of ``ground`` and of ``space``.
     psf : dict of str to PSF, optional
@@ -53,8 +53,9 @@ class SkyPair:
     TypeError
         If a side is not a dict or an image is not an `~astropy.nddata.NDData`.
     ValueError
-        If an image cannot be used, with the band, the reason and the remedy; or if the two sides do not
-        overlap on the sky.
+        If an image cannot be used, with the band, the reason and the remedy: among others where its pixels are not
+        0.005" to 5" wide all over the image, its WCS has no inverse, or a pixel of its PSF is masked or not finite. Or
+        if the two sides do not overlap on the sky.
     """
 
     def __init__(self, ground, space=None, *, surveys=(RUBIN, EUCLID), psf=None):
@@ -226,61 +227,10 @@ def _check_side(side, images, survey, flags, given):
         band = survey[name].name
         if band in checked:
             raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
-        checked[band], flags[band] = _check_image(f"{side}[{name!r}]", image, given.pop(band, None))
+        parts, flags[band] = checked_image(f"{side}[{name!r}]", image, given.pop(band, None))
+        checked[band] = frozen_image(*parts)
     order = [band for band in survey.band_names if band in checked]
     return ReadOnlyDict({band: checked[band] for band in order})
-
-
-def _check_image(where, image, psf):
-    """One input image as read-only NDData in nJy with variance, mask and PSF; and its flags."""
-    if not isinstance(image, NDData):
-        raise TypeError(f"{where} must be an astropy NDData (or CCDData), got {type(image).__name__}")
-    data = np.asarray(image.data)
-    if data.dtype.kind not in "fiu":
-        raise TypeError(f"{where} holds {data.dtype}, not real numbers: give an image of fluxes")
-    if data.ndim != 2:
-        raise ValueError(f"{where} must be 2-D, got shape {data.shape}: select one image plane")
-    if image.unit is None:
-        raise ValueError(f"{where} has no unit: give NDData(..., unit=u.nJy), or read it with rosetta.io")
-    if not isinstance(image.unit, u.UnitBase):
-        raise ValueError(f"{where} has the logarithmic unit {image.unit}: convert it with .to(u.nJy) first")
-    try:
-        scale = image.unit.to(NJY)
-    except u.UnitConversionError as error:
-        raise ValueError(
-            f"{where} has unit {image.unit}, which does not convert to nJy: apply the photometric zero point first"
-        ) from error
-    _check_wcs(where, image.wcs)
-    flags = Flag(0)
-    with np.errstate(invalid="ignore", over="ignore"):
-        data = np.multiply(data, scale, dtype=np.float64).astype(np.float32)
-    mask = ~np.isfinite(data)
-    if image.mask is not None:
-        given = np.asarray(image.mask)
-        if given.ndim and given.shape != data.shape:
-            raise ValueError(f"{where}: mask has shape {given.shape}, image {data.shape}: they must agree")
-        mask |= given.astype(bool)
-    if mask.all():
-        raise ValueError(f"{where}: every pixel is masked or not finite: pass None or leave the band out")
-    if image.uncertainty is None or isinstance(image.uncertainty, UnknownUncertainty):
-        variance = np.full(data.shape, _noise_variance(where, data, mask), np.float32)
-        flags |= Flag.VARIANCE_ESTIMATED
-    else:
-        variance = _variance(where, image, data.shape)
-        with np.errstate(invalid="ignore"):
-            mask |= ~(np.isfinite(variance) & (variance > 0))
-        if mask.all():
-            raise ValueError(
-                f"{where}: uncertainty has no finite positive variance on any valid pixel: "
-                "fix it, or pass uncertainty=None to have the noise measured"
-            )
-    if psf is None:  # that of every place, where the image has one
-        psf = getattr(image, "psf_anywhere", None) or image.psf
-    if psf is not None:
-        psf, truncated = _check_psf(f"{where}: psf", psf, data.shape)
-        if truncated:
-            flags |= Flag.PSF_TRUNCATED
-    return frozen_image(data, variance, mask, copy.deepcopy(image.wcs), copy.deepcopy(dict(image.meta)), psf), flags
 
 
 class _Image(NDData):
@@ -350,53 +300,6 @@ def frozen_image(data, variance, mask, wcs, meta, psf):
     return image
 
 
-def _check_wcs(where, wcs):
-    remedy = "give NDData(..., wcs=...) with a 2-D celestial WCS"
-    if wcs is None:
-        raise ValueError(f"{where} has no WCS: {remedy}")
-    low = wcs.low_level_wcs
-    types = low.world_axis_physical_types
-    celestial = low.pixel_n_dim == 2 and low.world_n_dim == 2 and all(t and t.startswith("pos.") for t in types)
-    if not celestial:
-        raise ValueError(f"{where} has no celestial WCS (axes: {types}): {remedy}")
-
-
-def _variance(where, image, shape):
-    """Variance in nJy^2 from any uncertainty class."""
-    uncertainty = image.uncertainty
-    if np.shape(uncertainty.array) != shape:
-        raise ValueError(
-            f"{where}: uncertainty has shape {np.shape(uncertainty.array)}, image {shape}: they must agree"
-        )
-    # represent_as needs the parent's unit only when the uncertainty has none of its own.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        variance = uncertainty.represent_as(VarianceUncertainty)
-        array = np.asarray(variance.array, dtype=np.float64)
-        # A variance represents the square: a negative standard deviation is bad input, not a variance.
-        if uncertainty.uncertainty_type == "std":
-            array = np.where(np.asarray(uncertainty.array) > 0, array, np.nan)
-        unit = variance.unit if variance.unit is not None else image.unit**2
-        try:
-            scale = unit.to(NJY**2)
-        except u.UnitConversionError as error:
-            raise ValueError(f"{where}: uncertainty has unit {unit}, which does not convert to nJy2") from error
-        return (array * scale).astype(np.float32)
-
-
-def _noise_variance(where, data, mask):
-    """Pixel variance from the scatter of the fainter half of the unmasked pixels.
-
-    Sources raise only the bright side of the distribution, so the half below the median is mirrored.
-    """
-    values = data[~mask].astype(np.float64)
-    median = np.median(values)
-    below = values[values <= median]
-    sigma = 1.4826 * np.median(median - below)
-    if not sigma > 0:
-        raise ValueError(f"{where}: no uncertainty given and the image has no measurable noise: give one")
-    return sigma**2
-
-
 def _psf_by_band(psf, surveys):
     """The argument ``psf`` as a dict with the surveys' own band names."""
     if psf is None:
@@ -412,58 +315,6 @@ def _psf_by_band(psf, surveys):
     if unknown:
         raise ValueError(f"psf has unknown bands {unknown}: use the names of {' and '.join(s.name for s in surveys)}")
     return {names[name]: value for name, value in psf.items()}
-
-
-def _check_psf(where, psf, shape):
-    """A `PSF` of light 1 including what lies beyond its stamp; and whether that light matters."""
-    if hasattr(psf, "grid_xypos"):
-        psf = _gridded(where, psf)
-    elif not isinstance(psf, PSF):
-        psf = PSF.sampled(psf, shape, where) if callable(psf) else PSF(checked_array(psf, where))
-    if not psf.covers(shape):
-        raise ValueError(
-            f"{where} is known on a grid of places that does not cover the image of {shape[1]} x {shape[0]} pixels: "
-            "give one that does (its outermost places may lie one step inside the border)"
-        )
-    # One for all cells: rings at the edge of a stamp would change it from place to place.
-    missing = _light_beyond(psf.scaled(1 / psf.light).cells.mean(axis=0))
-    return psf.scaled((1 - missing) / psf.light), missing > 2e-3
-
-
-def _gridded(where, model):
-    """A `PSF` from a photutils ``GriddedPSFModel``."""
-    place = np.asarray(model.grid_xypos, float)  # (n, 2): x, y
-    x, y = np.unique(place[:, 0]), np.unique(place[:, 1])
-    order = np.lexsort((place[:, 0], place[:, 1]))  # row after row
-    sampling = np.unique(np.broadcast_to(model.oversampling, 2))
-    if len(x) * len(y) != len(place) or len(sampling) != 1:
-        raise ValueError(f"{where}: its places must form a rectangular grid, with one oversampling for both axes")
-    cells = np.asarray(model.data)[order]
-    return PSF.on_grid(cells.reshape(len(y), len(x), *cells.shape[1:]), x, y, oversampling=int(sampling[0]), name=where)
-
-
-def _light_beyond(psf):
-    """Fraction of light outside the stamp, if the wings follow a power law.
-
-    Two annuli of equal ratio of radii hold the light of a power law in the ratio q of a geometric series. They are wide
-    enough to average over diffraction rings.
-    """
-    ny, nx = psf.shape
-    y, x = np.mgrid[:ny, :nx]
-    radius, edge = np.hypot(x - nx // 2, y - ny // 2), min(nx, ny) / 2
-    if edge < 5:
-        return 0.0
-    inner, middle = edge / 2, edge / 2**0.5
-    light = [
-        psf[(radius >= low) & (radius < high)].mean() * np.pi * (high**2 - low**2)
-        for low, high in ((inner, middle), (middle, edge))
-    ]
-    if not min(light) > 0:
-        return 0.0
-    # Slopes of the profile from -8 to -3, that of diffraction: no aperture has a shallower one.
-    q = np.clip(light[1] / light[0], 2.0**-3, 2.0**-0.5)
-    beyond = light[1] * q / (1 - q) - psf[radius >= edge].sum()  # the corners of the stamp are not outside
-    return float(np.clip(beyond, 0.0, 0.05))
 
 
 def _check_overlap(side, band, image, images):

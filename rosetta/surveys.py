@@ -6,8 +6,10 @@ A survey is a row of numbers, never a subclass. To use another instrument, build
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from numbers import Real
 
 import astropy.units as u
 
@@ -34,6 +36,12 @@ class Band:
         Brightness of the sky, AB magnitude per square arcsecond; that of a nearby band's if it is not known.
     native_pixel : `~astropy.units.Quantity`, optional
         The detector's pixel, where images are delivered on a finer grid.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field is of another type, has another unit or cannot be; the message names the field. ``name`` is part of
+        the names of columns and FITS extensions: letters, digits and "_", 40 at most.
     """
 
     name: str
@@ -44,6 +52,25 @@ class Band:
     aliases: tuple = ()
     sky: float | None = None
     native_pixel: u.Quantity | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise TypeError(f"name of a band must be a string, got {self.name!r}")
+        if not re.fullmatch("[A-Za-z0-9_]{1,40}", self.name):
+            raise ValueError(
+                f"name of a band is {self.name!r}: use 1 to 40 letters, digits and '_', it becomes part of the names "
+                "of columns and FITS extensions (other names can be aliases)"
+            )
+        where = f"of band {self.name!r}"
+        _check_quantity("pivot", where, self.pivot, u.nm)
+        _check_quantity("width", where, self.width, u.nm)
+        _check_quantity("psf_fwhm", where, self.psf_fwhm, u.arcsec)
+        _check_number("depth", where, self.depth, "AB magnitude")
+        object.__setattr__(self, "aliases", _strings("aliases", where, self.aliases))
+        if self.sky is not None:
+            _check_number("sky", where, self.sky, "AB magnitude per square arcsecond, or None")
+        if self.native_pixel is not None:
+            _check_quantity("native_pixel", where, self.native_pixel, u.arcsec)
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,12 @@ class Survey:
         `rosetta.io.rubin` also finds under their newer names.
     saturation : float
         AB magnitude of the faintest point source that saturates, about.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field is of another type, has another unit or cannot be; if two bands share a name or an alias, or have
+        names that differ only by case; or if the bands are not in order of wavelength. The message names the field.
     """
 
     name: str
@@ -69,6 +102,43 @@ class Survey:
     pixel_scale: u.Quantity
     bad_planes: tuple = ()
     saturation: float = 17.5
+
+    def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise TypeError(f"name of a survey must be a string, got {self.name!r}")
+        if not re.fullmatch("[!-~]([ -~]{0,58}[!-~])?", self.name):
+            raise ValueError(f"name of a survey is {self.name!r}: use 1 to 60 printable ASCII characters")
+        where = f"of survey {self.name!r}"
+        if not isinstance(self.bands, tuple | list) or not all(isinstance(band, Band) for band in self.bands):
+            raise TypeError(f"bands {where} must be a tuple of Band, got {self.bands!r}")
+        if not self.bands:
+            raise ValueError(f"bands {where} is empty: give at least one Band")
+        object.__setattr__(self, "bands", tuple(self.bands))
+        self._check_names(where)
+        for one, two in zip(self.bands, self.bands[1:], strict=False):
+            if one.pivot > two.pivot:
+                raise ValueError(
+                    f"bands {where} are not in order of wavelength: put {two.name!r} ({two.pivot}) before "
+                    f"{one.name!r} ({one.pivot})"
+                )
+        _check_quantity("pixel_scale", where, self.pixel_scale, u.arcsec)
+        object.__setattr__(self, "bad_planes", _strings("bad_planes", where, self.bad_planes))
+        _check_number("saturation", where, self.saturation, "AB magnitude")
+
+    def _check_names(self, where):
+        folded, owner = {}, {}
+        for band in self.bands:
+            # FITS does not tell "y" from "Y" in the names of extensions and columns.
+            if band.name.casefold() in folded:
+                other = folded[band.name.casefold()]
+                raise ValueError(f"bands {where}: {other!r} and {band.name!r} are one name in FITS files, rename one")
+            folded[band.name.casefold()] = band.name
+        for band in self.bands:
+            for name in {band.name, *band.aliases}:
+                if owner.setdefault(name, band.name) != band.name:
+                    raise ValueError(
+                        f"aliases {where}: {name!r} means {owner[name]!r} and {band.name!r}, leave it out of one"
+                    )
 
     @property
     def band_names(self):
@@ -92,6 +162,34 @@ class Survey:
             f"unknown band {name!r} for survey {self.name}: "
             f"the nearest known names are {', '.join(map(repr, near))} (all: {' '.join(self.band_names)})"
         )
+
+
+def _check_quantity(field, where, value, unit):
+    """One positive, finite quantity that converts to ``unit``."""
+    if not isinstance(value, u.Quantity):
+        raise TypeError(f"{field} {where} must be a Quantity, like 1 * u.{unit}; got {value!r}")
+    if not value.unit.is_equivalent(unit):
+        raise ValueError(f"{field} {where} has unit {value.unit.to_string() or '1'}, which does not convert to {unit}")
+    if not value.isscalar:
+        raise ValueError(f"{field} {where} must be one value, got shape {value.shape}")
+    if not 0 < value.to_value(unit) < math.inf:
+        raise ValueError(f"{field} {where} is {value}: it must be positive and finite")
+
+
+def _check_number(field, where, value, what):
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{field} {where} must be a number ({what}), got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{field} {where} is {value}: it must be finite ({what})")
+
+
+def _strings(field, where, value):
+    """A tuple of non-empty strings."""
+    if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{field} {where} must be a tuple of strings, got {value!r}")
+    if not all(item.strip() for item in value):
+        raise ValueError(f"{field} {where} has an empty string: leave it out")
+    return tuple(value)
 
 
 def _bands(*rows):

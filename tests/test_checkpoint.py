@@ -3,6 +3,8 @@
 
 import json
 import pickle
+import time
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -132,3 +134,76 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device is available"):
             checkpoint.device_of("cuda")
+
+
+# ---------------------------------------------------------------------------- forged files
+def forged(path, tensors, config, kind="thing", **header):
+    """A file whose fingerprint is right, whatever it holds."""
+    header = {"format": 1, "kind": kind, "config": config, "provenance": {}, **header}
+    header.setdefault("fingerprint", checkpoint.fingerprint_of(kind, tensors, config))
+    save_file(tensors, path, metadata={"rosetta": json.dumps(header)})
+    return path
+
+
+BOMBS = {
+    "lists": "[" * 200_000,
+    "number": '{"format": ' + "9" * 100_000 + "}",
+    "dicts": '{"a":' * 9000 + "1" + "}" * 9000,
+}
+
+
+@pytest.mark.parametrize("document", BOMBS.values(), ids=BOMBS)
+def test_bombs_of_json_are_refused(tmp_path, document):
+    save_file({"w": torch.ones(1)}, tmp_path / "bomb.safetensors", metadata={"rosetta": document})
+    with pytest.raises(CheckpointError, match="bomb.safetensors is corrupted: its header is not that of a checkpoint"):
+        checkpoint.load(tmp_path / "bomb.safetensors", kind="thing")
+
+
+@pytest.mark.parametrize("shape", [[2**40], [2**62, 4], [2**32, 2**32], [0, 2**62], [-1], [1.5]])
+def test_forged_shapes_are_refused(tmp_path, shape):
+    """Nothing is allocated for a tensor that the file does not hold."""
+    path = tmp_path / "forged.safetensors"
+    document = {"format": 1, "kind": "thing", "config": {}, "provenance": {}, "fingerprint": "0"}
+    tensors = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
+    header = json.dumps({**tensors, "__metadata__": {"rosetta": json.dumps(document)}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="forged.safetensors is corrupted"):
+        checkpoint.load(path, kind="thing")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int16])
+def test_types_of_tensors_that_no_checkpoint_holds(tmp_path, dtype):
+    path = forged(tmp_path / "odd.safetensors", {"w": torch.ones(2).to(dtype)}, {})
+    with pytest.raises(CheckpointError, match=f"it holds {dtype}, which no checkpoint does"):
+        checkpoint.load(path, kind="thing")
+
+
+@dataclass(frozen=True)
+class Config:
+    depth: int = 6
+    sizes: tuple = (3.0,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("depth", 10**9), ("depth", -1), ("depth", True), ("depth", 6.0), ("sizes", [1.0] * 10**5)]
+)
+def test_absurd_settings_are_refused(key, value):
+    """Before a model of a thousand million layers is built."""
+    with pytest.raises(CheckpointError, match=f"f is of another architecture: setting {key} cannot be"):
+        checkpoint.config_of(Config, {"depth": 6, "sizes": [3.0], key: value}, "f")
+    assert checkpoint.config_of(Config, {"depth": 24, "sizes": [1.0, 2.0]}, "f") == Config(24, (1.0, 2.0))
+
+
+def test_a_forged_encoder_costs_nothing(tmp_path):
+    """Every size of its configuration, a thousand times what it was."""
+    from rosetta import CrossSurveyEncoder
+
+    found = checkpoint.load(checkpoint.bundled("encoder"), kind="encoder")
+    tensors = {name: tensor for name, tensor in found.tensors.items() if tensor.numel() < 1000}
+    for key, value in found.config.items():
+        if isinstance(value, int):
+            path = forged(tmp_path / "e.safetensors", tensors, {**found.config, key: 1000 * value}, "encoder")
+            start = time.perf_counter()
+            with pytest.raises(CheckpointError, match="e.safetensors is of another architecture"):
+                CrossSurveyEncoder.from_pretrained(path, device="cpu")
+            assert time.perf_counter() - start < 10, key

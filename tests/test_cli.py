@@ -351,6 +351,9 @@ def test_simulated_pair(capsys, tmp_path):
     np.testing.assert_allclose(truth["d_ra_cosdec"].to_value(u.mas), 30)
     np.testing.assert_allclose(truth["d_dec"].to_value(u.mas), -20)
     assert "must end in .fits" in refused(capsys_cleared(capsys), "simulate", "--pair", "-o", tmp_path / "pair")
+    assert "pair.fits' exists: choose another name, or give --overwrite" in refused(
+        capsys_cleared(capsys), "simulate", "--pair", "-o", path
+    )
 
 
 def capsys_cleared(capsys):

@@ -8,6 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from rosetta.encoding import observing, training_windows
 from rosetta.encoding.losses import Objective, cosine_gap, nt_xent, rank_me, same_sky
@@ -382,6 +384,28 @@ def test_resumed_training_is_the_same_bit_for_bit(tmp_path, keep):
         train(*_models(), tiles, replace(config, lr=2e-3), checkpoint=state)
 
 
+def test_a_damaged_training_state_is_refused(tmp_path):
+    """NaN, tensors of other shapes (which would broadcast), missing ones, headers that are no state's."""
+    tiles, config = [make_tile(i, size=25.6) for i in range(2)], replace(CONFIG, steps=2)
+    state = tmp_path / "s.safetensors"
+    train(*_models(), tiles, config, checkpoint=state)
+    with safe_open(state, "pt") as file:
+        meta, tensors = file.metadata(), {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    name = max((n for n in tensors if tensors[n].ndim == 2), key=len)
+    nan = torch.full_like(tensors[name], torch.nan)
+    for changed in ({name: nan}, {name: torch.ones(1, 1)}, {"more": torch.ones(3)}):
+        save_file({**tensors, **changed}, state, metadata=meta)
+        with pytest.raises(ValueError, match="s.safetensors is damaged"):
+            train(*_models(), tiles, config, checkpoint=state)
+    save_file({n: tensor for n, tensor in tensors.items() if n != name}, state, metadata=meta)
+    with pytest.raises(ValueError, match="s.safetensors is damaged"):
+        train(*_models(), tiles, config, checkpoint=state)
+    for document in ("[" * 200_000, "{}", "[]", "3"):
+        save_file(tensors, state, metadata={"rosetta-training": document})
+        with pytest.raises(ValueError, match="s.safetensors is not a training state"):
+            train(*_models(), tiles, config, checkpoint=state)
+
+
 def test_tokens_that_are_left_out_are_left_out_of_the_trunk_only(encoder):
     """Kept in another order, all tokens are what they were; half of them still carry the whole window's spectrum."""
     batch = Windows([make_tile(0, size=25.6)]).batch(12.8, 2, 0, 0, keep=0.5)
@@ -538,3 +562,14 @@ def test_missing_bands_are_no_strange_sky():
         of = (present @ knots.float()).long() == which
         assert 0.002 < (score[of] > 1).float().mean() < 0.03
         assert (novelty.score(summaries[of] + 6, present[of]) > 1).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_above_the_limit(bad):
+    generator = torch.Generator().manual_seed(0)
+    present, summaries = torch.ones(2000, 3), torch.randn(2000, 8, generator=generator)
+    novelty = Novelty(4, 3).fit((summaries, present), (summaries, present))
+    summaries[3, 5] = bad
+    score = novelty.score(summaries, present)
+    assert (score > 1)[3]
+    assert score[4:].isfinite().all()

@@ -2,17 +2,19 @@
 """SkyPair: what it accepts, what it refuses and how, and that it never touches its inputs."""
 
 import copy
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
 import pytest
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import ICRS, SkyCoord
 from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, UnknownUncertainty, VarianceUncertainty
-from astropy.wcs import WCS
+from astropy.utils.masked import Masked
+from astropy.wcs import WCS, Sip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rosetta import EUCLID, HSC, HST_ACS, RUBIN, Flag, SkyPair, Survey
+from rosetta import EUCLID, HSC, HST_ACS, PSF, RUBIN, Flag, SkyPair, Survey
 from rosetta.surveys import Band
 
 
@@ -251,3 +253,215 @@ def test_shipped_surveys_are_sane(survey):
     assert pivots == sorted(pivots)
     assert all(20 < band.depth < 29 for band in survey.bands)
     assert all(band.psf_fwhm > 0.9 * survey.pixel_scale for band in survey.bands)
+
+
+# ---------------------------------------------------------------------------- images that cannot be
+CGS, SI = u.erg / u.s / u.cm**2 / u.Hz, u.W / u.m**2 / u.Hz
+
+
+@pytest.mark.parametrize("unit", [u.Jy, CGS, SI])
+@pytest.mark.parametrize("kind", [StdDevUncertainty, VarianceUncertainty, InverseVariance])
+@pytest.mark.parametrize("own_unit", [True, False])
+def test_small_units_lose_nothing(make_image, unit, kind, own_unit):
+    """Squares of single-precision numbers in cgs are zero, those of double precision are not."""
+    sigma, power = 3.0, {StdDevUncertainty: 1, VarianceUncertainty: 2, InverseVariance: -2}[kind]
+    image, factor = make_image(64, 0.2, sigma=sigma), u.nJy.to(unit)
+    dtype = np.float32 if kind is StdDevUncertainty else np.float64
+    error = kind(np.full((64, 64), (sigma * factor) ** power, dtype), unit=unit**power if own_unit else None)
+    other = NDData((image.data * factor).astype(np.float32), uncertainty=error, unit=unit, wcs=image.wcs)
+    found = SkyPair({"r": other}).ground["r"]
+    np.testing.assert_allclose(found.uncertainty.array, sigma**2, rtol=1e-6)
+    np.testing.assert_allclose(found.data, image.data, rtol=1e-6)
+    assert not found.mask.any()
+
+
+def test_variances_that_single_precision_cannot_hold_are_refused(make_image):
+    variance = VarianceUncertainty(np.full((64, 64), u.nJy.to(CGS) ** 2, np.float32))
+    image = make_image(64, 0.2)
+    image = NDData(image.data * u.nJy.to(CGS), uncertainty=variance, unit=CGS, wcs=image.wcs)
+    with pytest.raises(ValueError, match="in single precision a variance in cgs or SI units is zero"):
+        SkyPair({"r": image})
+
+
+@pytest.mark.parametrize("masked", [lambda a, m: np.ma.array(a, mask=m), lambda a, m: Masked(a, mask=m)])
+def test_masks_of_masked_arrays_count(make_image, masked):
+    where = np.zeros((64, 64), bool)
+    where[3, 5] = True
+    data = np.where(where, 1e20, np.random.default_rng(0).normal(size=(64, 64)))
+    unknown = masked(np.zeros((64, 64), bool), where)
+    for image in (make_image(64, 0.2, data=masked(data, where)), make_image(64, 0.2, mask=unknown)):
+        np.testing.assert_array_equal(SkyPair({"r": image}).ground["r"].mask, where)
+
+
+@pytest.mark.parametrize("fill", [1e20, -99.0, np.nan, 0.0])
+@pytest.mark.parametrize("masked", [lambda a, m: np.ma.array(a, mask=m), lambda a, m: Masked(a, mask=m)])
+def test_masked_psf_pixels_are_refused(make_image, masked, fill):
+    y, x = np.mgrid[-7:8, -7:8]
+    good = np.exp(-(x**2 + y**2) / 8)
+    corner = (x == -7) & (y == -7)
+    stamp, whole = masked(np.where(corner, fill, good), corner), masked(good, np.zeros((15, 15), bool))
+    message = "has masked pixels: fill them, for instance with the PSF mirrored"
+    for make in (
+        lambda: SkyPair({"r": make_image(64, 0.2, psf=stamp)}),
+        lambda: SkyPair({"r": make_image(64, 0.2)}, psf={"r": stamp}),
+        lambda: SkyPair({"r": make_image(64, 0.2)}, psf={"r": lambda x, y: stamp if x > 30 else whole}),
+        lambda: PSF(stamp),
+        lambda: PSF.on_grid([[whole, stamp]], [0, 63], [0]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    found, expected = (SkyPair({"r": make_image(64, 0.2, psf=psf)}).psf("r").cells for psf in (whole, good))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_psf_object_may_stand_in_an_image(make_image):
+    """It is kept for every place: in a cutout, and in a pair made of the images of another."""
+    y, x = np.mgrid[-7:8, -7:8]
+    cells = [[np.exp(-(x**2 + y**2) / (2 * s**2)) for s in (1.5, 2.5)]]
+    psf = PSF.on_grid(cells, [0, 63], [30])
+    pair = SkyPair({"r": make_image(64, 0.2, psf=psf)})
+    assert not pair.psf("r").constant
+    assert pair.ground["r"].psf.shape == (15, 15)
+    again = SkyPair(dict(pair.ground))
+    np.testing.assert_allclose(again.psf("r").at(50, 3), pair.psf("r").at(50, 3), rtol=1e-12)
+    center = pair.ground["r"].wcs.pixel_to_world(40, 40)
+    piece = pair.cutout(center, 6 * u.arcsec)
+    x0, _ = np.round(pair.ground["r"].wcs.world_to_pixel(piece.ground["r"].wcs.pixel_to_world(0, 0)))
+    assert x0 > 20
+    np.testing.assert_allclose(piece.psf("r").at(5, 3), pair.psf("r").at(5 + x0, 3), rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.0049, 5.1, 60.0, 720.0])
+def test_pixel_scales_that_cannot_be_are_named(make_image, scale):
+    with pytest.raises(ValueError, match=f"a pixel is {scale:.3g} arcsec wide, only 0.005 to 5 can be"):
+        SkyPair({"r": make_image(64, scale)})
+    for allowed in (0.0051, 4.9):
+        assert SkyPair({"r": make_image(64, allowed)}).bands == ("r",)
+
+
+def _tan(**cards):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [53.1, -28.1], [32, 32]
+    wcs.wcs.cd = np.diag([-0.2, 0.2]) / 3600
+    for name, value in cards.items():
+        setattr(wcs.wcs, name, value)
+    return wcs
+
+
+def _sip(coefficient):
+    wcs, a = _tan(ctype=["RA---TAN-SIP", "DEC--TAN-SIP"]), np.zeros((3, 3))
+    a[2, 0] = coefficient
+    wcs.sip = Sip(a, a.T, None, None, wcs.wcs.crpix)
+    return wcs
+
+
+@pytest.mark.parametrize(
+    ("wcs", "message"),
+    [
+        (_tan(cd=np.array([[-0.2, 0], [0, 2.0]]) / 3600), "pixels from 0.2 to 2 arcsec wide in one image"),
+        (_tan(cd=np.array([[-0.2, 0.2], [0.2, -0.2 + 1e-9]]) / 3600), "only 0.005 to 5 can be"),
+        (_sip(0.01), "pixels from .* arcsec wide in one image: repair it"),
+    ],
+)
+def test_distorted_pixels_are_refused(make_image, wcs, message):
+    with pytest.raises(ValueError, match=rf"ground\['r'\]: its WCS .*{message}"):
+        SkyPair({"r": make_image(64, 0.2, wcs=wcs)})
+    assert SkyPair({"r": make_image(64, 0.2, wcs=_sip(5e-4))}).bands == ("r",)
+
+
+def test_a_wcs_without_positions_or_inverse_is_refused(make_image):
+    gwcs = pytest.importorskip("gwcs")
+    from astropy.modeling import models
+
+    shift = models.Shift(-32) & models.Shift(-32)
+    sky = models.Scale(-0.2 / 3600) & models.Scale(0.2 / 3600) | models.Pix2Sky_TAN()
+    sky = shift | sky | models.RotateNative2Celestial(53.1, -28.1, 180)
+    frames = (
+        gwcs.coordinate_frames.Frame2D(name="detector", axes_order=(0, 1), unit=(u.pix, u.pix)),
+        gwcs.coordinate_frames.CelestialFrame(reference_frame=ICRS(), unit=(u.deg, u.deg), name="sky"),
+    )
+    wcs = gwcs.WCS([(frames[0], sky), (frames[1], None)])
+    wcs.bounding_box = ((-0.5, 63.5), (-0.5, 63.5))
+    assert SkyPair({"r": make_image(64, 0.2, wcs=wcs)}).bands == ("r",)
+    wcs.bounding_box = ((9.5, 63.5), (-0.5, 63.5))
+    with pytest.raises(ValueError, match="gives no position on 15% of the image, for instance at pixel"):
+        SkyPair({"r": make_image(64, 0.2, wcs=wcs)})
+    wcs.bounding_box = None
+    wcs.world_to_pixel_values = lambda *world: (_ for _ in ()).throw(NotImplementedError("no inverse"))
+    with pytest.raises(ValueError, match="does not convert pixels to the sky and back"):
+        SkyPair({"r": make_image(64, 0.2, wcs=wcs)})
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (0, 64), (4, 4)])
+def test_strips_are_refused(make_image, shape):
+    image = make_image(64, 0.2, data=np.zeros(shape), uncertainty=None)
+    with pytest.raises(ValueError, match=r"has shape \(.*\): give an image of at least 5 pixels along each side"):
+        SkyPair({"r": image})
+
+
+def test_images_of_too_many_pixels_are_refused(make_image):
+    """Before anything is allocated: this one takes no memory."""
+    image = make_image(64, 0.2, data=np.broadcast_to(np.float32(0), (70000, 70000)), uncertainty=None)
+    with pytest.raises(ValueError, match=r"2\*\*31 pixels or more: cut it into parts"):
+        SkyPair({"r": image})
+
+
+# ---------------------------------------------------------------------------- surveys
+GOOD = {"name": "X", "pivot": 700 * u.nm, "width": 100 * u.nm, "psf_fwhm": 1 * u.arcsec, "depth": 25.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("name", 3, TypeError, "name of a band must be a string"),
+        ("name", "", ValueError, "name of a band is '': use 1 to 40 letters"),
+        ("name", "g band", ValueError, "letters, digits and '_'"),
+        ("name", "λ", ValueError, "letters, digits and '_'"),
+        ("pivot", 700, TypeError, "pivot of band 'X' must be a Quantity"),
+        ("pivot", 700 * u.s, ValueError, "pivot of band 'X' has unit s, which does not convert to nm"),
+        ("pivot", [700, 800] * u.nm, ValueError, "pivot of band 'X' must be one value"),
+        ("width", 0 * u.nm, ValueError, "width of band 'X' is 0.0 nm: it must be positive"),
+        ("psf_fwhm", np.nan * u.arcsec, ValueError, "psf_fwhm of band 'X' is nan arcsec"),
+        ("psf_fwhm", 3 * u.pix, ValueError, "psf_fwhm of band 'X' has unit pix"),
+        ("depth", np.inf, ValueError, "depth of band 'X' is inf: it must be finite"),
+        ("depth", 25 * u.ABmag, TypeError, "depth of band 'X' must be a number"),
+        ("depth", None, TypeError, "depth of band 'X' must be a number"),
+        ("aliases", "Y", TypeError, "aliases of band 'X' must be a tuple of strings"),
+        ("aliases", ("",), ValueError, "aliases of band 'X' has an empty string"),
+        ("sky", "dark", TypeError, "sky of band 'X' must be a number"),
+        ("native_pixel", -1 * u.arcsec, ValueError, "native_pixel of band 'X'"),
+    ],
+)
+def test_bands_are_checked(field, value, error, message):
+    with pytest.raises(error, match=message):
+        Band(**{**GOOD, field: value})
+    assert Band(**GOOD, aliases=["x+"], sky=21, native_pixel=0.1 * u.deg).aliases == ("x+",)
+
+
+U, G = RUBIN.bands[:2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("name", None, TypeError, "name of a survey must be a string"),
+        ("name", " ", ValueError, "name of a survey is ' '"),
+        ("bands", U, TypeError, "bands of survey 'S' must be a tuple of Band"),
+        ("bands", ("u", "g"), TypeError, "bands of survey 'S' must be a tuple of Band"),
+        ("bands", (), ValueError, "bands of survey 'S' is empty"),
+        ("bands", (G, U), ValueError, "not in order of wavelength: put 'u' .* before 'g'"),
+        ("bands", (U, U), ValueError, "'u' and 'u' are one name in FITS files"),
+        ("bands", (U, replace(G, name="U")), ValueError, "'u' and 'U' are one name in FITS files"),
+        ("bands", (U, replace(G, aliases=("u",))), ValueError, "'u' means 'u' and 'g'"),
+        ("bands", (replace(U, aliases=("a",)), replace(G, aliases=("a",))), ValueError, "'a' means 'u' and 'g'"),
+        ("pixel_scale", 0.2, TypeError, "pixel_scale of survey 'S' must be a Quantity"),
+        ("pixel_scale", 0 * u.arcsec, ValueError, "pixel_scale of survey 'S' is 0.0 arcsec"),
+        ("bad_planes", "BAD", TypeError, "bad_planes of survey 'S' must be a tuple of strings"),
+        ("saturation", np.nan, ValueError, "saturation of survey 'S' is nan"),
+    ],
+)
+def test_a_survey_is_checked(field, value, error, message):
+    good = {"name": "S", "bands": (U, G), "pixel_scale": 0.2 * u.arcsec}
+    with pytest.raises(error, match=message):
+        Survey(**{**good, field: value})
+    assert Survey(**{**good, "bands": [U, G]}) == Survey(**good)

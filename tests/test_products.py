@@ -1,11 +1,15 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Directories of results: replaced together or not at all, whatever is killed."""
 
+import contextlib
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 
+from rosetta.pipeline import products
 from rosetta.pipeline.output import check_output, replaced
 
 NAMES = ("last", "middle", "first")
@@ -13,7 +17,7 @@ NAMES = ("last", "middle", "first")
 KILLED = """
 import os, sys
 from pathlib import Path
-from rosetta.pipeline.output import replaced
+from rosetta.pipeline.output import check_output, replaced
 target, deadly = sys.argv[1], int(sys.argv[2])
 calls = 0
 def counted(function):
@@ -24,12 +28,18 @@ def counted(function):
             os._exit(9)
         return function(*args, **kwargs)
     return call
+def arm():
+    for name in ("replace", "chmod", "rmdir", "unlink", "link", "mkdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    Path.unlink = counted(Path.unlink)
+if len(sys.argv) > 3:
+    arm()
+    check_output(target, True, ("last", "middle", "first"))
+    os._exit(0)
 with replaced(target, ("last", "middle", "first")) as folder:
     for name in ("last", "middle", "first"):
         (folder / name).write_text("new")
-    os.replace, os.chmod, os.rmdir = counted(os.replace), counted(os.chmod), counted(os.rmdir)
-    os.unlink = counted(os.unlink)
-    Path.unlink = counted(Path.unlink)
+    arm()
 """
 
 
@@ -102,15 +112,83 @@ def test_a_killed_run_leaves_no_mixture(tmp_path, others):
         seen.add((len(found), *found.values()))
         if done.returncode == 0:
             break
-        if not found and not others:  # the next run finds the old ones, even if it fails
+        if deadly % 2:  # the next run finds all of one run, even if it fails
             with pytest.raises(ZeroDivisionError), replaced(out, NAMES):
                 _ = 1 / 0
-            assert contents(out) == dict.fromkeys(NAMES, "old")
+        else:
+            check_output(out, overwrite=True, products=NAMES)
+        again = contents(out)
+        assert again in ({**dict.fromkeys(NAMES, text), **dict.fromkeys(others, "mine")} for text in ("old", "new"))
+        assert found in ({}, {name: again[name] for name in found}) or again["last"] == "old"
         write(out, "newest")
         assert contents(out) == {**dict.fromkeys(NAMES, "newest"), **dict.fromkeys(others, "mine")}
         assert not [name for name in hidden(tmp_path) if f"out{deadly}." in name]
     assert done.returncode == 0
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize(("others", "deadly"), [((), 3), (("mine.txt",), 13)])
+def test_a_recovery_that_is_killed_leaves_no_mixture(tmp_path, others, deadly):
+    """The first run dies where neither the old nor the new products are in place, and so does every second one."""
+    for second in range(1, 30):
+        out = tmp_path / f"out{second}"
+        fill(out, "old")
+        fill(out, "mine", others)
+        for arguments in ([str(deadly)], [str(second), "recover"]):
+            done = subprocess.run([sys.executable, "-c", KILLED, str(out), *arguments], check=False)
+            found = {name: text for name, text in contents(out).items() if name in NAMES} if out.exists() else {}
+            assert len(set(found.values())) <= 1, found
+            assert arguments[1:] or (done.returncode == 9 and len(found) < 3)
+        check_output(out, overwrite=True, products=NAMES)
+        assert contents(out) == {**dict.fromkeys(NAMES, "old"), **dict.fromkeys(others, "mine")}
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0
+    assert second > 2
+
+
+def test_leftovers_of_a_killed_run_are_results(tmp_path):
+    """They are not overwritten without being asked: they are back before the check."""
+    out = tmp_path / "out"
+    fill(out, "old")
+    out.rename(tmp_path / ".rosetta-out.old")
+    with pytest.raises(ValueError, match="is not empty: choose another directory"):
+        check_output(out, overwrite=False, products=NAMES)
+    assert contents(out) == dict.fromkeys(NAMES, "old")
+
+
+@pytest.mark.parametrize("others", [(), ("mine.txt",)])
+def test_a_disk_that_is_full_while_products_are_exchanged(tmp_path, others, monkeypatch):
+    out = tmp_path / "out"
+    fill(out, "old")
+    fill(out, "mine", others)
+    before = contents(out)
+    for allowed in range(8):
+        calls = iter(range(100))
+
+        def full(source, target, replace=os.replace, calls=calls, allowed=allowed):
+            if next(calls) == allowed:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            replace(source, target)
+
+        with monkeypatch.context() as patch, contextlib.suppress(OSError):
+            patch.setattr(os, "replace", full)
+            write(out, "new")
+        check_output(out, overwrite=True, products=NAMES)
+        assert set(contents(out).values()) - {"mine"} in ({"old"}, {"new"})
+        assert len(contents(out)) == len(before)
+        fill(out, "old")
+    assert not hidden(tmp_path)
+
+
+def test_a_full_disk_is_an_error_that_names_the_product(tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match="No space left on device: .*out/catalogue.ecsv"), replaced(out) as folder:
+        products._write(out, folder, "catalogue.ecsv", full)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_writers(tmp_path):

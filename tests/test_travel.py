@@ -228,6 +228,10 @@ def test_embedding_file(scene, tmp_path):
     scene.embedding.write(tmp_path / "embedding.fits")
     assert_same_embedding(scene.embedding, SkyEmbedding.read(tmp_path / "embedding.fits"))
     assert [path.name for path in tmp_path.iterdir()] == ["embedding.fits"]
+    for thing in (scene, scene.embedding):
+        with pytest.raises(FileExistsError, match="embedding.fits' exists: choose another name, or give overwrite"):
+            thing.write(tmp_path / "embedding.fits")
+    scene.embedding.write(tmp_path / "embedding.fits", overwrite=True)
     with pytest.raises(ValueError, match="embedding.fits is not a rosetta scene file"):
         DeblendedScene.read(tmp_path / "embedding.fits")
 
@@ -302,7 +306,7 @@ def test_a_failed_write_leaves_the_old_file(scene, tmp_path, monkeypatch):
     path.write_text("mine")
     monkeypatch.setattr(fits.HDUList, "writeto", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        scene.write(path)
+        scene.write(path, overwrite=True)
     assert path.read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["scene.fits"]
 

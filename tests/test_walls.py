@@ -17,7 +17,7 @@ ORDER = """
     registry surveys flags readonly files checkpoint
     images images.cache images.moments images.psf_core images.psf images.positions images.sky images.wcs images.wcs_fit
     images.image images.filtering images.noise images.resampling
-    pair
+    input_image pair
     io._wcs io._fits io._store io._image io._photometric_unit io.image io.survey_file io._stitch io.euclid
     io._rubin_planes io._rubin_tree io._rubin_file io.rubin io.pair io._pair io
     embedding matching
@@ -51,7 +51,7 @@ ORDER = """
 
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
-    "surveys", "pair", "embedding", "matching", "cli",
+    "surveys", "input_image", "pair", "embedding", "matching", "cli",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
@@ -67,7 +67,7 @@ EXTRAS = {
     "galsim": {"simulate", "injection"}, "speclite": {"simulate", "injection"}, "matplotlib": {"plotting"},
     "tqdm": {"simulate"},
 }  # fmt: skip
-LIGHT = {"surveys", "flags", "pair", "io"}  # must not load torch
+LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
 
 
 def name_of(path):

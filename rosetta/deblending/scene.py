@@ -17,7 +17,7 @@ from ..flags import Flag
 from ..images.image import band_images
 from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
-from ..io._store import check_format, document, document_hdu, extensions, record, record_hdus, save
+from ..io._store import check_format, document, document_hdu, extensions, new_path, record, record_hdus, save
 from ..readonly import ReadOnlyDict
 from .band_fit import BandFit
 from .engine.config import EngineConfig
@@ -349,7 +349,7 @@ class DeblendedScene:
         wcs, residual = self._fits_wcs[band]
         return wcs, {"band": band} if residual is None else {"band": band, "WCSRES": residual}
 
-    def write(self, path):
+    def write(self, path, *, overwrite=False):
         """Write the scene, with its embedding and its pair, to one FITS file, without loss.
 
         The file is that of an embedding (`SkyEmbedding.write`) with more extensions: ``SOURCES`` (the table of the
@@ -360,13 +360,17 @@ class DeblendedScene:
         Parameters
         ----------
         path : str or path-like
-            Replaced, whole or not at all, if it exists.
+        overwrite : bool, optional
+            Whether to replace the file if it exists: whole, or not at all.
 
         Raises
         ------
+        FileExistsError
+            If the file exists and ``overwrite`` is False.
         ValueError
             If the pair cannot be written to such a file.
         """
+        path = new_path(path, overwrite)
         n, hdus = len(self), self._embedding._hdus()
         hdus[0].header["SCNFMT"] = (FORMAT, "rosetta scene, format version")
         hdus[0].header["NSOURCE"] = (n, "sources of the scene")
@@ -384,7 +388,7 @@ class DeblendedScene:
         elif self._offsets is not None:
             hdus += record_hdus("OFFSETS", _columns(self._offsets), len(self._offsets))
             hdus.append(document_hdu("OFFSETS_META", self._offsets.meta))
-        save(hdus, as_path(path, "path"))
+        save(hdus, path)
 
     @classmethod
     def read(cls, path):
@@ -404,9 +408,13 @@ class DeblendedScene:
             If the file is damaged, of another kind, or of a newer format.
         """
         path = as_path(path, "path")
-        with extensions(path) as (header, found):
+
+        def check(header):
             advice = "read a pair with rosetta.io.pair.read, an embedding with SkyEmbedding.read"
             check_format(header, path, "SCNFMT", FORMAT, "scene", advice)
+            SkyEmbedding._check(header, path)
+
+        with extensions(path, check) as (header, found):
             embedding = SkyEmbedding._of_file(header, found, path)
             sides = {band: side for side, band, _ in embedding.pair.images()}
             fits = {

@@ -63,9 +63,13 @@ class Novelty(nn.Module):
         return self
 
     def score(self, summaries, present):
-        """Scores (n,) of summaries (n, 2 * dim), for the shares (n, n_knot) of each knot that was there."""
+        """Scores (n,) of summaries (n, 2 * dim), for the shares (n, n_knot) of each knot that was there.
+
+        Infinite where the score is not a number: such a window is like nothing that was seen.
+        """
         away = summaries.float() - self.mean[_set_of(present)]
-        return (away @ self.whiten).square().mean(-1) / self.limit[_count(present)]
+        score = (away @ self.whiten).square().mean(-1) / self.limit[_count(present)]
+        return torch.where(score.isnan(), torch.inf, score)
 
     def forward(self, tokens, present):
         """Scores (n,) of windows, from their tokens (n, n_token, dim)."""

@@ -372,25 +372,33 @@ def _load_state(path, model, optimizer, identity):
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {})["rosetta-training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        form, step, seen = (int(meta[key]) for key in ("format", "step", "seen"))
+        elapsed = float(meta["elapsed"])
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"checkpoint {path} is not a training state ({error}): remove it to start anew"
         ) from error
-    if meta["format"] > STATE_FORMAT:
-        raise ValueError(f"checkpoint {path} has the newer format {meta['format']}: update rosetta")
+    if form > STATE_FORMAT:
+        raise ValueError(f"checkpoint {path} has the newer format {form}: update rosetta")
     for part, wanted in identity.items():
-        differ = [key for key in wanted if meta[part].get(key) != wanted[key]]
+        differ = [key for key in wanted if meta.get(part, {}).get(key) != wanted[key]]
         if differ:
             raise ValueError(
                 f"checkpoint {path} belongs to another training ({part}: {', '.join(differ)} differ): "
                 "use its settings, or remove it to start anew"
             )
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    moved = {name: shape for name, shape in wanted.items() if f"{_ADAM[0]}.{name}" in shapes}
+    wanted |= {f"{key}.{name}": shape for name, shape in moved.items() for key in _ADAM}
+    if shapes != wanted or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError(f"checkpoint {path} is damaged (tensors of other shapes, NaN or infinity): remove it")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
             if f"{_ADAM[0]}.{name}" not in tensors:
                 continue
-            optimizer.state[parameter] = {"step": torch.tensor(float(meta["step"]))} | {
+            optimizer.state[parameter] = {"step": torch.tensor(float(step))} | {
                 key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM
             }
-    return meta["step"], meta["elapsed"], meta["seen"]
+    return step, elapsed, seen

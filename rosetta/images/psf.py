@@ -39,8 +39,7 @@ class PSF:
     """
 
     def __init__(self, array, *, oversampling=1):
-        if not isinstance(oversampling, (int, np.integer)) or isinstance(oversampling, bool) or oversampling < 1:
-            raise ValueError(f"oversampling is {oversampling!r}: give a whole number of samples per pixel, 1 or more")
+        _check_oversampling(oversampling)
         self._set(checked_array(array, "array")[None], (np.zeros(1), np.zeros(1)), True, int(oversampling))
 
     def _set(self, samples, nodes, smooth, oversampling, results=None):
@@ -114,14 +113,21 @@ class PSF:
         -------
         `PSF`
         """
+        _check_oversampling(oversampling)
         x, y = (np.atleast_1d(np.asarray(v, float)) for v in (x, y))
-        cells = np.asarray(cells)
-        if cells.ndim != 4 or cells.shape[:2] != (len(y), len(x)):
-            raise ValueError(f"{name} has shape {cells.shape}: give ({len(y)}, {len(x)}, k, l), rows and columns first")
-        if (np.diff(x) <= 0).any() or (np.diff(y) <= 0).any():
-            raise ValueError("x and y must increase: sort the nodes of the grid")
+        try:
+            rows = [list(row) for row in cells]  # cell by cell, so that a masked array in a list keeps its mask
+        except TypeError as error:
+            raise TypeError(f"{name} must be an array of shape ({len(y)}, {len(x)}, k, l), got {cells!r}") from error
+        if len(rows) != len(y) or any(len(row) != len(x) for row in rows):
+            shape = getattr(cells, "shape", f"({len(rows)}, {len(rows[0]) if rows else 0}, ...)")
+            raise ValueError(f"{name} has shape {shape}: give ({len(y)}, {len(x)}, k, l), rows and columns first")
+        if not (np.isfinite(x).all() and np.isfinite(y).all() and (np.diff(x) > 0).all() and (np.diff(y) > 0).all()):
+            raise ValueError("x and y must increase and be finite: sort the nodes of the grid")
         new = cls.__new__(cls)
-        arrays = [checked_array(cell, name) for cell in cells.reshape(-1, *cells.shape[2:])]
+        arrays = [checked_array(cell, name) for row in rows for cell in row]
+        if len({array.shape for array in arrays}) > 1:
+            raise ValueError(f"{name} has stamps of different shapes: give all of one shape")
         new._set(np.stack(arrays), (x, y), smooth, int(oversampling))
         return new
 
@@ -335,19 +341,31 @@ def checked_array(array, name):
     TypeError, ValueError
         If it is not 2-D with odd sides, or has masked or non-finite pixels or no positive flux.
     """
-    if np.ma.isMaskedArray(array) and np.ma.getmaskarray(array).any():
-        raise ValueError(f"{name} has masked pixels: fill them, for instance with the PSF mirrored about its centre")
-    array = np.asarray(array)
+    remedy = "fill them, for instance with the PSF mirrored about its centre, or cut the stamp inside of them"
+    # Of numpy and of astropy; what lies under a mask can be anything.
+    mask = np.ma.getmaskarray(array) if np.ma.isMaskedArray(array) else getattr(array, "mask", None)
+    if mask is not None and np.any(mask):
+        raise ValueError(f"{name} has masked pixels: {remedy}")
+    array = np.asarray(getattr(array, "unmasked", array))
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} holds {array.dtype}, not real numbers: give a 2-D array")
     array = np.array(array, dtype=np.float64)
     if array.ndim != 2 or not all(side % 2 for side in array.shape):
         raise ValueError(f"{name} must be 2-D with odd sides, got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} has NaN or infinite pixels: repair it, or pass psf=None")
-    if not array.sum() > 0:
+        raise ValueError(f"{name} has NaN or infinite pixels, which may have been masked: {remedy}")
+    with np.errstate(over="ignore"):
+        light = array.sum()
+    if not np.isfinite(light):
+        raise ValueError(f"{name} has an infinite sum: divide it by its maximum")
+    if not light > 0:
         raise ValueError(f"{name} has no positive flux: repair it, or pass psf=None")
     return array
+
+
+def _check_oversampling(oversampling):
+    if not isinstance(oversampling, (int, np.integer)) or isinstance(oversampling, bool) or oversampling < 1:
+        raise ValueError(f"oversampling is {oversampling!r}: give a whole number of samples per pixel, 1 or more")
 
 
 def _shares(value, nodes, smooth):

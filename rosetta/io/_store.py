@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """FITS files of the library's own results: arrays, tables and JSON, read back bit for bit. Nothing is pickled."""
 
+import gzip
+import hashlib
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,39 +11,152 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
+from astropy.time import Time
 from scipy import sparse
 
 from ..files import atomic_write
-from ._fits import open_fits
+from ._fits import as_path, open_fits
 
-__all__ = ["check_format", "document", "document_hdu", "extensions", "record", "record_hdus", "save"]
+__all__ = ["check_format", "document", "document_hdu", "extensions", "new_path", "record", "record_hdus", "save"]
+
+CONTENTS, CHECKSUM = "CONTENTS", "SHA256"
+UNSUMMED = "0" * 64
+CARD = f"{CHECKSUM:8}= '".encode()
+HEAD = 1 << 16  # bytes, in which the primary header ends
+SUMMED = 3  # first format of pair files with a checksum
 
 
 # ---------------------------------------------------------------------------- files
+def new_path(path, overwrite):
+    """The path of a file to write, before any work is done.
+
+    Raises
+    ------
+    TypeError
+        If it is no path.
+    FileExistsError
+        If there is such a file and ``overwrite`` is False.
+    """
+    path = as_path(path, "path")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"path: {str(path)!r} exists: choose another name, or give overwrite=True")
+    return path
+
+
 def save(hdus, path):
-    """Write HDUs to a file, whole or not at all; the primary header says how many extensions belong to it."""
-    hdus[0].header["NUMEXT"] = (len(hdus) - 1, "extensions in this file")
+    """Write HDUs to a file, whole or not at all, with a list of its extensions and a checksum.
+
+    Parameters
+    ----------
+    hdus : list of HDUs
+        The primary one first; no two with the same name and version.
+    path : `~pathlib.Path`
+        Replaced if it exists; compressed if it ends in ".gz".
+    """
+    names = [_name_of(hdu) for hdu in hdus[1:]]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"extensions {_listed(twice)} would be written twice: rename a band of one of the surveys")
+    columns = {
+        "name": np.array([name for name, _ in names]), "version": np.array([version for _, version in names]),
+        "kind": np.array(["image" if hdu.is_image else "table" for hdu in hdus[1:]]),
+    }
+    hdus = [*hdus, _table(CONTENTS, columns, len(names), 1)]
+    hdus[0].header["NUMEXT"] = (len(hdus) - 1, "extensions in this file, CONTENTS lists them")
+    hdus[0].header[CHECKSUM] = UNSUMMED
     with atomic_write(path) as temporary:
-        fits.HDUList(hdus).writeto(temporary, overwrite=True)
+        with open(temporary, "wb") as file:
+            fits.HDUList(hdus).writeto(file)
+        digest, place = _summed(temporary)
+        with open(temporary, "rb+") as file:
+            file.seek(place)
+            file.write(digest.encode())
+        if path.suffix == ".gz":
+            content = temporary.read_bytes()
+            with gzip.open(temporary, "wb") as file:
+                file.write(content)
+
+
+def _name_of(hdu):
+    return hdu.name.upper(), hdu.ver
+
+
+def _listed(names):
+    return ", ".join(sorted(name if version == 1 else f"{name} {version}" for name, version in names))
+
+
+def _summed(path):
+    """SHA-256 of a file, and the place of its own sum in it.
+
+    Returns
+    -------
+    digest : str or None
+        None where the primary header has no card for it.
+    place : int
+        First byte of the card's value.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with (gzip.open if packed else open)(path, "rb") as file:
+        head = file.read(HEAD)
+        place = head.find(CARD) + len(CARD)
+        if place < len(CARD):
+            return None, 0
+        digest.update(head[:place] + UNSUMMED.encode() + head[place + len(UNSUMMED) :])
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest(), place
 
 
 @contextmanager
-def extensions(path):
+def extensions(path, check):
     """The primary header of a file, and its extensions by (EXTNAME, EXTVER).
+
+    Parameters
+    ----------
+    path : path-like
+    check : callable
+        ``check(header)`` refuses a file of another kind or of a later format.
 
     Raises
     ------
     ValueError
-        If the file is not FITS, is damaged, or ends before its last extension.
+        If the file is not FITS, ends before its last extension, or is not as it was written.
     """
+    name = Path(path).name
     with open_fits(path, "path") as hdus:
-        expected = hdus[0].header.get("NUMEXT", len(hdus) - 1)
+        header = hdus[0].header
+        check(header)
+        expected = header.get("NUMEXT", len(hdus) - 1)
         if expected != len(hdus) - 1:
             raise ValueError(
-                f"path: {Path(path).name} is not complete: it holds {len(hdus) - 1} of {expected} extensions; "
+                f"path: {name} is not complete: it holds {len(hdus) - 1} of {expected} extensions; "
                 "download or write it again"
             )
-        yield hdus[0].header, {(hdu.name, hdu.ver): hdu for hdu in hdus[1:]}
+        found = {_name_of(hdu): hdu for hdu in hdus[1:]}
+        _check_sum(path, header, found)
+        yield header, found
+
+
+def _check_sum(path, header, found):
+    """Refuse a file with another sum than it was written with; say which extensions are missing, if any are."""
+    digest, _ = _summed(path)
+    if digest is None and header["RSTFMT"] < SUMMED:
+        return
+    if digest is not None and header.get(CHECKSUM) == digest:
+        return
+    detail, contents = "", found.get((CONTENTS, 1))
+    if contents is not None:
+        rows = contents.data
+        listed = set(zip(map(str, rows["name"]), map(int, rows["version"]), strict=True)) | {(CONTENTS, 1)}
+        if lost := listed - set(found):
+            detail += f", {_listed(lost)} is missing"
+        if more := set(found) - listed:
+            detail += f", {_listed(more)} does not belong to it"
+    raise ValueError(
+        f"path: {Path(path).name} is damaged or was changed: its checksum is another one{detail}; "
+        "download or write it again"
+    )
 
 
 def check_format(header, path, card, known, what, advice):
@@ -80,10 +195,13 @@ def check_format(header, path, card, known, what, advice):
 def document_hdu(name, content, *, ver=1):
     """A dict as a table with one cell of JSON.
 
-    Positions and quantities keep their type, tuples become lists; anything else that JSON does not know is kept as
-    its text.
+    Positions, quantities and times keep their type, tuples become lists; anything else that JSON does not know is
+    kept as its text.
     """
-    text = json.dumps(content, default=_jsonable)
+    try:
+        text = json.dumps(content, default=_jsonable)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"meta cannot be stored ({error}): use strings as keys, and no deeper nesting") from error
     return fits.BinTableHDU(np.array([(text,)], dtype=[("json", f"U{len(text)}")]), name=name, ver=ver)
 
 
@@ -91,7 +209,7 @@ def document(found, name, *, ver=1):
     """The dict that `document_hdu` wrote."""
     try:
         return json.loads(str(found[name.upper(), ver].data["json"][0]), object_hook=_from_json)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise OSError(f"{name} holds no JSON") from error
 
 
@@ -101,15 +219,34 @@ def _jsonable(value):
         return {"SkyCoord": [ra.value.tolist(), dec.value.tolist(), str(ra.unit)]}
     if isinstance(value, u.Quantity):
         return {"Quantity": [value.value.tolist(), str(value.unit)]}
+    if isinstance(value, Time):
+        return {"Time": [np.asarray(value.jd1).tolist(), np.asarray(value.jd2).tolist(), value.scale, value.format]}
+    if isinstance(value, fits.card.Undefined):
+        return None
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _from_json(content):
-    if set(content) == {"SkyCoord"}:
-        return SkyCoord(*content["SkyCoord"][:2], unit=content["SkyCoord"][2], frame="icrs")
-    if set(content) == {"Quantity"}:
-        return u.Quantity(*content["Quantity"])
-    return content
+    kind, parts = next(iter(content.items()), (None, None))
+    if len(content) != 1 or kind not in _OF_JSON or not isinstance(parts, list):
+        return content
+    try:
+        return _OF_JSON[kind](*parts)
+    except (TypeError, ValueError):  # a note of the user's own that looks like one of ours
+        return content
+
+
+def _time(jd1, jd2, scale, form):
+    time = Time(jd1, jd2, format="jd", scale=scale)
+    time.format = form
+    return time
+
+
+_OF_JSON = {
+    "SkyCoord": lambda ra, dec, unit: SkyCoord(ra, dec, unit=unit, frame="icrs"),
+    "Quantity": u.Quantity,
+    "Time": _time,
+}
 
 
 # ---------------------------------------------------------------------------- arrays

@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """A `~rosetta.SkyPair` in one multi-extension FITS file, and back."""
 
+from dataclasses import asdict
+
 import astropy.units as u
 import numpy as np
 from astropy.io import fits
@@ -12,39 +14,52 @@ from ..images.psf import PSF
 from ..images.wcs import cards_of, is_fits_wcs
 from ..pair import SIDES, SkyPair, frozen_image
 from ._fits import as_path, celestial_wcs, native
-from ._store import check_format, document, document_hdu, extensions, save
+from ._store import check_format, document, document_hdu, extensions, new_path, save
 
-__all__ = ["hdus_of", "pair_of", "read", "write"]
+__all__ = ["check_pair", "hdus_of", "pair_of", "read", "write"]
 
-FORMAT = 2  # 1 held no FLAGS and no meta, and left out variances that were measured on the image
+# 1 held no FLAGS and no meta, and left out variances that were measured on the image; 2 held no checksum, no list of
+# what it holds and only the names of the surveys, and CELLS was called PSF_PARTS.
+FORMAT = 3
 _KNOWN = {s.name: s for s in vars(_surveys).values() if isinstance(s, _surveys.Survey)}
 
 
-def write(pair, path):
+def write(pair, path, *, overwrite=False):
     """Write a pair to one FITS file, without loss.
 
-    The primary header names the surveys and the number of extensions. Per band there are the extensions
-    ``SCI_<band>`` (nJy; card ``FLAGS``: what had to be assumed), ``VAR_<band>`` (nJy^2), ``MASK_<band>`` (1: do not
-    use) and ``PSF_<band>`` (absent where none was given; of a PSF that varies a cell per plane, with the places of the
-    cells as JSON in ``PSF_PARTS_<band>``). ``EXTVER`` is 1 on the ground and 2 in space, because FITS
-    readers do not tell ``y`` from ``Y``. The table ``PAIR_META`` holds the ``meta`` of all images as JSON.
+    The primary header names the surveys and holds the number of extensions and a checksum of the file (card
+    ``SHA256``: of all bytes, with 64 zeros in place of its value). The table ``CONTENTS`` lists the extensions, the
+    table ``SURVEYS`` holds the two surveys as JSON, so that they need not be among those of `rosetta`. Per band there
+    are the extensions ``SCI_<band>`` (nJy; card ``FLAGS``: what had to be assumed), ``VAR_<band>`` (nJy^2),
+    ``MASK_<band>`` (1: do not use) and ``PSF_<band>`` (absent where none was given; of a PSF that varies a cell per
+    plane, with the places of the cells as JSON in ``CELLS_<band>``). ``EXTVER`` is 1 on the ground and 2 in space,
+    because FITS readers do not tell ``y`` from ``Y``. The table ``PAIR_META`` holds the ``meta`` of all images as
+    JSON; times, quantities and positions in it keep their type. Times in a WCS (``DATE-OBS``, ``MJD-OBS``, ``MJD-AVG``
+    and the like) stand in the header of ``SCI_<band>``.
 
     Parameters
     ----------
     pair : `~rosetta.SkyPair`
     path : str or path-like
-        Replaced if it exists.
+        Compressed as a whole if it ends in ``.gz``.
+    overwrite : bool, optional
+        Whether to replace the file if it exists: whole, or not at all.
 
     Raises
     ------
     TypeError
         If ``pair`` is not a pair.
+    FileExistsError
+        If the file exists and ``overwrite`` is False.
     ValueError
-        If a WCS or a survey cannot be described in such a file.
+        If a WCS cannot be described in such a file.
+    OSError
+        If the file cannot be written, for instance because the disk is full.
     """
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}")
-    save(hdus_of(pair), as_path(path, "path"))
+    path = new_path(path, overwrite)
+    save(hdus_of(pair), path)
 
 
 def hdus_of(pair):
@@ -62,16 +77,12 @@ def hdus_of(pair):
     primary = fits.PrimaryHDU()
     primary.header["RSTFMT"] = (FORMAT, "rosetta pair file, format version")
     for side, survey in zip(SIDES, pair.surveys, strict=True):
-        if _KNOWN.get(survey.name) != survey:
-            raise ValueError(
-                f"pair has the {side} survey {survey.name!r}, which does not ship with rosetta: "
-                f"a pair file can name only {', '.join(_KNOWN)}"
-            )
         primary.header[side.upper()] = (survey.name, f"survey of the {side} side")
     hdus = [primary]
     for side, band, image in pair.images():
         hdus.extend(_extensions(side, band, image, pair.flags[band]))
     hdus.append(document_hdu("PAIR_META", {band: dict(image.meta) for _, band, image in pair.images()}))
+    hdus.append(document_hdu("SURVEYS", dict(zip(SIDES, map(asdict, pair.surveys), strict=True))))
     return hdus
 
 
@@ -100,7 +111,7 @@ def _extensions(side, band, image, flags):
         samples = np.asarray(parts.pop("samples"))  # (n_cell, k, l)
         yield fits.ImageHDU(samples[0] if len(samples) == 1 else samples, name=f"PSF_{band}", ver=1 + SIDES.index(side))
         if not psf.constant or parts["oversampling"] > 1:
-            yield document_hdu(f"PSF_PARTS_{band}", parts, ver=1 + SIDES.index(side))
+            yield document_hdu(f"CELLS_{band}", parts, ver=1 + SIDES.index(side))
 
 
 def read(path):
@@ -117,11 +128,35 @@ def read(path):
     Raises
     ------
     ValueError
-        If the file is truncated, not FITS, not a pair file, or of a newer format.
+        If the file is truncated, not FITS, not a pair file, of a newer format, or not as it was written.
     """
     path = as_path(path, "path")
-    with extensions(path) as (header, found):
+    with extensions(path, lambda header: check_pair(header, path)) as (header, found):
         return pair_of(header, found, path)
+
+
+def check_pair(header, path):
+    """Refuse a file that holds no pair, or one of a newer format.
+
+    Parameters
+    ----------
+    header : `~astropy.io.fits.Header`
+        Primary header.
+    path : `~pathlib.Path`
+        For messages.
+
+    Returns
+    -------
+    int
+        The file's format.
+
+    Raises
+    ------
+    ValueError
+        If it is refused.
+    """
+    advice = "read survey files with rosetta.io.rubin and rosetta.io.euclid"
+    return check_format(header, path, "RSTFMT", FORMAT, "pair", advice)
 
 
 def pair_of(header, found, path):
@@ -145,18 +180,12 @@ def pair_of(header, found, path):
     ValueError
         If the file does not hold one, or a newer format of it.
     """
-    advice = "read survey files with rosetta.io.rubin and rosetta.io.euclid"
-    version = check_format(header, path, "RSTFMT", FORMAT, "pair", advice)
-    surveys = []
-    for side in SIDES:
-        name = header.get(side.upper())
-        if name not in _KNOWN:
-            known = ", ".join(_KNOWN)
-            raise ValueError(f"path: {path.name} names the unknown {side} survey {name!r} (known: {known})")
-        surveys.append(_KNOWN[name])
-    sides = {side: _side(found, 1 + k, path) for k, side in enumerate(SIDES)}
+    version = check_pair(header, path)
+    surveys = _surveys_of(header, found, path, version)
+    cells = "CELLS" if version >= 3 else "PSF_PARTS"
+    sides = {side: _side(found, 1 + k, cells, path) for k, side in enumerate(SIDES)}
     if version == 1:
-        return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=tuple(surveys))
+        return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=surveys)
     meta, flags = document(found, "PAIR_META"), {}
     for k, side in enumerate(SIDES):
         for band, image in sides[side].items():
@@ -168,10 +197,24 @@ def pair_of(header, found, path):
             if not (usable | arrays[2]).all():
                 raise ValueError(f"path: {path.name} has unusable pixels in band {band!r} that are not masked")
             sides[side][band] = frozen_image(*arrays, image.wcs, meta[band], image.psf)
-    return SkyPair._of_checked(sides["ground"], sides["space"], tuple(surveys), flags)
+    return SkyPair._of_checked(sides["ground"], sides["space"], surveys, flags)
 
 
-def _side(found, version, path):
+def _surveys_of(header, found, path, version):
+    """The surveys of both sides: stored whole, or, in older files, by name."""
+    if version >= 3:
+        return tuple(_survey(**content) for content in map(document(found, "SURVEYS").get, SIDES))
+    names = [header.get(side.upper()) for side in SIDES]
+    if unknown := [name for name in names if name not in _KNOWN]:
+        raise ValueError(f"path: {path.name} names the unknown survey {unknown[0]!r} (known: {', '.join(_KNOWN)})")
+    return tuple(_KNOWN[name] for name in names)
+
+
+def _survey(bands, **fields):
+    return _surveys.Survey(bands=tuple(_surveys.Band(**band) for band in bands), **fields)
+
+
+def _side(found, version, cells, path):
     images = {}
     for (name, ver), hdu in found.items():
         if ver != version or not name.startswith("SCI_"):
@@ -187,10 +230,10 @@ def _side(found, version, path):
             slices = (slice(None),) * parts["PSF"].header["NAXIS"]
             samples = native(parts["PSF"], np.float64, slices)
             psf = PSF(samples) if samples.ndim == 2 else None
-            name = name.replace("SCI", "PSF_PARTS", 1)
+            name = name.replace("SCI", cells, 1)
             if (name, ver) in found:
-                cells = samples.reshape(-1, *samples.shape[-2:])
-                psf = PSF.of_parts(cells, **document(found, name, ver=ver))
+                stamps = samples.reshape(-1, *samples.shape[-2:])
+                psf = PSF.of_parts(stamps, **document(found, name, ver=ver))
         images[hdu.header["BAND"]] = NDData(
             native(hdu, np.float32),
             uncertainty=uncertainty,

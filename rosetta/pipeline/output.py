@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""A directory of results that is replaced as a whole: readers find the old files or the new ones, never a mixture."""
+"""A directory of results that is replaced as a whole: readers find files of one run, never of two."""
 
 import os
 import shutil
@@ -7,30 +7,43 @@ import stat
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..files import naming
+
 try:
     import fcntl
 except ImportError:  # Windows: two writers of one directory are not told apart
     fcntl = None
 
-__all__ = ["check_output", "replaced"]
+__all__ = ["PRODUCTS", "check_output", "replaced"]
+
+PRODUCTS = ("catalogue.ecsv", "offsets.ecsv", "models.fits", "sources.reg", "overview.png")
 
 
-def check_output(directory, overwrite):
+def check_output(directory, overwrite, products=PRODUCTS):
     """Refuse a directory that holds something, before any work is done.
+
+    If a run was killed while it replaced the products of the directory, the earlier ones are brought back first.
 
     Parameters
     ----------
     directory : path-like
     overwrite : bool
         Whether it may hold something.
+    products : sequence of str, optional
+        As for `replaced`.
 
     Raises
     ------
     ValueError
         If it is a file, its parent does not exist, it cannot be written to, or it is not empty and ``overwrite`` is
-        False.
+        False; or if another process is writing to it.
     """
     directory = Path(directory)
+    target = directory.resolve()
+    stem = _stem(target)
+    if _at(stem, "old").exists() or _at(stem, "kept").exists():
+        with _locked(_at(stem, "lock"), directory):
+            _settle(target, stem, products)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"output {str(directory)!r} is a file: name a directory")
     if not directory.absolute().parent.is_dir():
@@ -47,21 +60,25 @@ def _is_ours(name):
 
 
 @contextmanager
-def replaced(directory, products):
+def replaced(directory, products=PRODUCTS):
     """A folder to write files into, which become those of ``directory`` when the block ends without an error.
 
-    Where the directory holds nothing but products of an earlier run, the two directories change places: it is missing
-    for the moment between two renames, and a run that is killed in this moment leaves the old one beside it as
-    ``.rosetta-<name>.old``, from where the next one fetches it. Where it holds other files too, or is a mount point, or
-    its parent cannot be written to, the old products are removed first and the new ones moved in one by one, those
-    named first in ``products`` last: a killed run leaves some products of one run, never of two. Leftovers of killed
-    runs are cleaned up.
+    What holds, also for runs that are killed at any point:
+
+    - The directory never holds products of two runs.
+    - Where it holds nothing but products, two renames exchange it for the new one. It is missing between the two, and
+      stays missing if the run is killed there; the earlier one then lies beside it as ``.rosetta-<name>.old``.
+    - Where it holds other files too, is a mount point, or its parent cannot be written to, the earlier products are
+      first kept in ``.rosetta-<name>.kept``, then removed, then the new ones are moved in, those named first in
+      ``products`` last. A run that is killed in between leaves some products of one run.
+    - The next call of `check_output` or `replaced` for the directory brings back all earlier products, if the run was
+      killed before the new ones were complete in their place, and removes what it left.
 
     Parameters
     ----------
     directory : path-like
         Created if it does not exist.
-    products : sequence of str
+    products : sequence of str, optional
         Names of all files that a run can write.
 
     Yields
@@ -72,35 +89,78 @@ def replaced(directory, products):
     ------
     ValueError
         If another process is writing to the directory.
+    OSError
+        If a file cannot be written, for instance because the disk is full.
     """
     target = Path(directory).resolve()  # a link stays: what it points at is replaced
-    beside = os.access(target.parent, os.W_OK) and not target.is_mount()
-    stem = (target.parent if beside else target) / f".rosetta-{target.name}"
-    new, old, lock = (stem.with_name(f"{stem.name}.{part}") for part in ("new", "old", "lock"))
+    stem = _stem(target)
+    new, old, kept, part, gone, lock = (_at(stem, name) for name in ("new", "old", "kept", "part", "gone", "lock"))
     with _locked(lock, directory):
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _settle(target, stem, products)
         new.mkdir()
         try:
             yield new
-            held = {path.name for path in target.iterdir()} - {lock.name, new.name} if target.exists() else set()
+            for path in filter(Path.is_file, new.iterdir()):
+                with naming(target / path.name), open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+            held = {path.name for path in target.iterdir() if not _is_ours(path.name)} if target.exists() else set()
             if not target.exists():
                 os.replace(new, target)
-            elif beside and held <= set(products):
+            elif stem.parent != target and held <= set(products):
                 os.chmod(new, stat.S_IMODE(target.stat().st_mode))
                 os.replace(target, old)
-                os.replace(new, target)
+                os.replace(new, target)  # from here on the new products hold
+                os.replace(old, gone)
             else:
-                for name in products:
-                    (target / name).unlink(missing_ok=True)
-                for name in reversed(products):
-                    if (new / name).exists():
-                        os.replace(new / name, target / name)
+                part.mkdir()
+                for name in held & set(products):
+                    _link(target / name, part / name)
+                os.replace(part, kept)
+                _refill(target, new, products, os.replace)
+                os.replace(kept, gone)  # from here on the new products hold
         finally:
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _settle(target, stem, products)
+
+
+def _stem(target):
+    """Where the folders of a run lie that replaces ``target``, without their endings: beside it if possible."""
+    beside = os.access(target.parent, os.W_OK) and not target.is_mount()
+    return (target.parent if beside else target) / f".rosetta-{target.name}"
+
+
+def _at(stem, part):
+    return stem.with_name(f"{stem.name}.{part}")
+
+
+def _settle(target, stem, products):
+    """Bring back the earlier products if a run was stopped while it replaced them, and remove what it left."""
+    old, kept = _at(stem, "old"), _at(stem, "kept")
+    shutil.rmtree(_at(stem, "gone"), ignore_errors=True)
+    if old.exists():
+        os.replace(old, _at(stem, "gone") if target.exists() else target)
+    if kept.exists():
+        _refill(target, kept, products, _link)
+        os.replace(kept, _at(stem, "gone"))
+    for leftover in ("new", "part", "gone"):
+        shutil.rmtree(_at(stem, leftover), ignore_errors=True)
+
+
+def _refill(target, source, products, put):
+    """Products of ``source`` in place of those of ``target``; never some of both."""
+    for name in products:
+        (target / name).unlink(missing_ok=True)
+    for name in reversed(products):
+        if (source / name).exists():
+            put(source / name, target / name)
+
+
+def _link(source, target):
+    """The same file under a second name; a copy where the disk knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with naming(target):
+            shutil.copy2(source, target)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
+from ..files import naming
 from ..images.wcs import cards_of
-from .output import check_output, replaced
+from .output import PRODUCTS, check_output, replaced
 
 __all__ = ["MODELS", "PRODUCTS", "write", "write_models"]
 
-PRODUCTS = ("catalogue.ecsv", "offsets.ecsv", "models.fits", "sources.reg", "overview.png")
 MODELS = ("none", "bands", "sources")
 BLOCK = 2880  # bytes; FITS comes in blocks
 STAMP_SHARE = 1e-4  # of a model's peak; fainter borders are cut off its stamp
@@ -36,20 +36,31 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources"):
     ------
     ValueError
         If the directory cannot be used, another process writes to it, or ``models`` is unknown.
+    OSError
+        If a file cannot be written, for instance because the disk is full; the message names it.
     """
     if models not in MODELS:
         raise ValueError(f"models must be one of {', '.join(MODELS)}, got {models!r}")
     check_output(directory, overwrite)
-    with replaced(directory, PRODUCTS) as folder:
-        _with_shapes(result).write(folder / "catalogue.ecsv", format="ascii.ecsv")
+    with replaced(directory) as folder:
+        catalog = _with_shapes(result)
+        _write(directory, folder, "catalogue.ecsv", lambda path: catalog.write(path, format="ascii.ecsv"))
         if result.offsets is not None:
-            result.offsets.write(folder / "offsets.ecsv", format="ascii.ecsv")
+            _write(directory, folder, "offsets.ecsv", lambda path: result.offsets.write(path, format="ascii.ecsv"))
         if models != "none":
-            write_models(result.scene, folder / "models.fits", sources=models == "sources")
-        result.scene.to_regions().write(folder / "sources.reg", format="ds9")
-        _write_overview(result, folder / "overview.png", truth)
+            sources = models == "sources"
+            _write(directory, folder, "models.fits", lambda path: write_models(result.scene, path, sources=sources))
+        regions = result.scene.to_regions()
+        _write(directory, folder, "sources.reg", lambda path: regions.write(path, format="ds9"))
+        _write(directory, folder, "overview.png", lambda path: _write_overview(result, path, truth))
         names = sorted(path.name for path in folder.iterdir())
     return [Path(directory).absolute() / name for name in names]
+
+
+def _write(directory, folder, name, write):
+    """One file; an error names the place that it would have had."""
+    with naming(Path(directory) / name):
+        write(folder / name)
 
 
 def _with_shapes(result):
