@@ -24,7 +24,9 @@ from ._fits import as_path, celestial_wcs, image_hdu, native, open_fits
 
 __all__ = ["read_psf"]
 
+AROUND = 25  # stamps of GRID-PSF among which one is sought that is not blank
 NEAREST = 4  # stamps averaged at a node of the grid that stands for CATALOG-PSF
+SOFTENING = 32.0  # pixels; nearer stamps do not count for more
 TOO_FAR = 3000  # pixels between the image and the nearest stamp, 5 arcmin
 
 
@@ -82,40 +84,59 @@ def _table(hdus, where):
 
 
 def _column(table, names, name, where):
-    values = np.asarray(table[names[name]], dtype=np.float64)
-    if values.ndim != 1 or not len(values):
+    values = np.asarray(table[names[name]])
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "fiu":
         raise ValueError(f"{where} has no usable column {names[name]}: download it again")
-    return values
-
-
-def _stamp(image, row, column, side):
-    """One stamp, its first pixel given, or None if it is blank."""
-    stamp = native(image, np.float64, (slice(row, row + side), slice(column, column + side)))
-    return stamp if np.isfinite(stamp).all() and stamp.sum() > 0 else None
+    return values.astype(np.float64)
 
 
 # ---------------------------------------------------------------------------- GRID-PSF
 def _of_grid(image, side, table, names, wcs, shape, where):
     """Every grid node in and around the image, at most `NODE_STEP` pixels apart where the grid is denser."""
     x, y = (_column(table, names, name, where) - 1 for name in ("x", "y"))  # in the PSF image, 0-based
+    if not np.isfinite(x + y).all():
+        raise ValueError(f"{where} has stamps without a place (x, y): download it again")
     columns, rows = np.unique(x), np.unique(y)
     if len(columns) * len(rows) != len(x) or not np.all(np.isclose(x % 1, 0) & np.isclose(y % 1, 0)):
         raise ValueError(f"{where} holds {len(x)} stamps that are not on a rectangular grid of whole pixels")
-    offset = _offset(celestial_wcs(image.header, where), image.shape, wcs, shape, where)
+    offset = _offset(celestial_wcs(image.header, where), wcs, shape, where)
     columns, rows = (
         _chosen(nodes + shift, n, where) - shift
         for nodes, shift, n in zip((columns, rows), offset, shape[::-1], strict=True)
     )
-    half = side // 2
-    corners = [(round(row) - half, round(column) - half) for row in rows for column in columns]
-    if min(map(min, corners)) < 0 or any(r + side > image.shape[0] or c + side > image.shape[1] for r, c in corners):
-        raise ValueError(f"{where} has stamps of {side} pixels that reach over the edge of its image of {image.shape}")
-    stamps = [_stamp(image, *corner, side) for corner in corners]
-    cells = _filled(stamps, corners, where).reshape(len(rows), len(columns), side, side)
+    stamps = _Stamps(image, side, np.transpose([y, x]).round().astype(int) - side // 2, where)
+    nodes = np.array([(row, column) for row in rows for column in columns]) - side // 2  # first pixels of their stamps
+    cells = [stamps.nearest(node) for node in nodes]
+    cells = _filled(cells, nodes, where).reshape(len(rows), len(columns), side, side)
     return PSF.on_grid(cells, columns + offset[0], rows + offset[1], name=where)
 
 
-def _offset(own, own_shape, wcs, shape, where):
+class _Stamps:
+    """The stamps in an image by their first pixels (n, 2: row, column), read when asked for."""
+
+    def __init__(self, image, side, corners, where):
+        if (corners < 0).any() or (corners + side > image.shape).any():
+            raise ValueError(f"{where} has stamps of {side} pixels that reach over the edge of its image")
+        self._image, self._side, self._corners = image, side, corners
+        self._tree, self._read = cKDTree(corners), {}
+
+    def __getitem__(self, k):
+        """Stamp ``k`` of unit sum, or None if it is blank."""
+        if k not in self._read:
+            row, column = map(int, self._corners[k])
+            where = (slice(row, row + self._side), slice(column, column + self._side))
+            stamp = native(self._image, np.float64, where)
+            good = np.isfinite(stamp).all() and stamp.sum() > 0
+            self._read[k] = stamp / stamp.sum() if good else None
+        return self._read[k]
+
+    def nearest(self, corner):
+        """The nearest stamp that is not blank, of the `AROUND` nearest; else None."""
+        _, index = self._tree.query(corner, k=min(AROUND, len(self._corners)))
+        return next((self[k] for k in np.atleast_1d(index) if self[k] is not None), None)
+
+
+def _offset(own, wcs, shape, where):
     """(x, y) to add to a pixel of the PSF image to get that of the image."""
     y, x = np.meshgrid(*(np.linspace(0, n - 1, 3) for n in shape), indexing="ij")
     there = own.world_to_pixel(wcs.pixel_to_world(x.ravel(), y.ravel()))
@@ -136,12 +157,12 @@ def _chosen(nodes, n, where):
     return thin if thin[-1] == needed[-1] else np.append(thin, needed[-1])
 
 
-def _filled(stamps, corners, where):
-    """The stamps with blank ones replaced by the nearest, (n, side, side)."""
+def _filled(stamps, places, where):
+    """The stamps, None replaced by the nearest other one: (n, side, side)."""
     good = [k for k, stamp in enumerate(stamps) if stamp is not None]
     if not good:
         raise ValueError(f"{where} has only blank stamps in the region: leave the PSF out, or take another region")
-    nearest = cKDTree(np.array(corners)[good]).query(corners)[1]
+    nearest = cKDTree(np.array(places)[good]).query(places)[1]
     return np.stack([stamps[good[k]] for k in nearest])
 
 
@@ -150,6 +171,8 @@ def _of_catalog(image, side, table, names, wcs, shape, where):
     """A grid of nodes at most `NODE_STEP` pixels apart; at each the mean of the nearest stamps, nearer ones more."""
     centers = np.array([_column(table, names, name, where) for name in ("x_center", "y_center")])  # (2, n)
     # Stamps tile the image from its first pixel: the tile of a centre is the same, whether pixels begin at 0 or 1.
+    if not np.isfinite(centers).all():
+        raise ValueError(f"{where} has stamps without a place (x_center, y_center): download it again")
     tiles = np.floor((centers - 1) / side)
     within = centers - side * tiles - side // 2
     sizes = np.array(image.shape[::-1])[:, None]
@@ -170,13 +193,10 @@ def _of_catalog(image, side, table, names, wcs, shape, where):
     nodes = np.array([(column, row) for row in rows for column in columns])
     near = min(NEAREST, len(place))
     distance, index = (v.reshape(len(nodes), near) for v in cKDTree(place).query(nodes, k=near))
-    stamps = {int(k): _stamp(image, *(side * tiles[k, ::-1]), side) for k in np.unique(index)}
-    share = np.array([[stamps[int(k)] is not None for k in row] for row in index])
-    share = share / (distance**2 + (NODE_STEP / 8) ** 2)
-    stamps = {k: None if stamp is None else stamp / stamp.sum() for k, stamp in stamps.items()}
-    cells = [
-        None if not w.any() else sum(w[j] * stamps[int(k)] for j, k in enumerate(row) if w[j]) / w.sum()
-        for row, w in zip(index, share, strict=True)
-    ]
+    stamps = _Stamps(image, side, side * tiles[:, ::-1], where)
+    cells = []
+    for row, apart in zip(index, distance, strict=True):
+        share = {k: 1 / (d**2 + SOFTENING**2) for k, d in zip(row, apart, strict=True) if stamps[k] is not None}
+        cells.append(sum(w * stamps[k] for k, w in share.items()) / sum(share.values()) if share else None)
     cells = _filled(cells, nodes, where).reshape(len(rows), len(columns), side, side)
     return PSF.on_grid(cells, columns, rows, name=where)
