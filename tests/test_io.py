@@ -379,7 +379,7 @@ def test_euclid_errors(tmp_path):
         euclid.read(science, tmp_path / "small.fits")
     with pytest.raises(ValueError, match=r"psf must be 2-D with odd sides, got shape \(2, 5, 5\)"):
         euclid.read(science, psf=np.ones((2, 5, 5)))
-    with pytest.raises(TypeError, match="rms must be the path of a FITS file, got float"):
+    with pytest.raises(TypeError, match="rms must be the path of a FITS file.*got float"):
         euclid.read(science, 0.5)
 
 
@@ -395,7 +395,7 @@ def test_broken_files(tmp_path, reader):
             reader(broken)
     with pytest.raises(FileNotFoundError):
         reader(tmp_path / "missing.fits")
-    with pytest.raises(TypeError, match="must be the path of a FITS file, got int"):
+    with pytest.raises(TypeError, match="must be the path of a FITS file"):
         reader(7)
 
 

@@ -4,7 +4,7 @@
 import re
 
 from ..surveys import EUCLID
-from ._fits import open_fits
+from ._fits import open_fits, source_name
 
 __all__ = ["SCIENCE", "band_of", "check_band", "contents", "product"]
 
@@ -46,8 +46,12 @@ def check_band(header, band, where):
         raise ValueError(f"{where} has FILTER={header['FILTER']!r}, science is {band}: give that of the same band")
 
 
-def product(name):
-    """(role, band token, tile) of a MER product's file name; the role is None if it is not read, all if it is none."""
+def product(source):
+    """(role, band token, tile) of a MER product, the role None if it is not read; None if it is no product."""
+    try:
+        name = source_name(source)
+    except TypeError:  # open_fits will say so
+        return None
     match = _PRODUCT.search(name)
     if match:
         kind, token, plane, tile = (part and part.upper() for part in match.groups())
@@ -55,7 +59,7 @@ def product(name):
     return (None, "", "") if "EUC_MER_" in name.upper() else None
 
 
-def contents(path, argument):
+def contents(source, argument):
     """The bands in one file.
 
     Returns
@@ -72,13 +76,13 @@ def contents(path, argument):
         If nothing in it is understood, or two extensions have one name.
     """
     found, unread = {}, []
-    with open_fits(path, argument) as hdus:
+    with open_fits(source, argument) as hdus:
         named = [(hdu.name or str(k), hdu) for k, hdu in enumerate(hdus) if k or hdu.header.get("NAXIS", 0)]
         for name, hdu in named:
             token, end = _EXTENSION.fullmatch(name).groups(default="")
             if hdu.is_image and (end or band_of(token)):
                 if end in found.setdefault(token, {}):
-                    raise ValueError(f"{argument}: {path.name} holds two extensions {name}: it must hold one")
+                    raise ValueError(f"{argument}: {source_name(source)} holds two extensions {name}: it must hold one")
                 found[token][end] = hdu.header.get("FILTER", "")
             else:
                 unread.append(name)
@@ -97,6 +101,6 @@ def contents(path, argument):
         return {"": {"SCIENCE": None}}, [name for name in unread if name != images[0]]
     held = ", ".join(name for name, _ in named) or "no extension"
     raise ValueError(
-        f"{argument}: {path.name} holds no Euclid image that is known here (it holds {held}): science images are "
-        "called <BAND>_BGSUB or <BAND>_FLUX, as in VIS_FLUX or NIR_Y_BGSUB"
+        f"{argument}: {source_name(source)} holds no Euclid image that is known here (it holds {held}): "
+        "science images are called <BAND>_BGSUB or <BAND>_FLUX, as in VIS_FLUX or NIR_Y_BGSUB"
     )

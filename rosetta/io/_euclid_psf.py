@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 
 from ..images.psf import NODE_STEP, PSF, checked_array
 from ._euclid_names import check_band
-from ._fits import as_path, celestial_wcs, image_hdu, native, open_fits
+from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
 
 __all__ = ["read_psf"]
 
@@ -35,7 +35,7 @@ def read_psf(source, extension, band, wcs, shape):
 
     Parameters
     ----------
-    source : path or array
+    source : as of `open_fits`, or array
     extension : str or None
         Its extension; None for the first image, or for a PSF product.
     band : str
@@ -51,10 +51,9 @@ def read_psf(source, extension, band, wcs, shape):
     """
     if isinstance(source, np.ndarray):
         return checked_array(source, "psf")
-    path = as_path(source, "psf")
-    where = f"psf: {path.name}"
-    with open_fits(path, "psf") as hdus:
+    with open_fits(source, "psf") as hdus:
         image = image_hdu(hdus, "psf", extension)
+        where = f"psf: {source_name(source)}"
         check_band(image.header, band, where)
         if "STMPSIZE" not in image.header:
             return checked_array(native(image, np.float64), where)

@@ -5,17 +5,16 @@ import warnings
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
-from astropy.nddata import CCDData, NoOverlapError, VarianceUncertainty, overlap_slices
+from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.utils.exceptions import AstropyUserWarning
-from astropy.wcs.utils import proj_plane_pixel_scales
 
 from ..images.psf import PSF
 from ..surveys import EUCLID, RUBIN
 from ._ccd import VaryingCCDData
 from ._euclid_names import band_of, check_band, contents, product
 from ._euclid_psf import read_psf
-from ._fits import as_path, celestial_wcs, image_hdu, native, open_fits
+from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
+from ._wcs import region
 
 __all__ = ["read", "read_bands"]
 
@@ -35,16 +34,17 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
 
     Parameters
     ----------
-    science : str or path-like
+    science : str, path-like, bytes or `~astropy.io.fits.HDUList`
         The background-subtracted mosaic, ``EUC_MER_BGSUB-MOSAIC-*.fits``, or a file with extensions
-        of one band as in `read_bands`, whose own planes are used where no others are given.
-    rms : str or path-like, optional
+        of one band as in `read_bands`, whose own planes are used where no others are given. A path, a
+        URL (of which only the region is fetched), the content of a file, or open HDUs.
+    rms : as ``science``, optional
         ``EUC_MER_MOSAIC-*-RMS_*.fits``, in the unit of ``science``. Values above 1e10, not positive
         or not finite mean no data: those pixels are masked. Without it there is no uncertainty and
         nothing says where the mosaic is empty.
-    flag : str or path-like, optional
+    flag : as ``science``, optional
         ``EUC_MER_MOSAIC-*-FLAG_*.fits``; pixels with bit 0 (INVALID) are masked.
-    psf : str, path-like or `~numpy.ndarray`, optional
+    psf : as ``science``, or `~numpy.ndarray`, optional
         Point-spread function on the pixel grid of ``science``. An image with odd sides: the same
         everywhere. ``EUC_MER_GRID-PSF-*.fits``: at nodes of its grid, at most 256 pixels apart, and
         interpolated between them; a blank stamp is replaced by the nearest. ``EUC_MER_CATALOG-PSF-*.fits``:
@@ -81,19 +81,16 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
     `~astropy.utils.exceptions.AstropyUserWarning`
         If the science file has extensions that are not read; the message names them.
     """
-    path = as_path(science, "science")
-    bands, unread = contents(path, "science")
+    bands, unread = contents(science, "science")
     if len(bands) > 1:
         raise ValueError(
-            f"science: {path.name} holds {len(bands)} bands ({', '.join(bands)}): read them all with "
+            f"science: {source_name(science)} holds {len(bands)} bands ({', '.join(bands)}): read them all with "
             "rosetta.io.euclid.read_bands([file])"
         )
     (token, names), *_ = bands.items()
-    _warn_of(path, unread)
-    parts = {role: (path, name) for role, name in names.items()}
-    parts |= {
-        role: (value, None) for role, value in (("RMS", rms), ("FLAG", flag), ("PSF", psf)) if value is not None
-    }
+    _warn_of(science, unread)
+    parts = {role: (science, name) for role, name in names.items()}
+    parts |= {role: (value, None) for role, value in (("RMS", rms), ("FLAG", flag), ("PSF", psf)) if value is not None}
     return _read(token, parts, center, size)
 
 
@@ -109,8 +106,9 @@ def read_bands(paths, *, center=None, size=None):
 
     Parameters
     ----------
-    paths : iterable of str or path-like
-        The files, in any order.
+    paths : iterable
+        The files, in any order; each as ``science`` of `read`. Bytes and HDUs have no name, so they must have named
+        extensions or be a science image.
     center : `~astropy.coordinates.SkyCoord`, optional
         As in `read`.
     size : `~astropy.units.Quantity`, optional
@@ -139,7 +137,7 @@ def read_bands(paths, *, center=None, size=None):
     """
     if isinstance(paths, str | bytes) or not hasattr(paths, "__iter__"):
         raise TypeError(f"paths must be a list of files, got {paths!r}: put it in brackets")
-    found, paths = {}, [as_path(value, "paths") for value in paths]
+    found, paths = {}, list(paths)
     for token, parts in _groups(paths):
         image = _read(token, parts, center, size)
         band = image.meta["band"]
@@ -150,39 +148,40 @@ def read_bands(paths, *, center=None, size=None):
             )
         found[band] = image
     if paths and not found:
-        raise ValueError(f"paths: none of {', '.join(p.name for p in paths)} holds a Euclid image")
+        raise ValueError(f"paths: none of {', '.join(map(source_name, paths))} holds a Euclid image")
     order = EUCLID.band_names + RUBIN.band_names
     return {band: found[band] for band in order if band in found}
 
 
-def _warn_of(path, unread, reason="not understood, or not needed"):
+def _warn_of(source, unread, reason="not understood, or not needed"):
     if unread:
-        message = f"{path.name}: not read: {', '.join(unread)} ({reason})"
+        message = f"{source_name(source)}: not read: {', '.join(unread)} ({reason})"
         warnings.warn(message, AstropyUserWarning, stacklevel=3)
 
 
 def _groups(paths):
-    """Yield a band token and a dict of role ("SCIENCE", "RMS", "FLAG", "PSF") to (path, extension) for each image."""
+    """Yield a band token and a dict of role ("SCIENCE", "RMS", "FLAG", "PSF") to (source, extension) for each image."""
     products = {}
-    for path in paths:
-        known = product(path.name)
+    for source in paths:
+        known = product(source)
         if known is None:
-            bands, unread = contents(path, "paths")
-            _warn_of(path, unread)
+            bands, unread = contents(source, "paths")
+            _warn_of(source, unread)
             for token, names in bands.items():
-                yield token, {role: (path, name) for role, name in names.items()}
+                yield token, {role: (source, name) for role, name in names.items()}
             continue
         role, token, tile = known
         if role is None:
-            _warn_of(path, ["the file"], "a MER product that is not an image, RMS, FLAG or PSF file to measure on")
+            _warn_of(source, ["the file"], "a MER product that is not an image, RMS, FLAG or PSF file to measure on")
             continue
         group = products.setdefault((token, tile), {})
         if role in group:
-            raise ValueError(f"paths: {group[role][0].name} and {path.name} are both the {role} of one band")
-        group[role] = (path, None)
+            both = " and ".join(map(source_name, (group[role][0], source)))
+            raise ValueError(f"paths: {both} are both the {role} of one band")
+        group[role] = (source, None)
     for (token, tile), group in products.items():
         if "SCIENCE" not in group:
-            orphan = next(iter(group.values()))[0].name
+            orphan = source_name(next(iter(group.values()))[0])
             raise ValueError(
                 f"paths: {orphan} has no science image beside it; add EUC_MER_BGSUB-MOSAIC-{token}_{tile}*.fits"
             )
@@ -195,18 +194,17 @@ def _groups(paths):
 
 
 def _read(token, parts, center, size):
-    """One band, of files given as role to (path, extension name or None for the first image)."""
-    if (center is None) != (size is None):
-        raise ValueError("center and size: give both, for a region, or neither, for the whole mosaic")
-    path = parts["SCIENCE"][0]
-    where = f"science: {path.name}"
-    with open_fits(path, "science") as hdus:
-        hdu = image_hdu(hdus, "science", parts["SCIENCE"][1])
+    """One band, of files given as role to (source, extension name or None for the first image)."""
+    source, extension = parts["SCIENCE"]
+    name = source_name(source)
+    where = f"science: {name}"
+    with open_fits(source, "science") as hdus:
+        hdu = image_hdu(hdus, "science", extension)
         header = hdu.header
-        filter_name, band, survey = _band(header, token, path)
+        filter_name, band, survey = _band(header, token, name)
         magzero = _magzero(header, where)
-        whole = celestial_wcs(header, where, shape=hdu.shape)
-        slices = _region(whole, hdu.shape, center, size, where)
+        whole = celestial_wcs(header, where, shape=hdu.shape[-2:])
+        slices = region(whole, hdu.shape[-2:], center, size, where)
         origin = (slices[1].start, slices[0].start)
         data = native(hdu, np.float32, slices)
         wcs = celestial_wcs(header, where, shift=origin, shape=data.shape)
@@ -240,7 +238,7 @@ def _read(token, parts, center, size):
             "band": band,
             "survey": survey,
             "filter": filter_name,
-            "file": path.name,
+            "file": name,
             "magzero": magzero,
             "ORIGINX": origin[0],
             "ORIGINY": origin[1],
@@ -254,15 +252,16 @@ class _Plane:
     def __init__(self, band, magzero, wcs, slices):
         self.band, self.magzero, self.wcs, self.slices = band, magzero, wcs, slices
 
-    def read(self, argument, path, extension, dtype):
-        path = as_path(path, argument)
-        where = f"{argument}: {path.name}"
-        with open_fits(path, argument) as hdus:
+    def read(self, argument, source, extension, dtype):
+        """The plane of this name, as an array of the region."""
+        with open_fits(source, argument) as hdus:
             hdu = image_hdu(hdus, argument, extension)
+            where = f"{argument}: {source_name(source)}"
             shape = self.wcs.pixel_shape[::-1]
-            if hdu.shape != shape:
+            if hdu.shape[-2:] != shape:
                 raise ValueError(
-                    f"{where} is {hdu.shape}, science is {shape} pixels; they must come from the same tile and band"
+                    f"{where} is {hdu.shape[-2:]}, science is {shape} pixels; "
+                    "they must come from the same tile and band"
                 )
             check_band(hdu.header, self.band, where)
             if argument == "rms" and _is_number(hdu.header.get("MAGZERO")) and hdu.header["MAGZERO"] != self.magzero:
@@ -282,16 +281,16 @@ class _Plane:
             raise ValueError(f"{where} lies elsewhere on the sky than science: give that of the same tile")
 
 
-def _band(header, token, path):
+def _band(header, token, name):
     text = str(header.get("FILTER", "")).strip()
     found, named = band_of(text), band_of(token)
     if not found:
         raise ValueError(
-            f"science: FILTER={header.get('FILTER')!r} of {path.name} is no band known here; it must be "
+            f"science: FILTER={header.get('FILTER')!r} of {name} is no band known here; it must be "
             "VIS, NIR_Y, NIR_J, NIR_H, or a ground filter such as DECAM_g"
         )
     if named and named[0] != found[0]:
-        raise ValueError(f"science: {path.name} has FILTER={text!r} in the header but {token} in the name: correct one")
+        raise ValueError(f"science: {name} has FILTER={text!r} in the header but {token} in the name: correct one")
     return text, *found
 
 
@@ -311,26 +310,3 @@ def _magzero(header, where):
     if abs(unit / 10 ** ((31.4 - value) / 2.5) - 1) > 0.01:
         raise ValueError(f"{where} has BUNIT={text!r} and MAGZERO={value}, which contradict each other: correct one")
     return float(value)
-
-
-def _region(wcs, shape, center, size, where):
-    """Slices (y, x) of the region, trimmed to the image."""
-    if center is None:
-        return slice(0, shape[0]), slice(0, shape[1])
-    if not isinstance(center, SkyCoord) or not center.isscalar:
-        raise TypeError("center must be one SkyCoord")
-    if not isinstance(size, u.Quantity) or not size.unit.is_equivalent(u.deg):
-        raise TypeError("size must be an angle, for example 60 * u.arcsec")
-    if size.shape not in ((), (2,)) or not np.all((size > 0) & np.isfinite(size)):
-        raise ValueError(f"size must be one positive angle or two, (ny, nx), got {size}")
-    x, y = wcs.world_to_pixel(center)
-    scale_x, scale_y = proj_plane_pixel_scales(wcs) * u.deg
-    size_y, size_x = np.broadcast_to(size, 2, subok=True)
-    pixels = tuple(max(1, round(float(extent))) for extent in (size_y / scale_y, size_x / scale_x))
-    try:
-        slices, _ = overlap_slices(shape, pixels, (float(y), float(x)), mode="trim")
-    except (NoOverlapError, ValueError) as error:  # NaN where the sky is behind the tangent plane
-        raise ValueError(
-            f"center: the region at {center.to_string('hmsdms', precision=1)} is not on the image ({where})"
-        ) from error
-    return slices
