@@ -89,7 +89,7 @@ def euclid_mosaic(folder):
 
     def read(n_file):
         image = euclid.read_bands(files[:n_file], center=center, size=SIDE)["VIS"]
-        assert image.shape == (1120, 1120) and (n_file < 4 or len(image.psf.cells) > 4)
+        assert image.shape == (1120, 1120) and (n_file < 4 or len(image.psf_anywhere.cells) > 4)
 
     return {
         "Euclid MER mosaic, science + RMS + FLAG": lambda: read(3), "Euclid MER mosaic, with GRID-PSF": lambda: read(4),

@@ -274,7 +274,8 @@ def _check_image(where, image, psf):
                 f"{where}: uncertainty has no finite positive variance on any valid pixel: "
                 "fix it, or pass uncertainty=None to have the noise measured"
             )
-    psf = image.psf if psf is None else psf
+    if psf is None:  # that of every place, where the image has one
+        psf = getattr(image, "psf_anywhere", None) or image.psf
     if psf is not None:
         psf, truncated = _check_psf(f"{where}: psf", psf, data.shape)
         if truncated:

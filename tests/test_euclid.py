@@ -224,7 +224,7 @@ def test_psf_at_each_place(tmp_path, write, error, region):
     science, path = write_science(tmp_path), write(tmp_path)
     where = {"center": tan().pixel_to_world(250, 160), "size": (8, 12) * u.arcsec} if region else {}
     image = euclid.read_bands([science, path], **where)["VIS"]
-    assert isinstance(image.psf, PSF) and isinstance(image, CCDData)
+    assert isinstance(image.psf_anywhere, PSF) and isinstance(image, CCDData)
     pair = SkyPair(None, {"VIS": image})
     x0, y0 = image.meta["ORIGINX"], image.meta["ORIGINY"]
     ny, nx = image.shape
@@ -239,7 +239,7 @@ def test_psf_at_each_place(tmp_path, write, error, region):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_catalog_pixels_may_begin_at_0_or_1(tmp_path, first):
-    psf = euclid.read(write_science(tmp_path), psf=write_catalog(tmp_path, first=first)).psf
+    psf = euclid.read(write_science(tmp_path), psf=write_catalog(tmp_path, first=first)).psf_anywhere
     assert width_of(psf.at(210, 150)) == pytest.approx(width_at(210, 150), abs=0.006)
 
 
@@ -247,13 +247,13 @@ def test_only_stamps_of_the_region(tmp_path):
     science, path = write_science(tmp_path), write_grid(tmp_path)
     center = tan().pixel_to_world(100, 100)
     image = euclid.read(science, psf=path, center=center, size=4 * u.arcsec)  # pixels 80 to 120
-    assert len(image.psf.cells) == 4  # nodes 30 and 150 of both axes; 90, between them, is nearer than 256 pixels
+    assert len(image.psf_anywhere.cells) == 4  # nodes 30 and 150 of both axes; 90 is left out
     assert SkyPair(None, {"VIS": image}).psf("VIS").cells.shape == (4, SIDE, SIDE)
 
 
 def test_blank_stamps_are_replaced_by_the_nearest(tmp_path):
     science = write_science(tmp_path)
-    psf = euclid.read(science, psf=write_grid(tmp_path, blank=(0, 1))).psf
+    psf = euclid.read(science, psf=write_grid(tmp_path, blank=(0, 1))).psf_anywhere
     assert width_of(psf.at(30, 30)) == pytest.approx(width_at(30, 30), abs=0.03)
     assert (psf.light > 0.9).all()
     with pytest.raises(ValueError, match="only blank stamps in the region"):
@@ -264,7 +264,7 @@ def test_grid_before_catalog(tmp_path):
     files = [write_science(tmp_path), write_grid(tmp_path), write_catalog(tmp_path)]
     with pytest.warns(AstropyUserWarning, match="CATALOG-PSF.*the GRID-PSF file of this band is used"):
         image = euclid.read_bands(files)["VIS"]
-    assert width_of(image.psf.at(210, 150)) == pytest.approx(width_at(210, 150), abs=0.002)
+    assert width_of(image.psf_anywhere.at(210, 150)) == pytest.approx(width_at(210, 150), abs=0.002)
     with pytest.raises(ValueError, match="GRID-PSF-VIS.* has no science image beside it"):
         euclid.read_bands(files[1:2])
 
@@ -289,13 +289,11 @@ def test_psf_products_that_do_not_fit(tmp_path, write, options, message):
 def test_images_with_a_varying_psf_are_ordinary(tmp_path):
     image = euclid.read(write_science(tmp_path), psf=write_grid(tmp_path))
     image.write(tmp_path / "b.fits")
-    back = CCDData.read(tmp_path / "b.fits")
-    np.testing.assert_allclose(back.psf, image.psf.mean_over(image.shape), rtol=1e-6)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(image)).psf.cells, image.psf.cells)
-    image.psf = None
-    assert image.psf is None
-    with pytest.raises(TypeError, match="psf must be a numpy array"):
-        image.psf = "sharp"
+    np.testing.assert_array_equal(CCDData.read(tmp_path / "b.fits").psf, image.psf)
+    for twin in (pickle.loads(pickle.dumps(image)), image.copy()):
+        np.testing.assert_array_equal(twin.psf_anywhere.cells, image.psf_anywhere.cells)
+    image.psf = stamp(1.5)
+    assert SkyPair(None, {"VIS": image}).psf("VIS").constant
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,14 @@ import warnings
 
 import astropy.units as u
 import numpy as np
-from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.nddata import VarianceUncertainty
 from astropy.utils.exceptions import AstropyUserWarning
 
-from ..images.psf import PSF
 from ..surveys import EUCLID, RUBIN
-from ._ccd import VaryingCCDData
 from ._euclid_names import band_of, check_band, contents, product
 from ._euclid_psf import read_psf
 from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
+from ._image import SurveyImage
 from ._wcs import region
 
 __all__ = ["read", "read_bands"]
@@ -62,8 +61,9 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
     -------
     `~astropy.nddata.CCDData`
         Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite
-        where there are no data, or None; boolean mask (True: do not use); WCS of the region; ``psf``,
-        an array, a `~rosetta.PSF` (of a PSF product; positions are pixels of the region) or None.
+        where there are no data, or None; boolean mask (True: do not use); WCS of the region. ``psf`` is
+        an array or None; of a PSF product the mean over the region, and ``psf_anywhere`` the
+        `~rosetta.PSF` of every place, which a `~rosetta.SkyPair` uses.
         ``meta`` holds ``band``, ``survey``, ``filter``, ``file``, ``magzero``, ``ORIGINX`` and
         ``ORIGINY`` (of the first pixel in the mosaic, 0-based).
 
@@ -226,14 +226,12 @@ def _read(token, parts, center, size):
     if "FLAG" in parts:
         mask |= (plane.read("flag", *parts["FLAG"], np.int64) & _INVALID) != 0
     psf = read_psf(*parts["PSF"], band, wcs, data.shape) if "PSF" in parts else None
-    kind = VaryingCCDData if isinstance(psf, PSF) else CCDData
-    return kind(
+    image = SurveyImage(
         data,
         unit=u.nJy,
         uncertainty=uncertainty,
         mask=mask,
         wcs=wcs,
-        psf=psf,
         meta={
             "band": band,
             "survey": survey,
@@ -244,6 +242,8 @@ def _read(token, parts, center, size):
             "ORIGINY": origin[1],
         },
     )
+    image.psf = psf
+    return image
 
 
 class _Plane:
