@@ -41,7 +41,6 @@ SECONDS, MEMORY = 10, 2 * 1024**3
 PLANES = ("data", "mask", "variance", "psf")
 # Which planes an extension of a survey file holds: taken out whole, nobody can know that they were there.
 OPTIONAL = {"_RMS": ("variance", "mask"), "_FLAG": ("mask",), "_PSF": ("psf",), "PSF": ("psf",)}
-WCS_CARDS = ("CRPIX", "CRVAL", "CD", "PC", "CTYPE", "CUNIT")
 
 
 class TookTooLong(BaseException):
@@ -109,7 +108,7 @@ def of_answer(found, truth, harm, reader, named):
     line = f"differ: {what}; {harm.text}"
     if named:
         return "named", line
-    lost = [(part, name) for part, name, value in differ if name in PLANES and value is None]
+    lost = [(part, name) for part, name, value in differ if name in PLANES and value is None]  # also of a lost band
     if not reader.own:
         if harm.gone:
             may = next((planes for end, planes in OPTIONAL.items() if harm.gone.endswith(end)), ())

@@ -109,6 +109,15 @@ def euclid_files(folder):
     return [[folder / "cutout.fits"]] + [products[k:] + products[:k] for k in range(3)]
 
 
+def image_files(folder):
+    mask = np.zeros(SHAPE, "i4")
+    mask[5, 7] = 1
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(noise(1), header_of(0.05, BUNIT="nJy"), name="SCI")]
+    hdus += [fits.ImageHDU(np.abs(noise(2)) + 1, name="ERR"), fits.ImageHDU(mask, name="DQ")]
+    fits.HDUList(hdus).writeto(folder / "image.fits")
+    return [[folder / "image.fits"]]
+
+
 def sample_pair(sides=(("r", 0.2, 80), ("y", 0.2, 80), ("VIS", 0.1, 160))):
     """Four stars on noise, with masks and PSFs; that of VIS varies."""
     images = {}
@@ -226,6 +235,12 @@ def load_checkpoint(files):
     return checkpoint.load(files[0], kind=files[0].name.split(".")[0])
 
 
+def read_any_image(files):
+    from rosetta.io import read_image
+
+    return read_image(files[0], ext="SCI", band="F200W", uncertainty="ERR", uncertainty_type="std", mask="DQ")
+
+
 def _single(kind):
     return lambda files: kind(files[0])
 
@@ -240,6 +255,10 @@ def readers():
         Reader("scene", scene_files, _single(rosetta.DeblendedScene.read), shown_scene, own=True),
         Reader("checkpoint", checkpoint_files, load_checkpoint, shown_checkpoint, True, damaged_safetensors),
     ]
+    if hasattr(rosetta.io, "read_image"):
+        found.append(
+            Reader("image", image_files, read_any_image, lambda image: shown_images({image.meta["band"]: image}))
+        )
     return {reader.name: reader for reader in found}
 
 
