@@ -157,6 +157,24 @@ def test_what_is_not_read_is_named(tmp_path):
     assert product.name in text[1]
 
 
+def test_planes_of_a_cutout_for_a_mosaic(tmp_path):
+    """A file with several images gives the plane that is named after the band, or none."""
+    science = write_science(tmp_path, shape=(30, 40))
+    path = write_cutout(tmp_path / "a.fits", ["NIR_Y_RMS", "VIS_FLUX", "VIS_RMS", "VIS_PSF", "NIR_Y_PSF"])
+    image = euclid.read(science, path, psf=path)
+    assert (image.uncertainty.array == np.float32(10**2.72) ** 2).all()
+    assert image.psf.shape == (SIDE, SIDE)
+    with pytest.raises(ValueError, match=r"flag: a.fits holds 5 images .* not one called <BAND>_FLAG for VIS"):
+        euclid.read(science, flag=path)
+
+
+def test_extensions_of_a_product_are_named(tmp_path):
+    science = write_science(tmp_path)
+    fits.append(science, np.ones((5, 5)), fits.Header({"EXTNAME": "WEIGHT"}))
+    with pytest.warns(AstropyUserWarning, match="BGSUB-MOSAIC-VIS.*: not read: WEIGHT"):
+        assert list(euclid.read_bands([science])) == ["VIS"]
+
+
 def test_nothing_understood_is_an_error(tmp_path):
     path = write_cutout(tmp_path / "a.fits", ["ACS_FLUX", "ACS_RMS"])
     with pytest.raises(ValueError, match="a.fits holds no Euclid image that is known here .it holds ACS_FLUX, ACS_RMS"):

@@ -4,9 +4,9 @@
 import re
 
 from ..surveys import EUCLID
-from ._fits import open_fits, source_name
+from ._fits import image_hdu, open_fits, source_name
 
-__all__ = ["SCIENCE", "band_of", "check_band", "contents", "product"]
+__all__ = ["SCIENCE", "band_of", "check_band", "contents", "plane", "product"]
 
 SCIENCE = ("BGSUB", "FLUX", "")  # endings of science extensions; of two for one band the first is read
 
@@ -44,6 +44,29 @@ def check_band(header, band, where):
     found = band_of(header.get("FILTER", ""))
     if found and found[0] != band:
         raise ValueError(f"{where} has FILTER={header['FILTER']!r}, science is {band}: give that of the same band")
+
+
+def plane(hdus, argument, band, extension=None):
+    """The RMS, FLAG or PSF image of a band in an open file: the extension called so, else the only image.
+
+    Raises
+    ------
+    ValueError
+        If there are several images and none, or more than one, is named after the band; or if its FILTER is another.
+    """
+    if extension is None:
+        images = [hdu.name for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0)]
+        ending = f"_{argument.upper()}"
+        named = [n for n in images if n.endswith(ending) and (band_of(n.removesuffix(ending)) or "?")[0] == band]
+        if len(images) > 1 and len(named) != 1:
+            raise ValueError(
+                f"{argument}: {source_name(hdus)} holds {len(images)} images ({', '.join(images)}), not one called "
+                f"<BAND>{ending} for {band}: give a file with that alone"
+            )
+        extension = named[0] if named else None
+    hdu = image_hdu(hdus, argument, extension)
+    check_band(hdu.header, band, f"{argument}: {source_name(hdus)}")
+    return hdu
 
 
 def product(source):

@@ -19,8 +19,8 @@ from astropy.coordinates import SkyCoord
 from scipy.spatial import cKDTree
 
 from ..images.psf import NODE_STEP, PSF, checked_array
-from ._euclid_names import check_band
-from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
+from ._euclid_names import plane
+from ._fits import celestial_wcs, native, open_fits, source_name
 
 __all__ = ["read_psf"]
 
@@ -52,9 +52,8 @@ def read_psf(source, extension, band, wcs, shape):
     if isinstance(source, np.ndarray):
         return checked_array(source, "psf")
     with open_fits(source, "psf") as hdus:
-        image = image_hdu(hdus, "psf", extension)
+        image = plane(hdus, "psf", band, extension)
         where = f"psf: {source_name(source)}"
-        check_band(image.header, band, where)
         if "STMPSIZE" not in image.header:
             return checked_array(native(image, np.float64), where)
         side = _side(image.header, where)

@@ -9,7 +9,7 @@ from astropy.nddata import VarianceUncertainty
 from astropy.utils.exceptions import AstropyUserWarning
 
 from ..surveys import EUCLID, RUBIN
-from ._euclid_names import band_of, check_band, contents, product
+from ._euclid_names import band_of, contents, plane, product
 from ._euclid_psf import read_psf
 from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
 from ._image import SurveyImage
@@ -178,6 +178,8 @@ def _groups(paths):
         if role in group:
             both = " and ".join(map(source_name, (group[role][0], source)))
             raise ValueError(f"paths: {both} are both the {role} of one band")
+        if role in ("SCIENCE", "RMS", "FLAG"):
+            _warn_of(source, contents(source, "paths")[1])
         group[role] = (source, None)
     for (token, tile), group in products.items():
         if "SCIENCE" not in group:
@@ -210,13 +212,13 @@ def _read(token, parts, center, size):
         wcs = celestial_wcs(header, where, shift=origin, shape=data.shape)
 
     scale = np.float32(10 ** ((31.4 - magzero) / 2.5))
-    plane = _Plane(band, magzero, whole, slices)
+    beside = _Beside(band, magzero, whole, slices)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         data *= scale
         mask = ~np.isfinite(data)
         uncertainty = None
         if "RMS" in parts:
-            sigma = plane.read("rms", *parts["RMS"], np.float32)
+            sigma = beside.read("rms", *parts["RMS"], np.float32)
             usable = np.isfinite(sigma) & (sigma > 0) & (sigma <= _NO_RMS)
             # Sentinels would overflow when squared.
             variance = np.square(np.where(usable, sigma, np.float32(np.inf)) * scale)
@@ -224,7 +226,7 @@ def _read(token, parts, center, size):
             uncertainty = VarianceUncertainty(np.where(usable, variance, np.float32(np.inf)))
             mask |= ~usable
     if "FLAG" in parts:
-        mask |= (plane.read("flag", *parts["FLAG"], np.int64) & _INVALID) != 0
+        mask |= (beside.read("flag", *parts["FLAG"], np.int64) & _INVALID) != 0
     psf = read_psf(*parts["PSF"], band, wcs, data.shape) if "PSF" in parts else None
     image = SurveyImage(
         data,
@@ -246,7 +248,7 @@ def _read(token, parts, center, size):
     return image
 
 
-class _Plane:
+class _Beside:
     """A region of an RMS or FLAG map, after checks that it belongs to the science image."""
 
     def __init__(self, band, magzero, wcs, slices):
@@ -255,7 +257,7 @@ class _Plane:
     def read(self, argument, source, extension, dtype):
         """The plane of this name, as an array of the region."""
         with open_fits(source, argument) as hdus:
-            hdu = image_hdu(hdus, argument, extension)
+            hdu = plane(hdus, argument, self.band, extension)
             where = f"{argument}: {source_name(source)}"
             shape = self.wcs.pixel_shape[::-1]
             if hdu.shape[-2:] != shape:
@@ -263,7 +265,6 @@ class _Plane:
                     f"{where} is {hdu.shape[-2:]}, science is {shape} pixels; "
                     "they must come from the same tile and band"
                 )
-            check_band(hdu.header, self.band, where)
             if argument == "rms" and _is_number(hdu.header.get("MAGZERO")) and hdu.header["MAGZERO"] != self.magzero:
                 raise ValueError(
                     f"{where} has MAGZERO={hdu.header['MAGZERO']}, science {self.magzero}: "
