@@ -38,7 +38,7 @@ from kit.tables import Tables, add_option
 OUTCOMES = ("right", "named", "clear", "vague", "raw", "hang", "wcs", "plane", "changed")
 FAULTS = OUTCOMES[3:]
 SECONDS, MEMORY = 10, 2 * 1024**3
-PLANES = ("data", "mask", "variance", "psf")
+PLANES = ("data", "mask", "variance", "psf", "psf nodes")
 # Which planes an extension of a survey file holds: taken out whole, nobody can know that they were there.
 OPTIONAL = {"_RMS": ("variance", "mask"), "_FLAG": ("mask",), "_PSF": ("psf",), "PSF": ("psf",)}
 
@@ -233,15 +233,14 @@ def main():
         for name in options.reader:
             one(known[name], options.only, options.keep)
         return
-    lines, faults = [], []
+    lines = []
     for name in options.reader:
         start = time.time()
         out = run(known[name], range(options.count), options.workers)
         counts = Counter(outcome for outcome, _ in out.values())
         lines.append([name, *(counts[outcome] for outcome in OUTCOMES), f"{time.time() - start:.0f}"])
-        faults += [f"{name} {seed} {outcome}: {line}" for seed, (outcome, line) in out.items() if outcome in FAULTS]
-        print(" ".join(map(str, lines[-1])), flush=True)
-    print(*faults, sep="\n")
+        faults = [f"{name} {seed} {what}: {line}" for seed, (what, line) in out.items() if what in FAULTS]
+        print(*faults, sep="\n", flush=True)
     Tables(options.tables).show("fuzz", "damaged files", ["reader", *OUTCOMES, "s"], lines)
 
 

@@ -19,7 +19,7 @@ def fuzz(monkeypatch):
     return fuzz
 
 
-COUNTS = {"rubin": 50, "euclid": 50, "pair": 40, "image": 30, "checkpoint": 30}
+COUNTS = {"rubin": 40, "euclid": 40, "mer-psf": 30, "pair": 30, "image": 30, "checkpoint": 30}
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())

@@ -12,6 +12,7 @@ import astropy.units as u
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import NDData, VarianceUncertainty
+from astropy.table import Table
 from astropy.wcs import WCS
 
 import rosetta
@@ -109,6 +110,32 @@ def euclid_files(folder):
     return [[folder / "cutout.fits"]] + [products[k:] + products[:k] for k in range(3)]
 
 
+def psf_product_files(folder):
+    """GRID-PSF and CATALOG-PSF beside a science image."""
+    science, side = folder / "EUC_MER_BGSUB-MOSAIC-VIS_TILE102018211-AB_1.fits", 9
+    header = header_of(0.1, FILTER="VIS", MAGZERO=24.6)
+    fits.PrimaryHDU(noise(1), header).writeto(science)
+    x, y = (v.ravel() for v in np.meshgrid(np.arange(8, 64, 16), np.arange(8, 48, 16)))
+    own, packed = np.zeros(SHAPE, "f4"), np.zeros((side, side * len(x)), "f4")
+    for k, (column, row) in enumerate(zip(x, y, strict=True)):
+        cell = star(1.2 + 0.02 * k, side)
+        own[row - 4 : row + 5, column - 4 : column + 5] = packed[:, k * side : (k + 1) * side] = cell
+    sky = tan(0.1).pixel_to_world(x, y)
+    places = {"x": x + 1.0, "y": y + 1.0, "FWHM": 0.2 + 0.0 * x}
+    centers = {"x_center": np.arange(len(x)) * side + side // 2 + 1, "y_center": np.full(len(x), side // 2 + 1)}
+    tables = {
+        "GRID": (own, places), "CATALOG": (packed, places | centers | {"RA": sky.ra.deg, "Dec": sky.dec.deg})
+    }  # fmt: skip
+    out = []
+    for kind, (image, columns) in tables.items():
+        path = folder / f"EUC_MER_{kind}-PSF-VIS_TILE102018211-AB_1.fits"
+        cards = header_of(0.1, STMPSIZE=side)
+        hdus = [fits.PrimaryHDU(), fits.ImageHDU(image, cards), fits.BinTableHDU(Table(columns))]
+        fits.HDUList(hdus).writeto(path)
+        out.append([path, science])
+    return out
+
+
 def image_files(folder):
     mask = np.zeros(SHAPE, "i4")
     mask[5, 7] = 1
@@ -172,11 +199,13 @@ def shown_images(images):
     """Content of images by band; a missing plane is None."""
     out = {}
     for band, image in images.items():
-        psf = getattr(image, "psf_anywhere", image.psf)
+        psf = getattr(image, "psf_anywhere", None)
+        psf = image.psf if psf is None else psf
         ny, nx = image.data.shape
         sky = image.wcs.pixel_to_world([0, nx - 1, 0], [0, 0, ny - 1]).icrs
         out[band] = {
             "data": image.data, "mask": image.mask, "psf": getattr(psf, "cells", psf),
+            "psf nodes": np.concatenate([psf.parts()["x"], psf.parts()["y"]]) if hasattr(psf, "parts") else None,
             "variance": None if image.uncertainty is None else image.uncertainty.array,
             "sky": np.array([sky.ra.deg, sky.dec.deg]),
         }  # fmt: skip
@@ -250,6 +279,7 @@ def readers():
     found = [
         Reader("rubin", rubin_files, _single(rubin.read), lambda image: shown_images({image.meta["band"]: image})),
         Reader("euclid", euclid_files, euclid.read_bands, shown_images),
+        Reader("mer-psf", psf_product_files, euclid.read_bands, shown_images),
         Reader("pair", pair_files, _single(pair.read), shown_pair, own=True),
         Reader("embedding", embedding_files, _single(rosetta.SkyEmbedding.read), shown_embedding, own=True),
         Reader("scene", scene_files, _single(rosetta.DeblendedScene.read), shown_scene, own=True),

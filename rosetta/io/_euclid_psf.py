@@ -78,11 +78,19 @@ def _table(hdus, where):
     tables = [hdu for hdu in hdus[1:] if not hdu.is_image]
     if len(tables) != 1:
         raise ValueError(f"{where} has STMPSIZE but {len(tables)} tables: need one with the places of the stamps")
-    return tables[0].data, {name.lower(): name for name in tables[0].columns.names}
+    try:
+        return tables[0].data, {name.lower(): name for name in tables[0].columns.names}
+    except Exception as error:  # astropy has many types of error for damaged tables
+        raise ValueError(
+            f"{where} has a table that cannot be read ({type(error).__name__}): download it again"
+        ) from error
 
 
 def _column(table, names, name, where):
-    values = np.asarray(table[names[name]])
+    try:
+        values = np.asarray(table[names[name]])
+    except Exception as error:
+        raise ValueError(f"{where} has a damaged column {names[name]}: download it again") from error
     if values.ndim != 1 or not len(values) or values.dtype.kind not in "fiu":
         raise ValueError(f"{where} has no usable column {names[name]}: download it again")
     return values.astype(np.float64)

@@ -19,6 +19,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
+from ._structure import check_structure
 from ._wcs import celestial_wcs
 
 __all__ = ["as_path", "celestial_wcs", "image_hdu", "native", "open_fits", "source_name"]
@@ -121,6 +122,7 @@ def open_fits(source, argument):
                 # astropy merely warns of a truncated file and hands over what is left.
                 warnings.filterwarnings("error", message="File may have been truncated")
                 warnings.filterwarnings("error", message="Error validating header")
+                check_structure(file)
                 # Never a memory map: astropy makes none where pixels must be scaled.
                 hdus = fits.open(file, memmap=False)
                 len(hdus)  # walk to the end: a file is found to be too short only on passing its data
