@@ -327,6 +327,17 @@ def test_psf_arrays_are_checked(tmp_path, psf, message):
         euclid.read(write_science(tmp_path), psf=psf)
 
 
+def test_a_card_with_two_values(tmp_path):
+    path = write_cutout(tmp_path / "a.fits", ["VIS_FLUX"])
+    with fits.open(path, mode="update") as hdus:
+        hdus[1].header.append(("CRVAL1", hdus[1].header["CRVAL1"]), end=True)
+    assert euclid.read(path).meta["band"] == "VIS"  # the same value twice does no harm
+    with fits.open(path, mode="update") as hdus:
+        hdus[1].header.append(("CRVAL1", 54.0), end=True)
+    with pytest.raises(ValueError, match="a.fits: the header has CRVAL1 twice, with two values"):
+        euclid.read(path)
+
+
 def test_region_far_from_the_tile(tmp_path):
     with pytest.raises(ValueError, match="is not on the image"):
         euclid.read(write_science(tmp_path), center=SkyCoord(10, 10, unit="deg"), size=4 * u.arcsec)
