@@ -49,6 +49,14 @@ def test_impossible_counts(key, value):
         pass
 
 
+@pytest.mark.parametrize(("key", "sign"), [("BITPIX", b"=%"), ("NAXIS", b"^ "), ("TFIELDS", b"=-")])
+def test_damaged_cards(key, sign):
+    content = content_of()
+    start = content.index(f"{key:<8}=".encode(), 2880)
+    with pytest.raises(OSError, match=f"the card {key} of HDU [12] is damaged"):
+        check_structure(io.BytesIO(content[: start + 8] + sign + content[start + 10 :]))
+
+
 @pytest.mark.parametrize("content", [b"", b"SIMPLE", content_of()[:4000], content_of() + b"\0" * 100])
 def test_what_is_not_whole_is_left_to_astropy(content):
     check_structure(io.BytesIO(content))

@@ -8,7 +8,7 @@ __all__ = ["check_structure"]
 
 BLOCK, CARD = 2880, 80
 MOST = 999  # axes of an image and columns of a table, by the FITS standard
-_CARD = re.compile(rb"(NAXIS\d*|BITPIX|PCOUNT|GCOUNT|TFIELDS|GROUPS) *= +([^ /]+)")
+_CARD = re.compile(rb"(NAXIS\d*|BITPIX|PCOUNT|GCOUNT|TFIELDS) *$")
 
 
 def check_structure(file):
@@ -24,7 +24,8 @@ def check_structure(file):
     Raises
     ------
     OSError
-        If a number of axes or columns, a length or a count cannot be. All else is left to astropy.
+        If a number of axes or columns, a length or a count cannot be, or its card is none. All else is left to
+        astropy.
     """
     end = file.seek(0, 2)
     place, number = 0, 0
@@ -35,9 +36,11 @@ def check_structure(file):
             break
         values = {}
         for card in head:
-            match = _CARD.match(card)
-            if match:
-                values.setdefault(match[1].decode(), match[2].decode("latin1"))
+            if _CARD.match(card[:8]):
+                key = card[:8].decode().strip()
+                if card[8:10] != b"= ":
+                    raise OSError(f"the card {key} of HDU {number} is damaged")
+                values.setdefault(key, card[10:].partition(b"/")[0].decode("latin1").strip())
         size = _data_size(values, number)
         if size is None:
             break
