@@ -5,9 +5,10 @@ import warnings
 
 import astropy.units as u
 import numpy as np
-from astropy.nddata import VarianceUncertainty
+from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.utils.exceptions import AstropyUserWarning
 
+from ..images.psf import PSF
 from ..surveys import EUCLID, RUBIN
 from ._euclid_names import band_of, contents, plane, product
 from ._euclid_psf import read_psf
@@ -228,7 +229,8 @@ def _read(token, parts, center, size):
     if "FLAG" in parts:
         mask |= (beside.read("flag", *parts["FLAG"], np.int64) & _INVALID) != 0
     psf = read_psf(*parts["PSF"], band, wcs, data.shape) if "PSF" in parts else None
-    image = SurveyImage(
+    kind = SurveyImage if isinstance(psf, PSF) else CCDData
+    image = kind(
         data,
         unit=u.nJy,
         uncertainty=uncertainty,
