@@ -2,6 +2,7 @@
 """What all readers need from FITS: any source opened with clear errors, and sections of images as physical values."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -18,6 +19,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
+from ._structure import check_structure
 from ._wcs import celestial_wcs
 
 __all__ = ["as_path", "celestial_wcs", "image_hdu", "native", "open_fits", "source_name"]
@@ -60,6 +62,10 @@ def source_name(source):
     if isinstance(source, str) and _URL.match(source):
         source = re.split(r"[?#]", source)[0].rstrip("/")
     return Path(source).name
+
+
+class _UnfitPixels(ValueError):
+    """Pixels that are not what was asked for; `open_fits` adds the name of the source."""
 
 
 class _Opened(fits.HDUList):
@@ -107,7 +113,7 @@ def open_fits(source, argument):
     name = source_name(source)
     advice = f"{argument}: {name} is not a complete FITS file; download or write it again"
     if isinstance(source, fits.HDUList):
-        with _explained(advice):
+        with _explained(f"{argument}: {name}", advice):
             yield _Opened(source, name)
         return
     with _binary(source, argument) as packed, _unpacked(packed, f"{argument}: {name}", advice) as file:
@@ -117,6 +123,7 @@ def open_fits(source, argument):
                 # astropy merely warns of a truncated file and hands over what is left.
                 warnings.filterwarnings("error", message="File may have been truncated")
                 warnings.filterwarnings("error", message="Error validating header")
+                check_structure(file)
                 # Never a memory map: astropy makes none where pixels must be scaled.
                 hdus = fits.open(file, memmap=False)
                 len(hdus)  # walk to the end: a file is found to be too short only on passing its data
@@ -124,15 +131,17 @@ def open_fits(source, argument):
             if _is_of_the_system(error):
                 raise
             raise ValueError(f"{advice} ({_one_line(error)})") from error
-        with hdus, _explained(advice):
+        with hdus, _explained(f"{argument}: {name}", advice):
             yield _Opened(hdus, name)
 
 
 @contextmanager
-def _explained(advice):
+def _explained(where, advice):
     """Damage that is found late, in headers or in compressed pixels, as a ValueError."""
     try:
         yield
+    except _UnfitPixels as error:
+        raise ValueError(f"{where}: {error}") from error
     except Exception as error:
         # astropy keeps the second type private.
         damaged = isinstance(error, DAMAGE) or type(error).__name__ == "CfitsioException"
@@ -143,7 +152,8 @@ def _explained(advice):
 
 def _is_of_the_system(error):
     """Whether an error comes from a disk or a network, not from what the file holds."""
-    return isinstance(error, OSError) and error.errno is not None
+    # EINVAL: a place before the beginning, where a header with negative lengths sends the reader.
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def _one_line(error):
@@ -232,6 +242,8 @@ def image_hdu(hdus, argument, name=None, *, plane=None):
         ):
             continue
         where = f"{argument}: {source_name(hdus)}[{hdu.name or number}]"
+        if not hasattr(hdu, "shape"):  # astropy makes no image of a header that contradicts itself
+            raise ValueError(f"{where} is no image that can be read: download or write it again")
         sides = [hdu.header[f"NAXIS{axis}"] for axis in range(1, axes + 1)]
         if not all(isinstance(side, int) for side in sides):
             raise ValueError(f"{where}: its axes have lengths {sides}: download or write it again")
@@ -363,7 +375,7 @@ def _physical(raw, header, dtype):
     scale, zero = (header.get(key, default) for key, default in (("BSCALE", 1), ("BZERO", 0)))
     for key, value in (("BSCALE", scale), ("BZERO", zero)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise ValueError(f"{key}={value!r} is not a number: repair the header")
+            raise _UnfitPixels(f"{key}={value!r} is not a number: repair the header")
     if raw.dtype.kind == "f":
         return raw if (scale, zero) == (1, 0) else raw * np.float64(scale) + zero
     if scale == 1 and zero == int(zero):
@@ -385,7 +397,7 @@ def _as_type(values, dtype, name):
     if dtype.kind in "iu" and values.dtype.kind == "f":
         finite = np.isfinite(values)
         if np.any(values[finite] != np.trunc(values[finite])):
-            raise ValueError(f"{name or 'the image'} holds fractions, integers are needed: is it a mask?")
+            raise _UnfitPixels(f"{name or 'the image'} holds fractions, integers are needed: is it a mask?")
         values = np.where(finite, values, -1)
     with np.errstate(over="ignore"):  # sentinels such as 1e300
         return values.astype(dtype)

@@ -89,6 +89,8 @@ def _check_cards(header, argument):
     for key in dict.fromkeys(header):
         if _NUMBERS.fullmatch(key):
             _check_number(key, header[key], argument)
+            if any(header[key, k] != header[key] for k in range(1, header.count(key))):
+                raise ValueError(f"{argument}: the header has {key} twice, with two values: remove the wrong one")
     matrix = [key for key in header if re.fullmatch(r"CD[12]_[12]", key)]
     needed = ["CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2"] + ([] if matrix else ["CDELT1", "CDELT2"])
     missing = [key for key in needed if key not in header]

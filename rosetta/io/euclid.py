@@ -1,26 +1,23 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Euclid MER mosaics: science, RMS and FLAG are separate files, one band and tile each."""
+"""Euclid MER mosaics: science, RMS, FLAG and PSF are separate files, one band and tile each; and cutouts of them."""
 
-import logging
-import re
-from pathlib import Path
+import warnings
 
 import astropy.units as u
 import numpy as np
 from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.utils.exceptions import AstropyUserWarning
 
+from ..images.psf import PSF
 from ..surveys import EUCLID, RUBIN
-from ._fits import as_path, celestial_wcs, image_hdu, native, open_fits
+from ._euclid_names import band_of, contents, plane, product
+from ._euclid_psf import read_psf
+from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
+from ._image import SurveyImage
 from ._wcs import region
 
 __all__ = ["read", "read_bands"]
 
-log = logging.getLogger("rosetta")
-
-# MER also delivers the ground images of its area, resampled to the grid of VIS.
-_GROUND_FILTER = re.compile(r"(DECAM|DES|LSST|MEGACAM|HSC|PANSTARRS)[_-]([ugrizy])", re.IGNORECASE)
-# The product names of MER, e.g. EUC_MER_MOSAIC-NIR-Y-RMS_TILE102018211-...fits
-_PRODUCT = re.compile(r"EUC_MER_(BGSUB-)?MOSAIC-([A-Z]+(?:-[A-Z])?)(?:-(RMS|FLAG))?_(TILE\d+)", re.IGNORECASE)
 # Bit 0 of the VIS and NIR flag maps, INVALID, gathers every condition under which a pixel must not
 # be used (Euclid data product description, "VIS flag map"); the other bits differ by instrument.
 _INVALID = 1
@@ -28,7 +25,7 @@ _NO_RMS = 1e10
 
 
 def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
-    """Read one band of a Euclid MER mosaic, or a region of it.
+    """Read one band of a Euclid MER mosaic or cutout, or a region of it.
 
     Only the region leaves the disk, so a cutout of a 1.5 GB mosaic costs no more than its own
     pixels. Fluxes are ``data * 10**((31.4 - MAGZERO) / 2.5)`` nJy with the zero point of the header,
@@ -37,16 +34,24 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
 
     Parameters
     ----------
-    science : str or path-like
-        The background-subtracted mosaic, ``EUC_MER_BGSUB-MOSAIC-*.fits``.
-    rms : str or path-like, optional
+    science : str, path-like, bytes or `~astropy.io.fits.HDUList`
+        The background-subtracted mosaic, ``EUC_MER_BGSUB-MOSAIC-*.fits``, or a file with extensions
+        of one band as in `read_bands`, whose own planes are used where no others are given. A path, a
+        URL (of which only the region is fetched), the content of a file, or open HDUs.
+    rms : as ``science``, optional
         ``EUC_MER_MOSAIC-*-RMS_*.fits``, in the unit of ``science``. Values above 1e10, not positive
         or not finite mean no data: those pixels are masked. Without it there is no uncertainty and
         nothing says where the mosaic is empty.
-    flag : str or path-like, optional
+    flag : as ``science``, optional
         ``EUC_MER_MOSAIC-*-FLAG_*.fits``; pixels with bit 0 (INVALID) are masked.
-    psf : str, path-like or `~numpy.ndarray`, optional
-        Point-spread function at this place: two-dimensional, on the pixel grid of ``science``.
+    psf : as ``science``, or `~numpy.ndarray`, optional
+        Point-spread function on the pixel grid of ``science``. An image with odd sides: the same
+        everywhere. ``EUC_MER_GRID-PSF-*.fits``: at nodes of its grid, at most 256 pixels apart, and
+        interpolated between them; a blank stamp is replaced by the nearest. ``EUC_MER_CATALOG-PSF-*.fits``:
+        at nodes at most 256 pixels apart, at each the mean of the four nearest stamps, weighted by
+        the inverse square of their distance (softened at 32 pixels). Only stamps that are needed
+        are read. Their layout was taken from SourceXtractor++ and from public programs that read Q1
+        files, not from the files themselves; a file that does not have it is refused.
     center : `~astropy.coordinates.SkyCoord`, optional
         Centre of the region to read; needs ``size``.
     size : `~astropy.units.Quantity`, optional
@@ -57,7 +62,9 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
     -------
     `~astropy.nddata.CCDData`
         Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite
-        where there are no data, or None; boolean mask (True: do not use); WCS of the region.
+        where there are no data, or None; boolean mask (True: do not use); WCS of the region. ``psf`` is
+        an array or None; of a PSF product the mean over the region, and ``psf_anywhere`` the
+        `~rosetta.PSF` of every place, which a `~rosetta.SkyPair` uses.
         ``meta`` holds ``band``, ``survey``, ``filter``, ``file``, ``magzero``, ``ORIGINX`` and
         ``ORIGINY`` (of the first pixel in the mosaic, 0-based).
 
@@ -67,24 +74,42 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
         If an argument has the wrong type.
     ValueError
         If a file is truncated or not FITS, lacks ``MAGZERO``, a known ``FILTER`` or a celestial
-        WCS, if the shapes differ, or if the region misses the mosaic.
+        WCS; if it holds several bands; if shapes, bands, zero points or places of the files differ;
+        or if the region misses the mosaic.
+
+    Warns
+    -----
+    `~astropy.utils.exceptions.AstropyUserWarning`
+        If the science file has extensions that are not read; the message names them.
     """
-    return _read((science, None), _with(rms), _with(flag), _with(psf), center, size)
+    bands, unread = contents(science, "science")
+    if len(bands) > 1:
+        raise ValueError(
+            f"science: {source_name(science)} holds {len(bands)} bands ({', '.join(bands)}): read them all with "
+            "rosetta.io.euclid.read_bands([file])"
+        )
+    (token, names), *_ = bands.items()
+    _warn_of(science, unread)
+    parts = {role: (science, name) for role, name in names.items()}
+    parts |= {role: (value, None) for role, value in (("RMS", rms), ("FLAG", flag), ("PSF", psf)) if value is not None}
+    return _read(token, parts, center, size)
 
 
 def read_bands(paths, *, center=None, size=None):
     """Read several Euclid bands of one tile: MER product files, or multi-extension cutouts.
 
-    Files named like MER products are grouped by band and tile, and RMS and FLAG maps go to their
-    science image. In a file with extensions ``<FILTER>_BGSUB``, every such extension is a band, with
-    ``<FILTER>_RMS``, ``<FILTER>_FLAG`` and ``<FILTER>_PSF`` beside it where they exist. Any other
-    file must be a science image. Which band an image shows is always read from its header. MER files
-    of other kinds (catalogues, background models) are skipped with a log message.
+    Files named like MER products are grouped by band and tile, and RMS, FLAG and PSF products go to
+    their science image (``GRID-PSF`` before ``CATALOG-PSF``). In a file with extensions
+    ``<BAND>_BGSUB`` or ``<BAND>_FLUX``, each of them is a band, with ``<BAND>_RMS``, ``<BAND>_FLAG``
+    and ``<BAND>_PSF`` beside it where they exist; if a band has both, ``_BGSUB`` is read. Any other
+    file must have a science image first. Which band an image shows is read from its header, and must
+    agree with its name.
 
     Parameters
     ----------
-    paths : iterable of str or path-like
-        The files, in any order.
+    paths : iterable
+        The files, in any order; each as ``science`` of `read`. Bytes and HDUs have no name, so they must have named
+        extensions or be a science image.
     center : `~astropy.coordinates.SkyCoord`, optional
         As in `read`.
     size : `~astropy.units.Quantity`, optional
@@ -99,12 +124,23 @@ def read_bands(paths, *, center=None, size=None):
 
     Raises
     ------
+    TypeError
+        If ``paths`` is one path.
     ValueError
-        If a band comes twice, an RMS or FLAG map has no science image, and whenever `read` raises.
+        If a band comes twice, an RMS, FLAG or PSF file has no science image, no file holds an image,
+        and whenever `read` raises.
+
+    Warns
+    -----
+    `~astropy.utils.exceptions.AstropyUserWarning`
+        Once per file of which something is not read: other MER products (catalogues, background
+        models), and extensions that are not understood. The message names them.
     """
-    found = {}
-    for parts in _group(paths):
-        image = _read(*(parts.get(role) for role in ("SCIENCE", "RMS", "FLAG", "PSF")), center, size)
+    if isinstance(paths, str | bytes) or not hasattr(paths, "__iter__"):
+        raise TypeError(f"paths must be a list of files, got {paths!r}: put it in brackets")
+    found, paths = {}, list(paths)
+    for token, parts in _groups(paths):
+        image = _read(token, parts, center, size)
         band = image.meta["band"]
         if band in found:
             raise ValueError(
@@ -112,144 +148,168 @@ def read_bands(paths, *, center=None, size=None):
                 "give one tile, one file per band"
             )
         found[band] = image
+    if paths and not found:
+        raise ValueError(f"paths: none of {', '.join(map(source_name, paths))} holds a Euclid image")
     order = EUCLID.band_names + RUBIN.band_names
     return {band: found[band] for band in order if band in found}
 
 
-def _with(path):
-    return None if path is None else (path, None)
+def _warn_of(source, unread, reason="not understood, or not needed"):
+    if unread:
+        message = f"{source_name(source)}: not read: {', '.join(unread)} ({reason})"
+        warnings.warn(message, AstropyUserWarning, stacklevel=3)
 
 
-def _read(science, rms, flag, psf, center, size):
-    """`read`, with each file given as (path, extension name or None for the first image)."""
-    path = as_path(science[0], "science")
-    with open_fits(path, "science") as hdus:
-        hdu = image_hdu(hdus, "science", science[1])
+def _groups(paths):
+    """Yield a band token and a dict of role ("SCIENCE", "RMS", "FLAG", "PSF") to (source, extension) for each image."""
+    products = {}
+    for source in paths:
+        known = product(source)
+        if known is None:
+            bands, unread = contents(source, "paths")
+            _warn_of(source, unread)
+            for token, names in bands.items():
+                yield token, {role: (source, name) for role, name in names.items()}
+            continue
+        role, token, tile = known
+        if role is None:
+            _warn_of(source, ["the file"], "a MER product that is not an image, RMS, FLAG or PSF file to measure on")
+            continue
+        group = products.setdefault((token, tile), {})
+        if role in group:
+            both = " and ".join(map(source_name, (group[role][0], source)))
+            raise ValueError(f"paths: {both} are both the {role} of one band")
+        if role in ("SCIENCE", "RMS", "FLAG"):
+            _warn_of(source, contents(source, "paths")[1])
+        group[role] = (source, None)
+    for (token, tile), group in products.items():
+        if "SCIENCE" not in group:
+            orphan = source_name(next(iter(group.values()))[0])
+            raise ValueError(
+                f"paths: {orphan} has no science image beside it; add EUC_MER_BGSUB-MOSAIC-{token}_{tile}*.fits"
+            )
+        second = group.pop("CATALOG PSF", None)
+        if second and "PSF" in group:
+            _warn_of(second[0], ["the file"], "the GRID-PSF file of this band is used")
+        elif second:
+            group["PSF"] = second
+        yield token, group
+
+
+def _read(token, parts, center, size):
+    """One band, of files given as role to (source, extension name or None for the first image)."""
+    source, extension = parts["SCIENCE"]
+    name = source_name(source)
+    where = f"science: {name}"
+    with open_fits(source, "science") as hdus:
+        hdu = image_hdu(hdus, "science", extension)
         header = hdu.header
-        shape = hdu.shape[-2:]
-        filter_name, band, survey = _band(header, path)
-        magzero = _magzero(header, path)
-        where = f"science: {path.name}"
-        slices = region(celestial_wcs(header, where), shape, center, size, where)
+        filter_name, band, survey = _band(header, token, name)
+        magzero = _magzero(header, where)
+        whole = celestial_wcs(header, where, shape=hdu.shape[-2:])
+        slices = region(whole, hdu.shape[-2:], center, size, where)
         origin = (slices[1].start, slices[0].start)
         data = native(hdu, np.float32, slices)
         wcs = celestial_wcs(header, where, shift=origin, shape=data.shape)
 
     scale = np.float32(10 ** ((31.4 - magzero) / 2.5))
-    mask = ~np.isfinite(data)
-    uncertainty = None
-    if rms is not None:
-        sigma = _plane(rms, "rms", shape, np.float32, slices)
-        usable = np.isfinite(sigma) & (sigma > 0) & (sigma <= _NO_RMS)
-        mask |= ~usable
-        # Sentinels would overflow when squared.
-        variance = np.square(np.where(usable, sigma * scale, np.float32(np.inf)))
-        uncertainty = VarianceUncertainty(variance)
-    if flag is not None:
-        mask |= (_plane(flag, "flag", shape, np.int64, slices) & _INVALID) != 0
-    return CCDData(
-        data * scale,
+    beside = _Beside(band, magzero, whole, slices)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        data *= scale
+        mask = ~np.isfinite(data)
+        uncertainty = None
+        if "RMS" in parts:
+            sigma = beside.read("rms", *parts["RMS"], np.float32)
+            usable = np.isfinite(sigma) & (sigma > 0) & (sigma <= _NO_RMS)
+            # Sentinels would overflow when squared.
+            variance = np.square(np.where(usable, sigma, np.float32(np.inf)) * scale)
+            usable &= (variance > 0) & np.isfinite(variance)
+            uncertainty = VarianceUncertainty(np.where(usable, variance, np.float32(np.inf)))
+            mask |= ~usable
+    if "FLAG" in parts:
+        mask |= (beside.read("flag", *parts["FLAG"], np.int64) & _INVALID) != 0
+    psf = read_psf(*parts["PSF"], band, wcs, data.shape) if "PSF" in parts else None
+    kind = SurveyImage if isinstance(psf, PSF) else CCDData
+    image = kind(
+        data,
         unit=u.nJy,
         uncertainty=uncertainty,
         mask=mask,
         wcs=wcs,
-        psf=_psf(psf),
         meta={
             "band": band,
             "survey": survey,
             "filter": filter_name,
-            "file": path.name,
+            "file": name,
             "magzero": magzero,
             "ORIGINX": origin[0],
             "ORIGINY": origin[1],
         },
     )
+    image.psf = psf
+    return image
 
 
-def _group(paths):
-    """Yield, per band, a dict of role ("SCIENCE", "RMS", "FLAG", "PSF") to (path, extension)."""
-    products = {}
-    for value in paths:
-        path = as_path(value, "paths")
-        match = _PRODUCT.match(path.name)
-        if match:
-            background_subtracted, token, role, tile = match.groups()
-            if not background_subtracted and role is None:
-                log.info("skipping %s: the mosaic before background subtraction", path.name)
-                continue
-            role = (role or "SCIENCE").upper()
-            group = products.setdefault((token.upper(), tile.upper()), {})
-            if role in group:
-                raise ValueError(f"paths: {group[role][0].name} and {path.name} are both the {role} of one band")
-            group[role] = (path, None)
-        elif path.name.upper().startswith("EUC_MER_"):
-            log.info("skipping %s: not a mosaic, RMS or FLAG product", path.name)
-        else:
-            yield from _extensions(path)
-    for (token, tile), group in products.items():
-        if "SCIENCE" not in group:
-            orphan = next(iter(group.values()))[0].name
-            raise ValueError(
-                f"paths: {orphan} has no science image beside it; add EUC_MER_BGSUB-MOSAIC-{token}_{tile}*.fits"
-            )
-        yield group
+class _Beside:
+    """A region of an RMS or FLAG map, after checks that it belongs to the science image."""
+
+    def __init__(self, band, magzero, wcs, slices):
+        self.band, self.magzero, self.wcs, self.slices = band, magzero, wcs, slices
+
+    def read(self, argument, source, extension, dtype):
+        """The plane of this name, as an array of the region."""
+        with open_fits(source, argument) as hdus:
+            hdu = plane(hdus, argument, self.band, extension)
+            where = f"{argument}: {source_name(source)}"
+            shape = self.wcs.pixel_shape[::-1]
+            if hdu.shape[-2:] != shape:
+                raise ValueError(
+                    f"{where} is {hdu.shape[-2:]}, science is {shape} pixels; "
+                    "they must come from the same tile and band"
+                )
+            if argument == "rms" and _is_number(hdu.header.get("MAGZERO")) and hdu.header["MAGZERO"] != self.magzero:
+                raise ValueError(
+                    f"{where} has MAGZERO={hdu.header['MAGZERO']}, science {self.magzero}: "
+                    "they must come from the same tile and band"
+                )
+            if "CRVAL1" in hdu.header:
+                self._check_place(celestial_wcs(hdu.header, where), where)
+            return native(hdu, dtype, self.slices)
+
+    def _check_place(self, wcs, where):
+        ny, nx = self.wcs.pixel_shape[::-1]
+        x, y = np.array([0, nx - 1, 0]), np.array([0, 0, ny - 1])
+        found = self.wcs.world_to_pixel(wcs.pixel_to_world(x, y))
+        if not np.hypot(found[0] - x, found[1] - y).max() < 0.5:
+            raise ValueError(f"{where} lies elsewhere on the sky than science: give that of the same tile")
 
 
-def _extensions(path):
-    with open_fits(path, "paths") as hdus:
-        names = [hdu.name for hdu in hdus]
-    bands = [name.removesuffix("_BGSUB") for name in names if name.endswith("_BGSUB")]
-    if not bands:
-        yield {"SCIENCE": (path, None)}
-    for band in bands:
-        roles = {"SCIENCE": "BGSUB", "RMS": "RMS", "FLAG": "FLAG", "PSF": "PSF"}
-        yield {role: (path, f"{band}_{end}") for role, end in roles.items() if f"{band}_{end}" in names}
-
-
-def _plane(part, argument, shape, dtype, slices):
-    path = as_path(part[0], argument)
-    with open_fits(path, argument) as hdus:
-        hdu = image_hdu(hdus, argument, part[1])
-        if hdu.shape[-2:] != shape:
-            raise ValueError(
-                f"{argument}: {path.name} is {hdu.shape[-2:]}, science is {shape} pixels; "
-                "they must come from the same tile and band"
-            )
-        return native(hdu, dtype, slices)
-
-
-def _psf(part):
-    if part is None:
-        return None
-    if isinstance(part[0], np.ndarray):
-        psf = np.array(part[0], dtype=np.float64)
-    else:
-        path = as_path(part[0], "psf")
-        with open_fits(path, "psf") as hdus:
-            psf = native(image_hdu(hdus, "psf", part[1]), np.float64)
-    if psf.ndim != 2:
-        raise ValueError(f"psf must be a two-dimensional image, got {psf.ndim} dimensions; pick one stamp")
-    return psf
-
-
-def _band(header, path):
+def _band(header, token, name):
     text = str(header.get("FILTER", "")).strip()
-    try:
-        return text, EUCLID[text].name, EUCLID.name
-    except ValueError:
-        match = _GROUND_FILTER.fullmatch(text)
-        if match:
-            return text, match[2].lower(), match[1].upper()
-    raise ValueError(
-        f"science: FILTER={header.get('FILTER')!r} of {Path(path).name} is no band known here; it must be "
-        "VIS, NIR_Y, NIR_J, NIR_H, or a ground filter such as DECAM_g"
-    )
-
-
-def _magzero(header, path):
-    value = header.get("MAGZERO")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    found, named = band_of(text), band_of(token)
+    if not found:
         raise ValueError(
-            f"science: MAGZERO={value!r} in {path.name}; without the AB zero point of the header there are no fluxes"
+            f"science: FILTER={header.get('FILTER')!r} of {name} is no band known here; it must be "
+            "VIS, NIR_Y, NIR_J, NIR_H, or a ground filter such as DECAM_g"
         )
+    if named and named[0] != found[0]:
+        raise ValueError(f"science: {name} has FILTER={text!r} in the header but {token} in the name: correct one")
+    return text, *found
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _magzero(header, where):
+    value = header.get("MAGZERO")
+    if not _is_number(value) or not 0 < value < 50:
+        raise ValueError(f"{where} has MAGZERO={value!r}: without the AB zero point of the header there are no fluxes")
+    text = str(header.get("BUNIT", ""))
+    try:
+        unit = u.Unit(text).to(u.nJy)
+    except (ValueError, TypeError, u.UnitConversionError):  # ADU/s, electrons, none: the zero point tells
+        return float(value)
+    if abs(unit / 10 ** ((31.4 - value) / 2.5) - 1) > 0.01:
+        raise ValueError(f"{where} has BUNIT={text!r} and MAGZERO={value}, which contradict each other: correct one")
     return float(value)

@@ -1,0 +1,84 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The numbers in FITS headers that say how a file is built, checked before astropy counts to them."""
+
+import re
+from math import prod
+
+__all__ = ["check_structure"]
+
+BLOCK, CARD = 2880, 80
+MOST = 999  # axes of an image and columns of a table, by the FITS standard
+_CARD = re.compile(rb"(NAXIS\d*|BITPIX|PCOUNT|GCOUNT|TFIELDS) *$")
+
+
+def check_structure(file):
+    """Walk over the headers of a FITS file; the file is left at its beginning.
+
+    astropy loops over as many axes and columns as a header names, and goes back where a size is negative.
+
+    Parameters
+    ----------
+    file : binary file
+        Not compressed as a whole.
+
+    Raises
+    ------
+    OSError
+        If a number of axes or columns, a length or a count cannot be, or its card is none. All else is left to
+        astropy.
+    """
+    end = file.seek(0, 2)
+    place, number = 0, 0
+    while place < end:
+        file.seek(place)
+        head, header_size = _header(file)
+        if head is None:
+            break
+        values = {}
+        for card in head:
+            if _CARD.match(card[:8]):
+                key = card[:8].decode().strip()
+                if card[8:10] != b"= ":
+                    raise OSError(f"the card {key} of HDU {number} is damaged")
+                values.setdefault(key, card[10:].partition(b"/")[0].decode("latin1").strip())
+        size = _data_size(values, number)
+        if size is None:
+            break
+        place += header_size + -(-size // BLOCK) * BLOCK
+        number += 1
+    file.seek(0)
+
+
+def _header(file):
+    """Cards of the header that begins here and its size, or None if there is none that ends."""
+    cards = []
+    while True:
+        block = file.read(BLOCK)
+        if len(block) < BLOCK or not (cards or block.startswith((b"SIMPLE", b"XTENSION"))):
+            return None, 0
+        cards += [block[k : k + CARD] for k in range(0, BLOCK, CARD)]
+        ends = [k for k, card in enumerate(cards) if card.rstrip() == b"END"]
+        if ends:
+            return cards[: ends[0]], len(cards) * CARD
+
+
+def _data_size(values, number):
+    """Bytes of data that a header announces; None where that cannot be told."""
+    counts = {}
+    for key, text in values.items():
+        try:
+            counts[key] = int(text)
+        except ValueError:
+            return None  # astropy finds what is no number
+    allowed = {"NAXIS": (0, MOST), "TFIELDS": (0, MOST), "PCOUNT": (0, 2**62), "GCOUNT": (1, 2**62)}
+    for key, value in counts.items():
+        low, high = allowed.get(key, (0, 2**62) if key.startswith("NAXIS") else (-64, 64))
+        if not low <= value <= high:
+            raise OSError(f"{key}={value} in the header of HDU {number}")
+    if "NAXIS" not in counts or "BITPIX" not in counts:
+        return None
+    sides = [counts.get(f"NAXIS{k + 1}") for k in range(counts["NAXIS"])]
+    if None in sides:
+        return None
+    pixels = prod(sides) if sides else 0
+    return abs(counts["BITPIX"]) // 8 * counts.get("GCOUNT", 1) * (counts.get("PCOUNT", 0) + pixels)
