@@ -18,8 +18,9 @@ ORDER = """
     images images.cache images.moments images.psf_core images.psf images.positions images.sky images.wcs images.wcs_fit
     images.image images.filtering images.noise images.resampling
     input_image pair
-    io._structure io._wcs io._fits io._store io._image io._photometric_unit io.image io.survey_file io._stitch
-    io._euclid_names io._euclid_psf io.euclid io._rubin_planes io._rubin_tree io._rubin_file io.rubin io.pair io._pair io
+    io._structure io._wcs io._fits io._store io._image io._photometric_unit io.image io.survey_file
+    io._euclid_names io._euclid_psf io.euclid io._stitch io._rubin_planes io._rubin_tree io._rubin_file io.rubin
+    io.pair io._pair io
     embedding matching
     detection detection.watershed detection.detection
     encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
