@@ -8,13 +8,16 @@ from scipy import ndimage, sparse
 
 from ..images.noise import THIN, significance
 
-__all__ = ["N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
+__all__ = ["DISPLACED", "N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
 RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
 N_ANGLE = 8
 _ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
 #: Where residuals are looked at, (east, north) arcsec about a source: its centre, then rings.
 RINGS = np.concatenate([np.zeros((1, 2)), *(r * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], -1) for r in RADII)])
+#: Displacements (east, north) in units of a position error per axis: the mean product of what they do to two fluxes is
+#: exact where fluxes are quadratic in the position (sigma points; Julier & Uhlmann 1997).
+DISPLACED = np.sqrt(2.0) * np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,9 @@ class BandFit:
         Relative error of the flux from that of the breadth.
     residual_snr : (n, n_point) array
         Significance of a point source in the residuals at `RINGS`, in units of uncorrelated pixels.
+    displaced : (n, 4) array
+        Change of the flux, nJy, if the sources lie off their positions by the image's position error times `DISPLACED`;
+        0 where the image is aligned.
     """
 
     flux: np.ndarray
@@ -66,6 +72,7 @@ class BandFit:
     breadth: np.ndarray
     breadth_error: np.ndarray
     residual_snr: np.ndarray
+    displaced: np.ndarray
 
     @classmethod
     def per_source(cls):
@@ -80,11 +87,11 @@ class BandFit:
             flux=nothing, covariance=sparse.csc_array((n, n)), noise=1.0, measured=none, degenerate=none,
             coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n), pixels=np.zeros(n, int),
             slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n), breadth_error=np.zeros(n),
-            residual_snr=np.zeros((n, len(RINGS))),
+            residual_snr=np.zeros((n, len(RINGS))), displaced=np.zeros((n, len(DISPLACED))),
         )
 
 
-def fit_band(engine, mixtures, placed, slope, place):
+def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
     """Fluxes, covariance, chi2 and breadths of all sources in one band.
 
     Parameters
@@ -96,6 +103,8 @@ def fit_band(engine, mixtures, placed, slope, place):
         See `rosetta.deblending.engine.shape_fit.flux_slopes`.
     place : (n,) int array
         The first source at each source's place: sources of one place have one breadth.
+    position_error : float, optional
+        Of all sources together on this image, arcsec per axis.
 
     Returns
     -------
@@ -140,8 +149,22 @@ def fit_band(engine, mixtures, placed, slope, place):
         breadth=breadth,
         breadth_error=breadth_error,
         residual_snr=ndimage.map_coordinates(np.nan_to_num(shown), around, order=1, cval=0.0),
+        displaced=_displaced(engine, design, placed, flux, position_error),
     )
     return result, scatter[np.isfinite(scatter)]
+
+
+def _displaced(engine, design, placed, flux, position_error):
+    """What errors of the position do to the fluxes, (n, 4) nJy: the models are moved, and fitted where they were."""
+    image, model = placed.image, design.image(flux)
+    if position_error == 0.0 or len(design) == 0:
+        return np.zeros((len(design), len(DISPLACED)))
+    steps = position_error * DISPLACED @ placed.jacobian.mean(axis=0).T  # (4, 2) pixels (x, y)
+    moved = [
+        image.with_pixels(ndimage.shift(model, step[::-1], order=3), image.variance, sky_weight=image.sky_weight)
+        for step in steps
+    ]
+    return np.stack([engine.fluxes(design, one)[0] - flux for one in moved], axis=1)
 
 
 def misfits(design, residual, weight):

@@ -19,7 +19,7 @@ from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
-from .scene import DeblendedScene, Templates, source_columns, source_flags, template_covariance
+from .scene import DeblendedScene, Templates, band_flags, source_columns, source_flags, strange_bands, template_covariance
 from .source_list import coincident, user_sources
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
@@ -85,7 +85,9 @@ class JEPADeblender(Head):
         embedding = self._embedding(x)
         pair, config = embedding.pair, self._config
         images, engine = band_images(pair), SparseEngine(config.engine)
-        solution, roles = solution_for(offsets, images), Roles.of(images, config.n_ground_shape)
+        solution = solution_for(offsets, images)
+        lost = solution is not None and solution.verdict == "abstain"  # then the ground may show other sources there
+        roles = Roles.of(images, 0 if lost else config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
         if sources is None:
             coord, label = found.table["sky_centroid"], np.asarray(found.table["label"])
@@ -133,11 +135,17 @@ class JEPADeblender(Head):
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
         # hold this source show in the residual.
         columns = source_columns(field, fits[reference], fits[roles.blend])
-        flags = source_flags(fits, images, len(label)) | columns.pop("flags")
+        solution = as_solution(offsets) if offsets is not None else None
+        of_bands = {band: band_flags(fit, images[band], solution) for band, fit in fits.items()}
+        for band in strange_bands(fits, images, reference):
+            of_bands[band][fits[band].measured] |= int(Flag.POOR_FIT)
+        flags = np.bitwise_or.reduce([source_flags(fits, images, len(label)), columns.pop("flags"), *of_bands.values()])
         flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
-        flags |= int(as_solution(offsets).flag) if offsets is not None else 0
+        flags |= int(solution.flag) if solution is not None else 0
         flags |= embedding.ood_at(field.coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})
+        for band, own in of_bands.items():
+            table[f"flags_{band}"] = own
         probability, seen = np.full(len(label), np.nan), table["n_band"] > 0
         if self._provenance.get("trained") and seen.any():
             features = source_features(table, fits, images, template_covariance(fits, covariance))

@@ -19,7 +19,7 @@ from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
 from ..io._store import check_format, document, document_hdu, extensions, new_path, record, record_hdus, save
 from ..readonly import ReadOnlyDict
-from .band_fit import BandFit
+from .band_fit import DISPLACED, BandFit
 from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
@@ -31,6 +31,9 @@ __all__ = ["DeblendedScene", "Templates"]
 FORMAT = 1  # of files
 PAINTED = 256  # sources drawn at a time
 BLENDED_ABOVE, LOWEST_SNR, POOR_CHI2 = 0.05, 3.0, 3.0  # blendedness, S/N and reduced chi2 at which flags are set
+POOR_SHARE = 0.1  # of the light's power in the residuals of half of the bright sources: no source of the band is trusted
+BRIGHT, FEWEST = 20.0, 5  # S/N from which a source tells of its band, and how many are needed
+COLOUR, COLOUR_SLOPE = 1.5, 7.5  # mag, and mag per unit of ln(wavelength): few sources are redder than that
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,8 @@ class DeblendedScene:
             (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
             was trained, and where no band has a pixel of it), ``half_light_radius`` (arcsec; below 0.005 for
             points), ``e1``, ``e2`` (distortion: (Qxx - Qyy) / (Qxx + Qyy),
-            2 Qxy / (Qxx + Qyy), x east and y north), ``snr`` (of the sharpest band), ``flags``.
+            2 Qxy / (Qxx + Qyy), x east and y north), ``snr`` (of the sharpest band), ``flags``, and
+            ``flags_<band>`` (what of it is true in that band).
         """
         table = self._table.copy()
         table.meta.update(self.meta)
@@ -417,10 +421,7 @@ class DeblendedScene:
         with extensions(path, check) as (header, found):
             embedding = SkyEmbedding._of_file(header, found, path)
             sides = {band: side for side, band, _ in embedding.pair.images()}
-            fits = {
-                band: _instance(BandFit, record(found, f"FIT_{band}", ver=_extver(sides[band])))
-                for band in header["BANDS"].split()
-            }
+            fits = {band: _fit_of(found, band, sides[band]) for band in header["BANDS"].split()}
             templates, offsets = record(found, "TEMPLATES"), None
             templates["config"] = EngineConfig(**document(found, "SCENE_CONFIG"))
             if ("OFFSETS", 1) in found:
@@ -500,6 +501,13 @@ def _instance(kind, values):
     return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
+def _fit_of(found, band, side):
+    """The fit of a band in a file; earlier ones do not know what a displacement does to the fluxes."""
+    values = record(found, f"FIT_{band}", ver=_extver(side))
+    values.setdefault("displaced", np.zeros((len(values["flux"]), len(DISPLACED))))
+    return _instance(BandFit, values)
+
+
 def _extver(side):
     return 1 if side == "ground" else 2  # as in pair files
 
@@ -541,7 +549,6 @@ def source_columns(field, sharp, blended):
     flags = np.zeros(len(field), dtype=np.int64)
     flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
     flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
-    flags[sharp.measured & (sharp.chi2 > POOR_CHI2)] |= int(Flag.POOR_FIT)
     radius, e1, e2 = shape_columns(field.mixtures)
     shift = centroids(field.mixtures) * u.arcsec
     return {
@@ -557,24 +564,93 @@ def source_columns(field, sharp, blended):
     }
 
 
-def source_flags(fits, images, n):
-    """Flags that follow from the fits of all bands, (n,) int array."""
-    flags = np.zeros(n, dtype=np.int64)
-    anywhere = np.zeros(n, dtype=bool)
+def band_flags(fit, image, solution):
+    """Flags of all sources in one band, (n,) int array.
+
+    Parameters
+    ----------
+    fit : `~rosetta.deblending.band_fit.BandFit`
+    image : `~rosetta.images.image.BandImage`
+    solution : `~rosetta.AstrometricSolution` or None
+    """
+    flags = np.full(len(fit.flux), int(image.flags), dtype=np.int64)
+    inside = fit.outside < 0.999
+    flags[~fit.measured] |= int(Flag.NO_DATA)
+    flags[inside & (fit.outside > 0.02)] |= int(Flag.EDGE)
+    flags[inside & (fit.coverage + fit.outside < 0.98)] |= int(Flag.MASKED)
+    flags[fit.degenerate] |= int(Flag.DUPLICATE)
+    flags[fit.measured & (fit.chi2 > POOR_CHI2)] |= int(Flag.POOR_FIT)
+    if solution is not None and image.side == "ground":
+        flags |= int(solution.flag)
+    return flags
+
+
+def strange_bands(fits, images, reference):
+    """Bands that contradict the templates as a whole: their PSF, positions or units are not what the image says.
+
+    Parameters
+    ----------
+    fits : dict of str to `~rosetta.deblending.band_fit.BandFit`
+    images : dict of str to `~rosetta.images.image.BandImage`
+    reference : str
+        Band of the templates.
+
+    Returns
+    -------
+    list of str
+    """
+    strange = []
     for band, fit in fits.items():
-        inside = fit.outside < 0.999
-        anywhere |= inside
-        flags[~fit.measured] |= int(Flag.NO_DATA)
-        flags[inside & (fit.outside > 0.02)] |= int(Flag.EDGE)
-        flags[inside & (fit.coverage + fit.outside < 0.98)] |= int(Flag.MASKED)
-        flags[fit.degenerate] |= int(Flag.DUPLICATE)
-        flags |= int(images[band].flags)
+        apart = abs(np.log(images[band].wavelength / images[reference].wavelength))
+        if unexplained(fit) > POOR_SHARE or implausible(fit, fits[reference], apart) > 0.5:
+            strange.append(band)
+    return strange
+
+
+def _sigma(fit):
+    """Error of each flux from uncorrelated pixels, nJy; NaN where there is no pixel."""
+    seen = fit.measured & (fit.pixels > 0)
+    return np.sqrt(np.where(seen, fit.covariance.diagonal(), np.nan)) / fit.noise
+
+
+def unexplained(fit):
+    """Share of the power of the light that the models leave in a band's residuals: the median of bright sources.
+
+    The power in a source's footprint is the squared significance of its flux, and what chi2 has in excess of noise.
+    Where the PSF or the positions of a band are wrong, most sources have such an excess; a galaxy whose shape is no
+    template's says nothing of others. 0 where there are too few bright sources to tell.
+    """
+    excess = np.maximum(fit.pixels * (fit.chi2 - 1.0), 0.0)
+    power = (fit.flux / _sigma(fit)) ** 2 + excess
+    bright = power > BRIGHT**2
+    return float(np.median((excess / power)[bright])) if bright.sum() >= FEWEST else 0.0
+
+
+def implausible(fit, sharp, apart):
+    """Share of the sources whose colour no ordinary spectrum has, of those bright enough to tell.
+
+    A band with a wrong frame shows other sky at the positions of the sources, most often none of their light.
+
+    Parameters
+    ----------
+    fit, sharp : `~rosetta.deblending.band_fit.BandFit`
+        Of a band, and of the reference band.
+    apart : float
+        Between the bands, in ln(wavelength).
+    """
+    faintest = sharp.flux * 10 ** (-0.4 * (COLOUR + COLOUR_SLOPE * apart))
+    bright = (sharp.flux > BRIGHT * _sigma(sharp)) & (faintest > BRIGHT / 2 * _sigma(fit))
+    return float(np.mean(fit.flux[bright] < faintest[bright])) if bright.sum() >= FEWEST else 0.0
+
+
+def source_flags(fits, images, n):
+    """Flags of a source that follow from what all bands see of it together, (n,) int array."""
+    flags = np.zeros(n, dtype=np.int64)
+    anywhere = np.any([fit.outside < 0.999 for fit in fits.values()], axis=0)
     flags[~anywhere] |= int(Flag.OUTSIDE)
     for side in ("ground", "space"):
-        seen = np.zeros(n, dtype=bool)
-        for band, fit in fits.items():
-            if images[band].side == side:
-                seen |= fit.measured
+        of_side = [fit.measured for band, fit in fits.items() if images[band].side == side]
+        seen = np.any([np.zeros(n, dtype=bool), *of_side], axis=0)
         flags[anywhere & ~seen] |= int(Flag.ONE_SIDED)
         if side == "space":
             flags[anywhere & ~seen] |= int(Flag.GROUND_TEMPLATE)

@@ -55,6 +55,11 @@ class Sources:
     def __len__(self):
         return len(self.index)
 
+    @property
+    def aligned(self):
+        """Whether their positions on the ground images are known far better than a PSF is wide."""
+        return self.solution is not None and self.solution.verdict == "ok"
+
     def of(self, rows):
         """Some of the sources."""
         places = {band: (xy[rows], jacobian[rows]) for band, (xy, jacobian) in self._places.items()}

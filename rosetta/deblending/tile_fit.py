@@ -17,6 +17,7 @@ from .source_list import coincident
 __all__ = ["Roles", "TileFit", "fit_tile"]
 
 SAME_WIDTH = 0.12  # of ln(PSF width): bands of one side that are nearer than this share their flux slopes
+UNALIGNED_ERROR = 0.1  # arcsec per axis: of positions on ground images that are not aligned with the space image
 SLOPE_LIGHT = 3e-3  # fraction of a source's light truncated in stamps for d ln(flux) / d(shape)
 
 
@@ -122,7 +123,9 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report):
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
-        bands[band], scatter[band] = fit_band(engine, mixtures, placed, slope, place)
+        loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
+        position_error = UNALIGNED_ERROR if loose else 0.0
+        bands[band], scatter[band] = fit_band(engine, mixtures, placed, slope, place, position_error)
     report()
     return TileFit(
         index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,

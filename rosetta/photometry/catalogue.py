@@ -11,7 +11,7 @@ from .. import checkpoint
 from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
-from ..deblending.scene import DeblendedScene
+from ..deblending.scene import POOR_CHI2, DeblendedScene
 from ..deblending.source_list import NO_LABEL
 from ..embedding import SkyEmbedding
 from ..head import Head
@@ -94,7 +94,7 @@ class EmbeddingPhotometry(Head):
             (n_band, n_band; nJy^2, bands in the order of ``meta["bands"]``), ``neighbor_label`` (the source whose
             flux is most correlated with this one's; -1: none) and ``neighbor_corr_<band>`` (its correlation
             from the overlap, NaN where unmeasured), ``chi2_<band>`` (reduced, over the source's footprint),
-            ``flags``. Bands that were not observed have no column; a source without a usable pixel in a
+            ``flags`` and ``flags_<band>``. Bands that were not observed have no column; a source without a usable pixel in a
             band has NaN and the flag ``NO_DATA``.
 
         Raises
@@ -118,6 +118,7 @@ class EmbeddingPhotometry(Head):
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
             _calibrate(catalog, scene, self._network)
+        _add_covariance(catalog, scene.bands, _unmodelled_covariance(scene))
         catalog.meta.update(self._provenance_of(embedding, deblender=made_by or "untrained"))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
@@ -203,7 +204,9 @@ def _formal(scene):
         catalog[f"neighbor_corr_{band}"] = correlation[:, k]
     for band in bands:
         catalog[f"chi2_{band}"] = fits[band].chi2
-    catalog["flags"] = table["flags"]
+    for name in table.colnames:
+        if name.startswith("flags"):
+            catalog[name] = table[name]
     return catalog
 
 
@@ -273,8 +276,29 @@ def _calibrate(catalog, scene, network):
     widen, extra = error_model.predict(network, flux_features(scene))  # (n, n_band)
     flux = np.stack([catalog[f"flux_{b}"].to_value(u.nJy) for b in bands], axis=1)
     shift = extra * flux
-    cov = catalog["flux_cov"].to_value(u.nJy**2) * widen[:, :, None] * widen[:, None, :]
-    cov = cov + shift[:, :, None] * shift[:, None, :]
+    catalog["flux_cov"] *= widen[:, :, None] * widen[:, None, :]
+    _add_covariance(catalog, bands, shift[:, :, None] * shift[:, None, :])
+
+
+def _unmodelled_covariance(scene):
+    """Covariance of the fluxes (n, n_band, n_band), nJy^2, that no sky with right positions and PSFs has.
+
+    Where the ground images are not aligned, what the error of their common frame does to the fluxes. Where chi2 is poor,
+    the flux whose significance is that of the excess in the residuals: it is the band's own.
+    """
+    fits, bands = scene.fits, scene.bands
+    displaced = np.stack([fits[band].displaced for band in bands], axis=1)  # (n, n_band, n_point)
+    cov = displaced @ np.swapaxes(displaced, 1, 2) / displaced.shape[2]
+    for k, band in enumerate(bands):
+        fit = fits[band]
+        excess = np.maximum(fit.pixels * (np.nan_to_num(fit.chi2) - POOR_CHI2), 0.0)
+        cov[:, k, k] += excess * fit.covariance.diagonal() / fit.noise**2
+    return cov
+
+
+def _add_covariance(catalog, bands, more):
+    """Add a covariance (n, n_band, n_band) in nJy^2 to that of the fluxes."""
+    cov = catalog["flux_cov"].to_value(u.nJy**2) + more
     catalog["flux_cov"] = cov * u.nJy**2
     for k, band in enumerate(bands):
         catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy
