@@ -31,7 +31,8 @@ __all__ = ["DeblendedScene", "Templates"]
 FORMAT = 1  # of files
 PAINTED = 256  # sources drawn at a time
 BLENDED_ABOVE, LOWEST_SNR, POOR_CHI2 = 0.05, 3.0, 3.0  # blendedness, S/N and reduced chi2 at which flags are set
-POOR_SHARE = 0.1  # of the light's power in the residuals of half of the bright sources: no source of the band is trusted
+POOR_SHARE = 0.05  # of the light's power in the residuals of most bright sources: no source of the band is trusted
+POOR_BREADTH = 2.0  # of most bright sources, in standard deviations of colour gradients and PSF errors: nor then
 BRIGHT, FEWEST = 20.0, 5  # S/N from which a source tells of its band, and how many are needed
 COLOUR, COLOUR_SLOPE = 1.5, 7.5  # mag, and mag per unit of ln(wavelength): few sources are redder than that
 
@@ -586,7 +587,7 @@ def band_flags(fit, image, solution):
 
 
 def strange_bands(fits, images, reference):
-    """Bands that contradict the templates as a whole: their PSF, positions or units are not what the image says.
+    """Bands that contradict the templates as a whole: their PSF, positions or units are not what is said of them.
 
     Parameters
     ----------
@@ -600,9 +601,10 @@ def strange_bands(fits, images, reference):
     list of str
     """
     strange = []
-    for band, fit in fits.items():
-        apart = abs(np.log(images[band].wavelength / images[reference].wavelength))
-        if unexplained(fit) > POOR_SHARE or implausible(fit, fits[reference], apart) > 0.5:
+    for band in set(fits) - {reference}:
+        fit, apart = fits[band], abs(np.log(images[band].wavelength / images[reference].wavelength))
+        unlike = unexplained(fit) > POOR_SHARE or abs(typical_breadth(fit)) > POOR_BREADTH
+        if unlike or implausible(fit, fits[reference], apart) > 0.5:
             strange.append(band)
     return strange
 
@@ -620,10 +622,20 @@ def unexplained(fit):
     Where the PSF or the positions of a band are wrong, most sources have such an excess; a galaxy whose shape is no
     template's says nothing of others. 0 where there are too few bright sources to tell.
     """
-    excess = np.maximum(fit.pixels * (fit.chi2 - 1.0), 0.0)
+    noise = np.minimum(np.nanmedian(fit.chi2), 1.0) if fit.measured.any() else 1.0  # less where pixels are smoothed
+    excess = np.maximum(fit.pixels * (fit.chi2 - noise), 0.0)
     power = (fit.flux / _sigma(fit)) ** 2 + excess
     bright = power > BRIGHT**2
     return float(np.median((excess / power)[bright])) if bright.sum() >= FEWEST else 0.0
+
+
+def typical_breadth(fit):
+    """Median breadth of a band's bright sources; 0 where there are too few to tell.
+
+    Colour gradients scatter about 0, and an error of the PSF's width is common to all.
+    """
+    bright = fit.flux > BRIGHT * _sigma(fit)
+    return float(np.median(fit.breadth[bright])) if bright.sum() >= FEWEST else 0.0
 
 
 def implausible(fit, sharp, apart):

@@ -20,6 +20,7 @@ from .training_tiles import training_tiles
 
 __all__ = ["CrossSurveyEncoder"]
 
+JUDGED = 0.9  # share of a window that must be seen to tell whether its sky is strange: missing pixels look strange too
 BATCH = 8  # windows encoded at a time: bounds the memory, whatever the size of the field
 
 
@@ -139,8 +140,8 @@ class CrossSurveyEncoder:
         ----------
         pair : `~rosetta.SkyPair`
         window : `~astropy.units.Quantity`
-            Side of the windows: a multiple of 3.2 arcsec, at least 12.8 arcsec. Fields smaller than it are read in one
-            window of the smallest allowed side that covers them.
+            Side of the windows: a multiple of 3.2 arcsec, at least 12.8 arcsec. Smaller fields are read in windows of
+            the largest allowed side that fits into them.
         progress : callable, optional
             Called as ``progress(done, total)`` after every few windows of a side.
 
@@ -216,7 +217,9 @@ class CrossSurveyEncoder:
         for name in ("tokens", "cls", "embedding", "ood_score"):
             arrays[name][empty] = np.nan  # nothing was seen here: no answer, rather than that of an empty sky
         flags[empty] |= int(Flag.NO_DATA)
-        flags[arrays["coverage"] < 0.5] |= int(Flag.LOW_COVERAGE)
+        partial = arrays["coverage"] < JUDGED
+        arrays["ood_score"][partial] = np.nan
+        flags[partial] |= int(Flag.LOW_COVERAGE)
         flags[arrays["ood_score"] > 1] |= int(Flag.OUT_OF_DISTRIBUTION)
         arrays["flags"] = flags
         return arrays

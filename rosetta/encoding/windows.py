@@ -19,25 +19,31 @@ __all__ = [
 PATCH = 16  # native pixels per token side
 OVERLAP = 12.8  # arcsec shared by neighbouring windows
 STEP = 3.2  # arcsec; windows are multiples of one ground token
+RIM = 0.2  # arcsec; a window may hang over by a ground pixel: a cutout holds whole ones
 SLACK = 0.8  # arcsec; a rim this narrow is not worth a window: two grids of one field differ in phase
 
 
 def window_grid(images, window):
-    """Centres of the windows that cover the images: `~astropy.coordinates.SkyCoord`, shape (n_window,)."""
+    """Centres of the windows that cover the images: `~astropy.coordinates.SkyCoord`, shape (n_window,).
+
+    Neighbours overlap by `OVERLAP` or more, so that none hangs over an edge: the sky there would look strange.
+    """
     center, lowest, highest = extent(images)
     axes = []
     for low, high in zip(lowest, highest, strict=True):
-        step = window - min(OVERLAP, window / 2)
-        n = max(1, int(np.ceil((high - low - window - SLACK) / step)) + 1)
-        axes.append((low + high) / 2 + (np.arange(n) - (n - 1) / 2) * step)
+        spare = max(high - low - window, 0.0)
+        n = 1 + int(np.ceil((spare - SLACK) / (window - min(OVERLAP, window / 2))))
+        # What a rim of one window leaves unread is shared by both edges.
+        axes.append((low + high) / 2 + (np.linspace(-0.5, 0.5, n) * spare if n > 1 else np.zeros(1)))
     east, north = np.meshgrid(*axes)
     return from_tangent(np.stack([east.ravel(), north.ravel()], -1), center)
 
 
 def fitting_window(images, largest):
-    """The smallest allowed window (arcsec) that covers the images, at most ``largest``."""
-    extent = max(max(image.shape) * image.pixel_scale for image in images)
-    return min(largest, max(12.8, STEP * np.ceil((extent - SLACK) / STEP)))
+    """The largest allowed window (arcsec) that the images fill, at most ``largest``."""
+    _, lowest, highest = extent(images)
+    filled = STEP * np.floor((np.min(highest - lowest) + RIM) / STEP)
+    return min(largest, max(12.8, round(filled, 1)))
 
 
 def side_view(images, centers, window, knots):
