@@ -137,7 +137,7 @@ class SkyEmbedding:
         `~astropy.table.QTable`
             ``survey``, ``sky_center``, ``embedding`` (256), ``cls`` (384), ``coverage`` (fraction of valid
             pixels), ``ood_score`` (larger: less like the training sky; above 1 flagged ``OUT_OF_DISTRIBUTION``; NaN
-            where less than 90 % of the window has valid pixels),
+            where less than 95 % of the window has valid pixels),
             ``flags``.
         """
         sides = list(self._sides.items())

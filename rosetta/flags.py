@@ -18,7 +18,7 @@ class Flag(IntFlag):
     PSF_NOMINAL = 1 << 5  #: the input had no PSF; the survey's nominal one was used
     PSF_TRUNCATED = 1 << 6  #: light beyond the given PSF stamp was corrected for
     BAND_EXTRAPOLATED = 1 << 7  #: a band unlike any seen in training
-    LOW_COVERAGE = 1 << 8  #: less than 90 % of the window has valid pixels: not judged whether it is strange
+    LOW_COVERAGE = 1 << 8  #: less than 95 % of the window has valid pixels: not judged whether it is strange
     OUT_OF_DISTRIBUTION = 1 << 9  #: unlike the sky the encoder was trained on
     ONE_SIDED = 1 << 10  #: only one of the two surveys covers this position
     UNALIGNED = 1 << 11  #: no usable astrometric solution: positions as in the headers

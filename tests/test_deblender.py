@@ -15,7 +15,7 @@ from astropy.utils.masked import Masked
 from astropy.wcs import WCS, Sip
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
-from rosetta import Flag, JEPADeblender, SkyPair
+from rosetta import AstrometricSolution, Flag, JEPADeblender, SkyPair
 from rosetta.deblending import blend_probability, tiles
 from rosetta.deblending.band_fit import RINGS
 from rosetta.deblending.config import DeblenderConfig, MergingConfig
@@ -273,6 +273,55 @@ def test_sources_off_the_image_masked_or_twice_are_flagged_rows():
     for band in result.bands:
         assert result.flux(band)[[3, 4]].sum().value == pytest.approx(FLUX[3], abs=max(150.0, 30 * SIGMA[band]))
         assert np.isfinite(result.flux(band)[[0, 1]]).all()
+
+
+MANY = 4.5 * np.stack(np.meshgrid([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]), -1).reshape(-1, 2) + [[0.4, -0.7]]
+
+
+def with_wrong(pair, band, premise):
+    """The pair with a header or a PSF of a band that is not true."""
+    image = pair.ground[band]
+    wcs, psf = image.wcs.deepcopy(), gaussian_psf(FWHM[band], 0.2)
+    if premise == "mirrored":
+        wcs.wcs.cdelt *= [-1, 1]
+    if premise == "shifted":
+        wcs.wcs.crpix += [1.5, 2.0]  # 0.5 arcsec
+    if premise == "wide":
+        psf = gaussian_psf(1.3 * FWHM[band], 0.2)
+    wrong = NDData(image.data, unit=image.unit, wcs=wcs, psf=psf, uncertainty=image.uncertainty)
+    return SkyPair(dict(pair.ground) | {band: wrong}, dict(pair.space))
+
+
+@pytest.mark.parametrize("premise", ["none", "mirrored", "shifted", "wide"])
+def test_a_wrong_premise_is_flagged_in_its_band_alone(premise):
+    pair = make_pair(MANY, np.full(9, 6000.0), np.repeat(MIXTURES[:1], 9, axis=0))
+    table = deblender()(with_wrong(pair, "g", premise), from_tangent(MANY, CENTER)).to_table()
+    poor = {
+        name: np.mean((np.asarray(table[name]) & int(Flag.POOR_FIT)) != 0) for name in table.colnames if "flags" in name
+    }
+    wrong = float(premise != "none")
+    assert poor == {"flags": wrong, "flags_g": wrong, "flags_i": 0.0, "flags_VIS": 0.0, "flags_H_E": 0.0}
+
+
+def test_an_abstained_alignment_keeps_the_ground_out_of_the_shapes():
+    pair = make_pair(MANY, np.full(9, 6000.0), np.repeat(MIXTURES[:1], 9, axis=0))
+    lost = AstrometricSolution("abstain", "for this test", CENTER, ((-9.6, -9.6), (9.6, 9.6)), {})
+    result = deblender()(with_wrong(pair, "i", "mirrored"), from_tangent(MANY, CENTER), offsets=lost)
+    np.testing.assert_allclose(result.flux("VIS").value, 6000.0, rtol=0.1)
+    table = result.to_table()
+    assert np.all(table["flags_i"] & int(Flag.UNALIGNED)) and not np.any(table["flags_VIS"] & int(Flag.UNALIGNED))
+
+
+def test_positions_that_are_not_aligned_are_an_error_of_the_ground_fluxes():
+    """A point source that is displaced by d loses d^2 / (4 sigma^2) of its flux."""
+    fits, sharp = scene().fits, match(scene().to_table(), XY)[3]
+    for band in "gi":
+        loss = -fits[band].displaced[sharp] / fits[band].flux[sharp]
+        width = FWHM[band] / 2.3548
+        np.testing.assert_allclose(loss, 0.5 * (0.1 / width) ** 2, rtol=0.1)
+    assert not np.any(fits["VIS"].displaced)
+    alone = deblender()(make_pair(XY, FLUX, MIXTURES, sides=("ground",)), from_tangent(XY, CENTER))
+    assert not np.any(alone.fits["i"].displaced)
 
 
 def test_an_empty_sky_and_no_sources_give_empty_scenes():

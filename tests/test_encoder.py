@@ -111,6 +111,10 @@ def test_one_side_and_small_fields_are_flagged(tiny_encoder, make_image):
     flags = embedding.sides["space"]["flags"]
     assert np.all(flags & Flag.ONE_SIDED)
     assert np.all(flags & Flag.LOW_COVERAGE)
+    assert np.isnan(embedding.sides["space"]["ood_score"]).all()
+    assert not np.any(flags & Flag.OUT_OF_DISTRIBUTION)
+    whole = tiny_encoder(SkyPair(None, {"VIS": make_image(130, 0.1)})).sides["space"]
+    assert not np.any(whole["flags"] & Flag.LOW_COVERAGE) and np.isfinite(whole["ood_score"]).all()
 
 
 def test_other_surveys_need_no_code(tiny_encoder, make_image):

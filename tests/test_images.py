@@ -200,6 +200,22 @@ def test_windows_cover_the_field(make_image):
     assert fitting_window(small, 38.4) == 12.8
 
 
+@pytest.mark.parametrize("size", [12.8, 13.0, 20.0, 39.0, 45.0, 64.2, 102.4])
+def test_windows_lie_inside_the_field_and_cover_it(make_image, size):
+    images = list(band_images(SkyPair(None, {"VIS": make_image(round(size / 0.1), 0.1)})).values())
+    window = fitting_window(images, 38.4)
+    offsets = tangent(window_grid(images, window), images[0].center)
+    assert np.abs(offsets).max() + window / 2 < size / 2 + 0.05  # none hangs over an edge by a pixel
+    assert np.abs(offsets).max() + window / 2 > size / 2 - 0.45  # nor is more than a narrow rim left out
+    east = np.unique(np.round(offsets[:, 0], 2))
+    assert np.all(np.diff(east) <= window - min(12.8, window / 2) + 0.81)
+
+
+def test_a_field_has_as_many_windows_as_its_size_needs(make_image):
+    images = list(band_images(SkyPair(None, {"VIS": make_image(1024, 0.1)})).values())
+    assert len(window_grid(images, 38.4)) == 16
+
+
 def test_unfamiliar_bands():
     assert not is_extrapolated(774.0, KNOTS["ground"])  # HSC i
     assert is_extrapolated(592.0, KNOTS["space"])  # F606W is far from VIS

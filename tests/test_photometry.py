@@ -62,6 +62,27 @@ def test_fluxes_are_the_scene_and_errors_are_its_diagonal():
     assert np.all(np.linalg.eigvalsh(table["flux_cov"].value) > 0)
 
 
+def test_each_band_has_its_flags_and_its_error_of_the_position():
+    table, result = catalog(), scene()
+    for band in result.bands:
+        np.testing.assert_array_equal(table[f"flags_{band}"], result.to_table()[f"flags_{band}"])
+        assert not np.any(table[f"flags_{band}"] & ~table["flags"])
+    moved = np.stack([result.fits[band].displaced for band in "gi"], axis=1)  # (n, 2, 4)
+    formal = result.template_covariance[:, 0, 1] * (result.flux("g") * result.flux("i")).value
+    np.testing.assert_allclose(table["flux_cov"].value[:, 0, 1], formal + (moved[:, 0] * moved[:, 1]).mean(axis=1))
+
+
+def test_a_misfit_enlarges_the_error_of_its_band_alone():
+    many = scenes.MANY
+    pair = make_pair(many, np.full(9, 6000.0), np.repeat(MIXTURES[:1], 9, axis=0))
+    coord = from_tangent(many, CENTER)
+    right, wrong = (photometry()(scenes.with_wrong(pair, "g", how), coord) for how in ("none", "shifted"))
+    pull = (wrong["flux_g"] - 6000.0 * u.nJy) / wrong["flux_err_g"]
+    assert np.all(np.abs(pull) < 3)
+    assert np.all(wrong["flux_err_g"] > 3 * right["flux_err_g"])
+    np.testing.assert_allclose(wrong["flux_err_VIS"].value, right["flux_err_VIS"].value, rtol=0.3)
+
+
 def test_neighbours_are_each_other():
     table = catalog()
     index = match(table, XY)

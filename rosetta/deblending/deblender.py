@@ -2,6 +2,7 @@
 """Deblending: one template per source from the sharp image, carried to every band."""
 
 import logging
+from dataclasses import replace
 from itertools import count
 
 import astropy.units as u
@@ -19,7 +20,15 @@ from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
-from .scene import DeblendedScene, Templates, band_flags, source_columns, source_flags, strange_bands, template_covariance
+from .scene import (
+    DeblendedScene,
+    Templates,
+    band_flags,
+    source_columns,
+    source_flags,
+    strange_bands,
+    template_covariance,
+)
 from .source_list import coincident, user_sources
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
@@ -71,7 +80,8 @@ class JEPADeblender(Head):
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
         progress : callable, optional
-            Called as ``progress(done, total)`` after every step, of which each tile of the field has three.
+            Called as ``progress(done, total)`` after every step, of which each tile of the field has three. All
+            tiles are fitted again if a ground band that shapes are fitted to contradicts the templates: without it.
 
         Returns
         -------
@@ -84,30 +94,42 @@ class JEPADeblender(Head):
         """
         embedding = self._embedding(x)
         pair, config = embedding.pair, self._config
-        images, engine = band_images(pair), SparseEngine(config.engine)
+        images = band_images(pair)
         solution = solution_for(offsets, images)
-        lost = solution is not None and solution.verdict == "abstain"  # then the ground may show other sources there
-        roles = Roles.of(images, 0 if lost else config.n_ground_shape)
+        roles = Roles.of(images, config.n_ground_shape)
+        if roles.reference.side == "space" and solution is not None and solution.verdict == "abstain":
+            roles = replace(roles, shape=(roles.reference.band,))  # the ground may show other sources there
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
         if sources is None:
             coord, label = found.table["sky_centroid"], np.asarray(found.table["label"])
         else:
             coord, label = user_sources(sources)
             label = np.arange(1, len(coord) + 1) if label is None else label
-        field, steps = tiles(images), count(1)
+        while True:
+            whole = self._fitted(images, roles, (coord, found, solution, sources is None), progress)
+            wrong = set(strange_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
+            if not wrong:
+                break
+            # A band that contradicts the templates must not have shaped them.
+            roles = replace(roles, shape=tuple(band for band in roles.shape if band not in wrong))
+        return self._scene(embedding, images, roles, whole, _labels(whole.index, label), offsets)
+
+    def _fitted(self, images, roles, sources, progress):
+        """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
+        coord, found, solution, detected_here = sources
+        config, engine = self._config, SparseEngine(self._config.engine)
+        field, parts, steps = tiles(images), [], count(1)
 
         def report():
             if progress is not None:
                 progress(next(steps), 3 * len(field))
 
-        parts = []
         for tile in field:
             index = np.flatnonzero(tile.sees(coord))
             some = Sources.at(index, coord[index], found, solution, config)
-            detections = found if sources is None else None
+            detections = found if detected_here else None
             parts.append(fit_tile(engine, tile.cut(images), roles, some, detections, tile.owns, config, report))
-        whole = joined_field(parts, images)
-        return self._scene(embedding, images, roles, whole, _labels(whole.index, label), offsets)
+        return joined_field(parts, images)
 
     def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""

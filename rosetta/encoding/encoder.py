@@ -20,7 +20,7 @@ from .training_tiles import training_tiles
 
 __all__ = ["CrossSurveyEncoder"]
 
-JUDGED = 0.9  # share of a window that must be seen to tell whether its sky is strange: missing pixels look strange too
+JUDGED = 0.95  # share of a window that must be seen to tell whether its sky is strange: missing pixels look strange too
 BATCH = 8  # windows encoded at a time: bounds the memory, whatever the size of the field
 
 

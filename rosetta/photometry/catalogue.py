@@ -94,7 +94,8 @@ class EmbeddingPhotometry(Head):
             (n_band, n_band; nJy^2, bands in the order of ``meta["bands"]``), ``neighbor_label`` (the source whose
             flux is most correlated with this one's; -1: none) and ``neighbor_corr_<band>`` (its correlation
             from the overlap, NaN where unmeasured), ``chi2_<band>`` (reduced, over the source's footprint),
-            ``flags`` and ``flags_<band>``. Bands that were not observed have no column; a source without a usable pixel in a
+            ``flags`` and ``flags_<band>`` (what of them is true in that band). Bands that were not observed have no
+            column; a source without a usable pixel in a
             band has NaN and the flag ``NO_DATA``.
 
         Raises
@@ -283,8 +284,8 @@ def _calibrate(catalog, scene, network):
 def _unmodelled_covariance(scene):
     """Covariance of the fluxes (n, n_band, n_band), nJy^2, that no sky with right positions and PSFs has.
 
-    Where the ground images are not aligned, what the error of their common frame does to the fluxes. Where chi2 is poor,
-    the flux whose significance is that of the excess in the residuals: it is the band's own.
+    Where the ground images are not aligned, what the error of their common frame does to the fluxes. Where chi2 is
+    poor, the flux whose significance is that of the excess in the residuals: it is the band's own.
     """
     fits, bands = scene.fits, scene.bands
     displaced = np.stack([fits[band].displaced for band in bands], axis=1)  # (n, n_band, n_point)
