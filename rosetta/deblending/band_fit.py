@@ -159,7 +159,7 @@ def _displaced(engine, design, placed, flux, position_error):
     image, model = placed.image, design.image(flux)
     if position_error == 0.0 or len(design) == 0:
         return np.zeros((len(design), len(DISPLACED)))
-    steps = position_error * DISPLACED @ placed.jacobian.mean(axis=0).T  # (4, 2) pixels (x, y)
+    steps = position_error * DISPLACED @ np.median(placed.jacobian, axis=0).T  # (4, 2) pixels (x, y)
     moved = [
         image.with_pixels(ndimage.shift(model, step[::-1], order=3), image.variance, sky_weight=image.sky_weight)
         for step in steps

@@ -20,20 +20,20 @@ PATCH = 16  # native pixels per token side
 OVERLAP = 12.8  # arcsec shared by neighbouring windows
 STEP = 3.2  # arcsec; windows are multiples of one ground token
 RIM = 0.2  # arcsec; a window may hang over by a ground pixel: a cutout holds whole ones
-SLACK = 0.8  # arcsec; a rim this narrow is not worth a window: two grids of one field differ in phase
+SLACK = 1.6  # arcsec; half a ground token more than a window is not worth another one
 
 
 def window_grid(images, window):
     """Centres of the windows that cover the images: `~astropy.coordinates.SkyCoord`, shape (n_window,).
 
-    Neighbours overlap by `OVERLAP` or more, so that none hangs over an edge: the sky there would look strange.
+    None hangs over an edge, where missing sky would look strange: the outer ones are flush with the edges, and
+    neighbours overlap by `OVERLAP` or more, to within `SLACK`.
     """
     center, lowest, highest = extent(images)
     axes = []
     for low, high in zip(lowest, highest, strict=True):
         spare = max(high - low - window, 0.0)
         n = 1 + int(np.ceil((spare - SLACK) / (window - min(OVERLAP, window / 2))))
-        # What a rim of one window leaves unread is shared by both edges.
         axes.append((low + high) / 2 + (np.linspace(-0.5, 0.5, n) * spare if n > 1 else np.zeros(1)))
     east, north = np.meshgrid(*axes)
     return from_tangent(np.stack([east.ravel(), north.ravel()], -1), center)

@@ -95,8 +95,7 @@ class EmbeddingPhotometry(Head):
             flux is most correlated with this one's; -1: none) and ``neighbor_corr_<band>`` (its correlation
             from the overlap, NaN where unmeasured), ``chi2_<band>`` (reduced, over the source's footprint),
             ``flags`` and ``flags_<band>`` (what of them is true in that band). Bands that were not observed have no
-            column; a source without a usable pixel in a
-            band has NaN and the flag ``NO_DATA``.
+            column; a source without a usable pixel in a band has NaN and the flag ``NO_DATA``.
 
         Raises
         ------
