@@ -31,7 +31,7 @@ __all__ = ["DeblendedScene", "Templates"]
 FORMAT = 1  # of files
 PAINTED = 256  # sources drawn at a time
 BLENDED_ABOVE, LOWEST_SNR, POOR_CHI2 = 0.05, 3.0, 3.0  # blendedness, S/N and reduced chi2 at which flags are set
-POOR_SHARE = 0.05  # of the light's power in the residuals of most bright sources: no source of the band is trusted
+POOR_SHARE = 0.03  # of the light's power in the residuals of most bright sources: no source of the band is trusted
 POOR_BREADTH = 2.0  # of most bright sources, in standard deviations of colour gradients and PSF errors: nor then
 BRIGHT, FEWEST = 20.0, 5  # S/N from which a source tells of its band, and how many are needed
 COLOUR, COLOUR_SLOPE = 1.5, 7.5  # mag, and mag per unit of ln(wavelength): few sources are redder than that
@@ -601,8 +601,10 @@ def strange_bands(fits, images, reference):
     list of str
     """
     strange = []
-    for band in set(fits) - {reference}:
-        fit, apart = fits[band], abs(np.log(images[band].wavelength / images[reference].wavelength))
+    for band, fit in fits.items():
+        if band == reference:
+            continue
+        apart = abs(np.log(images[band].wavelength / images[reference].wavelength))
         unlike = unexplained(fit) > POOR_SHARE or abs(typical_breadth(fit)) > POOR_BREADTH
         if unlike or implausible(fit, fits[reference], apart) > 0.5:
             strange.append(band)
@@ -622,9 +624,12 @@ def unexplained(fit):
     Where the PSF or the positions of a band are wrong, most sources have such an excess; a galaxy whose shape is no
     template's says nothing of others. 0 where there are too few bright sources to tell.
     """
-    noise = np.minimum(np.nanmedian(fit.chi2), 1.0) if fit.measured.any() else 1.0  # less where pixels are smoothed
+    sigma = _sigma(fit)
+    if np.isnan(sigma).all():
+        return 0.0
+    noise = np.quantile(fit.chi2[~np.isnan(sigma)], 0.25)  # not 1 where pixels are smoothed, or variances are wrong
     excess = np.maximum(fit.pixels * (fit.chi2 - noise), 0.0)
-    power = (fit.flux / _sigma(fit)) ** 2 + excess
+    power = (fit.flux / sigma) ** 2 + excess
     bright = power > BRIGHT**2
     return float(np.median((excess / power)[bright])) if bright.sum() >= FEWEST else 0.0
 
