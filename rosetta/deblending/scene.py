@@ -630,7 +630,7 @@ def unexplained(fit):
     noise = np.quantile(fit.chi2[~np.isnan(sigma)], 0.25)  # not 1 where pixels are smoothed, or variances are wrong
     excess = np.maximum(fit.pixels * (fit.chi2 - noise), 0.0)
     power = (fit.flux / sigma) ** 2 + excess
-    bright = power > BRIGHT**2
+    bright = power > (BRIGHT * fit.noise) ** 2
     return float(np.median((excess / power)[bright])) if bright.sum() >= FEWEST else 0.0
 
 
@@ -639,7 +639,7 @@ def typical_breadth(fit):
 
     Colour gradients scatter about 0, and an error of the PSF's width is common to all.
     """
-    bright = fit.flux > BRIGHT * _sigma(fit)
+    bright = fit.flux > BRIGHT * fit.noise * _sigma(fit)
     return float(np.median(fit.breadth[bright])) if bright.sum() >= FEWEST else 0.0
 
 
