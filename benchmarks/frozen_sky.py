@@ -291,7 +291,7 @@ def main():
     parser.add_argument("--freeze", action="store_true")
     add_option(parser)
     options = parser.parse_args()
-    seeds, rows = [*BLENDS[: options.blends], *FIELDS[: options.fields]], options.rows or options.folder / "rows"
+    seeds, rows = [*FIELDS[: options.fields], *BLENDS[: options.blends]], options.rows or options.folder / "rows"
     found = {}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         work = partial(one, folder=options.folder, rows=rows, heads=options.heads)
