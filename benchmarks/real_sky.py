@@ -49,15 +49,33 @@ def mag(flux):
 
 # ---------------------------------------------------------------------------- fields
 def field_lines(results):
-    """A row per field: sources, verdict of the aligner, the brightest star, the largest source, negative fluxes."""
+    """A row per field: sources, the largest one, negative ones, out-of-distribution scores."""
     for name, result in results.items():
         catalog, shapes = result.catalog, result.scene.to_table()
-        verdict = "one survey" if result.offsets is None else AstrometricSolution.from_table(result.offsets).verdict
         snr = np.stack([catalog[f"flux_{b}"] / catalog[f"flux_err_{b}"] for b in result.scene.bands], -1).value
+        windows = result.embedding.to_table()
+        scores = [f"{survey} {score:.1f}" for survey, score in windows["survey", "ood_score"].iterrows()]
         yield [
-            name, len(catalog), verdict, f"{shapes['half_light_radius'].to_value(u.arcsec).max():.2f}",
-            int((snr < -3).any(1).sum()), int((snr < -3).sum()), f"{sum(result.seconds.values()):.0f}",
+            name, len(catalog), f"{shapes['half_light_radius'].to_value(u.arcsec).max():.2f}",
+            int(np.sum(shapes["snr"] < -3)), int((snr < -3).any(1).sum()), ", ".join(scores),
+            f"{sum(result.seconds.values()):.0f}",
         ]  # fmt: skip
+
+
+def offset_lines(results):
+    """The aligner's verdict on each pair of ground and space images, and the mean offset of each band."""
+    for name, result in results.items():
+        if result.offsets is None:
+            continue
+        solution = AstrometricSolution.from_table(result.offsets)
+        yield [name, solution.verdict, solution.reason.replace(";", ","), "", ""]
+        for band in dict.fromkeys(result.offsets["band"]):
+            rows = result.offsets[(result.offsets["band"] == band) & np.isfinite(result.offsets["d_dec"])]
+            if len(rows):
+                weight = 1 / (rows["d_ra_cosdec_err"] ** 2 + rows["d_dec_err"] ** 2).value
+                mean = [np.average(rows[c].to_value(u.mas), weights=weight) for c in ("d_ra_cosdec", "d_dec")]
+                error = (weight.sum() / 2) ** -0.5
+                yield [f"{name} {band}", "", "", len(rows), f"{mean[0]:+.0f} {mean[1]:+.0f} ± {error:.0f}"]
 
 
 def flag_lines(results):
@@ -138,10 +156,12 @@ def show_fields(tables, job, data, out):
             bright = result.catalog["flux_i"] / result.catalog["flux_err_i"] > 5
             print(f"\nF814W / HSC i flux, median of {bright.sum()} bright sources: {np.median(ratio[bright]):.3f}")
     header = (
-        "Field", "sources", "offsets", "largest half-light radius (arcsec)", "rows with a flux below -3 sigma",
-        "such fluxes", "s",
+        "Field", "sources", "largest half-light radius (arcsec)", "rows of snr < -3", "rows with a flux < -3 errors",
+        "out-of-distribution scores", "s",
     )  # fmt: skip
     tables.show("real_sky_fields", "Fields", header, field_lines(results))
+    header = ("Field, band", "verdict", "reason", "sources", "mean offset, east and north (mas)")
+    tables.show("real_sky_offsets", "Offsets", header, offset_lines(results))
     header = ("Row", "label", "magnitude", "flux (nJy)", "half-light radius", "chi2", "rows within 2 arcsec", "flags")
     tables.show("real_sky_rows", "The brightest star and the largest galaxy", header, remarkable_lines(results))
     header = ("Field, band", "chi2 / pixel", "NMAD of pull", "pixels > 5 sigma, per 1000", "sources S/N > 5",

@@ -113,8 +113,10 @@ def cosmos_galaxies(data):
 
 
 def all_pairs(data):
-    """Pairs of the files that are in the folder (dict by name)."""
-    out = {name: euclid_q1(data, name) for name, file in Q1.items() if (data / f"euclid_q1_{file}.fits").exists()}
+    """Pairs of both surveys, and the first blends, of the files that are in the folder (dict by name)."""
+    out = {}
+    if (data / "euclid_q1_edfs_lens.fits").exists():
+        out["Euclid Q1 with DES"] = euclid_q1(data, "Q1 EDF-S")
     if (data / "hsc_cosmos_cutout.fits").exists():
         out["HSC with HST"] = hsc_hst(data)
     return out | {f"HSC {path.stem}": hsc_blend(path)[0] for path in sorted((data / "hsc_blends").glob("*.npz"))}
