@@ -5,7 +5,7 @@ Every real image is simulated in the same layout: its pixel scale, size, noise l
 from drawing blocks of 20 pixels, stamps, cells of 10" or sources again. "Apart" is the distance of the two values in
 units of their joint interval; statistics that are more than two apart fail.
 
-Run: python benchmarks/realism.py DATA [--turns 6] [--tables docs/_tables] [--pictures FOLDER]
+Run: python benchmarks/realism.py DATA [--turns 3] [--tables docs/_tables] [--pictures FOLDER]
 
 DATA holds the files that benchmarks/kit/real.py names. The Q1 fields are simulated --turns times.
 """
@@ -36,6 +36,7 @@ from kit.statistics import interval, nmad
 from kit.tables import Tables, add_option
 
 from rosetta import EUCLID, HSC, HST_ACS, RUBIN
+from rosetta.simulate import REAL
 
 RADII = (1, 2, 3)  # FWHM
 CELL = 10.0  # arcsec; side of the cells in which sources are counted
@@ -46,6 +47,7 @@ MAG_BINS = {
 }  # fmt: skip
 LIMIT = 2.0  # intervals; statistics further apart fail
 FEWEST = 3  # rows from which an interval can be drawn
+BLEND_FIELDS, BLEND_FIELD, BLEND_LIMIT = 3, 50.0, 24.5  # arcsec, i; where stamps of blends come from
 STAR_FIELD, STAR_FLUX = 480.0, (3e4, 4e5)  # arcsec, nJy; where stars for stamps come from
 FEW_GALAXIES = 0.1  # density of galaxies there; at the depth of these stamps the others are not seen
 GALAXY_FIELD, ALONE = 80.0, 1.0  # arcsec; where galaxies for stamps come from, and how far the next one must be
@@ -61,6 +63,14 @@ def mag_of(flux):
 
 def lag(k, blocks):
     return autocorrelation(blocks)[k]
+
+
+# What is known of how the images were delivered: PSFs of a model; RMS maps that are those of uncorrelated noise, or the
+# scatter of the pixels; one exposure on its own pixels.
+MODEL_PSF = {f"psf_{kind}": float(kind == "exact") for kind in REAL.psf_chances}
+Q1_MOSAIC = replace(REAL, scatter_variance=0.0, **MODEL_PSF)
+HSC_COADD = replace(REAL, scatter_variance=1.0, **MODEL_PSF)
+SINGLE = replace(REAL, correlated=0.0, **MODEL_PSF)
 
 
 class Measured:
@@ -206,10 +216,13 @@ def simulated_images(fields, blends, stars, galaxies, turns):
     """The same of simulated images, one for each real one, the fields ``turns`` times."""
     out_fields = [
         (name, simulated(images, (ON_EUCLIDS_GRID, EUCLID), 100 * turn + k,
-                         native={b: pixel for b, (_, pixel) in GROUND[name].items()})[0])
+                         delivery=Q1_MOSAIC, native={b: pixel for b, (_, pixel) in GROUND[name].items()})[0])
         for turn in range(1, turns + 1) for k, (name, images) in enumerate(fields)
     ]  # fmt: skip
-    out_blends = [simulated(images, (HSC, EUCLID), 2000 + k)[0] for k, images in enumerate(blends)]
+    out_blends = [
+        stamp
+        for k in range(BLEND_FIELDS) for stamp in blend_stamps(blends[k::BLEND_FIELDS], 2000 + k)
+    ]  # fmt: skip
     out_stars = [
         star
         for k, band in enumerate(sorted({star[0] for star in stars}))
@@ -218,11 +231,30 @@ def simulated_images(fields, blends, stars, galaxies, turns):
     return out_fields, out_blends, out_stars, galaxy_stamps(galaxies, 4000)
 
 
+def blend_stamps(blends, seed):
+    """A stamp around a source of one simulated field for every real one, of the same size."""
+    middle = blends[len(blends) // 2]
+    images, truth = simulated(middle, (HSC, EUCLID), seed, size=BLEND_FIELD, delivery=HSC_COADD)
+    bright = truth[mag_of(truth["flux_i"].value) < BLEND_LIMIT]
+    x, y = images["i"].wcs.world_to_pixel(bright["sky_centroid"])
+    out = []
+    for one, two in zip(x, y, strict=True):
+        if len(out) == len(blends):
+            break
+        shape = blends[len(out)]["i"].data.shape
+        stamp = {band: cut_out(image, one, two, shape) for band, image in images.items()}
+        if stamp["i"] is not None:
+            out.append(stamp)
+    return out
+
+
 def star_stamps(band, stars, seed):
     """As many stamps of bright simulated stars as there are real ones, at most, of the same sizes."""
     widths = [fwhm_of(image.psf) for _, image, _, _ in stars]
     middle = stars[int(np.argsort(widths)[len(widths) // 2])][1]
-    images, truth = simulated({band: middle}, (RUBIN, EUCLID), seed, size=STAR_FIELD, density=FEW_GALAXIES)
+    images, truth = simulated(
+        {band: middle}, (RUBIN, EUCLID), seed, delivery=SINGLE, size=STAR_FIELD, density=FEW_GALAXIES
+    )
     flux = truth[f"flux_{band}"].value
     bright = truth[(truth["type"] == "star") & (flux > STAR_FLUX[0]) & (flux < STAR_FLUX[1])]
     x, y = images[band].wcs.world_to_pixel(bright["sky_centroid"])
@@ -239,7 +271,10 @@ def star_stamps(band, stars, seed):
 def galaxy_stamps(galaxies, seed):
     """A simulated galaxy of about the same magnitude for every real one: stamp and magnitude."""
     deep = sorted(range(len(galaxies)), key=lambda k: galaxies[k][1])
-    images, truth = simulated({"F814W": galaxies[deep[0]][0]}, (RUBIN, HST_ACS), seed, size=GALAXY_FIELD)
+    images, truth = simulated(
+        {"F814W": galaxies[deep[0]][0]}, (RUBIN, HST_ACS), seed, delivery=Q1_MOSAIC, size=GALAXY_FIELD,
+        native={"F814W": 0.05},
+    )  # fmt: skip
     mag, coord = mag_of(truth["flux_F814W"].value), truth["sky_centroid"]
     x, y = images["F814W"].wcs.world_to_pixel(coord)
     scale = HST_ACS.pixel_scale.value
@@ -337,7 +372,7 @@ def draw(folder, real, fake):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write the pictures there")
     add_option(parser)
     options = parser.parse_args()

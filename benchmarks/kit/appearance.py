@@ -48,8 +48,8 @@ def segments(image):
     found = np.zeros(data.shape, int)
     middle, sigma = 0.0, 1.4826 * np.median(-smooth[good & (smooth < 0)])  # no source is negative
     for turn in range(3):  # what stands out of the sky, and the scatter of what does not
-        if turn:
-            sky = smooth[good & (found == 0)]
+        sky = smooth[good & (found == 0)]
+        if turn and len(sky) >= FEWEST:
             middle = np.median(sky)
             sigma = 1.4826 * np.median(np.abs(sky - middle))
         peaks = smooth - middle
@@ -198,8 +198,8 @@ def sources_of(images, reference, scale, *, least=25):
     """
     image = images[reference]
     found, middle = segments(image)
-    sky = (found == 0) & ~image.mask
-    sigma = 1.4826 * np.median(np.abs(image.data[sky] - np.median(image.data[sky])))
+    sky = image.data[(found == 0) & ~image.mask]
+    sigma = 1.4826 * np.median(np.abs(sky - np.median(sky))) if len(sky) >= FEWEST else sigma_of(image)
     ny, nx = found.shape
     rows = []
     for number in range(1, found.max() + 1):

@@ -15,11 +15,11 @@ __all__ = ["cut_out", "simulated"]
 
 OPTIONS = {"families": "all"}  # of every simulation here
 SMALLEST = 6.2  # arcsec; a field that can be simulated
-TURNS = 3  # corrections of width and depth
+TURNS = 2  # corrections of width and depth
 EMPTY = 1e-3  # density of galaxies where only the PSF is of interest
 
 
-def simulated(images, surveys, seed, *, size=None, native=None, density=1.0):
+def simulated(images, surveys, seed, *, delivery, size=None, native=None, density=1.0):
     """Images like the given ones.
 
     Parameters
@@ -29,6 +29,8 @@ def simulated(images, surveys, seed, *, size=None, native=None, density=1.0):
     surveys : tuple of two `~rosetta.Survey`
         With the pixel scales of the images; bands, depths and PSF widths are set here.
     seed : int
+    delivery : `~rosetta.simulate.Delivery`
+        How the images are delivered.
     size : float, optional
         Width of the field, arcsec; None: that of the images.
     native : dict of str to float, optional
@@ -64,7 +66,8 @@ def simulated(images, surveys, seed, *, size=None, native=None, density=1.0):
     def simulate(field, factor, shift, **options):
         chosen = tuple(with_bands(survey, factor, shift) for survey in surveys)
         pair, truth = simulate_pair(
-            seed=seed, size=field * u.arcsec, surveys=chosen, bands=list(images), **OPTIONS, **options
+            seed=seed, size=field * u.arcsec, surveys=chosen, bands=list(images), delivery=delivery,
+            **OPTIONS, **options
         )
         found = {band: image for _, band, image in pair.images()}
         return {band: _with_stamp(found[band], images[band].psf.shape) for band in images}, truth
