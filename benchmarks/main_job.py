@@ -17,7 +17,7 @@ from pathlib import Path
 import astropy.units as u
 
 from rosetta.io import pair as pair_file
-from rosetta.simulate import AstrometricError, simulate_pair
+from rosetta.simulate import IDEAL, AstrometricError, simulate_pair
 
 
 def run(command):
@@ -64,7 +64,7 @@ def main():
         show("rosetta demo", [run([*rosetta, "demo", "-o", str(folder / f"demo{i}")]) for i in range(3)])
         error = AstrometricError(shift=(63.4, -47.3) * u.mas)
         for size, turns in ((102.4, 2), (204.8, 1)):
-            pair, truth = simulate_pair(seed=31, size=size * u.arcsec, astrometric_error=error)
+            pair, truth = simulate_pair(seed=31, size=size * u.arcsec, astrometric_error=error, delivery=IDEAL)
             path = folder / f"{size:.0f}.fits"
             pair_file.write(pair, path)
             name = f'main job, {size:.1f}" x {size:.1f}", ten bands'

@@ -40,7 +40,8 @@ ORDER = """
     plotting.fluxes plotting.page plotting
     pipeline pipeline.output pipeline.products pipeline.run pipeline.comparison
     simulate.astrometry simulate.seds simulate.mixtures simulate.population simulate.rendering simulate.noise
-    simulate.psf simulate.dataset simulate.reader simulate.observed simulate.pair simulate
+    simulate.optics simulate.psf simulate.delivery simulate.given_psf simulate.background simulate.delivered
+    simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     cli
 """.split()
 

@@ -11,7 +11,7 @@ from rosetta import SkyPair
 from rosetta.deblending.engine.config import EngineConfig
 from rosetta.deblending.sources import placed_on
 from rosetta.io import pair as pair_file
-from rosetta.simulate import AstrometricError, simulate_pair
+from rosetta.simulate import IDEAL, AstrometricError, simulate_pair
 
 __all__ = [
     "field_number", "header_coord", "hidden_share", "magnitude", "misaligned", "placed", "survey_like", "true_offsets",
@@ -38,7 +38,7 @@ def _kept(seed, folder, **options):
     path, truth_path = folder / f"{seed}.fits", folder / f"{seed}.truth.fits"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        pair, truth = simulate_pair(seed=seed, families="all", **options)
+        pair, truth = simulate_pair(seed=seed, families="all", delivery=IDEAL, **options)
         truth.meta.clear()
         truth.write(truth_path, overwrite=True)
         pair_file.write(pair, path)

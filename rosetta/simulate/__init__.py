@@ -3,12 +3,16 @@
 
 from .astrometry import AstrometricError
 from .dataset import write_training_set
+from .delivery import IDEAL, REAL, Delivery
 from .observed import ObservedSet, observe
 from .pair import simulate_pair
 from .reader import TrainingSet, read_tile
 
 __all__ = [
+    "IDEAL",
+    "REAL",
     "AstrometricError",
+    "Delivery",
     "ObservedSet",
     "TrainingSet",
     "observe",

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import astropy.units as u
 import numpy as np
-from astropy.nddata import NDData, VarianceUncertainty
 from scipy import fft
 
+from ..images.psf import PSF
 from ..pair import SkyPair
-from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
-from .psf import FieldPSF
+from .delivered import STREAMS, deliver
+from .delivery import REAL
+from .psf import FieldPSF, drawn_width
 from .reader import TrainingSet
 
 __all__ = ["ObservedSet", "observe"]
@@ -21,57 +22,45 @@ _EDGE = 2.0  # arcsec at the border of a tile that lack the light of sources bey
 _CUT = 1e-3  # of the base PSF's transform, below which it is not divided by
 
 
-def observe(pair, *, seed):
-    """Give a noise-free pair the PSFs, depths, noise and blemishes of an observation.
+def observe(pair, *, seed, delivery=REAL):
+    """Give a noise-free pair the PSFs, depths, noise, sky and artefacts of an observation.
 
     Each side has one seeing and one depth relative to the survey's nominal ones, and each band a PSF of its own,
     one over the field. The tile's own PSF is replaced by the ratio of Fourier transforms; what the survey's PSF has
-    beyond the tile's resolution is lost, so that the PSF that is given is that of the pixels. The border of 2 arcsec
-    is masked.
+    beyond the tile's resolution is lost, so that the true PSF is that of the pixels. The border of 2 arcsec is
+    masked.
 
     Parameters
     ----------
     pair : `~rosetta.SkyPair`
         From `TrainingSet`.
     seed : int or sequence of int
+    delivery : Delivery
+        As for `simulate_pair`.
 
     Returns
     -------
     `~rosetta.SkyPair`
     """
     rng = np.random.default_rng(seed)
-    sides = {"ground": {}, "space": {}}
+    sides, given = {"ground": {}, "space": {}}, {}
     nominal = {side: rng.uniform(*_SEEING) if side == "ground" else 1.0 for side in sides}
     depth = {side: rng.uniform(*_DEPTH) for side in sides}
     for side, name, image in pair.images():
         survey = pair.survey(side)
-        sides[side][name] = _observe_band(
-            np.random.default_rng(rng.integers(2**63, size=4)), image, survey, survey[name], side, nominal[side],
-            survey[name].depth + depth[side],
+        band, ground = survey[name], side == "ground"
+        optics, *seeds = rng.integers(2**63, size=(1 + STREAMS, 2))
+        optics = np.random.default_rng(optics)
+        fwhm = drawn_width(optics, band, ground, nominal[side])
+        wanted = FieldPSF(optics, survey, band, ground, fwhm, half_size=50.0).image()
+        light, psf = _with_psf(image.data, image.psf, wanted)
+        sides[side][name], given[name] = deliver(
+            seeds, light, PSF(psf), survey, band, band.depth + depth[side], image.wcs, delivery, ground=ground
         )
-    return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=pair.surveys)
-
-
-def _observe_band(rng, image, survey, band, side, seeing, depth):
-    ground = side == "ground"
-    scale = survey.pixel_scale.to_value(u.arcsec)
-    fwhm = band.psf_fwhm.to_value(u.arcsec) * seeing
-    wanted = FieldPSF(rng, survey, band, ground, fwhm, half_size=50.0).image()
-    data, psf = _with_psf(image.data, image.psf, wanted)
-    sigma = equivalent_sigma(psf, depth)
-    photon = source_variance(data, sigma, scale, band.pivot.to_value(u.nm), ground)
-    native = scale if band.native_pixel is None else band.native_pixel.to_value(u.arcsec)
-    data = data + sky_noise(rng, data.shape, psf, depth, round(native / scale))
-    data += rng.normal(size=data.shape) * np.sqrt(photon)
-    mask = add_defects(rng, data, 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max())
-    border = int(np.ceil(_EDGE / scale))
-    mask[:border] = mask[-border:] = mask[:, :border] = mask[:, -border:] = True
-    return NDData(
-        data.astype(np.float32),
-        uncertainty=VarianceUncertainty((sigma**2 + photon).astype(np.float32)),
-        mask=mask, wcs=image.wcs, unit=u.nJy, psf=psf,
-        meta={"survey": survey.name, "band": band.name, "depth": float(depth), "psf_fwhm": float(fwhm)},
-    )
+        border = int(np.ceil(_EDGE / survey.pixel_scale.to_value(u.arcsec)))
+        mask = sides[side][name].mask
+        mask[:border] = mask[-border:] = mask[:, :border] = mask[:, -border:] = True
+    return SkyPair(sides["ground"] or None, sides["space"] or None, surveys=pair.surveys, psf=given)
 
 
 def _with_psf(data, base, wanted):
@@ -104,6 +93,8 @@ class ObservedSet(Sequence):
         Written by `write_training_set`.
     seed : int
         The same seed gives the same noise.
+    delivery : Delivery
+        As for `observe`.
 
     Attributes
     ----------
@@ -111,8 +102,8 @@ class ObservedSet(Sequence):
         Parallel to the pairs, and as lazy; the ground astrometry has no error.
     """
 
-    def __init__(self, directory, *, seed=0):
-        self._tiles, self._seed = TrainingSet(directory), seed
+    def __init__(self, directory, *, seed=0, delivery=REAL):
+        self._tiles, self._seed, self._delivery = TrainingSet(directory), seed, delivery
         self.truth = _Truth(self._tiles)
 
     def __len__(self):
@@ -121,7 +112,7 @@ class ObservedSet(Sequence):
     def __getitem__(self, index):
         """The pair of one tile."""
         index = range(len(self))[index]
-        return observe(self._tiles[index], seed=[self._seed, index])
+        return observe(self._tiles[index], seed=[self._seed, index], delivery=self._delivery)
 
 
 class _Truth(Sequence):

@@ -1,25 +1,26 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """One field as both surveys would deliver it, and the truth behind it."""
 
+from dataclasses import asdict
+
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.nddata import NDData, VarianceUncertainty
 from astropy.wcs import WCS
 
 from ..pair import SkyPair
 from ..surveys import EUCLID, RUBIN
 from .astrometry import AstrometricError
 from .dataset import truth_table
-from .noise import add_defects, equivalent_sigma, sky_noise, source_variance
+from .delivered import STREAMS, deliver
+from .delivery import REAL
 from .population import FAMILIES, draw_scene
-from .psf import FieldPSF
+from .psf import SLOPES, FieldPSF, drawn_width
 from .rendering import Grid, add_stamp, draw_sources
 
 __all__ = ["simulate_pair"]
 
 _MARGIN = 6.0  # arcsec around the field in which sources still shed light into it
-# Point sources brighter than this saturate (AB).
 
 
 def simulate_pair(
@@ -37,16 +38,18 @@ def simulate_pair(
     seeing=1.0,
     noise=True,
     defects=True,
+    delivery=REAL,
+    return_psf=False,
 ):
     """Simulate one field as seen by a ground survey and a space survey.
 
     Both images are north-up TAN about ``center``, on grids with different sub-pixel phases. Galaxies are
     bulges, discs and knots with their own spectra, seen through the real bandpasses where `speclite` ships
     them (Rubin, Euclid, HSC) and through soft-edged top hats of the survey's pivot and width elsewhere.
-    PSFs are elliptical, slightly lopsided and vary by a few per cent over the field; ``NDData.psf`` is the
-    one at its centre. Background noise has the depth of `Band.depth` for a matched filter with that PSF.
-    NISP noise is correlated, as after resampling from 0.3" pixels: its scatter per pixel is smaller than
-    the given uncertainty, which is the white noise that gives point sources the right error.
+    PSFs are those of a telescope in space or of the atmosphere, with light to 10 arcsec; they vary by a few
+    per cent over the field, and in space with the colour of a source. Background noise has the depth of
+    `Band.depth` for a matched filter with the PSF at the centre. ``delivery`` says how the images are delivered:
+    the PSF and the variance that are given, correlated noise, what is left of the sky, and missing regions.
 
     Parameters
     ----------
@@ -75,7 +78,13 @@ def simulate_pair(
     noise : bool
         False leaves out all noise; the uncertainty stays that of a noisy image.
     defects : bool
-        Whether to add saturation, cosmic-ray hits, bad pixels and columns, all of them masked.
+        Whether to add saturation, cosmic-ray hits, bad pixels and columns, and missing regions, all of them
+        masked.
+    delivery : Delivery
+        `REAL` (as surveys deliver) or `IDEAL` (the true PSF, white noise where pixels are native, exact variances
+        and sky), or numbers of your own. Sky, true PSF and the seeds of the noise do not depend on it.
+    return_psf : bool
+        Whether to return the true PSFs too.
 
     Returns
     -------
@@ -87,6 +96,9 @@ def simulate_pair(
         to it), ``redshift``, ``family``, ``type``, ``local_density``, ``pm_ra_cosdec``, ``pm_dec``,
         ``d_ra_cosdec``, ``d_dec`` (corrected = ground + offset), ``mixture`` (K, 6): weight, east, north
         (arcsec), Sxx, Sxy, Syy (arcsec^2) of Gaussians that make up the light before any PSF.
+    psf : dict of str to `~rosetta.PSF`
+        With ``return_psf`` only: what the PSF of each band is, pixel response included, light 1 in total (to
+        10 arcsec), for a source of slope d ln f_nu / d ln wavelength = 1. ``pair.psf(band)`` is what is given.
 
     Raises
     ------
@@ -124,31 +136,26 @@ def simulate_pair(
 
     # A stream per band and side: leaving a band out does not change the others.
     streams = iter(image_seed.spawn(2 + sum(len(survey.bands) for survey in surveys)))
-    sides, column = {}, 0
+    sides, true_psf, given, column = {}, {}, {}, 0
     for side, survey in zip(("ground", "space"), surveys):
         grid = _grid(np.random.default_rng(next(streams)), survey, half_size)
         wcs = _tan(grid, center)
         images = {}
+        ground = side == "ground"
         for band in survey.bands:
             rng = np.random.default_rng(next(streams))
             if wanted is None or (side, band.name) in wanted:
-                ground = side == "ground"
-                images[band.name] = _image(
-                    rng,
-                    scene,
-                    seen[side],
-                    scene.flux[:, column],
-                    survey,
-                    band,
-                    grid,
-                    wcs,
-                    half_size,
-                    ground=ground,
-                    fwhm_factor=seeing if ground else 1.0,
-                    depth=band.depth + depth_offset,
-                    noise=noise,
-                    defects=defects,
+                # A stream per purpose: what is left out leaves the rest as it is.
+                optics, *seeds = rng.integers(2**63, size=(1 + STREAMS, 2))
+                optics = np.random.default_rng(optics)
+                fwhm = drawn_width(optics, band, ground, seeing if ground else 1.0)
+                light, true_psf[band.name] = _band(
+                    optics, scene, seen[side], column, surveys, survey, band, grid, half_size, fwhm, ground
                 )
+                images[band.name], given[band.name] = deliver(
+                    seeds, light, true_psf[band.name], survey, band, band.depth + depth_offset, wcs, delivery,
+                    ground=ground, noise=noise, defects=defects,
+                )  # fmt: skip
             column += 1
         sides[side] = images or None
     truth = truth_table(scene, center, surveys, reference, half_size, offset)
@@ -158,8 +165,10 @@ def simulate_pair(
         families=families,
         proper_motion_years=proper_motion_years,
         astrometric_error=parameters,
+        delivery=asdict(delivery),
     )
-    return SkyPair(sides["ground"], sides["space"], surveys=surveys), truth
+    pair = SkyPair(sides["ground"], sides["space"], surveys=surveys, psf=given)
+    return (pair, truth, true_psf) if return_psf else (pair, truth)
 
 
 def _arcsec(name, value):
@@ -209,35 +218,30 @@ def _tan(grid, center):
     return wcs
 
 
-def _image(rng, scene, place, flux, survey, band, grid, wcs, half_size, *, ground, fwhm_factor, depth, noise, defects):
-    """One band as NDData: sources under their own PSFs, then noise, then blemishes."""
-    # A stream per purpose: noise=False and defects=False leave the rest as it is.
-    optics, sky, photons, detector = (np.random.default_rng(s) for s in rng.integers(2**63, size=(4, 2)))
-    fwhm = band.psf_fwhm.to_value(u.arcsec) * fwhm_factor
-    if ground:
-        fwhm *= np.clip(1 + 0.05 * optics.normal(), 0.85, 1.15)
-    field = FieldPSF(optics, survey, band, ground, fwhm, half_size)
-    psf = field.image()
-    sigma = equivalent_sigma(psf, depth)
-    image = np.zeros((1, *grid.shape))
-    for stamp, corner in draw_sources(scene, place, flux, field, grid):
-        add_stamp(image, stamp, corner, [1.0])
-    image = image[0]
-    photon = source_variance(image, sigma, grid.pixel_scale, band.pivot.to_value(u.nm), ground)
-    if noise:
-        native = grid.pixel_scale if band.native_pixel is None else band.native_pixel.to_value(u.arcsec)
-        image = image + sky_noise(sky, grid.shape, psf, depth, round(native / grid.pixel_scale))
-        image += photons.normal(size=grid.shape) * np.sqrt(photon)
-    mask = np.zeros(grid.shape, bool)
-    if defects:
-        limit = 10 ** (0.4 * (31.4 - survey.saturation)) * psf.max()
-        mask = add_defects(detector, image, limit)
-    return NDData(
-        image.astype(np.float32),
-        uncertainty=VarianceUncertainty((sigma**2 + photon).astype(np.float32)),
-        mask=mask,
-        wcs=wcs,
-        unit=u.nJy,
-        psf=psf,
-        meta={"survey": survey.name, "band": band.name, "depth": float(depth), "psf_fwhm": float(fwhm)},
-    )
+def _band(rng, scene, place, column, surveys, survey, band, grid, half_size, fwhm, ground):
+    """Light of the sources under their own PSFs, and the PSFs."""
+    field = FieldPSF(rng, survey, band, ground, fwhm, half_size)
+    # Sources beyond the border shed light into the field: their stamps must not end there.
+    pad = int(np.ceil(_MARGIN / grid.pixel_scale))
+    wide = Grid(
+        (grid.shape[0] + 2 * pad, grid.shape[1] + 2 * pad), grid.pixel_scale,
+        (grid.origin[0] + pad, grid.origin[1] + pad),
+    )  # fmt: skip
+    colour = _colour_class(scene, surveys, band)[scene.owner]
+    image = np.zeros((1, *wide.shape))
+    for k, slope in enumerate(SLOPES):
+        flux = np.where(colour == k, scene.flux[:, column], 0.0)
+        for stamp, corner in draw_sources(scene, place, flux, field.coloured(slope), wide):
+            add_stamp(image, stamp, corner, [1.0])
+    return field.spread(image[0])[pad:-pad, pad:-pad], field.everywhere(grid.to_pixel)
+
+
+def _colour_class(scene, surveys, band):
+    """Index in `SLOPES` of every source: its colour across the band, from its fluxes in all bands."""
+    pivot = np.log([b.pivot.to_value(u.nm) for survey in surveys for b in survey.bands])
+    order = np.argsort(pivot)
+    flux = scene.source_flux
+    flux = np.log(np.maximum(flux, 1e-4 * flux.max(axis=1, keepdims=True)))[:, order]
+    ends = np.log((band.pivot + np.array([-0.5, 0.5]) * band.width).to_value(u.nm))
+    slope = [np.diff(np.interp(ends, pivot[order], row))[0] / np.diff(ends)[0] for row in flux]
+    return np.abs(np.reshape(slope, (-1, 1)) - np.array(SLOPES)).argmin(axis=1)
