@@ -49,9 +49,9 @@ def segments(image):
     middle, sigma = 0.0, 1.4826 * np.median(-smooth[good & (smooth < 0)])  # no source is negative
     for turn in range(3):  # what stands out of the sky, and the scatter of what does not
         sky = smooth[good & (found == 0)]
-        if turn and len(sky) >= FEWEST:
+        if turn and len(sky) >= FEWEST and abs(np.median(sky)) < sigma:  # else a halo fills the image
             middle = np.median(sky)
-            sigma = 1.4826 * np.median(np.abs(sky - middle))
+            sigma = min(sigma, 1.4826 * np.median(np.abs(sky - middle)))
         peaks = smooth - middle
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoDetectionsWarning)
