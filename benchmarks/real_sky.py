@@ -58,7 +58,6 @@ def field_lines(results):
         yield [
             name, len(catalog), f"{shapes['half_light_radius'].to_value(u.arcsec).max():.2f}",
             int(np.sum(shapes["snr"] < -3)), int((snr < -3).any(1).sum()), ", ".join(scores),
-            f"{sum(result.seconds.values()):.0f}",
         ]  # fmt: skip
 
 
@@ -157,7 +156,7 @@ def show_fields(tables, job, data, out):
             print(f"\nF814W / HSC i flux, median of {bright.sum()} bright sources: {np.median(ratio[bright]):.3f}")
     header = (
         "Field", "sources", "largest half-light radius (arcsec)", "rows of snr < -3", "rows with a flux < -3 errors",
-        "out-of-distribution scores", "s",
+        "out-of-distribution scores",
     )  # fmt: skip
     tables.show("real_sky_fields", "Fields", header, field_lines(results))
     header = ("Field, band", "verdict", "reason", "sources", "mean offset, east and north (mas)")
