@@ -238,12 +238,12 @@ def blend_stamps(blends, seed):
     bright = truth[mag_of(truth["flux_i"].value) < BLEND_LIMIT]
     x, y = images["i"].wcs.world_to_pixel(bright["sky_centroid"])
     out = []
-    for one, two in zip(x, y, strict=True):
+    for column, row in zip(x, y, strict=True):
         if len(out) == len(blends):
             break
         shape = blends[len(out)]["i"].data.shape
-        stamp = {band: cut_out(image, one, two, shape) for band, image in images.items()}
-        if stamp["i"] is not None:
+        stamp = {band: cut_out(image, column, row, shape) for band, image in images.items()}
+        if all(one is not None for one in stamp.values()):
             out.append(stamp)
     return out
 

@@ -96,10 +96,12 @@ def _with_stamp(image, shape):
 
 
 def cut_out(image, x, y, shape):
-    """A stamp of ``shape`` about a position, None if it does not lie on the image."""
+    """A stamp of ``shape`` about a position, None if it does not lie on the image or has no valid pixel."""
     low = [round(c - (n - 1) / 2) for c, n in zip((y, x), shape, strict=True)]
     if min(low) < 0 or any(a + n > m for a, n, m in zip(low, shape, image.data.shape, strict=True)):
         return None
     cut = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
+    if image.mask[cut].all():
+        return None
     noise = type(image.uncertainty)(image.uncertainty.array[cut])
     return NDData(image.data[cut], uncertainty=noise, mask=image.mask[cut], unit=image.unit, psf=image.psf)
