@@ -25,6 +25,7 @@ LAGS = (1, 2, 3, 4, 5)  # pixels
 EDGE, PEAK = 1.5, 5.0  # sigma of the smoothed image where a segment ends, and that it must reach
 GROWN = 0.6  # arcsec around segments that are not counted as sky
 CLIP = 4.0  # sigma; a sky pixel beyond is taken for a defect
+LEAST = 0.25  # share of a block that must be sky
 FEWEST = 50  # pixels of sky without which an image says nothing of its noise
 BLOCK = 20  # pixels; side of the blocks that are drawn again
 
@@ -49,9 +50,9 @@ def segments(image):
     middle, sigma = 0.0, 1.4826 * np.median(-smooth[good & (smooth < 0)])  # no source is negative
     for turn in range(3):  # what stands out of the sky, and the scatter of what does not
         sky = smooth[good & (found == 0)]
-        if turn and len(sky) >= FEWEST and abs(np.median(sky)) < sigma:  # else a halo fills the image
+        if turn and len(sky) >= FEWEST:
             middle = np.median(sky)
-            sigma = min(sigma, 1.4826 * np.median(np.abs(sky - middle)))
+            sigma = 1.4826 * np.median(np.abs(sky - middle))
         peaks = smooth - middle
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoDetectionsWarning)
@@ -118,16 +119,23 @@ def noise_blocks(images, scale):
     return out
 
 
+def _full(blocks):
+    return blocks[blocks[:, 1] >= LEAST * BLOCK**2]
+
+
 def scatter_ratio(blocks):
-    """Root mean square of the sky pixels over the given noise."""
-    squares, n = blocks.sum(0)[:2]
-    return np.sqrt(squares / n)
+    """Root mean square of the sky pixels over the given noise: the median of blocks, so that halos do not count."""
+    blocks = _full(blocks)
+    return np.sqrt(np.median(blocks[:, 0] / blocks[:, 1])) if len(blocks) else np.nan
 
 
 def autocorrelation(blocks):
-    """Correlation of sky pixels at ``LAGS`` along rows and columns: (n_lag,)."""
-    sums = blocks.sum(0)
-    return sums[2::2] / sums[3::2] / (sums[0] / sums[1])
+    """Correlation of sky pixels at ``LAGS`` along rows and columns, the median of blocks: (n_lag,)."""
+    blocks = _full(blocks)
+    if not len(blocks):
+        return np.full(len(LAGS), np.nan)
+    power = blocks[:, :1] / blocks[:, 1:2]
+    return np.median(blocks[:, 2::2] / np.maximum(blocks[:, 3::2], 1) / power, axis=0)
 
 
 # ---------------------------------------------------------------------------- PSF
