@@ -8,7 +8,7 @@ __all__ = ["check_structure"]
 
 BLOCK, CARD = 2880, 80
 MOST = 999  # axes of an image and columns of a table, by the FITS standard
-_CARD = re.compile(rb"(NAXIS\d*|BITPIX|PCOUNT|GCOUNT|TFIELDS) *$")
+_CARD = re.compile(rb"(Z?NAXIS\d*|Z?BITPIX|PCOUNT|GCOUNT|TFIELDS) *$")
 
 
 def check_structure(file):
@@ -70,9 +70,9 @@ def _data_size(values, number):
             counts[key] = int(text)
         except ValueError:
             return None  # astropy finds what is no number
-    allowed = {"NAXIS": (0, MOST), "TFIELDS": (0, MOST), "PCOUNT": (0, 2**62), "GCOUNT": (1, 2**62)}
+    allowed = {"PCOUNT": (0, 2**62), "GCOUNT": (1, 2**62)} | dict.fromkeys(("NAXIS", "ZNAXIS", "TFIELDS"), (0, MOST))
     for key, value in counts.items():
-        low, high = allowed.get(key, (0, 2**62) if key.startswith("NAXIS") else (-64, 64))
+        low, high = allowed.get(key, (-64, 64) if key.endswith("BITPIX") else (0, 2**62))
         if not low <= value <= high:
             raise OSError(f"{key}={value} in the header of HDU {number}")
     if "NAXIS" not in counts or "BITPIX" not in counts:
