@@ -24,7 +24,7 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from kit.fields import magnitude, true_offsets
-from kit.frozen_sky import BLENDS, FIELDS, SKY, blend, described, field, known, match, same
+from kit.frozen_sky import BLENDS, FAINTEST, FIELDS, SKY, blend, described, field, known, match, same
 from kit.models import HEADS, trained
 from kit.statistics import covered, interval, nmad, rms, shown
 from kit.tables import Tables, add_option
@@ -238,10 +238,10 @@ def report(tables, fields, blends):
     """Show all tables."""
     if blends:
         tables.show("frozen_blends", "Blends of two or three galaxies", ("What", "measured"), blend_lines(blends))
-    n_star = sum(((rows["family"] == "star") & (i_magnitude(rows) < 26)).sum() for rows in fields)
+    n_star = sum(((rows["family"] == "star") & (i_magnitude(rows) < FAINTEST)).sum() for rows in fields)
     n_odd = sum(((rows["family"] == "irregular") & (i_magnitude(rows) < 23)).sum() for rows in fields)
     cpu = np.median([rows["seconds"] for rows in fields])
-    print(f"{len(fields)} fields, {n_star} stars of i < 26, {n_odd} irregular galaxies of i < 23; {cpu:.0f} CPU-s each")
+    print(f"{len(fields)} fields, {n_star} stars of i < {FAINTEST}, {n_odd} irregular galaxies of i < 23; {cpu:.0f} CPU-s each")
     header = ("Kind", *(f"i = {low}-{high}" for low, high in MAG_BINS))
     tables.show("frozen_found", "Found, of the true sources", header, found_lines(fields))
     tables.show("frozen_rows", "Rows that are no true source", ("What", "measured"), row_lines(fields))

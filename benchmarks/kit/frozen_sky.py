@@ -27,7 +27,7 @@ from rosetta.simulate.population import draw_scene
 
 from .fields import magnitude
 
-__all__ = ["BLENDS", "FIELDS", "SKY", "blend", "described", "field", "known", "match", "same"]
+__all__ = ["BLENDS", "FAINTEST", "FIELDS", "SKY", "blend", "described", "field", "known", "match", "same"]
 
 FIELDS = range(880001, 880041)  # seeds
 BLENDS = range(881001, 881501)
