@@ -273,7 +273,7 @@ def check(found, freeze):
     kept, versions = known(), {name: version(name) for name in PACKAGES}
     if freeze:
         kept = {"versions": versions, "sky": {**kept.get("sky", {}), **found}}
-        SKY.write_text(json.dumps(kept, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
+        SKY.write_text(json.dumps(kept, sort_keys=True).replace('}, "8', '},\n"8') + "\n")
     exact = kept.get("versions") == versions
     differ = [seed for seed in found if not same(found[seed], kept.get("sky", {}).get(seed), exact=exact)]
     if differ:

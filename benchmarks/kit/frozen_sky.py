@@ -80,7 +80,8 @@ def described(pair, truth):
         for array in parts:
             digest.update(np.ascontiguousarray(array).tobytes())
         good = ~image.mask
-        sums[band] = [float(np.sum(image.data[good], dtype=float)), float(np.sqrt(np.mean(image.data[good] ** 2.0)))]
+        total, rms = np.sum(image.data[good], dtype=float), np.sqrt(np.mean(image.data[good] ** 2.0))
+        sums[band] = [float(f"{total:.6g}"), float(f"{rms:.6g}")]
     for name in ("flux_i", "half_light_radius"):
         digest.update(np.asarray(truth[name].value, float).tobytes())
     return {"hash": digest.hexdigest()[:16], "sources": len(truth), "sums": sums}
