@@ -14,16 +14,19 @@ from astropy.nddata import NDData, VarianceUncertainty
 
 from ..flags import Flag
 from ..readonly import ReadOnlyDict
+from ..surveys import PSF_WINGS
 from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
 from .psf import PSF, moffat
+from .psf_wings import psf_wings
 from .sky import sky_weight
 from .wcs import slice_wcs
 
 __all__ = ["BandImage", "band_images", "extent"]
 
 FAR = 1e6  # pixels
+WIDEST = 30  # pixels, at most, by which wings extend a PSF
 DEPTH_PIXELS = 2**20  # a depth is measured on at most about as many
 
 
@@ -171,9 +174,19 @@ def _band_image(pair, side, name, pixels):
     band, flags, psf = pair.survey(side)[name], pair.flags[name], pixels.psf_anywhere
     parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
     if psf is not None:
-        return BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
+        image = BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
+        return image if Flag.PSF_TRUNCATED not in flags else replace(image, psf=_with_wings(image, pair.survey(side)))
     image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
     return replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
+
+
+def _with_wings(image, survey):
+    """The PSF of an image on larger stamps, with the light that was found to be missing."""
+    psf = image.psf
+    mean, light = psf.cells.mean(axis=0), psf.light.mean()
+    wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
+    factor = (1.0 - light) / max(wings.share, 1e-9)
+    return psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
 
 
 def extent(images):
