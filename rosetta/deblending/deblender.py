@@ -18,6 +18,7 @@ from ..training.rows import joined_rows, views
 from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
+from .point_sources import is_point
 from .features import source_features
 from .scene import DeblendedScene, Templates, source_columns, source_flags, template_covariance
 from .source_list import coincident, user_sources
@@ -129,9 +130,10 @@ class JEPADeblender(Head):
 
     def _scene(self, embedding, images, roles, field, label, offsets):
         fits, place, reference = field.bands, coincident(field.coord), roles.reference.band
-        covariance = field.covariance * np.maximum(fits[reference].misfit, 1.0)[:, None, None]
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
-        # hold this source show in the residual.
+        # hold this source show in the residual. The shape of a point is known.
+        misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
+        covariance = field.covariance * misfit[:, None, None]
         columns = source_columns(field, fits[reference], fits[roles.blend])
         flags = source_flags(fits, images, len(label)) | columns.pop("flags")
         flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)

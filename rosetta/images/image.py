@@ -47,6 +47,8 @@ class BandImage:
         Pivot of the band, nm.
     flags : `~rosetta.Flag`
         What had to be assumed.
+    psf_reach : float
+        Pixels from the centre of a source to which its PSF is known; what lies beyond is estimated.
     """
 
     band: str
@@ -56,6 +58,7 @@ class BandImage:
     wcs: object
     wavelength: float
     flags: Flag
+    psf_reach: float = np.inf
 
     @property
     def shape(self):
@@ -175,18 +178,19 @@ def _band_image(pair, side, name, pixels):
     parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
     if psf is not None:
         image = BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
-        return image if Flag.PSF_TRUNCATED not in flags else replace(image, psf=_with_wings(image, pair.survey(side)))
+        return image if Flag.PSF_TRUNCATED not in flags else _with_wings(image, pair.survey(side))
     image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
     return replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
 
 
 def _with_wings(image, survey):
-    """The PSF of an image on larger stamps, with the light that was found to be missing."""
+    """An image whose PSF has larger stamps, with the light that was found to be missing."""
     psf = image.psf
     mean, light = psf.cells.mean(axis=0), psf.light.mean()
     wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
     factor = (1.0 - light) / max(wings.share, 1e-9)
-    return psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
+    larger = psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
+    return replace(image, psf=larger, psf_reach=min(mean.shape) / 2)
 
 
 def extent(images):
