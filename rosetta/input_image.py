@@ -20,7 +20,6 @@ SMALLEST, LARGEST = 0.005, 5.0  # arcsec along a pixel
 SHORTEST_SIDE = 5  # pixels
 MOST_PIXELS = 2**31
 UNLIKELY = 1.65  # ratio of a PSF's width to the survey's: seeing from the ground varies by nearly as much
-MOST_MISSING = 0.6  # of a PSF's light, beyond its stamp
 STRETCH = 3.0  # longest over shortest extent of a pixel; largest over smallest pixel of an image
 
 
@@ -249,11 +248,6 @@ def _check_psf(where, psf, shape, pixel, nominal, wings):
     # One for all cells: rings at the edge of a stamp would change it from place to place.
     mean, flags = psf.scaled(1 / psf.light).cells.mean(axis=0), Flag(0)
     missing = psf_wings(mean, pixel, wings).share
-    if missing > MOST_MISSING:
-        raise ValueError(
-            f"{where} ends inside its core: about {missing:.0%} of the light is outside of {mean.shape[0]} x "
-            f"{mean.shape[1]} pixels, give a larger stamp"
-        )
     if missing > TRUNCATED:
         flags |= Flag.PSF_TRUNCATED
     if nominal is not None and abs(np.log(half_maximum_width(mean) * pixel / nominal)) > np.log(UNLIKELY):

@@ -19,6 +19,7 @@ from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
 from .psf import PSF, moffat
+from .psf_core import PsfCore
 from .psf_wings import psf_wings
 from .sky import sky_weight
 from .wcs import slice_wcs
@@ -27,6 +28,8 @@ __all__ = ["BandImage", "band_images", "extent"]
 
 FAR = 1e6  # pixels
 WIDEST = 30  # pixels, at most, by which wings extend a PSF
+BETWEEN = 0.0025  # error of fluxes where an undersampled PSF is known on native pixels only, relative
+BEYOND = 0.2  # error of the light beyond a stamp, relative to that light
 DEPTH_PIXELS = 2**20  # a depth is measured on at most about as many
 
 
@@ -49,6 +52,8 @@ class BandImage:
         What had to be assumed.
     psf_reach : float
         Pixels from the centre of a source to which its PSF is known; what lies beyond is estimated.
+    psf_beyond : float
+        Share of a source's light that lies beyond.
     """
 
     band: str
@@ -59,6 +64,7 @@ class BandImage:
     wavelength: float
     flags: Flag
     psf_reach: float = np.inf
+    psf_beyond: float = 0.0
 
     @property
     def shape(self):
@@ -159,6 +165,12 @@ class BandImage:
         return float(half_maximum_width(self.mean_psf) * self.pixel_scale)
 
     @cached_property
+    def psf_flux_error(self):
+        """Relative error of fluxes, because the PSF is not known beyond its stamp and between its pixels."""
+        between = BETWEEN if any(isinstance(core, PsfCore) for core in self.psf.cores or ()) else 0.0
+        return float(np.hypot(between, BEYOND * self.psf_beyond))
+
+    @cached_property
     def depth(self):
         """5-sigma point-source depth, AB: matched filter with the PSF and the median pixel noise."""
         step = max(1, int(np.sqrt(self.pixels.data.size / DEPTH_PIXELS)))
@@ -190,7 +202,7 @@ def _with_wings(image, survey):
     wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
     factor = (1.0 - light) / max(wings.share, 1e-9)
     larger = psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
-    return replace(image, psf=larger, psf_reach=min(mean.shape) / 2)
+    return replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light))
 
 
 def extent(images):

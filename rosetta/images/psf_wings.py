@@ -21,11 +21,12 @@ STEP = 0.347  # of ln(radius) from ring to ring
 INNER = 0.2  # of the stamp's half side: where rings begin
 CORE = 3.0  # full widths at half maximum beyond which wings are all there is
 HELD = 2.5  # full widths at half maximum within which the core is
-ALIKE = 2.0  # the rim of a stamp shows the survey's wings if it is as bright as theirs to within this factor
+SHOWN = 0.25, 2.0  # brightness of a stamp's rim, in units of the survey's wings, that shows that these are its own
+SCATTER = 0.8, 1.25  # their brightness differs by no more: a fainter rim has lost a sky that was taken off
 WIDTHS, SLOPES = (0.8, 0.9, 1.0, 1.1, 1.25), (2.0, 3.0, 4.765)  # of the profiles: in units of the PSF's; Moffat's beta
 SCATTERED = 1.0  # arcsec; where scattered light begins to fall
 KNOWN = 0.15, 1e-5  # to what the mean of a ring follows a profile: relative to itself, to the peak
-MOST = 0.95, 0.1  # share of light beyond a stamp, and beyond one that holds the core
+MOST = 0.6, 0.1  # share of light beyond a stamp, and beyond one that holds the core
 
 
 class Wings:
@@ -85,9 +86,12 @@ def psf_wings(stamp, scale, nominal=None):
     out = np.geomspace(edge, max(REACH / scale, 4.0 * edge), 400)
     if nominal is not None and edge > 2**0.5 * CORE * fwhm:
         rim = stamp[(radius >= edge / 2**0.5) & (radius < edge)].sum()
-        expected = -np.diff(_beyond(np.array([edge / 2**0.5, edge]) * scale, nominal))[0]
-        if 1.0 / ALIKE < rim / expected < ALIKE:
-            return Wings(out, rim / expected * _per_pixel(out, scale, nominal), half, MOST[1])
+        inner, beyond = _beyond(np.array([edge / 2**0.5, edge]) * scale, nominal)
+        bright = rim / (inner - beyond)
+        if SHOWN[0] < bright < SHOWN[1]:
+            light = _per_pixel(out, scale, nominal)
+            light *= np.clip(bright, *SCATTER) * beyond / np.trapezoid(2.0 * np.pi * out * light, out)
+            return Wings(out, light, half, MOST[1])
     inside = (radius < edge) & (radius >= INNER * edge) if edge > 4 else radius < 1.5 * edge
     ring = np.floor(np.log(np.maximum(radius, 0.3) / edge) / STEP)
     rings = [inside & (ring == k) for k in np.unique(ring[inside])]
