@@ -20,6 +20,7 @@ SMALLEST, LARGEST = 0.005, 5.0  # arcsec along a pixel
 SHORTEST_SIDE = 5  # pixels
 MOST_PIXELS = 2**31
 UNLIKELY = 1.65  # ratio of a PSF's width to the survey's: seeing from the ground varies by nearly as much
+TOLD = 0.6  # share of light beyond a stamp above which the stamp does not tell how much it is
 STRETCH = 3.0  # longest over shortest extent of a pixel; largest over smallest pixel of an image
 
 
@@ -248,6 +249,8 @@ def _check_psf(where, psf, shape, pixel, nominal, wings):
     # One for all cells: rings at the edge of a stamp would change it from place to place.
     mean, flags = psf.scaled(1 / psf.light).cells.mean(axis=0), Flag(0)
     missing = psf_wings(mean, pixel, wings).share
+    if missing > TOLD:  # as of a flat stamp
+        missing, flags = 0.0, Flag.PSF_TRUNCATED | Flag.PSF_SUSPECT
     if missing > TRUNCATED:
         flags |= Flag.PSF_TRUNCATED
     if nominal is not None and abs(np.log(half_maximum_width(mean) * pixel / nominal)) > np.log(UNLIKELY):

@@ -26,7 +26,7 @@ SCATTER = 0.8, 1.25  # their brightness differs by no more: a fainter rim has lo
 WIDTHS, SLOPES = (0.8, 0.9, 1.0, 1.1, 1.25), (2.0, 3.0, 4.765)  # of the profiles: in units of the PSF's; Moffat's beta
 SCATTERED = 1.0  # arcsec; where scattered light begins to fall
 KNOWN = 0.15, 1e-5  # to what the mean of a ring follows a profile: relative to itself, to the peak
-MOST = 0.6, 0.1  # share of light beyond a stamp, and beyond one that holds the core
+MOST = 0.95, 0.1  # share of light beyond a stamp, and beyond one that holds the core
 
 
 class Wings:
