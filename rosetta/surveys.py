@@ -242,8 +242,8 @@ EUCLID = Survey(
 )
 
 #: Wings of PSFs by survey and band: radii (arcsec) and the share of a point source's light beyond each. Euclid:
-#: diffraction by an aperture of 1.2 m with an obscuration of 0.35, and 3.5 % of scattered light. A star of 19 mag in the
-#: Q1 images has 5 % of its light between 1.05 and 4.2 arcsec in VIS.
+#: diffraction by an aperture of 1.2 m with an obscuration of 0.35, and 3.5 % of scattered light. A star of 19 mag in
+#: the Q1 images has 5 % of its light between 1.05 and 4.2 arcsec in VIS.
 PSF_WINGS = {
     "Euclid": {
         "VIS": (

@@ -88,7 +88,7 @@ def test_light_beyond_the_stamp_is_added_as_it_is_modelled():
     for band, flux in (("r", 1000.0), ("VIS", 2000.0)):
         light = band_images(pair)[band].psf.light[0]
         assert light > pair.psf(band).light[0]
-        assert added(new, pair, band).sum() == pytest.approx(flux * light, rel=2e-3)
+        assert added(new, pair, band).sum() == pytest.approx(flux * light, rel=4e-3)  # the field ends in its wings
         assert truth.meta["injection"]["bands"][band]["light_within_psf_stamp"] == pytest.approx(light)
 
 

@@ -18,8 +18,8 @@ from ..training.rows import joined_rows, views
 from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
-from .point_sources import is_point
 from .features import source_features
+from .point_sources import is_point
 from .scene import DeblendedScene, Templates, source_columns, source_flags, template_covariance
 from .source_list import coincident, user_sources
 from .sources import Sources, truncation

@@ -3,7 +3,6 @@
 
 import astropy.units as u
 import numpy as np
-
 from scipy import ndimage
 
 from ..detection.detection import ground_stack, residual_peaks

@@ -84,7 +84,7 @@ def psf_wings(stamp, scale, nominal=None):
     radius = np.hypot(y[:, None], x)
     fwhm = min(half_maximum_width(stamp), 2.0 * edge) if edge > 3 else 2.0 * edge
     out = np.geomspace(edge, max(REACH / scale, 4.0 * edge), 400)
-    if nominal is not None and edge > 2**0.5 * CORE * fwhm:
+    if nominal is not None and 2**0.5 * CORE * fwhm < edge < 0.9 * REACH / scale:
         rim = stamp[(radius >= edge / 2**0.5) & (radius < edge)].sum()
         inner, beyond = _beyond(np.array([edge / 2**0.5, edge]) * scale, nominal)
         bright = rim / (inner - beyond)
