@@ -163,7 +163,9 @@ def test_undersampled_star_against_an_exact_one():
             table["sky_centroid"] = image.pixel_to_sky([x], [y])
             light = added(rosetta.inject(pair, table, seed=1)[0], pair, "VIS") / 2000.0
             exact = profile.drawImage(nx=121, ny=121, wcs=galsim.JacobianWCS(-0.1, 0, 0, 0.1), offset=(dx, dy)).array
-            exact *= light.sum() / exact[light != 0].sum()  # of the light that the stamp holds
+            inside = np.hypot(*(np.indices(exact.shape) - 60)) < 28  # in the stamp; beyond it wings are estimated
+            light, exact = light * inside, exact * inside
+            exact *= light.sum() / exact.sum()
             bias.append(abs((light * exact).sum() / (exact**2).sum() - 1))
             residual.append(np.abs(light - exact).max() / exact.max())
         worst[name] = max(bias), max(residual)

@@ -202,7 +202,9 @@ def _with_wings(image, survey):
     wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
     factor = (1.0 - light) / max(wings.share, 1e-9)
     larger = psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
-    return replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light))
+    whole = replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light))
+    whole.__dict__.update(center=image.center, central_jacobian=image.central_jacobian)  # the WCS was asked
+    return whole
 
 
 def extent(images):
