@@ -20,6 +20,7 @@ from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
 from .scene import DeblendedScene, Templates, source_columns, source_flags, template_covariance
+from .single_band import only_in_reference
 from .source_list import coincident, user_sources
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
@@ -136,6 +137,7 @@ class JEPADeblender(Head):
         flags = source_flags(fits, images, len(label)) | columns.pop("flags")
         flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
         flags |= int(as_solution(offsets).flag) if offsets is not None else 0
+        flags[_artefacts(embedding.pair, images, fits, reference, flags, offsets)] |= int(Flag.ARTEFACT)
         flags |= embedding.ood_at(field.coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})
         probability, seen = np.full(len(label), np.nan), table["n_band"] > 0
@@ -154,6 +156,19 @@ class JEPADeblender(Head):
             embedding=embedding, table=table, templates=templates, shape_covariance=covariance, fits=fits,
             offsets=offsets, meta=meta,
         )
+
+
+def _artefacts(pair, images, fits, reference, flags, offsets):
+    """Rows that only the reference band shows; the two sides are compared where they are aligned."""
+    aligned = offsets is not None and not as_solution(offsets).flag & Flag.UNALIGNED
+    comparable = {b: fit for b, fit in fits.items() if aligned or images[b].side == images[reference].side}
+    edges = {}
+    for name in comparable:
+        band = pair.survey(images[name].side)[name]
+        pivot, width = band.pivot.to_value(u.nm), band.width.to_value(u.nm)
+        edges[name] = (pivot - 0.5 * width, pivot + 0.5 * width)
+    alone = flags & int(Flag.DUPLICATE) == 0  # what shares its place with another has no flux of its own
+    return only_in_reference(comparable, edges, reference) & alone
 
 
 def _labels(index, label):

@@ -14,6 +14,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 
 from ..flags import Flag
 from ..readonly import ReadOnlyDict
+from .artefacts import artefact_pixels
 from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
@@ -169,11 +170,17 @@ def band_images(pair):
 
 def _band_image(pair, side, name, pixels):
     band, flags, psf = pair.survey(side)[name], pair.flags[name], pixels.psf_anywhere
-    parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
-    if psf is not None:
-        return BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
-    image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
-    return replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
+    image = BandImage(name, side, pixels, None, pixels.wcs, band.pivot.to_value(u.nm), flags)
+    if psf is None:
+        psf = PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale))
+        image = replace(image, psf=psf, flags=flags | Flag.PSF_NOMINAL)
+    else:
+        image = replace(image, psf=psf.centred())
+    noise = pixels.uncertainty
+    found = artefact_pixels(pixels.data, noise.array, pixels.mask, image.mean_psf, image.pixel_scale)
+    if not found.any():
+        return image
+    return replace(image, pixels=NDData(pixels.data, uncertainty=noise, mask=pixels.mask | found))
 
 
 def extent(images):

@@ -1,8 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Straight lines across an image: trails of satellites, and columns that lost light or have too much.
+"""Straight lines of light across an image: trails of satellites and aircraft.
 
-A faint trail shows only when it is summed along its length. All sums come from the fast Radon transform (Goetz and Druck
-1996; Brady 1998; for satellites Nir, Zackay and Ofek 2018).
+A faint trail shows only when it is summed along its length. The fast Radon transform gives the sums along all lines
+(Brady 1998; for satellites Nir, Zackay & Ofek 2018).
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ __all__ = ["lines"]
 THRESHOLD = 5.0  # sigma of the sum along a line
 CANDIDATES = 4  # looked at in each of four directions
 CLIP = 1.5  # sigma of a pixel: a source on the line counts no more than noise
-PARTS = 8  # of a line: all but two at either end of their order, where sources may hide it, must be
+PARTS = 8  # of a line. Without the two lowest and the two highest, where sources may lie, they must be
 PART_THRESHOLD = 2.5  # sigma above the sky, and
 EVENNESS = 1.7  # within this factor of the median one
 SHORTEST = 12.0  # arcsec on the image, or
@@ -29,9 +29,9 @@ MOST = 8  # lines of one image
 def lines(data, variance, fwhm, pixel_scale):
     """Pixels on straight lines that cross an image from border to border.
 
-    The image is filtered across the line (the line less the sky on both sides) and clipped, so that sources do not
-    count; then it is summed along all lines. A line is confirmed on the medians of its parts. Nothing in the sky is
-    straight, as narrow as the PSF and evenly bright from border to border.
+    The image is filtered across the line (the line less the sky on both sides) and clipped, so that a source counts no
+    more than noise; then it is summed along all lines. A line is confirmed by the medians of its parts: nothing in the
+    sky is straight, about as narrow as the PSF and evenly bright from border to border.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def lines(data, variance, fwhm, pixel_scale):
         return found
     pixels = np.where(valid, data / np.sqrt(np.where(valid, variance, 1.0)), 0.0).astype(np.float32)
     pixels[valid] -= np.median(pixels[valid])
-    steep = [(pixels, valid, found), (pixels.T, valid.T, found.T)]  # lines that are nearer to a row, to a column
-    for image, usable, out in steep:
+    # Lines that are nearer to a row, and to a column.
+    for image, usable, out in ((pixels, valid, found), (pixels.T, valid.T, found.T)):
         for _ in range(MOST):
             line = _first(image, usable & ~out, fwhm, shortest)
             if line is None:

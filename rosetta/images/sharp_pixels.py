@@ -56,12 +56,12 @@ def sharp_pixels(data, variance, psf, pixel_scale):
     sigma = np.sqrt(np.where(valid, variance, 1.0))
     near = ndimage.maximum_filter(data, 2 * int(np.ceil(REACH / pixel_scale)) + 1)
     judged = valid & (data > np.maximum(LEAST_SHARE * near, GROWTH * sigma))
-    judged &= fftconvolve(valid.astype(np.float32), core / core.sum(), mode="same") > 0.95
+    judged &= fftconvolve(valid.astype(np.float32), (core / core.sum()).astype(np.float32), mode="same") > 0.95
     seeds, track, slack = nothing.copy(), nothing.copy(), None
     for line in _lines():
         broad = fftconvolve(line, core)  # h * p
         light = ndimage.convolve(data, line, mode="constant")
-        around = fftconvolve(data, broad[::-1, ::-1], mode="same")
+        around = fftconvolve(data, broad[::-1, ::-1].astype(np.float32), mode="same")
         bound = _least_ratio(line, broad, core)
         if slack is None:  # of the single pixel, which comes first
             matched = np.where(valid, around / sigma, 0.0)
@@ -102,7 +102,7 @@ def _sharpest(shape):
 
 
 def _least_ratio(line, broad, psf):
-    """The ratio of the light in ``broad`` to that in ``line`` for a point source: it is least where both are centred."""
+    """Ratio of the light in ``broad`` to that in ``line`` for a point source: it is least where both are centred."""
     return (broad * _framed(psf, broad.shape)).sum() / (line * _framed(psf, line.shape)).sum()
 
 
@@ -120,7 +120,8 @@ def _scatter(values):
 
 def _norm(line, broad, bound):
     """Root of the sum of squares of the filter ``bound * line - broad``."""
-    return np.sqrt(bound**2 * (line**2).sum() - 2 * bound * (line * _framed(broad, line.shape)).sum() + (broad**2).sum())
+    cross = (line * _framed(broad, line.shape)).sum()
+    return np.sqrt(bound**2 * (line**2).sum() - 2 * bound * cross + (broad**2).sum())
 
 
 def _framed(array, shape):
