@@ -75,10 +75,11 @@ def sharp_pixels(data, variance, psf, pixel_scale):
         excess = np.where(judged, (excess - TOLERANCE * bound * light) / noise, 0.0) / scale
         seeds |= ndimage.binary_dilation(excess > THRESHOLD, line > 0)
         track |= ndimage.binary_dilation(excess > GROWTH, line > 0)
+    seeds, track = seeds & judged, track & judged
     if not seeds.any():
         return nothing
     around_it = np.ones((3, 3))
-    return ndimage.binary_dilation(ndimage.binary_propagation(seeds, around_it, mask=seeds | track), around_it)
+    return ndimage.binary_dilation(ndimage.binary_propagation(seeds, around_it, mask=track), around_it)
 
 
 def _lines():
