@@ -30,6 +30,7 @@ class Flag(IntFlag):
     DUPLICATE = 1 << 17  #: coincides with another source; their fluxes are not separable
     POOR_FIT = 1 << 18  #: the model does not describe the pixels (high chi2)
     PSF_SUSPECT = 1 << 19  #: the given PSF cannot be the survey's, or its stamp does not hold its core
+    ARTEFACT = 1 << 20  #: only the sharpest band shows it, although others would: no source of light
 
     @classmethod
     def _missing_(cls, value):

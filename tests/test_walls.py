@@ -17,7 +17,7 @@ ORDER = """
     registry surveys flags readonly files checkpoint
     images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
     images.wcs images.wcs_fit
-    images.image images.filtering images.noise images.resampling
+    images.filtering images.lines images.sharp_pixels images.artefacts images.image images.noise images.resampling
     input_image pair
     io._structure io._wcs io._fits io._store io._image io._photometric_unit io.image io.survey_file
     io._euclid_names io._euclid_psf io.euclid io._stitch io._rubin_planes io._rubin_tree io._rubin_file io.rubin
@@ -36,8 +36,8 @@ ORDER = """
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
     deblending.engine.shape_fit deblending.engine.engine deblending.config
     deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.band_fit
-    deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.features
-    deblending.deblender
+    deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.single_band
+    deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.catalogue
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.recovery plotting.page plotting
@@ -58,7 +58,7 @@ ASTROPY = {
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
     "deblending.source_list", "deblending.sources", "deblending.residual_search", "deblending.tile_fit",
-    "deblending.tiles", "deblending.scene", "deblending.features", "deblending.deblender",
+    "deblending.tiles", "deblending.scene", "deblending.flagging", "deblending.features", "deblending.deblender",
     "photometry.catalogue",
 }  # fmt: skip
 ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection"}

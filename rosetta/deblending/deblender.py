@@ -11,7 +11,6 @@ from astropy.table import QTable
 
 from ..astrometry.solution import as_solution, solution_for
 from ..detection.detection import detected
-from ..flags import Flag
 from ..head import Head
 from ..images.image import band_images
 from ..training.loop import TrainerConfig
@@ -20,20 +19,14 @@ from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
+from .flagging import flagged
 from .point_sources import is_point
-from .scene import (
-    DeblendedScene,
-    Templates,
-    band_flags,
-    source_columns,
-    source_flags,
-    strange_bands,
-    template_covariance,
-)
-from .source_list import coincident, user_sources
+from .scene import DeblendedScene, Templates, source_columns, template_covariance
+from .source_list import user_sources
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
+from .wrong_bands import wrong_bands
 
 __all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
 
@@ -108,7 +101,7 @@ class JEPADeblender(Head):
             label = np.arange(1, len(coord) + 1) if label is None else label
         while True:
             whole = self._fitted(images, roles, (coord, found, solution, sources is None), progress)
-            wrong = set(strange_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
+            wrong = set(wrong_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
             if not wrong:
                 break
             # A band that contradicts the templates must not have shaped them.
@@ -153,19 +146,15 @@ class JEPADeblender(Head):
         return blend_probability.report(network, data, held_out)
 
     def _scene(self, embedding, images, roles, field, label, offsets):
-        fits, place, reference = field.bands, coincident(field.coord), roles.reference.band
+        fits, reference = field.bands, roles.reference.band
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
         # hold this source show in the residual. The shape of a point is known.
         misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
         covariance = field.covariance * misfit[:, None, None]
         columns = source_columns(field, fits[reference], fits[roles.blend])
         solution = as_solution(offsets) if offsets is not None else None
-        of_bands = {band: band_flags(fit, images[band], solution) for band, fit in fits.items()}
-        for band in strange_bands(fits, images, reference):
-            of_bands[band][fits[band].measured] |= int(Flag.POOR_FIT)
-        flags = np.bitwise_or.reduce([source_flags(fits, images, len(label)), columns.pop("flags"), *of_bands.values()])
-        flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
-        flags |= int(solution.flag) if solution is not None else 0
+        flags, of_bands = flagged(fits, images, embedding.pair, field.coord, reference, solution)
+        flags |= columns.pop("flags")
         flags |= embedding.ood_at(field.coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})
         for band, own in of_bands.items():

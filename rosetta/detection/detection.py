@@ -166,8 +166,11 @@ def _segments_with_peaks(significance, config):
     return found.data
 
 
-def _bridge(image, valid, largest=2000):
-    """Fill small masked holes with the brightest pixel around: a saturated core is one peak, not a ring."""
+def _bridge(image, valid, largest=2000, longest=80):
+    """Fill small masked holes with the brightest pixel around: a saturated core is one peak, not a ring.
+
+    Holes of more than ``largest`` pixels, or ``longest`` along a side (trails), are left.
+    """
     holes, count = ndimage.label(~valid, structure=np.ones((3, 3)))
     if count == 0:
         return image
@@ -175,6 +178,8 @@ def _bridge(image, valid, largest=2000):
     index = np.arange(1, count + 1)
     value = np.maximum(np.nan_to_num(ndimage.maximum(np.where(valid, image, 0.0), rim, index)), 0.0)
     value[np.bincount(holes.ravel(), minlength=count + 1)[1:] > largest] = 0.0
+    sides = [[cut.stop - cut.start for cut in box] for box in ndimage.find_objects(holes)]
+    value[np.max(sides, axis=1) > longest] = 0.0
     return np.where(holes > 0, np.concatenate([[0.0], value])[holes], image)
 
 

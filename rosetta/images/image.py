@@ -15,6 +15,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 from ..flags import Flag
 from ..readonly import ReadOnlyDict
 from ..surveys import PSF_WINGS
+from .artefacts import artefact_pixels
 from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
@@ -188,11 +189,22 @@ def band_images(pair):
 def _band_image(pair, side, name, pixels):
     band, flags, psf = pair.survey(side)[name], pair.flags[name], pixels.psf_anywhere
     parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
-    if psf is not None:
+    if psf is None:
+        image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
+        image = replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
+    else:
         image = BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
-        return image if Flag.PSF_TRUNCATED not in flags else _with_wings(image, pair.survey(side))
-    image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
-    return replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
+        image = image if Flag.PSF_TRUNCATED not in flags else _with_wings(image, pair.survey(side))
+    return _without_artefacts(image)
+
+
+def _without_artefacts(image):
+    """An image whose mask holds the cosmic rays, hot pixels and trails found in it."""
+    pixels, noise = image.pixels, image.pixels.uncertainty
+    found = artefact_pixels(pixels.data, noise.array, pixels.mask, image.mean_psf, image.pixel_scale)
+    if not found.any():
+        return image
+    return _as_before(image, replace(image, pixels=NDData(pixels.data, uncertainty=noise, mask=pixels.mask | found)))
 
 
 def _with_wings(image, survey):
@@ -202,9 +214,13 @@ def _with_wings(image, survey):
     wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
     factor = (1.0 - light) / max(wings.share, 1e-9)
     larger = psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
-    whole = replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light))
-    whole.__dict__.update(center=image.center, central_jacobian=image.central_jacobian)  # the WCS was asked
-    return whole
+    return _as_before(image, replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light)))
+
+
+def _as_before(image, changed):
+    """The changed image, for which the WCS is not asked again."""
+    changed.__dict__.update(center=image.center, central_jacobian=image.central_jacobian)
+    return changed
 
 
 def extent(images):

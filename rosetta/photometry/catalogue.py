@@ -11,7 +11,8 @@ from .. import checkpoint
 from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
-from ..deblending.scene import POOR_CHI2, DeblendedScene
+from ..deblending.flagging import POOR_CHI2
+from ..deblending.scene import DeblendedScene
 from ..deblending.source_list import NO_LABEL
 from ..embedding import SkyEmbedding
 from ..head import Head

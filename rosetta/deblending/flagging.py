@@ -1,0 +1,86 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Flags of the sources of a scene: per band, and per row."""
+
+import astropy.units as u
+import numpy as np
+
+from ..flags import Flag
+from .single_band import only_in_reference
+from .source_list import coincident
+from .wrong_bands import wrong_bands
+
+__all__ = ["POOR_CHI2", "flagged"]
+
+POOR_CHI2 = 3.0  # reduced chi2 from which a fit is poor
+
+
+def flagged(fits, images, pair, coord, reference, solution):
+    """Flags that follow from the fits.
+
+    Parameters
+    ----------
+    fits : dict of str to `~rosetta.deblending.band_fit.BandFit`
+    images : dict of str to `~rosetta.images.image.BandImage`
+    pair : `~rosetta.SkyPair`
+    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+    reference : str
+        Band of the templates.
+    solution : `~rosetta.AstrometricSolution` or None
+
+    Returns
+    -------
+    flags : (n,) int array
+        Of the rows.
+    of_bands : dict of str to (n,) int array
+        What of them is true in each band.
+    """
+    of_bands = {band: _band_flags(fit, images[band], solution) for band, fit in fits.items()}
+    for band in wrong_bands(fits, images, reference):
+        of_bands[band][fits[band].measured] |= int(Flag.POOR_FIT)
+    flags = np.bitwise_or.reduce([_source_flags(fits, images, len(coord)), *of_bands.values()])
+    place = coincident(coord)
+    flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
+    flags |= int(solution.flag) if solution is not None else 0
+    alone = flags & int(Flag.DUPLICATE) == 0  # what shares its place with another has no flux of its own
+    flags[alone & _only_in_reference(fits, images, pair, reference, solution)] |= int(Flag.ARTEFACT)
+    return flags, of_bands
+
+
+def _band_flags(fit, image, solution):
+    """Flags of all sources in one band, (n,) int array."""
+    flags = np.full(len(fit.flux), int(image.flags), dtype=np.int64)
+    inside = fit.outside < 0.999
+    flags[~fit.measured] |= int(Flag.NO_DATA)
+    flags[inside & (fit.outside > 0.02)] |= int(Flag.EDGE)
+    flags[inside & (fit.coverage + fit.outside < 0.98)] |= int(Flag.MASKED)
+    flags[fit.degenerate] |= int(Flag.DUPLICATE)
+    flags[fit.measured & (fit.chi2 > POOR_CHI2)] |= int(Flag.POOR_FIT)
+    if solution is not None and image.side == "ground":
+        flags |= int(solution.flag)
+    return flags
+
+
+def _source_flags(fits, images, n):
+    """Flags of a source that follow from what all bands see of it together, (n,) int array."""
+    flags = np.zeros(n, dtype=np.int64)
+    anywhere = np.any([fit.outside < 0.999 for fit in fits.values()], axis=0)
+    flags[~anywhere] |= int(Flag.OUTSIDE)
+    for side in ("ground", "space"):
+        of_side = [fit.measured for band, fit in fits.items() if images[band].side == side]
+        seen = np.any([np.zeros(n, dtype=bool), *of_side], axis=0)
+        flags[anywhere & ~seen] |= int(Flag.ONE_SIDED)
+        if side == "space":
+            flags[anywhere & ~seen] |= int(Flag.GROUND_TEMPLATE)
+    return flags
+
+
+def _only_in_reference(fits, images, pair, reference, solution):
+    """Rows that only the reference band shows; the two sides are compared where they are aligned."""
+    aligned = solution is not None and not solution.flag & Flag.UNALIGNED
+    comparable = {b: fit for b, fit in fits.items() if aligned or images[b].side == images[reference].side}
+    edges = {}
+    for name in comparable:
+        band = pair.survey(images[name].side)[name]
+        pivot, width = band.pivot.to_value(u.nm), band.width.to_value(u.nm)
+        edges[name] = (pivot - 0.5 * width, pivot + 0.5 * width)
+    return only_in_reference(comparable, edges, reference)
