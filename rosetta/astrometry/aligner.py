@@ -20,10 +20,10 @@ from ..images.positions import offset_coord
 from ..pair import SkyPair
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
-from . import band_fields, corrected_wcs, excess_noise, measurement
+from . import band_fields, corrected_wcs, excess_noise, few_sources, measurement
 from . import field as offset_field
 from .excess_noise import ExcessNoiseConfig
-from .field_fit import predict_held_out
+from .field_fit import FieldFit, predict_held_out
 from .measurement import MeasurementConfig
 from .solution import AlignmentError, AstrometricSolution, as_solution
 
@@ -33,6 +33,10 @@ log = logging.getLogger("rosetta")
 
 MAS = u.mas
 MIN_ROWS = 20  # sources to learn from
+FEW = 6  # sources; with fewer than this a shift is all that can be fitted
+FINE_ERROR = 30.0  # mas: largest error of an alignment that is not coarse, a tenth of the ground PSF's sigma
+MOST_ERROR = 100.0  # mas: an alignment with a larger error is none
+LEAST_EVIDENCE = 3.0  # nats that few sources belong together, where the cross-correlation does not say so
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class LearnedAligner(Head):
         sources = measurement.find_sources(detections, self._config.measurement)
         found = _measure(images, sources, wanted, self._config)
         extras = {}
-        if self._provenance.get("trained"):
+        if self._provenance.get("trained") and found.few is None:  # it has learned from fields of many sources
             tokens = _tokens(embedding, sources)
             for part in found.parts:
                 extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
@@ -366,8 +370,9 @@ class _Shifted:
 class _Found:
     """Measurements of a pair, with the verdict on them."""
 
-    def __init__(self, parts, joint, verdict, reason, match):
+    def __init__(self, parts, joint, verdict, reason, match, few=None):
         self.parts, self.joint, self.verdict, self.reason, self.match = parts, joint, verdict, reason, match
+        self.few = few  # `FewSources`, where the sources are too few for a field
 
 
 def _check_sides(pair):
@@ -409,7 +414,7 @@ def _cards(meta):
 
 def _measure(images, sources, wanted, config):
     """Coarse step, then every band; `_Found`."""
-    if len(sources.xy) < sources.config.min_sources:
+    if len(sources.xy) < 2:
         return _Found([], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
     match = measurement.coarse_match(images, sources)
     believed = (
@@ -424,9 +429,18 @@ def _measure(images, sources, wanted, config):
         parts.append(measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2)))
     ground = [p for p in parts if images[p.band].side == "ground"]
     agreeing = [p for p in ground if p.agrees]
-    if agreeing:
-        return _Found(parts, measurement.combine(agreeing), "ok", "", match)
+    joint = measurement.combine(agreeing) if agreeing else None
+    if joint is not None and joint.usable.sum() >= FEW:
+        return _Found(parts, joint, "ok", "", match)
     most = max((int(p.usable.sum()) for p in ground), default=0)
+    few = _few_sources(images, sources, ground) if joint is not None or most < FEW else None
+    if few is not None and few.sigma < MOST_ERROR and few.evidence > (0 if believed else LEAST_EVIDENCE):
+        told = f"{few.n_source} sources in {few.n_band} bands"
+        joint = measurement.combine([p for p in ground if p.usable.any()])
+        if few.sigma < FINE_ERROR:
+            return _Found(parts, joint, "ok", told, match, few)
+        reason = f"{told} tell the offset to {few.sigma:.0f} mas only"
+        return _Found(parts, joint, "coarse", reason, match, few)
     alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
     if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
         reason = "single sources do not agree on an offset; the cross-correlation of the images does"
@@ -437,6 +451,15 @@ def _measure(images, sources, wanted, config):
         f"correlation peak {strength}"
     )
     return _Found(parts, None, "abstain", reason, match)
+
+
+def _few_sources(images, sources, ground):
+    """`FewSources` of the bands with usable sources; None if these are fewer than two sources."""
+    parts = [p for p in ground if p.usable.any()]
+    if not parts or np.any([p.usable for p in parts], axis=0).sum() < 2:
+        return None
+    size = np.sqrt(np.asarray(sources.table["a"], float) * np.asarray(sources.table["b"], float))
+    return few_sources.agreed_shift(parts, few_sources.expected_scatter(sources.point, size, np.nan))
 
 
 def _tokens(embedding, sources):
@@ -469,7 +492,14 @@ def _table(images, sources, found, extras, model, meta, config):
     scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
     covs = {part.band: part.cov for part in parts}
     models, fits = {}, {}
-    if found.verdict == "ok":
+    if found.few is not None:
+        models = dict(found.few.fields)
+        for part in parts:
+            if part.band in models:
+                count = int(part.usable.sum())
+                fits[part.band] = FieldFit(models[part.band], np.ones(count), np.zeros(count, bool), None, np.zeros(2))
+                covs[part.band] = covs[part.band] + (found.few.scatter**2)[:, None, None] * eye
+    elif found.verdict == "ok":
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
         sides = {band: images[band].side for band in fields if band != "joint"}
         fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
@@ -485,7 +515,7 @@ def _table(images, sources, found, extras, model, meta, config):
     tables = []
     for part in parts:
         tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
-        if found.verdict == "coarse" and images[part.band].side == "ground":
+        if found.verdict == "coarse" and found.few is None and images[part.band].side == "ground":
             _set_coarse(tables[-1], found.match, config.coarse_error)
     if found.joint is None:
         tables.append(_rows(sources, None, None, None, found.verdict))
@@ -520,7 +550,7 @@ def _rows(sources, part, cov, fit, verdict):
     snr, weight, flags = np.full(n, np.nan), np.zeros(n), np.zeros(n, int)
     if part is not None:
         snr, flags = part.snr, part.flags.copy()
-        if verdict == "ok":
+        if verdict == "ok" or fit is not None:
             good = np.isfinite(part.offset).all(1) & (flags & int(Flag.LOW_SNR) == 0)
             offset[good] = part.offset[good]
             error[good] = np.sqrt(cov[good][:, [0, 1], [0, 1]])
@@ -528,6 +558,8 @@ def _rows(sources, part, cov, fit, verdict):
         if fit is not None:
             weight[part.usable] = fit.weight
             flags[np.flatnonzero(part.usable)[fit.outlier]] |= int(Flag.OUTLIER)
+            if verdict == "coarse":
+                flags |= int(Flag.COARSE_ALIGNMENT)
     if fit is None:
         flags |= int(Flag.UNALIGNED)
     for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
