@@ -20,7 +20,7 @@ from ..images.positions import offset_coord
 from ..pair import SkyPair
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
-from . import band_fields, corrected_wcs, excess_noise, few_sources, measurement
+from . import band_fields, corrected_wcs, epochs, excess_noise, few_sources, measurement
 from . import field as offset_field
 from .excess_noise import ExcessNoiseConfig
 from .field_fit import FieldFit, predict_held_out
@@ -33,7 +33,7 @@ log = logging.getLogger("rosetta")
 
 MAS = u.mas
 MIN_ROWS = 20  # sources to learn from
-FEW = 6  # sources; with fewer than this a shift is all that can be fitted
+FEW = 8  # sources; with fewer than this a shift is all that is fitted
 FINE_ERROR = 30.0  # mas: largest error of an alignment that is not coarse, a tenth of the ground PSF's sigma
 MOST_ERROR = 100.0  # mas: an alignment with a larger error is none
 LEAST_EVIDENCE = 3.0  # nats that few sources belong together, where the cross-correlation does not say so
@@ -130,11 +130,11 @@ class LearnedAligner(Head):
             A row per source and band: ``label``, ``sky_centroid`` (reference frame), ``band`` (a band, or "joint": all
             ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr`` (correlation of the
             two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``: ``verdict`` ("ok",
-            "coarse": only the cross-correlation worked; all ground rows hold its offset and are flagged
-            COARSE_ALIGNMENT, space bands have none; or "abstain": offsets are NaN and rows are flagged
-            UNALIGNED), ``reason``, ``center``, ``box``, ``model`` (one field per band): what
-            `~rosetta.AstrometricSolution.from_table` reads; ``score``, ``reference``, ``coarse`` and provenance.
-            Errors include the fitted scatter.
+            "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged COARSE_ALIGNMENT,
+            and where only the cross-correlation worked they hold its offset, and space bands have none; or "abstain":
+            offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``, ``model`` (one field
+            per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``, ``reference``, ``coarse`` and
+            provenance. Errors include the fitted scatter.
 
         Raises
         ------
@@ -434,23 +434,22 @@ def _measure(images, sources, wanted, config):
         return _Found(parts, joint, "ok", "", match)
     most = max((int(p.usable.sum()) for p in ground), default=0)
     few = _few_sources(images, sources, ground) if joint is not None or most < FEW else None
-    if few is not None and few.sigma < MOST_ERROR and few.evidence > (0 if believed else LEAST_EVIDENCE):
-        told = f"{few.n_source} sources in {few.n_band} bands"
-        joint = measurement.combine([p for p in ground if p.usable.any()])
-        if few.sigma < FINE_ERROR:
-            return _Found(parts, joint, "ok", told, match, few)
-        reason = f"{told} tell the offset to {few.sigma:.0f} mas only"
-        return _Found(parts, joint, "coarse", reason, match, few)
+    told = f"at best {most} usable sources in a ground band, and they do not agree"
+    if few is not None:
+        told = f"{few.n_source} sources in {few.n_band} band{'s' * (few.n_band > 1)}"
+        agree, fine = few.evidence > (0.0 if believed else LEAST_EVIDENCE), few.sigma < FINE_ERROR
+        told += " do not agree" if not agree else "" if fine else f" tell the offset to {few.sigma:.0f} mas only"
+        if agree and few.sigma < MOST_ERROR:
+            joint = measurement.combine([p for p in ground if p.usable.any()])
+            return _Found(parts, joint, "ok" if fine else "coarse", told, match, few)
+    elif most < 2:
+        told = f"{'one usable source' if most else 'no usable source'} in the ground bands, and two are needed"
     alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
     if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
         reason = "single sources do not agree on an offset; the cross-correlation of the images does"
         return _Found(parts, None, "coarse", reason, match)
     strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
-    reason = (
-        f"no common offset: at best {most} usable sources in a ground band, and they do not agree; "
-        f"correlation peak {strength}"
-    )
-    return _Found(parts, None, "abstain", reason, match)
+    return _Found(parts, None, "abstain", f"no common offset: {told}; correlation peak {strength}", match)
 
 
 def _few_sources(images, sources, ground):
@@ -458,8 +457,14 @@ def _few_sources(images, sources, ground):
     parts = [p for p in ground if p.usable.any()]
     if not parts or np.any([p.usable for p in parts], axis=0).sum() < 2:
         return None
+    years = [_years(images[p.band], sources) for p in parts]
     size = np.sqrt(np.asarray(sources.table["a"], float) * np.asarray(sources.table["b"], float))
-    return few_sources.agreed_shift(parts, few_sources.expected_scatter(sources.point, size, np.nan))
+    return few_sources.agreed_shift(parts, [few_sources.expected_scatter(sources.point, size, y) for y in years])
+
+
+def _years(image, sources):
+    """Epoch of an image less that of the reference, years; NaN where unknown."""
+    return epochs.epoch(image.wcs) - epochs.epoch(sources.reference.wcs)
 
 
 def _tokens(embedding, sources):
@@ -491,6 +496,7 @@ def _table(images, sources, found, extras, model, meta, config):
             extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
     scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
     covs = {part.band: part.cov for part in parts}
+    verdict, reason = found.verdict, found.reason
     models, fits = {}, {}
     if found.few is not None:
         models = dict(found.few.fields)
@@ -498,12 +504,21 @@ def _table(images, sources, found, extras, model, meta, config):
             if part.band in models:
                 count = int(part.usable.sum())
                 fits[part.band] = FieldFit(models[part.band], np.ones(count), np.zeros(count, bool), None, np.zeros(2))
-                covs[part.band] = covs[part.band] + (found.few.scatter**2)[:, None, None] * eye
+                covs[part.band] = covs[part.band] + (found.few.scatter[part.band] ** 2)[:, None, None] * eye
     elif found.verdict == "ok":
+        years = {part.band: np.nan_to_num(_years(images[part.band], sources)) for part in found.parts}
+        years["joint"] = np.sqrt(np.mean([years[part.band] ** 2 for part in agreeing]))
+        for band in covs:  # of unknown epochs the scatter of stars is only fitted
+            covs[band] = covs[band] + (sources.point * (epochs.MOTION * years[band]) ** 2)[:, None, None] * eye
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
         sides = {band: images[band].side for band in fields if band != "joint"}
         fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
+        apart, spread = band_fields.disagreement(fits, sides)
+        if apart:
+            verdict = "coarse"
+            reason = "ground bands disagree: " + ", ".join(f"{band} by {size:.0f} mas" for band, size in apart.items())
+            models["joint"] = offset_field.widened(models["joint"], spread)
         for band, fit in fits.items():
             covs[band] = covs[band] + (scatter[band] ** 2 @ fit.floor**2)[:, None, None] * eye
     elif found.verdict == "coarse":
@@ -513,18 +528,17 @@ def _table(images, sources, found, extras, model, meta, config):
             if part.band not in models and images[part.band].side == "ground":
                 models[part.band] = {**models["joint"], "borrowed": "joint"}
     tables = []
-    for part in parts:
-        tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
-        if found.verdict == "coarse" and found.few is None and images[part.band].side == "ground":
-            _set_coarse(tables[-1], found.match, config.coarse_error)
-    if found.joint is None:
-        tables.append(_rows(sources, None, None, None, found.verdict))
-        if found.verdict == "coarse":
-            _set_coarse(tables[-1], found.match, config.coarse_error)
+    for part in parts if found.joint is not None else [*parts, None]:
+        band = "joint" if part is None else part.band
+        tables.append(_rows(sources, part, covs.get(band) if fits else None, fits.get(band)))
+        if verdict == "coarse" and (band == "joint" or images[band].side == "ground"):
+            tables[-1]["flags"] |= int(Flag.COARSE_ALIGNMENT)
+            if not fits:
+                _set_offset(tables[-1], found.match, config.coarse_error)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
     center, low, high = extent([sources.reference])
     box = tuple(tuple(corner.tolist()) for corner in (low, high))
-    solution = AstrometricSolution(found.verdict, found.reason, center, box, models)
+    solution = AstrometricSolution(verdict, reason, center, box, models)
     result.meta.update(meta)
     result.meta.update(
         solution.to_meta(),
@@ -534,13 +548,13 @@ def _table(images, sources, found, extras, model, meta, config):
             "significance": found.match.significance, "rival": found.match.rival,
         },
     )
-    if found.verdict != "ok":
-        log.warning("alignment %s: %s", found.verdict, found.reason)
+    if verdict != "ok":
+        log.warning("alignment %s: %s", verdict, reason)
     return result
 
 
-def _rows(sources, part, cov, fit, verdict):
-    """The rows of one band; ``part`` None: nothing was measured."""
+def _rows(sources, part, cov, fit):
+    """The rows of one band; ``part`` None: nothing was measured; ``cov`` None: what was measured is not believed."""
     n = len(sources.xy)
     table = QTable()
     table["label"] = sources.label
@@ -550,7 +564,7 @@ def _rows(sources, part, cov, fit, verdict):
     snr, weight, flags = np.full(n, np.nan), np.zeros(n), np.zeros(n, int)
     if part is not None:
         snr, flags = part.snr, part.flags.copy()
-        if verdict == "ok" or fit is not None:
+        if cov is not None:
             good = np.isfinite(part.offset).all(1) & (flags & int(Flag.LOW_SNR) == 0)
             offset[good] = part.offset[good]
             error[good] = np.sqrt(cov[good][:, [0, 1], [0, 1]])
@@ -558,8 +572,6 @@ def _rows(sources, part, cov, fit, verdict):
         if fit is not None:
             weight[part.usable] = fit.weight
             flags[np.flatnonzero(part.usable)[fit.outlier]] |= int(Flag.OUTLIER)
-            if verdict == "coarse":
-                flags |= int(Flag.COARSE_ALIGNMENT)
     if fit is None:
         flags |= int(Flag.UNALIGNED)
     for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
@@ -573,13 +585,13 @@ def _rows(sources, part, cov, fit, verdict):
     return table
 
 
-def _set_coarse(table, match, error):
+def _set_offset(table, match, error):
     """Give all rows of a ground band the offset of the cross-correlation."""
     for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
         table[column] = 1e3 * match.offset[axis] * MAS
         table[f"{column}_err"] = error * MAS
     table["corr"] = 0.0
-    table["flags"] = table["flags"] & ~int(Flag.UNALIGNED) | int(Flag.COARSE_ALIGNMENT)
+    table["flags"] &= ~int(Flag.UNALIGNED)
 
 
 def _correct(wcs, solution, band, form, shape=None):

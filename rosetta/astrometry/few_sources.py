@@ -17,15 +17,17 @@ from itertools import product
 import numpy as np
 from scipy import optimize, special
 
+from .epochs import MOTION
+
 __all__ = ["FewSources", "agreed_shift", "expected_scatter"]
 
 SIZE_SCATTER = 0.01  # typical scatter of a galaxy's centroid between bands, relative to its rms size
-MOTION = 6.0  # mas per year and axis: typical proper motion of a star at high latitude
 UNKNOWN_YEARS = 5.0  # between images without dates
 BAND_SCATTER = 3.0  # mas: typical scatter of the frames of bands
 REACH2 = 1.0  # arcsec^2 in which an offset is found at all
-# Natural logarithms of the sizes relative to the typical ones, with a normal prior of unit scatter; of the noise factor.
-_SIZES, _FACTORS, _FACTOR_SCATTER = np.linspace(-2.5, 3.0, 9), np.linspace(-0.5, 1.0, 5), 0.3
+# Natural logarithms of the sizes relative to the typical ones, whose prior is normal with unit scatter, and of the
+# factor on the noise.
+_SIZES, _FACTORS, _FACTOR_SCATTER = np.linspace(-2.5, 6.5, 13), np.linspace(-0.3, 0.9, 4), 0.3
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class FewSources:
         Larger error of the joint shift along an axis, mas.
     evidence : float
         Nats by which one shift is likelier than sources that have nothing to do with each other.
-    scatter : numpy.ndarray, shape (n,)
-        Of each source beyond its noise, mas per axis.
+    scatter : dict
+        Band (or "joint") -> scatter of each source beyond its noise, (n,) mas per axis.
     n_source, n_band : int
         Used.
     """
@@ -63,15 +65,15 @@ def expected_scatter(point, size, years):
     size : numpy.ndarray, shape (n,)
         Rms size, arcsec.
     years : float
-        Between the images; NaN where unknown.
+        Epoch of the image less that of the reference; NaN where unknown.
 
     Returns
     -------
     numpy.ndarray, shape (n,)
-        mas per axis.
+        mas per axis, with the sign of ``years``: a star moves to opposite sides before and after.
     """
-    years = abs(years) if np.isfinite(years) else UNKNOWN_YEARS
-    return np.maximum(np.where(point, MOTION * years, 1e3 * SIZE_SCATTER * size), 0.5)
+    motion = MOTION * (years if np.isfinite(years) else UNKNOWN_YEARS)
+    return np.where(point, motion, np.maximum(1e3 * SIZE_SCATTER * size, 0.5))
 
 
 def agreed_shift(parts, expected):
@@ -81,66 +83,66 @@ def agreed_shift(parts, expected):
     ----------
     parts : sequence of `~rosetta.astrometry.measurement.BandOffsets`
         With two usable sources or more in all.
-    expected : numpy.ndarray, shape (n,)
-        `expected_scatter` of all sources.
+    expected : sequence of numpy.ndarray, shape (n,)
+        `expected_scatter` of all sources, for each band.
 
     Returns
     -------
     FewSources
     """
-    band, source = (np.concatenate(a) for a in zip(
-        *((np.full(p.usable.sum(), k), np.flatnonzero(p.usable)) for k, p in enumerate(parts)), strict=True
-    ))  # (m,) each
+    band, source = np.nonzero([p.usable for p in parts])  # (m,) each
     offset = np.concatenate([p.offset[p.usable] for p in parts])  # (m, 2)
     m = len(offset)
     noise = np.zeros((m, 2, m, 2))
-    root = np.concatenate([_root(p.cov_reference[p.usable]) for p in parts])  # the reference's noise is one for all bands
+    root = np.concatenate([_root(p.cov_reference[p.usable]) for p in parts])
     same_source = source[:, None] == source
+    # The reference's noise at a source is the same one in all bands.
     noise += np.einsum("aij,bkj,ab->aibk", root, root, same_source)
     noise[np.arange(m), :, np.arange(m), :] += np.concatenate([p.cov_target[p.usable] for p in parts])
     noise = noise.reshape(2 * m, 2 * m)
     eye = np.eye(2)
-    of_source = np.kron(same_source * expected[source] ** 2, eye)
+    typical = np.concatenate([e[p.usable] for p, e in zip(parts, expected, strict=True)])  # (m,)
+    of_source = np.kron(same_source * np.outer(typical, typical), eye)
     of_band = np.kron(band[:, None] == band, eye) * BAND_SCATTER**2
     y, h = offset.ravel(), np.tile(eye, (m, 1))  # (2m,), (2m, 2)
     apart, columns = _apart(source)
 
-    sizes = np.array(list(product(_SIZES, _SIZES, _FACTORS)))
+    sizes = np.array(list(product(_SIZES, _SIZES, _FACTORS)))  # (k, 3)
     log_weight = -0.5 * (sizes[:, :2] ** 2).sum(1) - 0.5 * (sizes[:, 2] / _FACTOR_SCATTER) ** 2
     log_prior = log_weight - special.logsumexp(log_weight)
-    together, separate, targets = np.empty(len(sizes)), np.empty(len(sizes)), ["joint", *(p.band for p in parts)]
-    mean, cov = np.empty((len(sizes), len(targets), 2)), np.empty((len(sizes), len(targets), 2, 2))
-    for k, (a, b, c) in enumerate(np.exp(2 * sizes)):
-        inverse = np.linalg.inv(c * noise + a * of_source + b * of_band)
-        log_det = -np.linalg.slogdet(inverse)[1]
-        together[k], beta, posterior = _solve(inverse, log_det, y, h)
-        separate[k] = _solve(inverse, log_det, y, apart)[0]
-        mean[k, 0], cov[k, 0] = beta, posterior
-        rest = inverse @ (y - h @ beta)
-        for j in range(len(parts)):
-            pull = np.kron(band == j, eye) * b * BAND_SCATTER**2  # (2, 2m): covariance of the band's frame and the data
-            spare = eye - pull @ inverse @ h
-            mean[k, 1 + j] = beta + pull @ rest
-            cov[k, 1 + j] = b * BAND_SCATTER**2 * eye - pull @ inverse @ pull.T + spare @ posterior @ spare.T
+    of_sources, of_bands, factor = np.exp(2 * sizes.T)[:, :, None, None]  # (k, 1, 1) each
+    inverse = np.linalg.inv(factor * noise + of_sources * of_source + of_bands * of_band)  # (k, 2m, 2m)
+    log_det = -np.linalg.slogdet(inverse)[1]
+    together, shift, posterior = _solve(inverse, log_det, y, h)
+    separate = _solve(inverse, log_det, y, apart)[0]
+    rest = np.einsum("kij,kj->ki", inverse, y - shift @ h.T)
+    targets, mean, cov = ["joint"], [shift], [posterior]
+    for j, part in enumerate(parts):
+        own = of_bands * (np.kron(band == j, eye) * BAND_SCATTER**2)  # (k, 2, 2m): covariance of its frame and the data
+        spare = eye - own @ inverse @ h
+        targets.append(part.band)
+        mean.append(shift + np.einsum("kij,kj->ki", own, rest))
+        cov.append(of_bands * BAND_SCATTER**2 * eye - own @ inverse @ _turned(own) + spare @ posterior @ _turned(spare))
     weight = np.exp(together + log_prior - special.logsumexp(together + log_prior))
     # A flat prior over the reach, in mas^2, for every offset that is free.
     evidence = special.logsumexp(together + log_prior) - special.logsumexp(separate + log_prior)
     evidence += (columns - 1) * np.log(1e6 * REACH2)
-    fields, sigma = {}, None
-    for j, name in enumerate(targets):
-        center = weight @ mean[:, j]
-        total = np.einsum("k,kij->ij", weight, cov[:, j])
-        total += np.einsum("k,ki,kj->ij", weight, mean[:, j] - center, mean[:, j] - center)
-        width = [_half_width(weight, mean[:, j, i] - center[i], np.sqrt(cov[:, j, i, i])) for i in (0, 1)]
-        stretch = np.array(width) / np.sqrt(np.diag(total))
-        total *= np.outer(stretch, stretch)
-        sigma = float(max(width)) if sigma is None else sigma
+    fields, widths = {}, []
+    for name, value, error in zip(targets, mean, cov, strict=True):
+        center = weight @ value
+        total = np.einsum("k,kij->ij", weight, error)
+        total += np.einsum("k,ki,kj->ij", weight, value - center, value - center)
+        widths.append([_half_width(weight, value[:, i] - center[i], np.sqrt(error[:, i, i])) for i in (0, 1)])
+        stretch = np.array(widths[-1]) / np.sqrt(np.diag(total))
         fields[name] = {
             "version": 1, "kind": "shift", "order": 0, "scale": 1.0, "coefficients": [center.tolist()],
-            "coefficient_covariance": total.tolist(), "floor": [], "score": None, "n_source": columns,
+            "coefficient_covariance": (total * np.outer(stretch, stretch)).tolist(), "floor": [], "score": None,
+            "n_source": columns,
         }
-    scatter = expected * float(np.sqrt(weight @ np.exp(2 * sizes[:, 0])))
-    return FewSources(fields, sigma, float(evidence), scatter, columns, len(parts))
+    scale = float(np.sqrt(weight @ np.exp(2 * sizes[:, 0])))
+    scatter = {p.band: scale * np.abs(e) for p, e in zip(parts, expected, strict=True)}
+    scatter["joint"] = np.mean(list(scatter.values()), axis=0)
+    return FewSources(fields, float(max(widths[0])), float(evidence), scatter, columns, len(parts))
 
 
 def _apart(source):
@@ -149,15 +151,20 @@ def _apart(source):
     return np.kron(source[:, None] == labels, np.eye(2)), len(labels)
 
 
+def _turned(stack):
+    """Transposes of a stack of matrices."""
+    return stack.swapaxes(1, 2)
+
+
 def _solve(inverse, log_det, y, h):
-    """Log of the evidence with flat priors of unit density on the coefficients, the coefficients, their covariance."""
+    """Log-evidence (k,) with flat priors of unit density on the coefficients, these (k, p), covariances (k, p, p)."""
     normal = h.T @ inverse @ h
     posterior = np.linalg.inv(normal)
-    beta = posterior @ (h.T @ (inverse @ y))
-    rest = y - h @ beta
+    beta = np.einsum("kij,jl,klm,m->ki", posterior, h.T, inverse, y, optimize=True)
+    rest = y - beta @ h.T
+    chi2 = np.einsum("ki,kij,kj->k", rest, inverse, rest, optimize=True)
     free = len(y) - h.shape[1]
-    value = -0.5 * (rest @ inverse @ rest + log_det + np.linalg.slogdet(normal)[1] + free * np.log(2 * np.pi))
-    return value, beta, posterior
+    return -0.5 * (chi2 + log_det + np.linalg.slogdet(normal)[1] + free * np.log(2 * np.pi)), beta, posterior
 
 
 def _half_width(weight, mean, sigma):
