@@ -271,7 +271,7 @@ def test_few_sources_that_agree_are_an_answer():
 
 
 def test_two_faint_sources_give_a_coarse_answer():
-    offsets = aligner()(SkyPair(*few(2, flux=160.0, bands=("r",))))
+    offsets = aligner()(SkyPair(*few(2, flux=260.0, bands=("r",))))
     assert offsets.meta["verdict"] == "coarse"
     assert offsets.meta["reason"].startswith("2 sources in 1 band tell the offset to ")
     value, error = joint_field(offsets)

@@ -438,7 +438,12 @@ def _measure(images, sources, wanted, config):
     if few is not None:
         told = f"{few.n_source} sources in {few.n_band} band{'s' * (few.n_band > 1)}"
         agree, fine = few.evidence > (0.0 if believed else LEAST_EVIDENCE), few.sigma < FINE_ERROR
-        told += " do not agree" if not agree else "" if fine else f" tell the offset to {few.sigma:.0f} mas only"
+        if few.evidence < 0:
+            told += " do not agree"
+        elif not agree:
+            told += " are too faint to tell whether they agree"
+        elif not fine:
+            told += f" tell the offset to {few.sigma:.0f} mas only"
         if agree and few.sigma < MOST_ERROR:
             joint = measurement.combine([p for p in ground if p.usable.any()])
             return _Found(parts, joint, "ok" if fine else "coarse", told, match, few)
