@@ -24,7 +24,7 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from kit.fields import magnitude, true_offsets
-from kit.frozen_sky import BLENDS, FIELDS, SKY, blend, described, field, known, match, same
+from kit.frozen_sky import BLENDS, FAINTEST, FIELDS, SKY, blend, described, field, known, match, same
 from kit.models import HEADS, trained
 from kit.statistics import covered, interval, nmad, rms, shown
 from kit.tables import Tables, add_option
@@ -238,10 +238,11 @@ def report(tables, fields, blends):
     """Show all tables."""
     if blends:
         tables.show("frozen_blends", "Blends of two or three galaxies", ("What", "measured"), blend_lines(blends))
-    n_star = sum(((rows["family"] == "star") & (i_magnitude(rows) < 26)).sum() for rows in fields)
+    n_star = sum(((rows["family"] == "star") & (i_magnitude(rows) < FAINTEST)).sum() for rows in fields)
     n_odd = sum(((rows["family"] == "irregular") & (i_magnitude(rows) < 23)).sum() for rows in fields)
     cpu = np.median([rows["seconds"] for rows in fields])
-    print(f"{len(fields)} fields, {n_star} stars of i < 26, {n_odd} irregular galaxies of i < 23; {cpu:.0f} CPU-s each")
+    print(f"{len(fields)} fields, {n_star} stars of i < {FAINTEST}, {n_odd} irregular galaxies of i < 23")
+    print(f"{cpu:.0f} CPU-s for a field, median")
     header = ("Kind", *(f"i = {low}-{high}" for low, high in MAG_BINS))
     tables.show("frozen_found", "Found, of the true sources", header, found_lines(fields))
     tables.show("frozen_rows", "Rows that are no true source", ("What", "measured"), row_lines(fields))
@@ -272,7 +273,7 @@ def check(found, freeze):
     kept, versions = known(), {name: version(name) for name in PACKAGES}
     if freeze:
         kept = {"versions": versions, "sky": {**kept.get("sky", {}), **found}}
-        SKY.write_text(json.dumps(kept, indent=None, sort_keys=True).replace('}, "', '},\n"') + "\n")
+        SKY.write_text(json.dumps(kept, sort_keys=True).replace('}, "8', '},\n"8') + "\n")
     exact = kept.get("versions") == versions
     differ = [seed for seed in found if not same(found[seed], kept.get("sky", {}).get(seed), exact=exact)]
     if differ:
@@ -291,7 +292,7 @@ def main():
     parser.add_argument("--freeze", action="store_true")
     add_option(parser)
     options = parser.parse_args()
-    seeds, rows = [*BLENDS[: options.blends], *FIELDS[: options.fields]], options.rows or options.folder / "rows"
+    seeds, rows = [*FIELDS[: options.fields], *BLENDS[: options.blends]], options.rows or options.folder / "rows"
     found = {}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         work = partial(one, folder=options.folder, rows=rows, heads=options.heads)

@@ -1,17 +1,15 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Ten-band fluxes and errors on survey-like simulated sky, against truth and the Fisher bound, and on real images.
+"""Ten-band fluxes and errors on survey-like simulated sky, against truth and the Fisher bound.
 
 Fields of 102" with 20 to 150 detectable sources per square arcminute; a fifth of the galaxies are of the irregular
 family, which was kept out of training; PSFs vary over the field, but one constant PSF is given; ground headers are off
 by 30 mas. The central 51" are measured again with the offsets of the whole field: with a wrong PSF, without alignment,
 and from the ground or from space alone.
 
-Run: python benchmarks/photometry.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--real DATA]
-     [--tables FOLDER]
+Run: python benchmarks/photometry.py FOLDER [--fields 12] [--first-seed 8101] [--heads FOLDER] [--tables FOLDER]
 
 FOLDER keeps the simulated fields and what was measured on each, so that a second run goes on where the first ended
-(after a change of models or code, remove FOLDER/rows). --heads as in benchmarks/deblending.py. DATA holds
-the files that benchmarks/kit/real.py names.
+(after a change of models or code, remove FOLDER/rows). --heads as in benchmarks/deblending.py.
 """
 
 import resource
@@ -26,7 +24,6 @@ from kit.fields import field_number, hidden_share, magnitude, survey_like, with_
 from kit.flux_bound import bound_errors
 from kit.models import models, trained
 from kit.peers.blends import photutils_segments
-from kit.real import euclid_q1, hsc_blend, hsc_hst
 from kit.statistics import by_field, covered, nmad
 from kit.store import arrays
 from kit.tables import Tables, parser_of_fields
@@ -310,65 +307,10 @@ def variant_tables(tables, variants):
     tables.show("fluxes_variants", "The same middles of the fields, i < 25", header, lines)
 
 
-# ---------------------------------------------------------------------------- real pixels
-def real_residuals(tables, test, data):
-    """Show what models leave of real images."""
-    lines = []
-    for name, load in (("Euclid Q1", euclid_q1), ("HSC + HST", hsc_hst)):
-        pair = load(data)
-        scene, catalog, _, _ = test(pair, test.offsets(pair))
-        for band in scene.bands:
-            residual = scene.residual(band)
-            pull = (residual.data / np.sqrt(residual.uncertainty.array))[~residual.mask]
-            chi2 = np.asarray(catalog[f"chi2_{band}"])
-            lines.append([
-                f"{name} {band}", len(catalog), f"{np.mean(pull**2):.2f}", f"{nmad(pull):.2f}",
-                f"{np.nanmedian(chi2):.2f}", f"{scene.meta['noise_factor'][band]:.2f}",
-            ])  # fmt: skip
-    header = ("Pair, band", "sources", "chi2 / pixel", "NMAD of pull", "median chi2", "noise factor")
-    tables.show("real_residuals", "Real pixels: residuals", header, lines)
-
-
-def hsc_blends(tables, test, data):
-    """Injected galaxies and stars of known magnitude in real HSC blends, ground bands only."""
-    rows = {"own detection": [], "catalogued peaks": []}
-    for path in sorted((data / "hsc_blends").glob("*.npz")):
-        pair, content = hsc_blend(path)
-        embedding, known = test.encoder(pair, window=12.8 * u.arcsec), content["matched"]
-        true = np.stack([10 ** (0.4 * (31.4 - known[f"{b}magVar"])) for b in "grizy"], -1)  # (n, n_band)
-        place = pair.ground["g"].wcs.pixel_to_world(known["x"], known["y"])
-        peaks = pair.ground["g"].wcs.pixel_to_world(content["centers"][:, 1], content["centers"][:, 0])
-        for name, sources in (("own detection", None), ("catalogued peaks", peaks)):
-            catalog = test.photometry(embedding, test.deblender(embedding, sources))
-            index, apart, _ = place.match_to_catalog_sky(catalog["sky_centroid"])
-            columns = ([f"{kind}_{b}" for b in "grizy"] for kind in ("flux", "flux_err"))
-            flux, err = (np.stack([catalog[c].value[index] for c in names], -1) for names in columns)
-            found = np.stack([flux, err, true], -1)  # (n, n_band, 3)
-            found[apart > 0.5 * u.arcsec] = np.nan
-            rows[name].append(found)
-    lines = []
-    for name, parts in rows.items():
-        everything = np.concatenate(parts)
-        lost = np.isnan(everything).all((1, 2))
-        found = everything[~lost]
-        for k, b in enumerate("grizy"):
-            flux, err, known = found[:, k].T
-            values = (np.median, flux / known - 1, 3), (nmad, flux / known - 1, 3), (covered, (flux - known) / err, 2)
-            cells = [by_field(s, v, np.zeros(len(v)), digits) for s, v, digits in values]
-            lines.append([f"{b}, {name}", f"{len(found)} of {len(everything)}", *cells])
-        colour = -2.5 * np.log10(found[:, 0, 0] / found[:, 2, 0] / (found[:, 0, 2] / found[:, 2, 2]))
-        colour = colour[np.isfinite(colour)]
-        cells = [by_field(s, colour, 0 * colour) for s in (np.median, nmad)]
-        lines.append([f"g-i (mag), {name}", f"{len(colour)}", *cells, ""])
-    header = ("Band, sources", "found", "bias", "NMAD", "1 sigma")
-    tables.show("real_injected", "Injected sources in real HSC blends, ground only", header, lines)
-
-
 # ---------------------------------------------------------------------------- one command
 def main():
     parser = parser_of_fields(__doc__, 12, 8101)
     parser.add_argument("--heads", type=Path)
-    parser.add_argument("--real", type=Path)
     options = parser.parse_args()
     tables = Tables(options.tables)
     test = Models(options.heads)
@@ -403,11 +345,6 @@ def main():
     variant_tables(tables, {name: Rows(parts) for name, parts in found.items() if parts and name != "fields"})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of this process {peak:.2f} GB (see benchmarks/main_job.py for memory against field size)")
-    if options.real:
-        real_residuals(tables, test, options.real)
-        hsc_blends(tables, test, options.real)
-    else:
-        print("real pixels: left out (name their folder with --real)")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""What reading a small region of a survey's large files costs: seconds, bytes read, memory.
+"""What reading a region of a survey's large files, or a whole patch, costs: seconds, bytes read, memory.
 
-The files have their true sizes, but are nearly all holes (sparse), so that they take little disk. Each layout is read
-in a process of its own, with no file in the page cache; the first reading is not counted (it loads the libraries).
+The files have their true sizes. Euclid mosaics are nearly all holes (sparse), so that they take little disk. Each
+reading is done in a process of its own, with no file in the page cache; the first one is not counted (it loads the
+libraries).
 
 Run: python benchmarks/reading.py [--layout NAME ...] [--tables FOLDER]
 """
@@ -10,6 +11,7 @@ Run: python benchmarks/reading.py [--layout NAME ...] [--tables FOLDER]
 import argparse
 import ctypes
 import io
+import json
 import mmap
 import multiprocessing
 import os
@@ -25,6 +27,8 @@ from astropy.wcs import WCS
 from kit.tables import Tables, add_option
 
 SIDE = 112 * u.arcsec
+CELLS, STEP, STAMP = 23, 150, 41  # of a Rubin patch
+PLANES = ("NO_DATA", "INTERPOLATED", "COSMIC_RAY", "SATURATED", "DETECTION_EDGE", "CLIPPED", "REJECTED", "DETECTED")
 
 
 def sparse(path, header, shape, dtype):
@@ -92,11 +96,76 @@ def euclid_mosaic(folder):
         assert image.shape == (1120, 1120) and (n_file < 4 or len(image.psf_anywhere.cells) > 4)
 
     return {
-        "Euclid MER mosaic, science + RMS + FLAG": lambda: read(3), "Euclid MER mosaic, with GRID-PSF": lambda: read(4),
+        "Euclid MER mosaic, region, science + RMS + FLAG": lambda: read(3),
+        "Euclid MER mosaic, region, with GRID-PSF": lambda: read(4),
     }  # fmt: skip
 
 
-LAYOUTS = {"euclid": euclid_mosaic}
+def rubin_patch(folder):
+    """A coadd in the layout of Data Preview 2: 23 x 23 cells of 150 pixels, planes in lossless tiles of one cell."""
+    from rosetta.io import rubin
+
+    rng, side = np.random.default_rng(0), CELLS * STEP
+    wcs = tan((side, side), 0.2)
+    wcs.wcs.radesys = "ICRS"
+    header = wcs.to_header()
+    header["BUNIT"] = "nJy"
+    for axis in "12":
+        header[f"CTYPE{axis}A"], header[f"CRPIX{axis}A"], header[f"CRVAL{axis}A"] = "LINEAR", 1.0, 3000.0
+    mask_header = header.copy()
+    for n, name in enumerate(PLANES):
+        mask_header[f"MSKN{n:04d}"], mask_header[f"MSKM{n:04d}"] = name, 1 << n
+
+    def plane(array, name, header=header, tile=(STEP, STEP)):
+        lossless = {"compression_type": "GZIP_2", "quantize_level": 0.0}
+        return fits.CompImageHDU(array, header, name=name, tile_shape=tile, **lossless)
+
+    def noise():
+        return rng.normal(0, 10, (side, side)).astype(np.float32)
+
+    y, x = np.mgrid[:STAMP, :STAMP] - STAMP // 2
+    width = rng.uniform(1.6, 2.0, (CELLS, CELLS, 1, 1))
+    stamps = np.exp(-0.5 * (x**2 + y**2) / width**2) / (2 * np.pi * width**2)
+    bits = (1 << rng.integers(0, len(PLANES), (side, side))).astype(np.int32) * (rng.uniform(size=(side, side)) < 0.2)
+    box = {axis: {"start": 3000, "stop": 3000 + side} for axis in "yx"}
+    tree = {
+        "schema_version": "1.0.0", "schema_url": "schemas/cell_coadd-1.0.0", "band": "r",
+        "image": {"schema_version": "1.0.0", "schema_url": "schemas/image-1.0.0"},
+        "mask": {"schema_version": "1.0.0", "schema_url": "schemas/mask-1.0.0", "planes": []},
+        "sky_projection": {"pixel_to_sky": {"frames": [{"tract": 1, "skymap": "cells"}]}},
+        "mask_fractions": {"rejected": {"data": {"source": "fits:MASK_FRACTIONS/REJECTED"}}},
+        "noise_realizations": [{"data": {"source": f"fits:NOISE_REALIZATIONS/{n}"}} for n in range(2)],
+        "psf": {
+            "schema_version": "1.0.0", "schema_url": "schemas/cell_psf-1.0.0", "array": {"source": "fits:PSF"},
+            "bounds": {"bbox": box, "grid": {"bbox": box, "cell_shape": {"y": STEP, "x": STEP}}, "missing": []},
+        },
+    }  # fmt: skip
+    text = np.empty(1, object)
+    text[0] = np.frombuffer(json.dumps(tree).encode(), np.uint8)
+    hdus = [
+        fits.PrimaryHDU(),
+        plane(noise(), "IMAGE"),
+        plane(bits, "MASK", mask_header),
+        plane(100 + 0.1 * noise(), "VARIANCE"),
+        plane(noise() / 100, "MASK_FRACTIONS/REJECTED"),
+        *(plane(noise(), f"NOISE_REALIZATIONS/{n}") for n in range(2)),
+        plane(stamps, "PSF", None, (1, 1, STAMP, STAMP)),
+        fits.BinTableHDU.from_columns([fits.Column("JSON", "PB()", array=text)], name="JSON"),
+    ]
+    fits.HDUList(hdus).writeto(folder / "patch.fits")
+    center = wcs.pixel_to_world(side / 2, side / 2)
+
+    def read(shape, **options):
+        image = rubin.read(folder / "patch.fits", **options)
+        assert image.shape == shape and len(image.psf_anywhere.cells) > 1
+
+    return {
+        "Rubin DP2 patch, region": lambda: read((560, 560), center=center, size=SIDE),
+        "Rubin DP2 patch, whole": lambda: read((side, side)),
+    }
+
+
+LAYOUTS = {"euclid": euclid_mosaic, "rubin": rubin_patch}
 
 
 # ---------------------------------------------------------------------------- measuring
@@ -159,7 +228,7 @@ def main():
                 worker.join()
                 volumes = [f"{v / 1e6:.1f}" for v in volumes]
                 lines.append([title, f"{seconds:.2f}", f"{cpu:.2f}", f"{size / 1e6:.0f}", *volumes])
-    header = ["region of 112 arcsec", "s", "CPU s", "files (MB)", "read calls (MB)", "from files (MB)", "memory (MB)"]
+    header = ["112 arcsec, or whole", "s", "CPU s", "files (MB)", "read calls (MB)", "from files (MB)", "memory (MB)"]
     Tables(options.tables).show("reading", "reading a region", header, lines)
 
 

@@ -29,6 +29,7 @@ class Flag(IntFlag):
     GROUND_TEMPLATE = 1 << 16  #: no space image here: the template rests on the ground bands
     DUPLICATE = 1 << 17  #: coincides with another source; their fluxes are not separable
     POOR_FIT = 1 << 18  #: the model does not describe the pixels (high chi2)
+    PSF_SUSPECT = 1 << 19  #: the given PSF cannot be the survey's, or its stamp does not hold its core
 
     @classmethod
     def _missing_(cls, value):

@@ -9,7 +9,9 @@ from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, UnknownUncertainty
 
 from .flags import Flag
+from .images.moments import half_maximum_width
 from .images.psf import PSF, checked_array
+from .images.psf_wings import TRUNCATED, psf_wings
 
 __all__ = ["checked_image"]
 
@@ -17,10 +19,12 @@ NJY = u.nJy
 SMALLEST, LARGEST = 0.005, 5.0  # arcsec along a pixel
 SHORTEST_SIDE = 5  # pixels
 MOST_PIXELS = 2**31
+UNLIKELY = 1.65  # ratio of a PSF's width to the survey's: seeing from the ground varies by nearly as much
+TOLD = 0.6  # share of light beyond a stamp above which the stamp does not tell how much it is
 STRETCH = 3.0  # longest over shortest extent of a pixel; largest over smallest pixel of an image
 
 
-def checked_image(where, image, psf=None):
+def checked_image(where, image, psf=None, *, nominal=None, wings=None):
     """The parts of an image in one form, after checks.
 
     Parameters
@@ -30,6 +34,10 @@ def checked_image(where, image, psf=None):
     image : `~astropy.nddata.NDData`
     psf : PSF in any form, optional
         In place of the image's own.
+    nominal : float, optional
+        Full width at half maximum of the survey's PSF, arcsec.
+    wings : tuple of (float, float), optional
+        The survey's wings, as in `rosetta.surveys.PSF_WINGS`.
 
     Returns
     -------
@@ -60,7 +68,7 @@ def checked_image(where, image, psf=None):
         raise ValueError(
             f"{where} has unit {image.unit}, which does not convert to nJy: apply the photometric zero point first"
         ) from error
-    _check_wcs(where, image.wcs, raw.shape)
+    pixel = _check_wcs(where, image.wcs, raw.shape)
     flags = Flag(0)
     with np.errstate(invalid="ignore", over="ignore"):
         data = np.multiply(raw, scale, dtype=np.float64).astype(np.float32)
@@ -84,9 +92,8 @@ def checked_image(where, image, psf=None):
         psf = getattr(image, "psf_anywhere", None)
         psf = image.psf if psf is None else psf
     if psf is not None:
-        psf, truncated = _check_psf(f"{where}: psf", psf, data.shape)
-        if truncated:
-            flags |= Flag.PSF_TRUNCATED
+        psf, told = _check_psf(f"{where}: psf", psf, data.shape, pixel, nominal, wings)
+        flags |= told
     return (data, variance, mask, copy.deepcopy(image.wcs), copy.deepcopy(dict(image.meta)), psf), flags
 
 
@@ -119,7 +126,7 @@ def _given_mask(where, mask, shape):
 
 
 def _check_wcs(where, wcs, shape):
-    """Refuse a WCS that is not celestial, or that no image of the sky has."""
+    """Side of a pixel (arcsec); refuse a WCS that is not celestial, or that no image of the sky has."""
     remedy = "give NDData(..., wcs=...) with a 2-D celestial WCS"
     if wcs is None:
         raise ValueError(f"{where} has no WCS: {remedy}")
@@ -166,6 +173,7 @@ def _check_wcs(where, wcs, shape):
         raise ValueError(
             f"{where}: its WCS does not convert pixels to the sky and back (it misses by {miss:.3g} pixels): repair it"
         )
+    return float(np.sqrt(np.median(area)))
 
 
 def _converted(where, convert):
@@ -226,8 +234,9 @@ def _noise_variance(where, data, mask):
     return sigma**2
 
 
-def _check_psf(where, psf, shape):
-    """A `PSF` of light 1 including what lies beyond its stamp; and whether that light matters."""
+def _check_psf(where, psf, shape, pixel, nominal, wings):
+    """A `PSF` of light 1 including what lies beyond its stamp; and flags: whether that light matters, whether the width
+    can be that of the survey."""
     if hasattr(psf, "grid_xypos"):
         psf = _gridded(where, psf)
     elif not isinstance(psf, PSF):
@@ -238,8 +247,15 @@ def _check_psf(where, psf, shape):
             "give one that does (its outermost places may lie one step inside the border)"
         )
     # One for all cells: rings at the edge of a stamp would change it from place to place.
-    missing = _light_beyond(psf.scaled(1 / psf.light).cells.mean(axis=0))
-    return psf.scaled((1 - missing) / psf.light), missing > 2e-3
+    mean, flags = psf.scaled(1 / psf.light).cells.mean(axis=0), Flag(0)
+    missing = psf_wings(mean, pixel, wings).share
+    if missing > TOLD:  # as of a flat stamp
+        missing, flags = 0.0, Flag.PSF_TRUNCATED | Flag.PSF_SUSPECT
+    if missing > TRUNCATED:
+        flags |= Flag.PSF_TRUNCATED
+    if nominal is not None and abs(np.log(half_maximum_width(mean) * pixel / nominal)) > np.log(UNLIKELY):
+        flags |= Flag.PSF_SUSPECT
+    return psf.scaled((1 - missing) / psf.light), flags
 
 
 def _gridded(where, model):
@@ -252,27 +268,3 @@ def _gridded(where, model):
         raise ValueError(f"{where}: its places must form a rectangular grid, with one oversampling for both axes")
     cells = np.asanyarray(model.data)[order]
     return PSF.on_grid(cells.reshape(len(y), len(x), *cells.shape[1:]), x, y, oversampling=int(sampling[0]), name=where)
-
-
-def _light_beyond(psf):
-    """Fraction of light outside the stamp, if the wings follow a power law.
-
-    Two annuli of equal ratio of radii hold the light of a power law in the ratio q of a geometric series. They are wide
-    enough to average over diffraction rings.
-    """
-    ny, nx = psf.shape
-    y, x = np.mgrid[:ny, :nx]
-    radius, edge = np.hypot(x - nx // 2, y - ny // 2), min(nx, ny) / 2
-    if edge < 5:
-        return 0.0
-    inner, middle = edge / 2, edge / 2**0.5
-    light = [
-        psf[(radius >= low) & (radius < high)].mean() * np.pi * (high**2 - low**2)
-        for low, high in ((inner, middle), (middle, edge))
-    ]
-    if not min(light) > 0:
-        return 0.0
-    # Slopes of the profile from -8 to -3, that of diffraction: no aperture has a shallower one.
-    q = np.clip(light[1] / light[0], 2.0**-3, 2.0**-0.5)
-    beyond = light[1] * q / (1 - q) - psf[radius >= edge].sum()  # the corners of the stamp are not outside
-    return float(np.clip(beyond, 0.0, 0.05))

@@ -12,7 +12,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
 from .input_image import checked_image
 from .readonly import ReadOnlyDict
-from .surveys import EUCLID, RUBIN, Survey
+from .surveys import EUCLID, PSF_WINGS, RUBIN, Survey
 
 __all__ = ["SIDES", "SkyPair", "frozen_image"]
 
@@ -227,7 +227,10 @@ def _check_side(side, images, survey, flags, given):
         band = survey[name].name
         if band in checked:
             raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
-        parts, flags[band] = checked_image(f"{side}[{name!r}]", image, given.pop(band, None))
+        parts, flags[band] = checked_image(
+            f"{side}[{name!r}]", image, given.pop(band, None), nominal=survey[band].psf_fwhm.to_value(u.arcsec),
+            wings=PSF_WINGS.get(survey.name, {}).get(band),
+        )
         checked[band] = frozen_image(*parts)
     order = [band for band in survey.band_names if band in checked]
     return ReadOnlyDict({band: checked[band] for band in order})

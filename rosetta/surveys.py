@@ -13,7 +13,7 @@ from numbers import Real
 
 import astropy.units as u
 
-__all__ = ["Band", "Survey", "RUBIN", "RUBIN_DP1", "EUCLID", "HSC", "HST_ACS"]
+__all__ = ["Band", "Survey", "RUBIN", "RUBIN_DP1", "EUCLID", "HSC", "HST_ACS", "PSF_WINGS"]
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,31 @@ EUCLID = Survey(
     0.1 * u.arcsec,
     saturation=18.0,
 )
+
+#: Wings of PSFs by survey and band: radii (arcsec) and the share of a point source's light beyond each. Euclid:
+#: diffraction by an aperture of 1.2 m with an obscuration of 0.35, and 3.5 % of scattered light. A star of 19 mag in
+#: the Q1 images has 5 % of its light between 1.05 and 4.2 arcsec in VIS.
+PSF_WINGS = {
+    "Euclid": {
+        "VIS": (
+            (0.3, 0.184), (0.4, 0.132), (0.5, 0.1157), (0.6, 0.0963), (0.74, 0.0767), (0.9, 0.0673), (1.05, 0.058),
+            (1.3, 0.0482), (1.6, 0.039), (2.0, 0.0304), (2.8, 0.0193), (4.0, 0.0101), (5.6, 0.0034), (8.0, 2e-4),
+            (9.9, 1e-5),
+        ),
+        "Y_E": (
+            (0.7, 0.1177), (1.0, 0.0816), (1.4, 0.0579), (2.0, 0.039), (2.8, 0.0251), (4.0, 0.014), (5.6, 0.0054),
+            (8.0, 4e-4), (9.9, 1e-5),
+        ),
+        "J_E": (
+            (0.7, 0.1357), (1.0, 0.097), (1.4, 0.0648), (2.0, 0.0439), (2.8, 0.0282), (4.0, 0.0159), (5.6, 0.0063),
+            (8.0, 5e-4), (9.9, 1e-5),
+        ),
+        "H_E": (
+            (0.7, 0.1732), (1.0, 0.1086), (1.4, 0.0801), (2.0, 0.0508), (2.8, 0.0319), (4.0, 0.018), (5.6, 0.0072),
+            (8.0, 7e-4), (9.9, 1e-5),
+        ),
+    },
+}  # fmt: skip
 
 # Aihara et al. 2018 (Wide layer).
 HSC = Survey(

@@ -305,6 +305,8 @@ def test_good_headers(cards):
         ({"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-6}, "do not both end in -SIP"),
         (TPV | {"PV1_1": "x"}, "PV1_1='x' is not a number"),
         (TPV | {"PV1_1": 50.0}, "far from square"),
+        ({"WCSAXES": 9999}, "WCSAXES=9999 belongs to no image of the sky"),
+        ({"CTYPE321": "FREQ"}, "CTYPE321='FREQ' belongs to no image of the sky"),
     ],
 )
 def test_headers_that_do_not_say_where_the_pixels_are(cards, message):

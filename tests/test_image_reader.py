@@ -191,7 +191,7 @@ def test_webb():
     assert set(zip(*np.nonzero(found.mask), strict=True)) == {(9, 9), (3, 4)}
     assert per_unit(found) == pytest.approx(1e15 * 9e-4 * ARCSEC2, rel=1e-4)
     assert read_image(file, mask=("DQ", 1)).mask.sum() == 2  # every bit
-    with pytest.raises(ValueError, match="uncertainty: its BUNIT is 'uJy', that of the image 'MJy/sr'"):
+    with pytest.raises(ValueError, match="uncertainty: its BUNIT is 'uJy', that of the image bytes 'MJy/sr'"):
         read_image(file, uncertainty=image(BUNIT="uJy"), uncertainty_type="std")
     with pytest.raises(ValueError, match="ERR holds fractions, integers are needed"):
         read_image(file, mask="ERR")
@@ -232,7 +232,7 @@ def test_sentinels_of_weight_maps_are_masked():
     assert set(zip(*np.nonzero(found.mask), strict=True)) == {(0, 0), (0, 1), (0, 2), (0, 3)}
     with pytest.raises(ValueError, match="no pixel of bytes has a finite positive var"):
         read_image(image(BUNIT="nJy"), uncertainty=content(fits.PrimaryHDU(np.zeros_like(rms))), uncertainty_type="var")
-    with pytest.raises(ValueError, match=r"mask: PRIMARY is \(9, 64\), the image is \(64, 64\) pixels"):
+    with pytest.raises(ValueError, match=r"mask: PRIMARY is \(9, 64\), the image bytes is \(64, 64\) pixels"):
         read_image(image(BUNIT="nJy"), mask=content(fits.PrimaryHDU(np.zeros((9, N), np.uint8))))
 
 

@@ -79,15 +79,16 @@ def test_star_has_its_flux_and_place(east, north, angle, flip):
         assert place.separation(truth["sky_centroid"][0]).mas < 1
 
 
-def test_light_beyond_the_stamp_is_not_added():
+def test_light_beyond_the_stamp_is_added_as_it_is_modelled():
     y, x = np.mgrid[:31, :31] - 15
     wings = (1 + (x**2 + y**2) / 4.0) ** -2.0
     pair = images(psf=wings)
     assert pair.psf("VIS").light[0] < 0.99
     new, truth = rosetta.inject(pair, star(), seed=1)
     for band, flux in (("r", 1000.0), ("VIS", 2000.0)):
-        light = pair.psf(band).light[0]
-        assert added(new, pair, band).sum() == pytest.approx(flux * light, rel=1e-3)
+        light = band_images(pair)[band].psf.light[0]
+        assert light > pair.psf(band).light[0]
+        assert added(new, pair, band).sum() == pytest.approx(flux * light, rel=4e-3)  # the field ends in its wings
         assert truth.meta["injection"]["bands"][band]["light_within_psf_stamp"] == pytest.approx(light)
 
 
@@ -141,12 +142,12 @@ def test_mixture_is_drawn_as_the_galaxy_that_it_is():
 
 def test_undersampled_star_against_an_exact_one():
     """Of a PSF like that of VIS, known from its native pixels alone and from samples four times as fine."""
-    from rosetta.simulate.psf import FieldPSF
+    from rosetta.simulate.psf import draw_psf
 
     galsim = pytest.importorskip("galsim")
-    band = rosetta.EUCLID["VIS"]
-    field = FieldPSF(np.random.default_rng(5), rosetta.EUCLID, band, False, 0.16, 30.0)
-    native, profile = field.image(), field.at(0.0, 0.0)
+    profile = galsim.Convolve(galsim.Airy(lam_over_diam=0.123, obscuration=0.4), galsim.Gaussian(sigma=0.045))
+    profile = profile.shear(g1=0.01, g2=-0.02)
+    native = draw_psf(profile, 3.0, 0.1)
     fine = galsim.Convolve(profile, galsim.Pixel(0.1)).drawImage(
         nx=8 * (len(native) // 2) + 1, ny=8 * (len(native) // 2) + 1, wcs=galsim.JacobianWCS(-0.025, 0, 0, 0.025),
         method="no_pixel", dtype=float,
@@ -162,6 +163,9 @@ def test_undersampled_star_against_an_exact_one():
             table["sky_centroid"] = image.pixel_to_sky([x], [y])
             light = added(rosetta.inject(pair, table, seed=1)[0], pair, "VIS") / 2000.0
             exact = profile.drawImage(nx=121, ny=121, wcs=galsim.JacobianWCS(-0.1, 0, 0, 0.1), offset=(dx, dy)).array
+            inside = np.hypot(*(np.indices(exact.shape) - 60)) < 28  # in the stamp; beyond it wings are estimated
+            light, exact = light * inside, exact * inside
+            exact *= light.sum() / exact.sum()
             bias.append(abs((light * exact).sum() / (exact**2).sum() - 1))
             residual.append(np.abs(light - exact).max() / exact.max())
         worst[name] = max(bias), max(residual)

@@ -173,3 +173,26 @@ def test_psf_arguments_are_checked():
         PSF.on_grid(GRID, [0, 5, 9], [0, 95])
     with pytest.raises(ValueError, match="band 'i' is not in this pair"):
         SkyPair({"r": blank()}, None).psf("i")
+
+
+@pytest.mark.parametrize(("half", "lost"), [(2, 0.253), (3, 0.072), (4, 0.014)])
+def test_a_stamp_that_ends_inside_its_core_is_flagged(half, lost):
+    pair = SkyPair({"r": blank()}, psf={"r": gaussian(1.7 * 2.3548, half=half)})
+    assert pair.flags["r"] & Flag.PSF_TRUNCATED
+    assert pair.ground["r"].psf.sum() == pytest.approx(1 - lost, abs=0.01)
+    larger = band_images(pair)["r"].psf
+    assert larger.light[0] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("fwhm", "suspect"), [(0.81, False), (1.2, False), (1.62, True), (0.4, True)])
+def test_a_width_that_cannot_be_the_surveys_is_flagged(fwhm, suspect):
+    pair = SkyPair({"r": blank()}, psf={"r": gaussian(fwhm / 0.2)})
+    assert bool(pair.flags["r"] & Flag.PSF_SUSPECT) == suspect
+
+
+def test_shifted_stamps_of_an_undersampled_psf_do_not_ring():
+    galsim = pytest.importorskip("galsim")
+    optics = galsim.Convolve(galsim.OpticalPSF(lam=715, diam=1.2, obscuration=0.35), galsim.Gaussian(sigma=0.03))
+    psf = PSF(optics.drawImage(nx=151, ny=151, scale=0.1, dtype=float).array)
+    (group,) = render(np.eye(1, 6)[None], np.array([[90.5, 90.5]]), np.eye(2)[None] * 10, psf, sizes=np.array([175]))
+    assert group.values.min() > -1e-4 * group.values.max()

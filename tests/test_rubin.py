@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rosetta import PSF, RUBIN, SkyPair
 from rosetta.io import pair as pair_io
 from rosetta.io import read_pair, rubin
-from rosetta.io._rubin_planes import NEW_NAMES
+from rosetta.io._rubin_planes import NEW_NAMES, mask_planes
 from rosetta.io._stitch import overlap, stitch, union
 
 TRACT = (130, 160)  # ny, nx
@@ -410,6 +410,32 @@ def test_unknown_planes_are_named_once(tmp_path):
     assert "MOOSE=20" in image.meta["planes"]
 
 
+@pytest.mark.parametrize(("name", "said"), [("XPSF", "XPSF"), ("", "an extension without a name")])
+def test_images_that_nothing_accounts_for_are_named(tmp_path, name, said):
+    """A PSF whose name was lost; a table with a name may belong to the pipelines."""
+    psf, table = fits.ImageHDU(np.ones((3, 3))), fits.BinTableHDU.from_columns([], name="SkyWcs")
+    psf.name = name
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50), extra=[psf, table])
+    with pytest.warns(AstropyUserWarning, match=f"^a.fits: not read, since nothing says what they are: {said}$"):
+        assert rubin.read(tmp_path / "a.fits").psf is None
+
+
+def test_set_bits_without_a_name_are_told(tmp_path):
+    """The card of a plane was lost."""
+    mask = np.zeros((40, 50), np.int32)
+    mask[3, 4] = 1 << 30
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50), mask=mask)
+    with pytest.warns(AstropyUserWarning, match="^a.fits: bits 30 of its MASK are set, but have no name"):
+        rubin.read(tmp_path / "a.fits")
+
+
+def test_a_plane_with_two_bits():
+    hdu = fits.ImageHDU(np.zeros((4, 5), np.int32))
+    hdu.header.extend([("MP_BAD", 0), ("MP_SAT", 1), ("MP_BAD", 17)])
+    with pytest.raises(ValueError, match="a.fits: its MASK has the card MP_BAD twice, with two values"):
+        mask_planes(hdu, "path: a.fits")
+
+
 def spread(hdus, tree, bits, cards):
     """Put the planes of a cell coadd into bytes along a third axis."""
     hdus[2] = fits.ImageHDU(bits, tract_wcs().to_header(), name="MASK")
@@ -584,7 +610,7 @@ def test_newer_minor_versions_are_read(tmp_path):
 def test_cells_without_a_tree_are_not_guessed(tmp_path):
     """A file cut down to its images does not say where the cells are."""
     write_cells(tmp_path / "cut.fits", (0, 40, 0, 50), change=no_tree)
-    with pytest.warns(AstropyUserWarning, match="cut.fits: the PSF has a stamp per cell, but no JSON tree says where"):
+    with pytest.warns(AstropyUserWarning, match=r"cut.fits: not read.*: .*PSF \(a stamp per cell, but no JSON tree"):
         image = rubin.read(tmp_path / "cut.fits")
     assert image.psf is None and image.meta["filter"] == "i_39"
     assert (image.meta["ORIGINX"], image.meta["ORIGINY"]) == (0, 0)

@@ -49,6 +49,21 @@ def test_impossible_counts(key, value):
         pass
 
 
+@pytest.mark.parametrize(("key", "value"), [("PCOUNT", "'abc     '"), ("NAXIS1", 1e8)])
+def test_counts_that_are_no_numbers(key, value):
+    with pytest.raises(OSError, match=f"{key} in the header of HDU [12] is .*, not a number"):
+        check_structure(io.BytesIO(content_of(**{key: value})))
+
+
+@pytest.mark.parametrize("unit", ["10**99999999 nJy", "10^(-99999999) Jy", "10+99999999 Jy"])
+def test_absurd_powers_in_units(unit):
+    """astropy would write out the power of ten."""
+    content, image = io.BytesIO(), fits.ImageHDU(np.ones((5, 7), "f4"), fits.Header({"BUNIT": unit}))
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(content)
+    with pytest.raises(OSError, match="the unit in card BUNIT of HDU 1 cannot be"):
+        check_structure(content)
+
+
 @pytest.mark.parametrize(("key", "sign"), [("BITPIX", b"=%"), ("NAXIS", b"^ "), ("TFIELDS", b"=-")])
 def test_damaged_cards(key, sign):
     content = content_of()

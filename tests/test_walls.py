@@ -15,7 +15,8 @@ PACKAGE = Path(rosetta.__file__).parent
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
     registry surveys flags readonly files checkpoint
-    images images.cache images.moments images.psf_core images.psf images.positions images.sky images.wcs images.wcs_fit
+    images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
+    images.wcs images.wcs_fit
     images.image images.filtering images.noise images.resampling
     input_image pair
     io._structure io._wcs io._fits io._store io._image io._photometric_unit io.image io.survey_file

@@ -5,7 +5,7 @@
 # OUT receives report.txt, the logs, and the encoder in parts of at most 14 MB (join them with cat; check encoder.sha256).
 # Settings, with their values for one H200 with 16 cores:
 #   LIMIT=575 (s, for everything)  TILES=144  VALIDATION=12  PROCESSES=15  BATCH=384  DEVICE=cuda  PYTHON=python3
-# A rehearsal on a CPU: LIMIT=240 TILES=2 VALIDATION=1 PROCESSES=1 BATCH=12 DEVICE=cpu tools/gpu_run.sh /tmp/rehearsal
+# A rehearsal on a CPU: LIMIT=240 TILES=2 VALIDATION=1 PROCESSES=1 BATCH=12 DEVICE=cpu tools/gpu_run.sh rehearsal
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)

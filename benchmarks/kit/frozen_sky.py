@@ -1,7 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The frozen test sky: fields and blends that nothing is trained, chosen or tuned on, and the rule that matches them.
 
-40 fields of 102" and 500 blends in ten bands, as surveys deliver them: PSFs that are not quite right, correlated noise,
+40 fields of 77" and 500 blends in ten bands, as surveys deliver them: PSFs that are not quite right, correlated noise,
 residuals of the sky, artefacts. A fifth of the galaxies are of the irregular family, which is never trained on. Depths
 are the nominal ones of Rubin's ten years and of Euclid's wide survey. The seeds below are used nowhere else.
 
@@ -27,7 +27,7 @@ from rosetta.simulate.population import draw_scene
 
 from .fields import magnitude
 
-__all__ = ["BLENDS", "FIELDS", "SKY", "blend", "described", "field", "known", "match", "same"]
+__all__ = ["BLENDS", "FAINTEST", "FIELDS", "SKY", "blend", "described", "field", "known", "match", "same"]
 
 FIELDS = range(880001, 880041)  # seeds
 BLENDS = range(881001, 881501)
@@ -35,6 +35,8 @@ SKY = Path(__file__).parents[1] / "frozen_sky.json"
 FAINTEST = 26.8  # i magnitude of the faintest true source that a row may belong to
 APART = 0.3  # arcsec: a row and a true source are one
 I_BAND, VIS = 3, 6  # among the ten bands
+SIZE = 76.8 * u.arcsec
+STARS = 4.0  # times those at high galactic latitude: more than a thousand in all fields
 EPOCHS = 15.0  # years between the surveys, at most
 
 
@@ -59,7 +61,7 @@ def field(seed, folder):
         rng = np.random.default_rng(seed)
         error = AstrometricError(shift=rng.normal(0, 40, 2) * u.mas, rms=15 * u.mas, length=30 * u.arcsec)
         pair, truth = simulate_pair(
-            seed=seed, families="all", star_density=2.5, astrometric_error=error,
+            seed=seed, size=SIZE, families="all", star_density=STARS, astrometric_error=error,
             proper_motion_years=rng.uniform(0, EPOCHS),
         )  # fmt: skip
         truth.meta.clear()
@@ -78,7 +80,8 @@ def described(pair, truth):
         for array in parts:
             digest.update(np.ascontiguousarray(array).tobytes())
         good = ~image.mask
-        sums[band] = [float(np.sum(image.data[good], dtype=float)), float(np.sqrt(np.mean(image.data[good] ** 2.0)))]
+        total, rms = np.sum(image.data[good], dtype=float), np.sqrt(np.mean(image.data[good] ** 2.0))
+        sums[band] = [float(f"{total:.6g}"), float(f"{rms:.6g}")]
     for name in ("flux_i", "half_light_radius"):
         digest.update(np.asarray(truth[name].value, float).tobytes())
     return {"hash": digest.hexdigest()[:16], "sources": len(truth), "sums": sums}

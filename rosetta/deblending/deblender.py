@@ -19,6 +19,7 @@ from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
+from .point_sources import is_point
 from .scene import DeblendedScene, Templates, source_columns, source_flags, template_covariance
 from .source_list import coincident, user_sources
 from .sources import Sources, truncation
@@ -129,9 +130,10 @@ class JEPADeblender(Head):
 
     def _scene(self, embedding, images, roles, field, label, offsets):
         fits, place, reference = field.bands, coincident(field.coord), roles.reference.band
-        covariance = field.covariance * np.maximum(fits[reference].misfit, 1.0)[:, None, None]
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
-        # hold this source show in the residual.
+        # hold this source show in the residual. The shape of a point is known.
+        misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
+        covariance = field.covariance * misfit[:, None, None]
         columns = source_columns(field, fits[reference], fits[roles.blend])
         flags = source_flags(fits, images, len(label)) | columns.pop("flags")
         flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
@@ -146,6 +148,7 @@ class JEPADeblender(Head):
         meta = self._provenance_of(embedding, n_source=len(label))
         meta["deblender"] = "trained" if self._provenance.get("trained") else "untrained"
         meta["blendedness_band"], meta["reference_band"] = roles.blend, reference
+        meta["light_beyond_psf"] = {band: images[band].psf_beyond for band in fits}
         meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
         templates = Templates(
             field.coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._config.engine

@@ -3,18 +3,19 @@
 
 The family of shapes reaches a point only in the limit, and a fit that began at the moments of a saturated core, or that
 takes an error of the PSF for a shape, never gets there. A source that a point describes as well, seen by a PSF as broad
-as it may really be, is a point.
+as it may really be, is a point; so is one that is smaller than the error of the PSF's width.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
-from .engine.rendering import stamp_sizes
+from .engine.rendering import half_light_radius, stamp_sizes
 from .engine.shape_fit import broadened, shape_weight
 
-__all__ = ["point_sources"]
+__all__ = ["is_point", "point_sources"]
 
+SMALLEST = 0.005  # arcsec, half-light radius: smaller ones are points
 FAINT = 0.02  # of the peak: pixels fainter than this take no part
 
 
@@ -46,6 +47,7 @@ def point_sources(engine, mixtures, placed):
     points = broadened(points, np.maximum(breadth, 0.0), here, config)
     sizes = stamp_sizes(mixtures[bright], here.jacobian, image.psf, here.truncation)  # on the same pixels
     point, weight = engine.render(points, here, sizes=sizes), shape_weight(image, model, config)
+    out[bright] = half_light_radius(mixtures[bright]) ** 2 < 2.0 * np.log(2.0) * placed.psf_blur
     for k, two in zip(bright, point.values, strict=True):
         one, (y0, y1, x0, x1) = shape.values[k], shape.bounds[k]
         cut = slice(y0, y1), slice(x0, x1)
@@ -55,8 +57,13 @@ def point_sources(engine, mixtures, placed):
             continue
         own = image.data[cut] - model[cut] + flux[k] * one
         worse, best = _chi2(two, own, w), _chi2(one, own, w)
-        out[k] = worse <= best + config.point_chi2 * max(best / n_pixel, 1.0)
+        out[k] |= worse <= best + config.point_chi2 * max(best / n_pixel, 1.0)
     return out
+
+
+def is_point(mixtures):
+    """Which mixtures (n, K, 6) are those of points, (n,) bool."""
+    return half_light_radius(mixtures) < SMALLEST
 
 
 def _chi2(values, data, weight):

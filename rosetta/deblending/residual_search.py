@@ -3,9 +3,12 @@
 
 import astropy.units as u
 import numpy as np
+from scipy import ndimage
 
 from ..detection.detection import ground_stack, residual_peaks
+from ..images.filtering import filter_sigma
 from ..images.positions import joined
+from .point_sources import is_point
 
 __all__ = ["missed"]
 
@@ -59,9 +62,27 @@ def _residual(engine, mixtures, placed, config):
     """The residual image; a fractional model error ``config.light_error`` is added to its noise."""
     image = placed.image
     _, _, design = engine.fit_breadths(mixtures, placed, iterations=1)
-    model = design.image(engine.fluxes(design, image)[0])
-    error2 = (config.light_error * model) ** 2
+    flux, _ = engine.fluxes(design, image)
+    model = design.image(flux)
+    error2 = (config.light_error * model) ** 2 + _of_points(design, flux, mixtures, placed, config) ** 2
     return image.with_pixels(
         np.where(image.valid, image.data - model, 0.0), image.variance + error2,
         sky_weight=image.sky_weight / (1.0 + image.sky_weight * error2),
     )
+
+
+def _of_points(design, flux, mixtures, placed, config):
+    """Error (ny, nx) of the models of points, because the PSF has one.
+
+    It is no noise: the pixels under a filter are wrong together, so it is larger by the root of their number than what
+    is seen. Rings may be out of place, so it is that of the brightest pixel nearby. Beyond the stamp that was given the
+    mean light is known, not its spikes: there it is as large as the light.
+    """
+    image, error = placed.image, np.zeros(placed.shape)
+    for k in np.flatnonzero(is_point(mixtures) & (flux > 0)):
+        y0, y1, x0, x1 = design.bounds[k]
+        radius = np.hypot(np.arange(y0, y1)[:, None] - placed.xy[k, 1], np.arange(x0, x1) - placed.xy[k, 0])
+        share = np.where(radius < image.psf_reach, config.light_error, 1.0)
+        error[y0:y1, x0:x1] += share * flux[k] * design.values[k]
+    sigma = filter_sigma(image, config.detection.filter_fwhm) / image.pixel_scale
+    return np.sqrt(4.0 * np.pi) * sigma * ndimage.maximum_filter(error, 2 * int(np.ceil(sigma)) + 1)

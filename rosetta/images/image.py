@@ -14,16 +14,22 @@ from astropy.nddata import NDData, VarianceUncertainty
 
 from ..flags import Flag
 from ..readonly import ReadOnlyDict
+from ..surveys import PSF_WINGS
 from .cache import once_per_pair
 from .moments import half_maximum_width
 from .positions import offset_coord, plain_icrs, tangent
 from .psf import PSF, moffat
+from .psf_core import PsfCore
+from .psf_wings import psf_wings
 from .sky import sky_weight
 from .wcs import slice_wcs
 
 __all__ = ["BandImage", "band_images", "extent"]
 
 FAR = 1e6  # pixels
+WIDEST = 30  # pixels, at most, by which wings extend a PSF
+BETWEEN = 0.0025  # error of fluxes where an undersampled PSF is known on native pixels only, relative
+BEYOND = 0.2  # error of the light beyond a stamp, relative to that light
 DEPTH_PIXELS = 2**20  # a depth is measured on at most about as many
 
 
@@ -44,6 +50,10 @@ class BandImage:
         Pivot of the band, nm.
     flags : `~rosetta.Flag`
         What had to be assumed.
+    psf_reach : float
+        Pixels from the centre of a source to which its PSF is known; what lies beyond is estimated.
+    psf_beyond : float
+        Share of a source's light that lies beyond.
     """
 
     band: str
@@ -53,6 +63,8 @@ class BandImage:
     wcs: object
     wavelength: float
     flags: Flag
+    psf_reach: float = np.inf
+    psf_beyond: float = 0.0
 
     @property
     def shape(self):
@@ -153,6 +165,12 @@ class BandImage:
         return float(half_maximum_width(self.mean_psf) * self.pixel_scale)
 
     @cached_property
+    def psf_flux_error(self):
+        """Relative error of fluxes, because the PSF is not known beyond its stamp and between its pixels."""
+        between = BETWEEN if any(isinstance(core, PsfCore) for core in self.psf.cores or ()) else 0.0
+        return float(np.hypot(between, BEYOND * self.psf_beyond))
+
+    @cached_property
     def depth(self):
         """5-sigma point-source depth, AB: matched filter with the PSF and the median pixel noise."""
         step = max(1, int(np.sqrt(self.pixels.data.size / DEPTH_PIXELS)))
@@ -171,9 +189,22 @@ def _band_image(pair, side, name, pixels):
     band, flags, psf = pair.survey(side)[name], pair.flags[name], pixels.psf_anywhere
     parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
     if psf is not None:
-        return BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
+        image = BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
+        return image if Flag.PSF_TRUNCATED not in flags else _with_wings(image, pair.survey(side))
     image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
     return replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
+
+
+def _with_wings(image, survey):
+    """An image whose PSF has larger stamps, with the light that was found to be missing."""
+    psf = image.psf
+    mean, light = psf.cells.mean(axis=0), psf.light.mean()
+    wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
+    factor = (1.0 - light) / max(wings.share, 1e-9)
+    larger = psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
+    whole = replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light))
+    whole.__dict__.update(center=image.center, central_jacobian=image.central_jacobian)  # the WCS was asked
+    return whole
 
 
 def extent(images):

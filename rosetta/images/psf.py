@@ -278,6 +278,28 @@ class PSF:
         """
         return self._with(self._samples * np.asarray(factors, float)[:, None, None], self._nodes)
 
+    def extended(self, profile, pad):
+        """The PSF on larger stamps.
+
+        Parameters
+        ----------
+        profile : callable
+            ``profile(radius)`` gives the light per native pixel at radii (native pixels) outside the present stamps.
+        pad : int
+            Native pixels that are added on every side.
+
+        Returns
+        -------
+        `PSF`
+        """
+        pad = pad * self._oversampling
+        samples = np.pad(self._samples, ((0, 0), (pad, pad), (pad, pad)))
+        y, x = (np.arange(n) - n // 2 for n in samples.shape[1:])
+        outside = np.ones(samples.shape[1:], bool)
+        outside[pad:-pad, pad:-pad] = False
+        samples[:, outside] = profile(np.hypot(y[:, None], x)[outside] / self._oversampling)
+        return self._with(samples, self._nodes)
+
     def centred(self):
         """The PSF with the adaptive-moment centroid of every cell on the central pixel."""
         samples, moved = [], False

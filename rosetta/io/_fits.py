@@ -323,12 +323,14 @@ def _in_memory(hdu, slices):
     """Physical values of a compressed image, or of one whose pixels astropy has scaled already."""
     if not isinstance(hdu, fits.CompImageHDU) or "data" in vars(hdu):
         return np.asarray(hdu.data[slices])
+    # Looked at before the pixels, with which older versions of astropy drop these cards.
+    blank, zero, integers = hdu.header.get("BLANK"), hdu.header.get("BZERO", 0), hdu.header["BITPIX"] > 0
     try:
         values = np.asarray(hdu.section[slices])
     except Exception as error:  # damage may show anywhere in the tiles
         raise OSError(f"the tiles of {hdu.name or 'an image'} cannot be unpacked: {error}") from error
-    if hdu.header.get("BLANK") == 0 and hdu.header["BITPIX"] > 0:  # which astropy overlooks
-        return np.where(values == hdu.header.get("BZERO", 0), np.nan, values)
+    if blank == 0 and integers:  # which astropy overlooks
+        return np.where(values == zero, np.nan, values)
     return values
 
 

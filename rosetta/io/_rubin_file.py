@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
-from astropy.io.fits import Header
+from astropy.io.fits import BinTableHDU, Header
 
 from ..surveys import RUBIN
 from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
@@ -70,6 +70,8 @@ class RubinFile:
     tree : Tree or None
     unused : str
         Names of the extensions that are not read.
+    unknown : tuple of str
+        Those of them that nothing in the file accounts for, with a remedy where there is one.
     """
 
     source: object
@@ -85,6 +87,7 @@ class RubinFile:
     tract: int | None
     tree: Tree | None
     unused: str
+    unknown: tuple
 
     @property
     def box(self):
@@ -117,7 +120,7 @@ class RubinFile:
             usable = np.isfinite(variance) & (variance > 0)
             mask = ~np.isfinite(data)
             for hdu, planes in zip(_masks(hdus, self.argument), self.planes, strict=True):
-                mask |= bad_pixels(hdu, planes, slices)
+                mask |= bad_pixels(hdu, planes, slices, self.name)
             if self.cells:
                 start, psf = self._cells(hdus, box)
                 usable &= _present(psf, start, self.cells.step, box)
@@ -206,6 +209,7 @@ def look(source, argument):
         tree = read_tree(hdus, where)
         filter_name, band = _band(header, tree, where)
         celestial_wcs(image.header, where)  # whatever is wrong with its cards
+        unused = [hdu for hdu in hdus if not _is_read(hdu, tree)]
         return RubinFile(
             source=source,
             argument=argument,
@@ -219,7 +223,8 @@ def look(source, argument):
             planes=tuple(mask_planes(mask, where, tree.planes if tree else ()) for mask in masks),
             tract=tree.tract if tree else header.get(_BUTLER + "TRACT"),
             tree=tree,
-            unused=" ".join(hdu.name or "unnamed" for hdu in hdus if not _is_read(hdu, tree)),
+            unused=" ".join(hdu.name or "unnamed" for hdu in unused),
+            unknown=tuple(_called(hdu) for hdu in unused if not _is_accounted_for(hdu, tree)),
         )
 
 
@@ -250,9 +255,22 @@ def _one_psf(hdus, argument):
 
 def _is_read(hdu, tree):
     """Whether an extension is used. Stamps of cells are not where nothing says which place they belong to."""
-    if hdu.name == "PSF" and hdu.is_image and hdu.header["NAXIS"] == 4:
-        return bool(tree and tree.cells)
+    if hdu.name == "PSF":
+        return hdu.is_image and (hdu.header["NAXIS"] != 4 or bool(tree and tree.cells))
     return hdu.name in _READ
+
+
+def _is_accounted_for(hdu, tree):
+    """Whether an extension that is not used may be there: the tree refers to it, or it is a table with a name."""
+    return (tree is not None and hdu.name in tree.extensions) or (isinstance(hdu, BinTableHDU) and bool(hdu.name))
+
+
+def _called(hdu):
+    if hdu.name == "PSF" and hdu.is_image:
+        return (
+            "PSF (a stamp per cell, but no JSON tree says where the cells are: download the whole file, or set .psf)"
+        )
+    return hdu.name or "an extension without a name"
 
 
 def _origin(header, where):

@@ -1,7 +1,10 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The mask planes of Rubin images: which bits they are, and which of them mean that a pixel must not be used."""
 
+import warnings
+
 import numpy as np
+from astropy.utils.exceptions import AstropyUserWarning
 
 from ..surveys import RUBIN
 from ._fits import native
@@ -51,6 +54,9 @@ def mask_planes(hdu, where, listed=()):
     """
     header = hdu.header
     # HIERARCH is stripped by astropy: MP_BAD and HIERARCH MP_NO_DATA both read as MP_<NAME>.
+    for key, value in header.items():
+        if key.startswith(("MSKN", "MSKM", "MP_")) and any(header[key, k] != value for k in range(header.count(key))):
+            raise ValueError(f"{where}: its MASK has the card {key} twice, with two values: repair the header")
     numbered = {key[4:]: str(name).strip() for key, name in header.items() if key[:4] == "MSKN"}
     old = {key[3:]: bit for key, bit in header.items() if key[:3] == "MP_"}
     try:
@@ -101,8 +107,8 @@ def _width(header):
     return bits if bits == 8 or header.get("BZERO") else bits - 1
 
 
-def bad_pixels(hdu, planes, slices):
-    """Where a plane of ``RUBIN.bad_planes`` is set.
+def bad_pixels(hdu, planes, slices, name):
+    """Where a plane of ``RUBIN.bad_planes`` is set; a warning if bits are set that are no plane.
 
     Parameters
     ----------
@@ -112,20 +118,27 @@ def bad_pixels(hdu, planes, slices):
         Of `mask_planes`.
     slices : tuple of slice
         The part to read, [y, x].
+    name : str
+        What warnings call the file.
 
     Returns
     -------
     (ny, nx) bool array
     """
-    bad = {}
-    for name, (index, bit) in planes.items():
-        if _OLD_NAMES.get(name, name) in RUBIN.bad_planes:
+    bad, named = {}, {}
+    for plane, (index, bit) in planes.items():
+        named[index] = named.get(index, 0) | (1 << bit)
+        if _OLD_NAMES.get(plane, plane) in RUBIN.bad_planes:
             bad[index] = bad.get(index, 0) | (1 << bit)
-    if hdu.header["NAXIS"] == 2:
-        return (_bits(hdu, slices) & np.uint64(bad.get(0, 0))) != 0
-    found = np.zeros([s.stop - s.start for s in slices], bool)
-    for index, value in bad.items():
-        found |= (_bits(hdu, (index, *slices)) & np.uint64(value)) != 0
+    found, unnamed = np.zeros([s.stop - s.start for s in slices], bool), []
+    for index in named:
+        bits = _bits(hdu, slices if hdu.header["NAXIS"] == 2 else (index, *slices))
+        found |= (bits & np.uint64(bad.get(index, 0))) != 0
+        more = int(np.bitwise_or.reduce(bits, axis=None)) & ~named[index] & (2 ** abs(hdu.header["BITPIX"]) - 1)
+        unnamed += [str(bit) for bit in range(64) if more >> bit & 1]
+    if unnamed:
+        message = f"{name}: bits {', '.join(unnamed)} of its MASK are set, but have no name, and mask nothing"
+        warnings.warn(f"{message}; check its header", AstropyUserWarning, stacklevel=6)
     return found
 
 

@@ -53,6 +53,8 @@ class Tree:
     cells : CellGrid or None
     noise : tuple of (str, int)
         Extensions that hold realisations of the noise.
+    extensions : frozenset of str
+        Names of all extensions that the tree refers to, in capitals.
     """
 
     schema: str
@@ -64,6 +66,7 @@ class Tree:
     planes: tuple
     cells: CellGrid | None
     noise: tuple
+    extensions: frozenset
 
 
 def read_tree(hdus, where):
@@ -87,7 +90,8 @@ def read_tree(hdus, where):
     if "JSON" not in hdus:
         return None
     try:
-        tree = json.loads(hdus["JSON"].data["JSON"][0].tobytes())
+        text = hdus["JSON"].data["JSON"][0].tobytes()
+        tree = json.loads(text)
         schema = _schema(tree, where)
         if schema.rpartition("-")[0] not in _IMAGES:
             raise _Refused(f"{where}: it holds a {schema}: give a {' or a '.join(_IMAGES)}")
@@ -108,6 +112,7 @@ def read_tree(hdus, where):
             planes=tuple(plane and plane["name"] for plane in tree["mask"]["planes"]),
             cells=cells,
             noise=tuple(_extension(image["data"]) for image in tree.get("noise_realizations") or ()),
+            extensions=frozenset(found["name"].upper() for found in _EXTENSION.finditer(text.decode())),
         )
     except _Refused as error:
         raise ValueError(str(error)) from None

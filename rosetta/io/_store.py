@@ -145,10 +145,8 @@ def _check_sum(path, header, found):
         return
     if digest is not None and header.get(CHECKSUM) == digest:
         return
-    detail, contents = "", found.get((CONTENTS, 1))
-    if contents is not None:
-        rows = contents.data
-        listed = set(zip(map(str, rows["name"]), map(int, rows["version"]), strict=True)) | {(CONTENTS, 1)}
+    detail, listed = "", _listed_in(found)
+    if listed:
         if lost := listed - set(found):
             detail += f", {_listed(lost)} is missing"
         if more := set(found) - listed:
@@ -157,6 +155,15 @@ def _check_sum(path, header, found):
         f"path: {Path(path).name} is damaged or was changed: its checksum is another one{detail}; "
         "download or write it again"
     )
+
+
+def _listed_in(found):
+    """Names and versions of the extensions that a file should hold; empty where the list itself is damaged."""
+    try:
+        rows = found[CONTENTS, 1].data
+        return set(zip(map(str, rows["name"]), map(int, rows["version"]), strict=True)) | {(CONTENTS, 1)}
+    except Exception:  # astropy has many types of error for damaged tables
+        return set()
 
 
 def check_format(header, path, card, known, what, advice):

@@ -8,13 +8,16 @@ __all__ = ["check_structure"]
 
 BLOCK, CARD = 2880, 80
 MOST = 999  # axes of an image and columns of a table, by the FITS standard
-_CARD = re.compile(rb"(NAXIS\d*|BITPIX|PCOUNT|GCOUNT|TFIELDS) *$")
+_CARD = re.compile(rb"(Z?NAXIS\d*|Z?BITPIX|PCOUNT|GCOUNT|TFIELDS) *$")
+_UNIT = re.compile(rb"[BCT]UNIT\d* *$")
+_POWER = re.compile(rb"10 *(\*\*|\^|[+-]) *\(? *[+-]?\d{4,}")  # of ten, which astropy would write out
 
 
 def check_structure(file):
     """Walk over the headers of a FITS file; the file is left at its beginning.
 
-    astropy loops over as many axes and columns as a header names, and goes back where a size is negative.
+    astropy loops over as many axes and columns as a header names, goes back where a size is negative, and writes out
+    powers of ten in units.
 
     Parameters
     ----------
@@ -24,8 +27,7 @@ def check_structure(file):
     Raises
     ------
     OSError
-        If a number of axes or columns, a length or a count cannot be, or its card is none. All else is left to
-        astropy.
+        If a number of axes or columns, a length, a count or a power of ten cannot be. All else is left to astropy.
     """
     end = file.seek(0, 2)
     place, number = 0, 0
@@ -36,6 +38,8 @@ def check_structure(file):
             break
         values = {}
         for card in head:
+            if _UNIT.match(card[:8]) and _POWER.search(card[10:]):
+                raise OSError(f"the unit in card {card[:8].decode().strip()} of HDU {number} cannot be")
             if _CARD.match(card[:8]):
                 key = card[:8].decode().strip()
                 if card[8:10] != b"= ":
@@ -63,16 +67,16 @@ def _header(file):
 
 
 def _data_size(values, number):
-    """Bytes of data that a header announces; None where that cannot be told."""
+    """Bytes of data that a header announces; None where it does not say."""
     counts = {}
     for key, text in values.items():
         try:
             counts[key] = int(text)
-        except ValueError:
-            return None  # astropy finds what is no number
-    allowed = {"NAXIS": (0, MOST), "TFIELDS": (0, MOST), "PCOUNT": (0, 2**62), "GCOUNT": (1, 2**62)}
+        except ValueError as error:
+            raise OSError(f"{key} in the header of HDU {number} is {text!r}, not a number") from error
+    allowed = {"PCOUNT": (0, 2**62), "GCOUNT": (1, 2**62)} | dict.fromkeys(("NAXIS", "ZNAXIS", "TFIELDS"), (0, MOST))
     for key, value in counts.items():
-        low, high = allowed.get(key, (0, 2**62) if key.startswith("NAXIS") else (-64, 64))
+        low, high = allowed.get(key, (-64, 64) if key.endswith("BITPIX") else (0, 2**62))
         if not low <= value <= high:
             raise OSError(f"{key}={value} in the header of HDU {number}")
     if "NAXIS" not in counts or "BITPIX" not in counts:

@@ -22,6 +22,10 @@ STRETCH = 1.5  # the longer side of a pixel over the shorter one
 _NUMBERS = re.compile(
     r"(CRPIX|CRVAL|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|PV[12]_\d+|[AB]P?_(\d+_\d+|ORDER)|LONPOLE|LATPOLE|EQUINOX"
 )
+# Axes beyond the ninth: wcslib would make matrices for all of them.
+_MANY_AXES = re.compile(
+    r"(CTYPE|CUNIT|CRPIX|CRVAL|CDELT|CROTA)\d{2,}[A-Z]?|(PV|PS)\d{2,}_\d+[A-Z]?|(PC|CD)(\d{2,}_\d+|\d+_\d{2,})[A-Z]?"
+)
 
 
 def celestial_wcs(header, argument, shift=(0, 0), shape=None):
@@ -87,6 +91,9 @@ def _check_cards(header, argument):
     if not all(isinstance(header.get(f"CTYPE{axis}"), str) for axis in (1, 2)):
         raise ValueError(_not_celestial(header, argument))
     for key in dict.fromkeys(header):
+        axes = header[key] if re.fullmatch("WCSAXES[A-Z]?", key) else 0
+        if _MANY_AXES.fullmatch(key) or not isinstance(axes, int) or axes > 9:
+            raise ValueError(f"{argument}: {key}={header[key]!r} belongs to no image of the sky: remove the card")
         if _NUMBERS.fullmatch(key):
             _check_number(key, header[key], argument)
             if any(header[key, k] != header[key] for k in range(1, header.count(key))):

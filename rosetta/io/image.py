@@ -130,8 +130,8 @@ def read_image(
         variance = None
         if uncertainty is not None:
             with _companion(uncertainty, "uncertainty", hdus, plane) as (other, lead):
-                _check_shape(other, shape, "uncertainty")
-                _check_unit(other.header, hdu.header, uncertainty_type)
+                _check_shape(other, shape, "uncertainty", name)
+                _check_unit(other.header, hdu.header, uncertainty_type, name)
                 variance = _scaled(other, lead, slices, _VARIANCE[uncertainty_type], scale)
             usable = _usable(variance)
             variance[~usable] = np.inf
@@ -142,7 +142,7 @@ def read_image(
                 )
         if mask is not None:
             with _companion(mask, "mask", hdus, plane) as (other, lead):
-                _check_shape(other, shape, "mask")
+                _check_shape(other, shape, "mask", name)
                 bits = native(other, np.int64, (*lead, *slices))
             bad |= (bits if mask_bits is None else bits & mask_bits) != 0
         if psf is not None and not isinstance(psf, np.ndarray):
@@ -171,14 +171,14 @@ _VARIANCE = {
 }
 
 
-def _check_unit(header, image, kind):
+def _check_unit(header, image, kind, name):
     """The unit of an uncertainty, where both headers state one: that of the image, or its proper power."""
     own, unit = (parsed_unit(str(cards.get("BUNIT", "")).strip()) for cards in (header, image))
     if own in (None, u.dimensionless_unscaled) or unit in (None, u.dimensionless_unscaled):
         return
     if own not in (unit, unit ** {"std": 1, "var": 2, "ivar": -2}[kind]):
         raise ValueError(
-            f"uncertainty: its BUNIT is {header['BUNIT']!r}, that of the image {image['BUNIT']!r}: "
+            f"uncertainty: its BUNIT is {header['BUNIT']!r}, that of the image {name} {image['BUNIT']!r}: "
             "they must be in one unit, convert one of them"
         )
 
@@ -212,10 +212,10 @@ def _lead(hdu, plane):
     )
 
 
-def _check_shape(hdu, shape, argument):
+def _check_shape(hdu, shape, argument, name):
     if hdu.shape[-2:] != shape:
         raise ValueError(
-            f"{argument}: {hdu.name or 'the plane'} is {hdu.shape[-2:]}, the image is {shape} pixels: "
+            f"{argument}: {hdu.name or 'the plane'} is {hdu.shape[-2:]}, the image {name} is {shape} pixels: "
             "they must describe the same pixels"
         )
 

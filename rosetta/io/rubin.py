@@ -68,7 +68,8 @@ def read(path, *, center=None, size=None):
     -----
     `~astropy.utils.exceptions.AstropyUserWarning`
         If the WCS is TAN-SIP, as in a visit image: there it is an approximation of the full model. If mask planes are
-        not known: they mask nothing.
+        not known, or bits of the mask have no name: they mask nothing. If there are extensions that nothing in the
+        file accounts for: they are not read.
     """
     return _assembled([look(path, "path")], center, size)
 
@@ -229,10 +230,8 @@ def _warn_of(files, wcs):
         messages.append(
             f"{names}: mask planes {', '.join(unknown)} are not known and mask nothing; check their meaning"
         )
-    if any("PSF" in file.unused.split() for file in files):
-        messages.append(
-            f"{names}: the PSF has a stamp per cell, but no JSON tree says where the cells are, so it is not used: "
-            "download the whole file, or set .psf"
-        )
+    not_read = dict.fromkeys(name for file in files for name in file.unknown)
+    if not_read:
+        messages.append(f"{names}: not read, since nothing says what they are: {', '.join(not_read)}")
     for message in messages:
         warnings.warn(message, AstropyUserWarning, stacklevel=4)

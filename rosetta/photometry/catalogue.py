@@ -118,6 +118,7 @@ class EmbeddingPhotometry(Head):
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
             _calibrate(catalog, scene, self._network)
+        _add_psf_errors(catalog, scene)
         catalog.meta.update(self._provenance_of(embedding, deblender=made_by or "untrained"))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
@@ -278,3 +279,12 @@ def _calibrate(catalog, scene, network):
     catalog["flux_cov"] = cov * u.nJy**2
     for k, band in enumerate(bands):
         catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy
+
+
+def _add_psf_errors(catalog, scene):
+    """Errors of what is not known of each band's PSF; the network has not seen stamps that end in the light."""
+    cov = catalog["flux_cov"].to_value(u.nJy**2)
+    for k, band in enumerate(scene.bands):
+        cov[:, k, k] += (scene.images[band].psf_flux_error * catalog[f"flux_{band}"].to_value(u.nJy)) ** 2
+        catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy
+    catalog["flux_cov"] = cov * u.nJy**2

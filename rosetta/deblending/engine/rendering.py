@@ -37,6 +37,7 @@ RINGING = 0.05  # Fourier amplitude at the Nyquist frequency, relative to the fl
 # Numbers held at once while stamps are drawn; bounds the memory of a crowded field, and fits a cache.
 CHUNK = 1_000_000
 
+ROLL_OFF = 0.2  # cycles per pixel, to either side of Nyquist's frequency
 FAINTEST = 1e-3  # of a PSF's transform, relative to its sum: folded frequencies below it are left out
 SMALLEST = -60.0  # exponents end here: single precision is slow with the denormal numbers that follow
 
@@ -195,7 +196,7 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
                 edge = (size - window) // 2
                 middle = slice(edge, edge + window)
                 center = xy[index] - corner - edge
-                aliases = psf.once(("aliases", window), lambda window=window: _aliases(cores, window))
+                aliases = psf.once(("aliases", window), lambda window=window: _aliases(psf, window))
                 values[..., middle, middle] += _folded(
                     lights, along, center, jacobian[index], aliases, weights[index], window
                 )
@@ -224,16 +225,28 @@ def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
     return fft.irfft2(total, s=(size, size), axes=(2, 3))
 
 
-def _aliases(cores, size):
-    """Whole frequencies (y, x) that the pixels fold onto a stamp's own, and each cell's response there."""
+def _aliases(psf, size):
+    """Whole frequencies (y, x) that the pixels fold onto a stamp's own, and each cell's response there.
+
+    What the core leaves of the PSF belongs to either side of Nyquist's frequency, one cannot know in which shares. They
+    change smoothly with frequency, so that a shifted stamp does not ring.
+    """
     fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
-    faintest = FAINTEST * max(abs(core.transform(np.zeros(1), np.zeros(1))) for core in cores)
-    found = []
-    for my, mx in product((-1, 0, 1), repeat=2):
-        responses = np.stack([core.transform(fy + my, fx + mx) for core in cores])  # (n_cell, size, size // 2 + 1)
+    whole = list(product((-1, 0, 1), repeat=2))
+    cores = [np.stack([core.transform(fy + my, fx + mx) for core in psf.cores]) for my, mx in whole]  # (n_cell, ...)
+    rest, found = _psf_transforms(psf, size) - sum(cores), []
+    faintest = FAINTEST * np.abs(_psf_transforms(psf, size)[:, 0, 0]).max()
+    for (my, mx), core in zip(whole, cores, strict=True):
+        responses = core + rest * _share(fy + my)[:, None] * _share(fx + mx)
         if (my or mx) and np.abs(responses).max() > faintest:
             found.append((my, mx, responses.astype(np.complex64)))
     return found
+
+
+def _share(frequency):
+    """Part of what the pixels see at a frequency modulo 1 that is at this frequency (cycles per pixel)."""
+    beyond = np.clip((np.abs(frequency) - 0.5) / ROLL_OFF, -1.0, 1.0)
+    return 0.5 * (1.0 - np.sin(0.5 * np.pi * beyond))
 
 
 def _transforms(mixtures, tangents, center, jacobian, fy, fx):
