@@ -25,7 +25,7 @@ class Flag(IntFlag):
     OUTLIER = 1 << 12  #: disagrees with its neighbours; given little weight
     LOW_SNR = 1 << 13  #: too faint for this measurement
     BLENDED = 1 << 14  #: a neighbour contributes noticeably to its pixels
-    COARSE_ALIGNMENT = 1 << 15  #: positions on the ground are known to about 0.1 arcsec only
+    COARSE_ALIGNMENT = 1 << 15  #: positions on the ground are known to worse than 30 mas, or bands disagree
     GROUND_TEMPLATE = 1 << 16  #: no space image here: the template rests on the ground bands
     DUPLICATE = 1 << 17  #: coincides with another source; their fluxes are not separable
     POOR_FIT = 1 << 18  #: the model does not describe the pixels (high chi2)

@@ -28,7 +28,8 @@ ORDER = """
     encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
     training training.rows training.network training.loop
     head
-    astrometry astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
+    astrometry astrometry.epochs astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
+    astrometry.few_sources
     astrometry.solution astrometry.corrected_wcs
     astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
     astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner

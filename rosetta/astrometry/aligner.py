@@ -20,10 +20,10 @@ from ..images.positions import offset_coord
 from ..pair import SkyPair
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
-from . import band_fields, corrected_wcs, excess_noise, measurement
+from . import band_fields, corrected_wcs, epochs, excess_noise, few_sources, measurement
 from . import field as offset_field
 from .excess_noise import ExcessNoiseConfig
-from .field_fit import predict_held_out
+from .field_fit import FieldFit, predict_held_out
 from .measurement import MeasurementConfig
 from .solution import AlignmentError, AstrometricSolution, as_solution
 
@@ -33,6 +33,10 @@ log = logging.getLogger("rosetta")
 
 MAS = u.mas
 MIN_ROWS = 20  # sources to learn from
+FEW = 8  # sources; with fewer than this a shift is all that is fitted
+FINE_ERROR = 30.0  # mas: largest error of an alignment that is not coarse, a tenth of the ground PSF's sigma
+MOST_ERROR = 100.0  # mas: an alignment with a larger error is none
+LEAST_EVIDENCE = 3.0  # nats that few sources belong together, where the cross-correlation does not say so
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,11 @@ class LearnedAligner(Head):
             A row per source and band: ``label``, ``sky_centroid`` (reference frame), ``band`` (a band, or "joint": all
             ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr`` (correlation of the
             two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``: ``verdict`` ("ok",
-            "coarse": only the cross-correlation worked; all ground rows hold its offset and are flagged
-            COARSE_ALIGNMENT, space bands have none; or "abstain": offsets are NaN and rows are flagged
-            UNALIGNED), ``reason``, ``center``, ``box``, ``model`` (one field per band): what
-            `~rosetta.AstrometricSolution.from_table` reads; ``score``, ``reference``, ``coarse`` and provenance.
-            Errors include the fitted scatter.
+            "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged COARSE_ALIGNMENT,
+            and where only the cross-correlation worked they hold its offset, and space bands have none; or "abstain":
+            offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``, ``model`` (one field
+            per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``, ``reference``, ``coarse`` and
+            provenance. Errors include the fitted scatter.
 
         Raises
         ------
@@ -153,7 +157,7 @@ class LearnedAligner(Head):
         sources = measurement.find_sources(detections, self._config.measurement)
         found = _measure(images, sources, wanted, self._config)
         extras = {}
-        if self._provenance.get("trained"):
+        if self._provenance.get("trained") and found.few is None:  # it has learned from fields of many sources
             tokens = _tokens(embedding, sources)
             for part in found.parts:
                 extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
@@ -366,8 +370,9 @@ class _Shifted:
 class _Found:
     """Measurements of a pair, with the verdict on them."""
 
-    def __init__(self, parts, joint, verdict, reason, match):
+    def __init__(self, parts, joint, verdict, reason, match, few=None):
         self.parts, self.joint, self.verdict, self.reason, self.match = parts, joint, verdict, reason, match
+        self.few = few  # `FewSources`, where the sources are too few for a field
 
 
 def _check_sides(pair):
@@ -409,7 +414,7 @@ def _cards(meta):
 
 def _measure(images, sources, wanted, config):
     """Coarse step, then every band; `_Found`."""
-    if len(sources.xy) < sources.config.min_sources:
+    if len(sources.xy) < 2:
         return _Found([], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
     match = measurement.coarse_match(images, sources)
     believed = (
@@ -424,19 +429,47 @@ def _measure(images, sources, wanted, config):
         parts.append(measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2)))
     ground = [p for p in parts if images[p.band].side == "ground"]
     agreeing = [p for p in ground if p.agrees]
-    if agreeing:
-        return _Found(parts, measurement.combine(agreeing), "ok", "", match)
+    joint = measurement.combine(agreeing) if agreeing else None
+    if joint is not None and joint.usable.sum() >= FEW:
+        return _Found(parts, joint, "ok", "", match)
     most = max((int(p.usable.sum()) for p in ground), default=0)
+    few = _few_sources(images, sources, ground) if joint is not None or most < FEW else None
+    told = f"at best {most} usable sources in a ground band, and they do not agree"
+    if few is not None:
+        told = f"{few.n_source} sources in {few.n_band} band{'s' * (few.n_band > 1)}"
+        agree, fine = few.evidence > (0.0 if believed else LEAST_EVIDENCE), few.sigma < FINE_ERROR
+        if few.evidence < 0:
+            told += " do not agree"
+        elif not agree:
+            told += " are too faint to tell whether they agree"
+        elif not fine:
+            told += f" tell the offset to {few.sigma:.0f} mas only"
+        if agree and few.sigma < MOST_ERROR:
+            joint = measurement.combine([p for p in ground if p.usable.any()])
+            return _Found(parts, joint, "ok" if fine else "coarse", told, match, few)
+    elif most < 2:
+        told = f"{'one usable source' if most else 'no usable source'} in the ground bands, and two are needed"
     alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
     if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
         reason = "single sources do not agree on an offset; the cross-correlation of the images does"
         return _Found(parts, None, "coarse", reason, match)
     strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
-    reason = (
-        f"no common offset: at best {most} usable sources in a ground band, and they do not agree; "
-        f"correlation peak {strength}"
-    )
-    return _Found(parts, None, "abstain", reason, match)
+    return _Found(parts, None, "abstain", f"no common offset: {told}; correlation peak {strength}", match)
+
+
+def _few_sources(images, sources, ground):
+    """`FewSources` of the bands with usable sources; None if these are fewer than two sources."""
+    parts = [p for p in ground if p.usable.any()]
+    if not parts or np.any([p.usable for p in parts], axis=0).sum() < 2:
+        return None
+    years = [_years(images[p.band], sources) for p in parts]
+    size = np.sqrt(np.asarray(sources.table["a"], float) * np.asarray(sources.table["b"], float))
+    return few_sources.agreed_shift(parts, [few_sources.expected_scatter(sources.point, size, y) for y in years])
+
+
+def _years(image, sources):
+    """Epoch of an image less that of the reference, years; NaN where unknown."""
+    return epochs.epoch(image.wcs) - epochs.epoch(sources.reference.wcs)
 
 
 def _tokens(embedding, sources):
@@ -468,12 +501,29 @@ def _table(images, sources, found, extras, model, meta, config):
             extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
     scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
     covs = {part.band: part.cov for part in parts}
+    verdict, reason = found.verdict, found.reason
     models, fits = {}, {}
-    if found.verdict == "ok":
+    if found.few is not None:
+        models = dict(found.few.fields)
+        for part in parts:
+            if part.band in models:
+                count = int(part.usable.sum())
+                fits[part.band] = FieldFit(models[part.band], np.ones(count), np.zeros(count, bool), None, np.zeros(2))
+                covs[part.band] = covs[part.band] + (found.few.scatter[part.band] ** 2)[:, None, None] * eye
+    elif found.verdict == "ok":
+        years = {part.band: np.nan_to_num(_years(images[part.band], sources)) for part in found.parts}
+        years["joint"] = np.sqrt(np.mean([years[part.band] ** 2 for part in agreeing]))
+        for band in covs:  # of unknown epochs the scatter of stars is only fitted
+            covs[band] = covs[band] + (sources.point * (epochs.MOTION * years[band]) ** 2)[:, None, None] * eye
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
         sides = {band: images[band].side for band in fields if band != "joint"}
         fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
+        apart, spread = band_fields.disagreement(fits, sides)
+        if apart:
+            verdict = "coarse"
+            reason = "ground bands disagree: " + ", ".join(f"{band} by {size:.0f} mas" for band, size in apart.items())
+            models["joint"] = offset_field.widened(models["joint"], spread)
         for band, fit in fits.items():
             covs[band] = covs[band] + (scatter[band] ** 2 @ fit.floor**2)[:, None, None] * eye
     elif found.verdict == "coarse":
@@ -483,18 +533,17 @@ def _table(images, sources, found, extras, model, meta, config):
             if part.band not in models and images[part.band].side == "ground":
                 models[part.band] = {**models["joint"], "borrowed": "joint"}
     tables = []
-    for part in parts:
-        tables.append(_rows(sources, part, covs[part.band], fits.get(part.band), found.verdict))
-        if found.verdict == "coarse" and images[part.band].side == "ground":
-            _set_coarse(tables[-1], found.match, config.coarse_error)
-    if found.joint is None:
-        tables.append(_rows(sources, None, None, None, found.verdict))
-        if found.verdict == "coarse":
-            _set_coarse(tables[-1], found.match, config.coarse_error)
+    for part in parts if found.joint is not None else [*parts, None]:
+        band = "joint" if part is None else part.band
+        tables.append(_rows(sources, part, covs.get(band) if fits else None, fits.get(band)))
+        if verdict == "coarse" and (band == "joint" or images[band].side == "ground"):
+            tables[-1]["flags"] |= int(Flag.COARSE_ALIGNMENT)
+            if not fits:
+                _set_offset(tables[-1], found.match, config.coarse_error)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
     center, low, high = extent([sources.reference])
     box = tuple(tuple(corner.tolist()) for corner in (low, high))
-    solution = AstrometricSolution(found.verdict, found.reason, center, box, models)
+    solution = AstrometricSolution(verdict, reason, center, box, models)
     result.meta.update(meta)
     result.meta.update(
         solution.to_meta(),
@@ -504,13 +553,13 @@ def _table(images, sources, found, extras, model, meta, config):
             "significance": found.match.significance, "rival": found.match.rival,
         },
     )
-    if found.verdict != "ok":
-        log.warning("alignment %s: %s", found.verdict, found.reason)
+    if verdict != "ok":
+        log.warning("alignment %s: %s", verdict, reason)
     return result
 
 
-def _rows(sources, part, cov, fit, verdict):
-    """The rows of one band; ``part`` None: nothing was measured."""
+def _rows(sources, part, cov, fit):
+    """The rows of one band; ``part`` None: nothing was measured; ``cov`` None: what was measured is not believed."""
     n = len(sources.xy)
     table = QTable()
     table["label"] = sources.label
@@ -520,7 +569,7 @@ def _rows(sources, part, cov, fit, verdict):
     snr, weight, flags = np.full(n, np.nan), np.zeros(n), np.zeros(n, int)
     if part is not None:
         snr, flags = part.snr, part.flags.copy()
-        if verdict == "ok":
+        if cov is not None:
             good = np.isfinite(part.offset).all(1) & (flags & int(Flag.LOW_SNR) == 0)
             offset[good] = part.offset[good]
             error[good] = np.sqrt(cov[good][:, [0, 1], [0, 1]])
@@ -541,13 +590,13 @@ def _rows(sources, part, cov, fit, verdict):
     return table
 
 
-def _set_coarse(table, match, error):
+def _set_offset(table, match, error):
     """Give all rows of a ground band the offset of the cross-correlation."""
     for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
         table[column] = 1e3 * match.offset[axis] * MAS
         table[f"{column}_err"] = error * MAS
     table["corr"] = 0.0
-    table["flags"] = table["flags"] & ~int(Flag.UNALIGNED) | int(Flag.COARSE_ALIGNMENT)
+    table["flags"] &= ~int(Flag.UNALIGNED)
 
 
 def _correct(wcs, solution, band, form, shape=None):

@@ -2,10 +2,15 @@
 """One offset field per band: the joint ground field moved by little, since a single band cannot tell a curved
 field from its own noise."""
 
+import numpy as np
+
 from . import field
 from .field_fit import fit_field, on_top_of
 
-__all__ = ["band_fields"]
+__all__ = ["band_fields", "disagreement"]
+
+# Of the shift of a band against the other ones, to disagree: many sigma, as refraction moves bands by a few mas.
+LEAST_SIGNIFICANCE, LEAST_APART = 10.0, 10.0  # sigma, mas
 
 
 def band_fields(xy, measured, side, scatter, model, config):
@@ -62,3 +67,32 @@ def _low_order(xy, offset, cov, scatter, model, config):
         return shift
     affine = fit_field(xy, offset, cov, scatter=scatter, model="affine", config=config)
     return affine if (affine.score - shift.score) * len(xy) > config.margin else shift
+
+
+def disagreement(fits, side):
+    """Ground bands whose frames differ.
+
+    Parameters
+    ----------
+    fits, side : dict
+        What `band_fields` returned and was given.
+
+    Returns
+    -------
+    apart : dict
+        Band -> distance of its frame from the median one, mas; only bands that disagree.
+    spread : float
+        Rms distance of all bands per axis, mas: what the joint frame is not.
+    """
+    ground = (band for band in fits if side.get(band) == "ground")
+    own = {band: fits[band].model["added"] for band in ground if "added" in fits[band].model}
+    if not own:
+        return {}, 0.0
+    found = [field.evaluate(model, np.zeros((1, 2))) for model in own.values()]  # at the centre
+    shift, cov = (np.concatenate(a) for a in zip(*found, strict=True))
+    shift = shift - np.median(shift, axis=0)
+    size = np.hypot(*shift.T)
+    significance = np.sqrt(np.einsum("ni,nij,nj->n", shift, np.linalg.inv(cov), shift))
+    differs = (significance > LEAST_SIGNIFICANCE) & (size > LEAST_APART)
+    apart = {band: float(d) for band, d, bad in zip(own, size, differs, strict=True) if bad}
+    return apart, float(np.sqrt(np.mean(shift**2)))

@@ -9,7 +9,7 @@ Positions are (east, north) in arcsec about a stated centre; offsets are (east, 
 import numpy as np
 from scipy import linalg
 
-__all__ = ["MODELS", "Solved", "basis", "constant", "distance2", "evaluate", "with_scatter"]
+__all__ = ["MODELS", "Solved", "basis", "constant", "distance2", "evaluate", "widened", "with_scatter"]
 
 # Name -> (order of the polynomial mean, whether a Gaussian process rides on it), simplest first.
 MODELS = {
@@ -133,6 +133,14 @@ def constant(offset, sigma):
     return {
         "version": 1, "kind": "coarse", "order": 0, "scale": 1.0, "coefficients": [np.asarray(offset).tolist()],
         "coefficient_covariance": (sigma**2 * np.eye(2)).tolist(), "floor": [], "score": None, "n_source": 0,
+    }
+
+
+def widened(model, sigma):
+    """The same field (a model), its error enlarged by ``sigma`` mas per axis that is common to all places."""
+    return {
+        **{key: model[key] for key in ("version", "kind", "floor", "score", "n_source")},
+        "base": model, "added": constant((0.0, 0.0), sigma),
     }
 
 

@@ -29,7 +29,7 @@ class MeasurementConfig:
     min_snr : float
         Of the amplitude, for a source to count.
     min_sources : int
-        For any verdict.
+        For a band to vouch for its own frame; fewer can do so together with other bands.
     agree_share, expected_snr : float
         A band is on the right sky when this share of the sources that should be seen with this S/N are seen, in one
         place.
@@ -218,12 +218,14 @@ def measure_band(image, sources, start):
         rank = np.where(good, np.nan_to_num(fit.snr), -1.0)
         crowded = _crowded(sources.xy, rank, image.fwhm)
         usable = good & ~crowded
-        if usable.sum() < config.min_sources:
+        if not usable.any():
             model = None
             break
-        kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
-        found = fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind, config=config.field)
-        model = found.model
+        if usable.sum() < config.min_sources:
+            model = field.constant(_mean(offset[usable], cov[usable]), 0.0)
+        else:
+            kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
+            model = fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind, config=config.field).model
         new = 1e-3 * field.evaluate(model, sources.xy, covariance=False)[0]
         # Well-measured sources are linearised about their own place; faint ones would only chase noise.
         own = usable & (np.sqrt(np.trace(np.nan_to_num(cov), axis1=1, axis2=2) / 2) < 10.0)
@@ -260,6 +262,12 @@ def measure_band(image, sources, start):
     return BandOffsets(
         image.band, offset, cov_target, cov_reference, fit.amplitude, fit.snr, fit.chi2, usable, flags, agrees
     )
+
+
+def _mean(offset, cov):
+    """Weighted mean (2,) of offsets (n, 2)."""
+    weight = np.linalg.inv(cov)
+    return np.linalg.solve(weight.sum(0), np.einsum("nij,nj->i", weight, offset))
 
 
 def _agree(sources, fit, offset, cov, model):

@@ -34,10 +34,11 @@ class AstrometricSolution:
     Attributes
     ----------
     verdict : str
-        "ok"; "coarse": only the cross-correlation of the images worked, and all ground bands have its offset; or
-        "abstain": nothing is known, there is no field, and header positions stay as they are.
+        "ok"; "coarse": the offset is known to worse than 30 mas (where only the cross-correlation of the images
+        worked, all ground bands have its offset), or ground bands disagree; or "abstain": nothing is known, there is
+        no field, and header positions stay as they are.
     reason : str
-        Why the verdict is not "ok".
+        Why the verdict is not "ok"; of a small field, how many sources in how many bands it rests on.
     center : `~astropy.coordinates.SkyCoord`
         Centre of the reference image.
     box : tuple
