@@ -25,7 +25,7 @@ ORDER = """
     embedding matching
     detection detection.watershed detection.detection
     encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
-    encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
+    encoding.windows encoding.training_tiles encoding.pretraining encoding.familiar encoding.inference encoding.encoder
     training training.rows training.network training.loop
     head
     astrometry astrometry.epochs astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
