@@ -1,9 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """What the encoder would add to the photometry's errors: the same network with and without tokens.
 
-The photometry's training pairs of tools/training_pairs.py, and four fields of benchmarks/accuracy.py (seeds 9420 to 9423; only the
-stopping rule of this network was chosen on them). Beside its own features the network is given the sixteen principal
-components of the frozen tokens at each source, those of an untrained encoder, or nothing.
+The photometry's training pairs of tools/training_pairs.py, and four fields of benchmarks/accuracy.py (seeds 9420 to
+9423; only the stopping rule of this network was chosen on them). Beside its own features the network is given the
+sixteen principal components of the frozen tokens at each source, those of an untrained encoder, or nothing.
 
 Run: python benchmarks/error_network.py FOLDER [--tables FOLDER]
 
