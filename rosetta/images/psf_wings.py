@@ -3,8 +3,8 @@
 
 If the survey's nominal wings are known, and the rim of the stamp is about as bright as they are there, then the nominal
 wings are continued, scaled to the rim. Otherwise a sum of profiles is fitted to the means of the stamp in rings:
-Gaussians and Moffat profiles about as wide as the PSF, diffraction (slope -3) and scattered light, with weights that are
-not negative. These rings are wide enough to average over diffraction rings.
+Gaussians and Moffat profiles about as wide as the PSF, diffraction (slope -3) and scattered light, with weights not
+below zero. These rings are wide enough to average over diffraction rings.
 """
 
 import numpy as np
