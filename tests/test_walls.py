@@ -39,7 +39,7 @@ ORDER = """
     deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.single_band
     deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
-    photometry photometry.error_model photometry.catalogue
+    photometry photometry.error_model photometry.zeropoints photometry.catalogue
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.recovery plotting.page plotting
     pipeline pipeline.output pipeline.products pipeline.run pipeline.comparison
