@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from ..images.noise import DISTANCES, overlap, significance, sky_products
+from .psf_width import point_widths
 
 __all__ = ["DISPLACED", "N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
@@ -58,6 +59,8 @@ class BandFit:
     displaced : (n, 4) array
         Change of the flux, nJy, if the sources lie off their positions by the image's position error times `DISPLACED`;
         0 where the image is aligned.
+    width : (n,) array
+        Of bright point sources, over that of the PSF; NaN for others. See `rosetta.deblending.psf_width`.
     """
 
     flux: np.ndarray
@@ -77,6 +80,7 @@ class BandFit:
     breadth_error: np.ndarray
     residual_snr: np.ndarray
     displaced: np.ndarray
+    width: np.ndarray
 
     @classmethod
     def per_source(cls):
@@ -92,6 +96,7 @@ class BandFit:
             degenerate=none, coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n),
             pixels=np.zeros(n, int), slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n),
             breadth_error=np.zeros(n), residual_snr=np.zeros((n, len(RINGS))), displaced=np.zeros((n, len(DISPLACED))),
+            width=nothing,
         )
 
 
@@ -136,6 +141,7 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
     sky = image.valid & (seen * np.sqrt(image.sky_weight) < LIT)
     common, own = design.project(seen), design.squares() * light
     blendedness = 1.0 - np.divide(own, common, out=np.ones(n), where=common > 0)
+    blendedness = np.clip(blendedness, 0.0, 1.0)
     misfit, pixels = misfits(design, residual, image.sky_weight)
     chi2, _ = misfits(design, residual, inverse_sigma**2)
     chi2[pixels == 0] = np.nan
@@ -153,11 +159,14 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
         misfit=misfit,
         pixels=np.round(pixels).astype(int),
         slope=slope,
-        blendedness=np.clip(blendedness, 0.0, 1.0),
+        blendedness=blendedness,
         breadth=breadth,
         breadth_error=breadth_error,
         residual_snr=ndimage.map_coordinates(np.nan_to_num(shown), around, order=1, cval=0.0),
         displaced=_displaced(engine, design, placed, flux, position_error),
+        width=point_widths(
+            engine, mixtures, placed, flux, blendedness, lambda rows: residual + design.of(rows).image(flux[rows])
+        ),
     )
     sigma = np.where(image.valid, np.sqrt(image.variance), 0.0)
     weights = design.times(image.sky_weight * sigma).values

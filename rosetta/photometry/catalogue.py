@@ -12,6 +12,7 @@ from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
 from ..deblending.flagging import POOR_CHI2
+from ..deblending.psf_width import flux_error
 from ..deblending.scene import DeblendedScene
 from ..deblending.source_list import NO_LABEL
 from ..embedding import SkyEmbedding
@@ -126,7 +127,9 @@ class EmbeddingPhotometry(Head):
         if self._provenance.get("trained") and len(catalog):
             _calibrate(catalog, scene, self._network)
         _add_covariance(catalog, scene.bands, _unmodelled_covariance(scene))
-        _add_relative_errors(catalog, {band: scene.images[band].psf_flux_error for band in scene.bands})
+        images = scene.images
+        _add_relative_errors(catalog, {band: images[band].psf_flux_error for band in scene.bands})
+        _add_relative_errors(catalog, {band: flux_error(fit, images[band]) for band, fit in scene.fits.items()})
         zeropoints = {band: zeropoints.get(band, 0.0) for band in scene.bands}
         _add_relative_errors(catalog, zeropoints)
         options = {"deblender": made_by or "untrained", "zeropoint_err": zeropoints}
