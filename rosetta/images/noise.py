@@ -9,7 +9,7 @@ __all__ = ["DISTANCES", "noise_factor", "overlap", "psf_overlap", "significance"
 
 REACH = 8  # pixels: the noise of resampled images is not correlated over more
 OUTLIER = 5.0  # in units of the scatter: larger residuals are no noise
-FEWEST = 8000  # pixels that tell the noise
+FEWEST = 4000  # pixels that tell the noise: the error of a large source is then known to 15 %
 SMALLEST = 0.1  # of the variance of a pixel: what is left of it in a sum, at least
 
 _Y, _X = np.mgrid[-REACH : REACH + 1, : REACH + 1]
@@ -110,7 +110,7 @@ def noise_factor(products, overlaps):
 
 def _lags(image):
     """Sums of products of an image with itself, shifted by up to `REACH` pixels: (2 * REACH + 1, REACH + 1)."""
-    shape = [fft.next_fast_len(n + REACH, real=True) for n in image.shape]
+    shape = [fft.next_fast_len(max(n, REACH + 1) + REACH, real=True) for n in image.shape]
     power = np.abs(fft.rfft2(image, s=shape)) ** 2
     return fft.irfft2(power, s=shape)[np.arange(-REACH, REACH + 1), : REACH + 1]
 
