@@ -255,8 +255,8 @@ def test_errors_are_calibrated_on_one_deblender(tmp_path):
     loaded = EmbeddingPhotometry.from_pretrained(tmp_path / "photometry.safetensors", encoder=encoder, device="cpu")
     for calibrated in (head, loaded):
         assert calibrated(ours.embedding, ours).meta["rosetta"]["options"] == {
-            "deblender": trained.fingerprint
-        }
+            "deblender": trained.fingerprint, "zeropoint_err": dict.fromkeys(FWHM, 0.0)
+        }  # fmt: skip
         with pytest.raises(ValueError, match=f"of an untrained deblender, but .* on deblender {trained.fingerprint}"):
             calibrated(scene().embedding, scene())
     other = named(EmbeddingPhotometry(encoder, deblender()), deblender="0123456789abcdef")

@@ -35,8 +35,8 @@ class EmbeddingPhotometry(Head):
     """Fluxes in every band by weighted least squares on the templates of a scene.
 
     The solver is the deblender's, so a source's model sums to its flux. Its error adds in quadrature
-    the noise with the overlap of neighbours (from the normal equations, times the image's measured
-    correlated-noise factor) and the template's uncertainty carried to each band. A small network predicts from
+    the noise with the overlap of neighbours (from the normal equations, times the measured factor of correlated
+    noise) and the template's uncertainty carried to each band. A small network predicts from
     features of the fit, and from the residuals around a source, a factor on this error and a relative error that is
     added. All of it is scaled so that on held-out sky the true flux lies within one sigma for 68 % of the fluxes
     (split conformal prediction; Lei et al. 2018). Neither fluxes nor errors use the encoder's tokens, which
