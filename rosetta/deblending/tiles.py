@@ -141,8 +141,8 @@ def joined_field(parts, images):
             for name in BandFit.per_source()
         }
         noise, point_noise = _noise(parts, band, image, order)
-        scale = sparse.diags_array(noise)
-        covariance = scale @ _covariance([fit.covariance for fit in fits], parts, numbers, len(order)) @ scale
+        covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)).tocoo()
+        covariance.data *= noise[covariance.row] * noise[covariance.col]
         rows |= {"noise": noise, "residual_snr": rows["residual_snr"] / point_noise}
         bands[band] = BandFit(covariance=sparse.csc_array(covariance), point_noise=point_noise, **rows)
     arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
