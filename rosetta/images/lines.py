@@ -163,9 +163,12 @@ def _confirmed(image, across, seen, rise, row, fwhm, noise):
     rows = y[:, None] + np.arange(-half, half + 1)
     on = (rows >= 0) & (rows < ny)
     values = np.where(on, image[np.clip(rows, 0, ny - 1), x[:, None]], np.nan)
-    with np.errstate(all="ignore"):
-        profile = np.nanmedian(values, axis=0)
-    profile -= np.nanmedian(np.concatenate([profile[: half // 2], profile[-(half // 2) :]]))
+    profile, known = np.full(2 * half + 1, np.nan), on.any(axis=0)
+    profile[known] = np.nanmedian(values[:, known], axis=0)
+    sides = np.concatenate([profile[: half // 2], profile[-(half // 2) :]])
+    if np.isnan(sides).all():
+        return None
+    profile -= np.nanmedian(sides)
     slope = np.hypot(1.0, rise / (n - 1))
     if (profile > 0.5 * profile[half]).sum() > WIDEST * fwhm * slope:
         return None
