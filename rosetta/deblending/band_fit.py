@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from ..images.noise import THIN, significance
+from .sky_plane import FoundSky
 
 __all__ = ["DISPLACED", "N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
@@ -91,8 +92,8 @@ class BandFit:
         )
 
 
-def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
-    """Fluxes, covariance, chi2 and breadths of all sources in one band.
+def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, sky=None):
+    """Fluxes, covariance, chi2 and breadths of all sources in one band, and what is left of its sky.
 
     Parameters
     ----------
@@ -105,6 +106,8 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
         The first source at each source's place: sources of one place have one breadth.
     position_error : float, optional
         Of all sources together on this image, arcsec per axis.
+    sky : `~rosetta.deblending.sky_plane.SkyPlane`, optional
+        Solved for with the fluxes.
 
     Returns
     -------
@@ -112,12 +115,16 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
         Its covariance is that of uncorrelated pixels.
     scatter : (m,) float32 array
         Significance of point sources in the residuals, on every third pixel each way.
+    found_sky : `~rosetta.deblending.sky_plane.FoundSky` or None
     """
     n, image = len(mixtures), placed.image
     alone, number = np.unique(place, return_inverse=True)
     breadth, breadth_error, design = engine.fit_breadths(mixtures[alone], placed.of(alone))
     breadth, breadth_error, design = breadth[number], breadth_error[number], design.of(number)
-    found = engine.solve(design, image)
+    found = engine.solve(design, image, sky)
+    found_sky = None if sky is None else FoundSky.of(sky, found)
+    if sky is not None:
+        image, _ = sky.without(image, found.sky)
     flux = np.nan_to_num(found.flux)
     residual = image.data - design.image(flux)
     inverse_sigma = np.where(image.valid, 1.0 / np.sqrt(image.variance), 0.0)
@@ -151,7 +158,7 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
         residual_snr=ndimage.map_coordinates(np.nan_to_num(shown), around, order=1, cval=0.0),
         displaced=_displaced(engine, design, placed, flux, position_error),
     )
-    return result, scatter[np.isfinite(scatter)]
+    return result, scatter[np.isfinite(scatter)], found_sky
 
 
 def _displaced(engine, design, placed, flux, position_error):

@@ -12,6 +12,7 @@ from . import merging, shapes
 from .band_fit import fit_band, misfits
 from .point_sources import point_sources
 from .residual_search import missed
+from .sky_plane import SkyPlane
 from .source_list import coincident
 
 __all__ = ["Roles", "TileFit", "fit_tile"]
@@ -65,6 +66,8 @@ class TileFit:
     bands : dict of str to `~rosetta.deblending.band_fit.BandFit`
     scatter : dict of str to array
         Significance on every third pixel each way of the residuals; see `rosetta.images.noise.noise_factor`.
+    skies : dict of str to `~rosetta.deblending.sky_plane.FoundSky`
+        What is left of the sky; empty where none was solved for.
     """
 
     index: np.ndarray
@@ -75,12 +78,13 @@ class TileFit:
     covariance: np.ndarray
     bands: dict
     scatter: dict
+    skies: dict
 
     def __len__(self):
         return len(self.own)
 
 
-def fit_tile(engine, images, roles, sources, detections, owns, config, report):
+def fit_tile(engine, images, roles, sources, detections, owns, config, report, background):
     """Fit the sources of a tile.
 
     Parameters
@@ -97,12 +101,16 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report):
     config : `~rosetta.deblending.config.DeblenderConfig`
     report : callable
         Called after each of three steps.
+    background : {"plane", None}
+        What is solved for beside the sources.
 
     Returns
     -------
     `TileFit`
     """
-    wavelength = roles.reference.wavelength
+    wavelength, planes = roles.reference.wavelength, {}
+    if background == "plane":
+        images, planes = _on_flat_sky(engine, images, roles, sources)
     if detections is not None and images:
         first, _, point = _fit_shapes(engine, images, roles, sources)
         sources = sources.starting_from(np.where(point[:, None], first, sources.start))
@@ -119,18 +127,34 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report):
         whole, mixtures = _merged(engine, sources.on(reference, wavelength, config.engine), sources, mixtures, config)
         sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
         place = np.arange(len(whole))
-    bands, scatter, slopes = {}, {}, []
+    bands, scatter, skies, slopes = {}, {}, {}, []
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = UNALIGNED_ERROR if loose else 0.0
-        bands[band], scatter[band] = fit_band(engine, mixtures, placed, slope, place, position_error)
+        bands[band], scatter[band], skies[band] = fit_band(
+            engine, mixtures, placed, slope, place, position_error, planes.get(band)
+        )
     report()
     return TileFit(
         index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
-        covariance=covariance, bands=bands, scatter=scatter,
+        covariance=covariance, bands=bands, scatter=scatter, skies=skies if planes else {},
     )
+
+
+def _on_flat_sky(engine, images, roles, sources):
+    """Images less the sky that a fit of the starts finds, and the planes that are then left to be solved for.
+
+    Shapes and breadths must not describe the sky.
+    """
+    flat, planes = {}, {}
+    for band, image in images.items():
+        sky = SkyPlane.of(image)
+        placed = sources.on(image, roles.reference.wavelength, engine.config, light=3.0)
+        found = engine.solve(engine.render(shapes.mixture(sources.start), placed), image, sky)
+        flat[band], planes[band] = sky.without(image, found.sky)
+    return flat, planes
 
 
 def _fit_shapes(engine, images, roles, sources):

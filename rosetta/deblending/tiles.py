@@ -13,6 +13,7 @@ from ..images.noise import noise_factor
 from ..images.positions import from_tangent, joined, tangent
 from .band_fit import BandFit
 from .shapes import DIRECTIONS
+from .sky_plane import sky_rows
 
 __all__ = ["FieldFit", "Tile", "joined_field", "tiles"]
 
@@ -96,7 +97,7 @@ def tiles(images):
 
 @dataclass(frozen=True, eq=False)
 class FieldFit:
-    """The sources of a whole field; attributes as of `TileFit`."""
+    """The sources of a whole field; attributes as of `TileFit`, ``skies`` as of `sky_rows`."""
 
     index: np.ndarray
     coord: SkyCoord
@@ -104,6 +105,7 @@ class FieldFit:
     mixtures: np.ndarray
     covariance: np.ndarray
     bands: dict
+    skies: dict
 
     def __len__(self):
         return len(self.index)
@@ -133,7 +135,7 @@ def joined_field(parts, images):
     numbers = _numbers(parts, order, index[order], coord)
     most = max(part.mixtures.shape[1] for part in parts)
     parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
-    bands = {}
+    bands, skies = {}, {}
     for band, image in images.items():
         fits = [part.bands.get(band, BandFit.unseen(len(part), len(DIRECTIONS))) for part in parts]
         scatter = np.concatenate([part.scatter[band] for part in parts if band in part.scatter])
@@ -144,8 +146,11 @@ def joined_field(parts, images):
         }
         covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)) * noise**2
         bands[band] = BandFit(noise=noise, covariance=covariance, **rows)
+        planes = [part.skies[band] for part in parts if band in part.skies]
+        if planes:
+            skies[band] = sky_rows(planes, image, noise)
     arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
-    return FieldFit(index=index[order], coord=coord, bands=bands, **arrays)
+    return FieldFit(index=index[order], coord=coord, bands=bands, skies=skies, **arrays)
 
 
 def _filled(mixtures, n_component):

@@ -73,7 +73,7 @@ class EmbeddingPhotometry(Head):
             )
         self._deblender = deblender
 
-    def __call__(self, x, sources, *, offsets=None):
+    def __call__(self, x, sources, *, offsets=None, background="plane"):
         """Measure a catalogue.
 
         Parameters
@@ -87,6 +87,8 @@ class EmbeddingPhotometry(Head):
             ``meta["rosetta"]["options"]["deblender"]`` is its fingerprint, or "untrained".
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
+        background : {"plane", None}
+            What the images still hold of the sky, see `~rosetta.JEPADeblender`; a scene keeps what it was made with.
 
         Returns
         -------
@@ -114,7 +116,7 @@ class EmbeddingPhotometry(Head):
             deblender = self._own_deblender()
             self._check_deblender("positions are measured through", deblender.fingerprint)
             embedding = self._embedding(x)
-            scene = deblender(embedding, sources, offsets=offsets)
+            scene = deblender(embedding, sources, offsets=offsets, background=background)
         made_by = scene.meta["rosetta"]["head_fingerprint"]
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
