@@ -17,6 +17,7 @@ from rosetta.deblending.engine.design import Design
 from rosetta.deblending.engine.engine import SparseEngine
 from rosetta.deblending.engine.fluxes import WhiteNoise
 from rosetta.deblending.engine.placement import Placement
+from rosetta.deblending.sky_plane import SkyPlane
 from rosetta.detection.watershed import persistent_watershed
 from rosetta.images.cache import cached_by_pixels
 from rosetta.images.moments import adaptive_moments
@@ -237,15 +238,25 @@ def test_an_engine_sees_how_broad_sources_are(engine):
     assert np.abs(broad / [9000, 7000] - 1).max() < np.abs(sharp / [9000, 7000] - 1).max()
 
 
-def test_a_local_sky_is_one_more_column_of_the_system(engine):
+def wide_sky(shape, sigma):
+    """A `SkyPlane` whose prior is ``sigma`` wide."""
+    y, x = np.linspace(-1, 1, shape[0])[:, None], np.linspace(-1, 1, shape[1])
+    columns = np.stack(np.broadcast_arrays(1.0, x, y)).astype(np.float32)
+    return SkyPlane(columns, np.full(3, sigma), np.zeros(3), None, max(shape) / 2)
+
+
+def test_a_local_sky_is_solved_for_with_the_fluxes(engine):
     """A pedestal biases fluxes, unless it is solved for with them."""
     image, _, mixtures, placed = two_galaxies(np.random.default_rng(2))
     raised = image_of(image.data + 0.5, image.psf, image.variance)
-    design = engine.render(mixtures, placed)
-    biased, freed = engine.solve(design, raised), engine.solve(design.with_columns(np.ones((1, 80, 70))), raised)
+    design, sky = engine.render(mixtures, placed), wide_sky((80, 70), 1.0)
+    biased, freed = engine.solve(design, raised), engine.solve(design, raised, sky)
     error = np.sqrt(freed.covariance.diagonal())
-    assert ((biased.flux - [900.0, 400.0]) / error[:2]).max() > 4
-    assert (np.abs(freed.flux - [900.0, 400.0, 0.5]) < 4 * error).all()
+    assert ((biased.flux - [900.0, 400.0]) / error).max() > 4
+    assert (np.abs(freed.flux - [900.0, 400.0]) < 4 * error).all()
+    assert (np.abs(freed.sky - [0.5, 0.0, 0.0]) < 4 * np.sqrt(freed.sky_covariance.diagonal())).all()
+    narrow = engine.solve(design, raised, wide_sky((80, 70), 1e-6))
+    np.testing.assert_allclose(narrow.flux, biased.flux, rtol=1e-4)  # the prior holds it
 
 
 # ------------------------------------------------------------------------------------------- shapes
@@ -435,6 +446,29 @@ def test_covariance_follows_from_any_weights():
     best = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance), np.where(used, 1 / variance, 0))
     same = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance))
     np.testing.assert_allclose(best.covariance.toarray(), same.covariance.toarray(), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimal", [True, False])
+def test_a_sky_is_three_more_columns_with_a_prior(optimal):
+    rng = np.random.default_rng(12)
+    design, sky = random_scene(rng), wide_sky((60, 70), 0.01)
+    variance = np.full(design.shape, 2.0)
+    variance[rng.random(design.shape) < 0.1] = np.inf
+    used = np.isfinite(variance)
+    weight = np.where(used, 1 / variance, 0.0)
+    data = design.image(np.full(12, 300.0)) + rng.normal(0.1, 1.4, design.shape)
+    found = fluxes.solve(design, data, WhiteNoise(variance), None if optimal else weight, sky)
+    dense = np.concatenate([columns(design), sky.columns.reshape(3, -1).T], axis=1)[used.ravel()]
+    normal = dense.T @ (weight[used, None] * dense) + np.diag(np.r_[np.zeros(12), np.full(3, 0.01**-2)])
+    expected = np.linalg.solve(normal, dense.T @ (weight * data)[used])
+    np.testing.assert_allclose(np.r_[found.flux, found.sky], expected, rtol=1e-4, atol=1e-6)
+    covariance = np.linalg.inv(normal)
+    np.testing.assert_allclose(found.sky_covariance, covariance[12:, 12:], rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(found.covariance.diagonal(), covariance.diagonal()[:12], rtol=1e-4)
+    rest = replace(sky, subtracted=found.sky)  # what has been subtracted counts for the prior
+    again = fluxes.solve(design, data - np.tensordot(found.sky, sky.columns, 1), WhiteNoise(variance), weight, rest)
+    np.testing.assert_allclose(again.flux, found.flux, rtol=1e-6)
+    np.testing.assert_allclose(again.sky, 0, atol=1e-6)
 
 
 def test_values_under_masked_pixels_do_not_matter():
