@@ -1,13 +1,13 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The fit of one band: fluxes, their covariance, and what the residuals say about every source."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy import ndimage, sparse
 
 from ..images.noise import THIN, significance
-from .sky_plane import FoundSky
+from .sky_plane import FoundSky, SkyPlane
 
 __all__ = ["DISPLACED", "N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
@@ -92,7 +92,7 @@ class BandFit:
         )
 
 
-def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, sky=None):
+def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, background=None):
     """Fluxes, covariance, chi2 and breadths of all sources in one band, and what is left of its sky.
 
     Parameters
@@ -106,8 +106,8 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, sky=Non
         The first source at each source's place: sources of one place have one breadth.
     position_error : float, optional
         Of all sources together on this image, arcsec per axis.
-    sky : `~rosetta.deblending.sky_plane.SkyPlane`, optional
-        Solved for with the fluxes.
+    background : {"plane", None}, optional
+        What is solved for with the fluxes.
 
     Returns
     -------
@@ -117,8 +117,14 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, sky=Non
         Significance of point sources in the residuals, on every third pixel each way.
     found_sky : `~rosetta.deblending.sky_plane.FoundSky` or None
     """
-    n, image = len(mixtures), placed.image
+    n, image, sky = len(mixtures), placed.image, None
     alone, number = np.unique(place, return_inverse=True)
+    if background == "plane":
+        # Subtracted at first: breadths must not describe the sky.
+        sky = SkyPlane.of(image)
+        first = engine.solve(engine.render(mixtures[alone], placed.of(alone)), image, sky)
+        image, sky = sky.without(image, first.sky)
+        placed = replace(placed, image=image)
     breadth, breadth_error, design = engine.fit_breadths(mixtures[alone], placed.of(alone))
     breadth, breadth_error, design = breadth[number], breadth_error[number], design.of(number)
     found = engine.solve(design, image, sky)

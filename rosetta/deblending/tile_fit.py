@@ -12,7 +12,6 @@ from . import merging, shapes
 from .band_fit import fit_band, misfits
 from .point_sources import point_sources
 from .residual_search import missed
-from .sky_plane import SkyPlane
 from .source_list import coincident
 
 __all__ = ["Roles", "TileFit", "fit_tile"]
@@ -67,7 +66,7 @@ class TileFit:
     scatter : dict of str to array
         Significance on every third pixel each way of the residuals; see `rosetta.images.noise.noise_factor`.
     skies : dict of str to `~rosetta.deblending.sky_plane.FoundSky`
-        What is left of the sky; empty where none was solved for.
+        What is left of the sky; None where it was not solved for.
     """
 
     index: np.ndarray
@@ -108,9 +107,7 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report, b
     -------
     `TileFit`
     """
-    wavelength, planes = roles.reference.wavelength, {}
-    if background == "plane":
-        images, planes = _on_flat_sky(engine, images, roles, sources)
+    wavelength = roles.reference.wavelength
     if detections is not None and images:
         first, _, point = _fit_shapes(engine, images, roles, sources)
         sources = sources.starting_from(np.where(point[:, None], first, sources.start))
@@ -134,27 +131,13 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report, b
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = UNALIGNED_ERROR if loose else 0.0
         bands[band], scatter[band], skies[band] = fit_band(
-            engine, mixtures, placed, slope, place, position_error, planes.get(band)
+            engine, mixtures, placed, slope, place, position_error, background
         )
     report()
     return TileFit(
         index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
-        covariance=covariance, bands=bands, scatter=scatter, skies=skies if planes else {},
+        covariance=covariance, bands=bands, scatter=scatter, skies=skies,
     )
-
-
-def _on_flat_sky(engine, images, roles, sources):
-    """Images less the sky that a fit of the starts finds, and the planes that are then left to be solved for.
-
-    Shapes and breadths must not describe the sky.
-    """
-    flat, planes = {}, {}
-    for band, image in images.items():
-        sky = SkyPlane.of(image)
-        placed = sources.on(image, roles.reference.wavelength, engine.config, light=3.0)
-        found = engine.solve(engine.render(shapes.mixture(sources.start), placed), image, sky)
-        flat[band], planes[band] = sky.without(image, found.sky)
-    return flat, planes
 
 
 def _fit_shapes(engine, images, roles, sources):

@@ -146,7 +146,7 @@ def joined_field(parts, images):
         }
         covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)) * noise**2
         bands[band] = BandFit(noise=noise, covariance=covariance, **rows)
-        planes = [part.skies[band] for part in parts if band in part.skies]
+        planes = [part.skies[band] for part in parts if part.skies.get(band) is not None]
         if planes:
             skies[band] = sky_rows(planes, image, noise)
     arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
