@@ -175,6 +175,19 @@ def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
     assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
 
 
+def test_no_source_is_larger_than_the_image_can_tell():
+    """Sky that was not subtracted, in an image of 19", at a place where there is no source."""
+    clean, _ = knotted()
+    images = {
+        band: NDData(
+            one.data + 3.0 * SIGMA[band], unit=u.nJy, wcs=one.wcs, psf=clean.psf(band), uncertainty=one.uncertainty
+        )
+        for band, one in clean.space.items()
+    }
+    table = deblender()(SkyPair(None, images), from_tangent(np.array([[-3.0, 4.0]]), CENTER)).to_table()
+    assert table["half_light_radius"][0] < 0.2 * SIZE * u.arcsec * 1.001
+
+
 def test_given_positions_stay_sources_of_their_own():
     pair, places = knotted()
     result = deblender()(pair, from_tangent(places, CENTER))
