@@ -170,7 +170,7 @@ def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
     for band in result.bands:
         model = result.model(table["label"][whole], band)
         assert model.data.sum() == pytest.approx(result.flux(band)[whole].value, rel=2e-3)
-    monkeypatch.setattr(deblender(), "_config", DeblenderConfig(merging=MergingConfig(misfit=np.inf)))
+    monkeypatch.setattr(deblender(), "_config", DeblenderConfig(merging=MergingConfig(inside=np.inf)))
     shredded = deblender()(pair)
     assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
 
