@@ -730,7 +730,12 @@ def test_several_tiles_give_the_scene_of_one(monkeypatch):
     for band in one.bands:
         # The noise factor is measured on the pixels, of which tiles share some: that of one field, to its own error.
         assert many.meta["noise_factor"][band] == pytest.approx(one.meta["noise_factor"][band], rel=0.15)
-        cov, other = (found.covariance(band).toarray() / found.meta["noise_factor"][band] ** 2 for found in (one, many))
+        factors = [found.fits[band].noise for found in (one, many)]
+        np.testing.assert_allclose(factors[1][index], factors[0], rtol=0.15)
+        cov, other = (
+            found.covariance(band).toarray() / (noise[:, None] * noise)
+            for found, noise in zip((one, many), factors, strict=True)
+        )
         other = other[np.ix_(index, index)]
         sigma = np.sqrt(np.diag(cov))
         assert np.abs(one.flux(band).value - many.flux(band).value[index]).max() < 0.2 * sigma.min()

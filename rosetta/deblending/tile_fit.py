@@ -63,8 +63,9 @@ class TileFit:
     covariance : (n, n_shape, n_shape) array
         Of the shapes.
     bands : dict of str to `~rosetta.deblending.band_fit.BandFit`
-    scatter : dict of str to array
-        Significance on every third pixel each way of the residuals; see `rosetta.images.noise.noise_factor`.
+    products : dict of str to (2, n_distance) array
+    overlaps : dict of str to (n, n_distance) array
+        Of the residuals, and of the templates, in each band; see `rosetta.images.noise.noise_factor`.
     """
 
     index: np.ndarray
@@ -74,7 +75,8 @@ class TileFit:
     mixtures: np.ndarray
     covariance: np.ndarray
     bands: dict
-    scatter: dict
+    products: dict
+    overlaps: dict
 
     def __len__(self):
         return len(self.own)
@@ -122,17 +124,18 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report):
         whole, mixtures = _merged(engine, placed, sources, mixtures, config)
         sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
         place = np.arange(len(whole))
-    bands, scatter, slopes = {}, {}, []
+    bands, products, overlaps, slopes = {}, {}, {}, []
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = UNALIGNED_ERROR if loose else 0.0
-        bands[band], scatter[band] = fit_band(engine, mixtures, placed, slope, place, position_error)
+        found = fit_band(engine, mixtures, placed, slope, place, position_error)
+        bands[band], products[band], overlaps[band] = found
     report()
     return TileFit(
         index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
-        covariance=covariance, bands=bands, scatter=scatter,
+        covariance=covariance, bands=bands, products=products, overlaps=overlaps,
     )
 
 

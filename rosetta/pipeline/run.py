@@ -14,6 +14,7 @@ from ..embedding import SkyEmbedding
 from ..encoding.encoder import CrossSurveyEncoder
 from ..pair import SkyPair
 from ..photometry.catalogue import EmbeddingPhotometry
+from ..photometry.zeropoints import zeropoint_errors
 from ..readonly import ReadOnlyDict
 from . import products
 
@@ -79,7 +80,7 @@ class Result:
 
 def measure(
     pair, *, device=None, window=38.4 * u.arcsec, progress=None, encoder=None, aligner=None, deblender=None,
-    photometry=None,
+    photometry=None, zeropoint_err=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -101,6 +102,8 @@ def measure(
     deblender : `~rosetta.JEPADeblender`, optional
     photometry : `~rosetta.EmbeddingPhotometry`, optional
         The models; None: the bundled one.
+    zeropoint_err : dict of str to float, optional
+        Relative error of the zero point of each band, as for `~rosetta.EmbeddingPhotometry`; 0 where none is given.
 
     Returns
     -------
@@ -115,6 +118,7 @@ def measure(
     """
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: make one with SkyPair(ground, space)")
+    zeropoint_errors(zeropoint_err, pair.surveys)  # before the work, not after it
     heads = {"aligner": aligner, "deblender": deblender, "photometry": photometry}
     if encoder is None:
         given = [head for head in heads.values() if head is not None]
@@ -140,5 +144,5 @@ def measure(
     if pair.ground and pair.space:
         offsets = timed("align", lambda _: heads["aligner"](embedding))
     scene = timed("deblend", lambda within: heads["deblender"](embedding, offsets=offsets, progress=within))
-    catalog = timed("measure", lambda _: heads["photometry"](embedding, scene))
+    catalog = timed("measure", lambda _: heads["photometry"](embedding, scene, zeropoint_err=zeropoint_err))
     return Result(pair, embedding, offsets, scene, catalog, ReadOnlyDict(seconds))
