@@ -1,9 +1,9 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """What the encoder would add to the photometry's errors: the same network with and without tokens.
 
-The training pairs of tools/train_photometry.py, and four fields of benchmarks/accuracy.py (seeds 9420 to 9423; only the
-stopping rule of this network was chosen on them). Beside its own features the network is given the sixteen principal
-components of the frozen tokens at each source, those of an untrained encoder, or nothing.
+The photometry's training pairs of tools/training_pairs.py, and four fields of benchmarks/accuracy.py (seeds 9420 to
+9423; only the stopping rule of this network was chosen on them). Beside its own features the network is given the
+sixteen principal components of the frozen tokens at each source, those of an untrained encoder, or nothing.
 
 Run: python benchmarks/error_network.py FOLDER [--tables FOLDER]
 
@@ -29,7 +29,7 @@ from rosetta.training.loop import seeded, train
 from rosetta.training.rows import joined_rows, split_by_pair
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from train_photometry import N_PAIR, draw  # noqa: E402
+from training_pairs import N_PAIR, simulated  # noqa: E402
 
 TEST = range(9420, 9424)
 COMPONENTS = 16
@@ -105,7 +105,7 @@ def main():
     add_option(parser)
     options = parser.parse_args()
     measured = Measured(options.folder)
-    parts = [measured(f"train-{k}", lambda k=k: draw(k), False) for k in range(N_PAIR)]
+    parts = [measured(f"train-{k}", lambda k=k: simulated("photometry", k), False) for k in range(N_PAIR["photometry"])]
     sets = [error_model.usable(rows) for rows in split_by_pair(parts)]
     test = joined_rows([measured(f"test-{s}", lambda s=s: misaligned(s, options.folder), True) for s in TEST])
     sets.append(test)

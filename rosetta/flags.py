@@ -29,7 +29,7 @@ class Flag(IntFlag):
     GROUND_TEMPLATE = 1 << 16  #: no space image here: the template rests on the ground bands
     DUPLICATE = 1 << 17  #: coincides with another source; their fluxes are not separable
     POOR_FIT = 1 << 18  #: the model does not describe the pixels (high chi2)
-    PSF_SUSPECT = 1 << 19  #: the given PSF cannot be the survey's, or its stamp does not hold its core
+    PSF_SUSPECT = 1 << 19  #: the given PSF cannot be true: the survey's, or the point sources', is of another width
     ARTEFACT = 1 << 20  #: only the sharpest band shows it, although others would: no source of light
 
     @classmethod

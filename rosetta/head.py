@@ -3,6 +3,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from . import checkpoint
@@ -145,7 +146,7 @@ class Head:
         head._provenance, head._fingerprint = found.provenance, found.fingerprint
         return head
 
-    def fit(self, pairs, truth=None, *, seed, checkpoint=None):
+    def fit(self, pairs, truth=None, *, seed, checkpoint=None, workers=1):
         """Train the head's network; the encoder stays frozen.
 
         Of the pairs that give training rows, every fifth and the last are held out. They decide when training stops,
@@ -161,6 +162,8 @@ class Head:
             The same rows and seed give the same head, on the same device.
         checkpoint : path-like, optional
             File of the training rows of finished pairs: an interrupted run resumes from it.
+        workers : int
+            Processes that measure the pairs. With more than one, ``pairs`` and ``truth`` must be picklable.
 
         Returns
         -------
@@ -178,9 +181,8 @@ class Head:
             raise ValueError("truth is None: this head learns from known fluxes, give one truth table per pair")
         owners = self._trained_on()
         parts = training_parts(
-            pairs, truth, lambda pair, table, index: self._rows(pair, table, index, seed),
-            columns=self._truth_columns, owner=f"{self._kind} {' '.join(map(str, owners.values()))} {seed}",
-            checkpoint=checkpoint,
+            pairs, truth, partial(self._rows, seed=seed), columns=self._truth_columns,
+            owner=f"{self._kind} {' '.join(map(str, owners.values()))} {seed}", checkpoint=checkpoint, workers=workers,
         )
         data, held_out = self._prepared(*split_by_pair(parts))
         config = self._config_for(data)

@@ -64,7 +64,7 @@ class SkyPair:
         self._surveys = tuple(surveys) if isinstance(surveys, (tuple, list)) else ()
         if len(self._surveys) != 2 or not all(isinstance(survey, Survey) for survey in self._surveys):
             raise TypeError(f"surveys must be two Survey objects (ground, space), got {surveys!r}")
-        flags, given = {}, _psf_by_band(psf, self._surveys)
+        flags, given = {}, by_band("psf", "PSF", psf, self._surveys)
         self._ground = _check_side("ground", ground, surveys[0], flags, given)
         self._space = _check_side("space", space, surveys[1], flags, given)
         self._flags = ReadOnlyDict(flags)
@@ -303,21 +303,22 @@ def frozen_image(data, variance, mask, wcs, meta, psf):
     return image
 
 
-def _psf_by_band(psf, surveys):
-    """The argument ``psf`` as a dict with the surveys' own band names."""
-    if psf is None:
+def by_band(argument, what, given, surveys):
+    """An argument that holds something for some bands, None for none, as a dict with the surveys' own band names."""
+    if given is None:
         return {}
-    if not hasattr(psf, "items"):
-        raise TypeError(f"psf must be a dict of band name to PSF, got {type(psf).__name__}")
+    if not hasattr(given, "items"):
+        raise TypeError(f"{argument} must be a dict of band name to {what}, got {type(given).__name__}")
     names = {}
     for survey in surveys:
         for band in survey.bands:
             names.update(dict.fromkeys(band.aliases, band.name))
     names.update({name: name for survey in surveys for name in survey.band_names})
-    unknown = [name for name in psf if name not in names]
+    unknown = [name for name in given if name not in names]
     if unknown:
-        raise ValueError(f"psf has unknown bands {unknown}: use the names of {' and '.join(s.name for s in surveys)}")
-    return {names[name]: value for name, value in psf.items()}
+        known = " and ".join(survey.name for survey in surveys)
+        raise ValueError(f"{argument} has unknown bands {unknown}: use the names of {known}")
+    return {names[name]: value for name, value in given.items()}
 
 
 def _check_overlap(side, band, image, images):

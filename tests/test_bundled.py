@@ -95,7 +95,8 @@ def test_a_search_finds_windows_wherever_they_lie(models):
     assert len(found) == len(one.centers)
     east, north = (v.to_value(u.arcsec) for v in found["sky_center"].spherical_offsets_to(found["sky_match"]))
     assert np.mean(np.hypot(east, north - 1.2) < 0.5) > 0.8
-    assert (found["similarity"] > one.similarity(two).max(1)).all()
+    unsearched = one.similarity(two).max(1)  # a window that lies well by chance gains nothing
+    assert (found["similarity"] >= unsearched).all() and np.mean(found["similarity"] > unsearched) > 0.8
 
 
 @pytest.mark.slow

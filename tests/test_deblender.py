@@ -172,9 +172,22 @@ def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
     for band in result.bands:
         model = result.model(table["label"][whole], band)
         assert model.data.sum() == pytest.approx(result.flux(band)[whole].value, rel=2e-3)
-    monkeypatch.setattr(deblender(), "_config", DeblenderConfig(merging=MergingConfig(misfit=np.inf)))
+    monkeypatch.setattr(deblender(), "_config", DeblenderConfig(merging=MergingConfig(inside=np.inf)))
     shredded = deblender()(pair)
     assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
+
+
+def test_no_source_is_larger_than_the_image_can_tell():
+    """Sky that was not subtracted, in an image of 19", at a place where there is no source."""
+    clean, _ = knotted()
+    images = {
+        band: NDData(
+            one.data + 3.0 * SIGMA[band], unit=u.nJy, wcs=one.wcs, psf=clean.psf(band), uncertainty=one.uncertainty
+        )
+        for band, one in clean.space.items()
+    }
+    table = deblender()(SkyPair(None, images), from_tangent(np.array([[-3.0, 4.0]]), CENTER)).to_table()
+    assert table["half_light_radius"][0] < 0.2 * SIZE * u.arcsec * 1.001
 
 
 def test_given_positions_stay_sources_of_their_own():
@@ -784,7 +797,12 @@ def test_several_tiles_give_the_scene_of_one(monkeypatch):
     for band in one.bands:
         # The noise factor is measured on the pixels, of which tiles share some: that of one field, to its own error.
         assert many.meta["noise_factor"][band] == pytest.approx(one.meta["noise_factor"][band], rel=0.15)
-        cov, other = (found.covariance(band).toarray() / found.meta["noise_factor"][band] ** 2 for found in (one, many))
+        factors = [found.fits[band].noise for found in (one, many)]
+        np.testing.assert_allclose(factors[1][index], factors[0], rtol=0.15)
+        cov, other = (
+            found.covariance(band).toarray() / (noise[:, None] * noise)
+            for found, noise in zip((one, many), factors, strict=True)
+        )
         other = other[np.ix_(index, index)]
         sigma = np.sqrt(np.diag(cov))
         assert np.abs(one.flux(band).value - many.flux(band).value[index]).max() < 0.2 * sigma.min()

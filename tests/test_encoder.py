@@ -289,3 +289,28 @@ def test_training_refuses_noisy_images(tiny_encoder, make_image):
     noisy = [SkyPair({b: make_image(120, 0.2) for b in "ugrizy"}, dict(pairs[0].space))]
     with pytest.raises(ValueError, match="noise-free tiles: use rosetta.simulate.TrainingSet"):
         tiny_encoder.fit(noisy, config=TINY_TRAINING)
+
+
+def test_novelty_is_calibrated_on_images_as_they_are(tiny_encoder, make_image):
+    """Sky of the same kind is ordinary afterwards, in windows of any size; other sky is not."""
+    encoder = CrossSurveyEncoder(config=tiny_encoder.config, seed=3, device="cpu")
+
+    def field(seed, scale=1.0):
+        ground, space = make_image(120, 0.2, seed=seed), make_image(240, 0.1, seed=seed + 1000)
+        return SkyPair({"r": _times(ground, scale)}, {"VIS": _times(space, scale)})
+
+    before = encoder.fingerprint
+    assert encoder.calibrate([field(i) for i in range(6)], [field(10 + i) for i in range(4)]) is encoder
+    assert encoder.fingerprint != before and encoder.provenance["novelty"]["n_pair"] == [6, 4]
+    for window in (12.8, 22.4):
+        scores = {
+            scale: encoder(field(30, scale), window=window * u.arcsec).to_table()["ood_score"] for scale in (1.0, 30.0)
+        }
+        assert np.median(scores[1.0]) < 1.2 and np.all(scores[30.0] > 2 * scores[1.0])
+    small = SkyPair({"r": make_image(50, 0.2)}, {"VIS": make_image(100, 0.1)})
+    with pytest.raises(ValueError, match="held_out holds no field of 12.8 arcsec or more on both sides"):
+        encoder.calibrate([field(0)], [small])
+
+
+def _times(image, factor):
+    return NDData(image.data * factor, uncertainty=image.uncertainty, wcs=image.wcs, unit=image.unit, psf=image.psf)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosetta.deblending import merging, shapes
+from rosetta.deblending.chance_neighbours import log_odds
 from rosetta.deblending.config import MergingConfig
 from rosetta.deblending.engine import fluxes, rendering, shape_fit
 from rosetta.deblending.engine.config import EngineConfig
@@ -280,8 +281,8 @@ def test_a_background_makes_no_galaxy_that_fills_the_image(engine):
     placed = Placement(image_of(data, PSF(gaussian_psf(1.8))), xy, jacobian, np.array([1e-3]))
     guess = shapes.base_parameters(np.array([0.3]), np.array([0.0]), np.array([0.0]))
     moved, _ = engine.fit_shapes(guess, [placed], np.array([5.0]))
-    scale = np.exp((guess + moved @ shapes.DIRECTIONS)[0, shapes.LN_SCALE])
-    assert 2.0 < scale < 5.0 + 1e-9
+    radius = rendering.half_light_radius(shapes.mixture(guess + moved @ shapes.DIRECTIONS))[0]
+    assert 2.0 < radius < 5.0 + 1e-6
 
 
 # ------------------------------------------------------------------------------------------- solve
@@ -316,6 +317,33 @@ def test_pieces_are_what_lies_in_light_that_no_model_describes():
     np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, good, config), np.arange(4))
     np.testing.assert_array_equal(merging.fragment_owners(mixtures[:1], place[:1], flux[:1], bad[:1], config), [0])
     assert len(merging.fragment_owners(mixtures[:0], place[:0], flux[:0], bad[:0], config)) == 0
+
+
+def test_a_faint_piece_is_told_from_another_galaxy_by_its_colours():
+    """Both lie at the same place in the light of a galaxy, and smooth models fit both."""
+    mixtures, place, flux = pieces_of_one()
+    mixtures, place, flux = mixtures[:2], np.array([[0.0, 0.0], [0.5, 0.3]]), np.array([20000.0, 1000.0])
+    error, config = np.full((2, 3), 10.0), MergingConfig()
+
+    def owners(*ratios, place=place):
+        bands = np.stack([flux, flux * [1.0, ratios[0]], flux * [1.0, ratios[1]]], -1)
+        return merging.fragment_owners(mixtures, place, flux, np.ones(2), config, (bands, error)).tolist()
+
+    assert owners(1.1, 0.9) == [0, 0]
+    assert owners(3.0, 0.3) == [0, 1]  # a blue galaxy
+    assert owners(-0.5, -0.5) == [0, 0]  # no galaxy has a negative flux
+    assert owners(1.1, 0.9, place=3.0 * place) == [0, 1]  # where the light of the galaxy has ended
+    flux[1] = 12000.0
+    assert owners(1.1, 0.9) == [0, 1]  # as bright as that it is no mere part
+
+
+def test_other_galaxies_are_as_frequent_as_the_counts_say():
+    """Of equal light and distance the fainter one is rather a chance neighbour; unseen bands say nothing."""
+    flux, error = np.array([[3000.0, 0.0], [300.0, 0.0]]), np.array([[1.0, np.inf], [1.0, np.inf]])
+    whole = np.full((2, 2), 1e5), error
+    near, far = (log_odds(np.ones(2), np.full(2, r), (flux, error), whole, 0) for r in (0.5, 2.0))
+    np.testing.assert_allclose(near - far, np.log(16.0))
+    assert near[0] - near[1] == pytest.approx(0.8 * np.log(10.0))
 
 
 def test_a_gathered_template_draws_its_pieces():

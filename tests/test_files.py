@@ -95,7 +95,7 @@ def _encoder_state(path, tmp_path, make_image):
 
 def _rows(path, tmp_path, make_image):
     store = RowStore(path, "owner")
-    return lambda: store.rows(0, "mark", lambda: {"x": np.random.default_rng(0).normal(size=5000)})
+    return lambda: store.append("mark", {"x": np.random.default_rng(0).normal(size=5000)})
 
 
 def _pair(path, tmp_path, make_image):

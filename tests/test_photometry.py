@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from rosetta import AstrometricSolution, EmbeddingPhotometry, Flag, JEPADeblender, checkpoint
+from rosetta import AstrometricSolution, EmbeddingPhotometry, Flag, JEPADeblender, SkyPair, checkpoint, measure
+from rosetta.deblending.psf_width import flux_error
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
+from rosetta.images.image import band_images
 from rosetta.images.positions import from_tangent
 from rosetta.photometry import error_model
 from rosetta.training.loop import TrainerConfig, seeded, train
@@ -81,6 +83,66 @@ def test_a_misfit_enlarges_the_error_of_its_band_alone():
     assert np.all(np.abs(pull) < 3)
     assert np.all(wrong["flux_err_g"] > 3 * right["flux_err_g"])
     np.testing.assert_allclose(wrong["flux_err_VIS"].value, right["flux_err_VIS"].value, rtol=0.3)
+
+
+def test_errors_of_zero_points_enter_the_covariance():
+    without, (pair, known) = catalog(), (scene().embedding.pair, scene())
+    found = photometry()(pair, known, zeropoint_err={"g": 0.02, "H": 0.05})
+    for k, (band, error) in enumerate({"g": 0.02, "i": 0.0, "VIS": 0.0, "H_E": 0.05}.items()):
+        more = (found["flux_cov"] - without["flux_cov"])[:, k].value
+        expected = (error * found[f"flux_{band}"].value) ** 2
+        np.testing.assert_allclose(more[:, k], expected, rtol=1e-6, atol=1e-6 * without["flux_cov"][0, k, k].value)
+        assert (np.delete(more, k, axis=1) == 0).all()
+        np.testing.assert_allclose(found[f"flux_err_{band}"].value ** 2, found["flux_cov"][:, k, k].value)
+        assert found.meta["rosetta"]["options"]["zeropoint_err"][band] == error
+    assert set(without.meta["rosetta"]["options"]["zeropoint_err"].values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (0.01, TypeError, "zeropoint_err must be a dict of band name to relative error, got float"),
+        ({"K": 0.01}, ValueError, "zeropoint_err has unknown bands"),
+        ({"g": -0.01}, ValueError, r"zeropoint_err\['g'\] is -0.01: it must be finite and not negative"),
+        ({"Y": np.nan}, ValueError, r"zeropoint_err\['Y_E'\] is nan"),
+        ({"g": "1 %"}, TypeError, r"zeropoint_err\['g'\] must be a number"),
+    ],
+)
+def test_bad_errors_of_zero_points_are_named(given, error, message):
+    with pytest.raises(error, match=message):
+        photometry()(scene().embedding.pair, scene(), zeropoint_err=given)
+    with pytest.raises(error, match=message):
+        measure(scene().embedding.pair, zeropoint_err=given)
+
+
+STARS = np.array([[-6.0, -6.0], [-6.0, 6.0], [6.0, -6.0], [6.0, 6.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize(("psf_width", "suspect"), [(1.0, False), (1.02, False), (1.15, True), (0.87, True)])
+def test_stars_tell_that_a_psf_is_too_wide_or_too_narrow(psf_width, suspect):
+    """The ground bands' PSF alone; errors grow by what it does to the flux of a star, and no other band's do."""
+    points = np.eye(1, 6).repeat(3, 0)[None].repeat(5, 0) / 3
+    true, given = (make_pair(STARS, np.full(5, 2e4), points, psf_width=width) for width in (1.0, psf_width))
+    pair = SkyPair(given.ground, true.space)
+    found = deblender()(pair, from_tangent(STARS, CENTER))
+    table, expected = photometry()(pair, found), abs(psf_width**2 - 1) / (psf_width**2 + 1)
+    for band in "gi":
+        assert ((table[f"flags_{band}"] & Flag.PSF_SUSPECT) > 0).all() == suspect
+        error = flux_error(found.fits[band], found.images[band])
+        assert error == (pytest.approx(expected, rel=0.25) if suspect else 0.0)
+        assert (table[f"flux_err_{band}"] > error * table[f"flux_{band}"]).all()
+    assert not (table["flags_VIS"] & Flag.PSF_SUSPECT).any() and not (table["flags_H_E"] & Flag.PSF_SUSPECT).any()
+
+
+@pytest.mark.parametrize(("psf_width", "relative"), [(2.0, 0.6), (0.5, 0.6)])
+def test_the_error_of_a_psf_that_is_not_the_surveys_is_that_of_its_width(psf_width, relative):
+    pair = make_pair(XY, FLUX, MIXTURES, sides=("ground",), psf_width=psf_width)
+    images = band_images(pair)
+    for band, fwhm in (("g", 0.86), ("i", 0.79)):
+        ratio = images[band].fwhm / fwhm
+        assert ratio == pytest.approx(psf_width * FWHM[band] / fwhm, rel=0.05)
+        assert images[band].psf_suspect_error == pytest.approx(abs(ratio**2 - 1) / (ratio**2 + 1))
+        assert images[band].psf_suspect_error == pytest.approx(relative, abs=0.1)
 
 
 def test_neighbours_are_each_other():
@@ -193,8 +255,8 @@ def test_errors_are_calibrated_on_one_deblender(tmp_path):
     loaded = EmbeddingPhotometry.from_pretrained(tmp_path / "photometry.safetensors", encoder=encoder, device="cpu")
     for calibrated in (head, loaded):
         assert calibrated(ours.embedding, ours).meta["rosetta"]["options"] == {
-            "deblender": trained.fingerprint
-        }
+            "deblender": trained.fingerprint, "zeropoint_err": dict.fromkeys(FWHM, 0.0)
+        }  # fmt: skip
         with pytest.raises(ValueError, match=f"of an untrained deblender, but .* on deblender {trained.fingerprint}"):
             calibrated(scene().embedding, scene())
     other = named(EmbeddingPhotometry(encoder, deblender()), deblender="0123456789abcdef")

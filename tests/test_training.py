@@ -22,7 +22,7 @@ from rosetta.io import pair as pair_file
 from rosetta.registry import HEADS, head_class
 from rosetta.training.loop import TrainerConfig, seeded, train
 from rosetta.training.network import FeatureNetwork, HeadNetwork
-from rosetta.training.rows import RowStore, held_out_pairs, joined_rows, split_by_pair, views
+from rosetta.training.rows import RowStore, held_out_pairs, joined_rows, split_by_pair, training_parts, views
 
 
 # ---------------------------------------------------------------------------- a head that learns a slope
@@ -151,7 +151,7 @@ def test_rows_survive_a_kill(tmp_path_factory, n, killed):
     parts = [None if k is None else {"x": np.arange(3.0 * k).reshape(k, 3)} for k in n]
     for i, part in enumerate(parts):
         sizes.append(path.stat().st_size)
-        store.rows(i, f"m{i}", lambda part=part: part)
+        store.append(f"m{i}", part)
     content = path.read_bytes()
     if killed:
         path.write_bytes(content[: max(sizes[-1], len(content) - killed)])
@@ -162,10 +162,29 @@ def test_rows_survive_a_kill(tmp_path_factory, n, killed):
         assert (one is None) == (two is None)
         assert one is None or (one.keys() == two.keys() and np.array_equal(one["x"], two["x"]))
     for i, part in enumerate(parts):
-        again.rows(i, f"m{i}", lambda part=part: part)
+        if i < kept:
+            again.check(i, f"m{i}")
+        else:
+            again.append(f"m{i}", part)
     assert path.read_bytes() == content
     with pytest.raises(ValueError, match="'rows' is of another head"):
         RowStore(path, "you")
+
+
+def test_pairs_are_prepared_in_several_processes(tmp_path):
+    """In their order, and no pair twice."""
+    truth = [QTable({"sky_centroid": SkyCoord([i] * u.deg, [0] * u.deg)}) for i in range(4)]
+    one, two = (
+        training_parts([10, 20, 30, 40], truth, _times_index, columns=("sky_centroid",), owner="me", workers=workers)
+        for workers in (1, 2)
+    )
+    assert [part["x"].tolist() for part in two] == [part["x"].tolist() for part in one] == [[0], [20], [60], [120]]
+    with pytest.raises(ValueError, match=r"truth\[1\] has no column 'sky_centroid'"):
+        training_parts([1, 2], [truth[0], QTable()], _times_index, columns=("sky_centroid",), owner="me", workers=2)
+
+
+def _times_index(pair, truth, index):
+    return {"x": np.array([pair * index])}
 
 
 @given(st.lists(st.booleans(), max_size=40))
@@ -282,9 +301,9 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, pairs):
         pair_file.write(pairs[0], tmp_path / "pair.fits")
 
     store = RowStore(tmp_path / "rows", "me")
-    store.rows(0, "a", lambda: {"x": np.zeros(9)})
+    store.append("a", {"x": np.zeros(9)})
     with full_disk(4096), pytest.raises(OSError, match=r"File too large.*rows'"):
-        store.rows(1, "b", lambda: {"x": np.zeros(9999)})
+        store.append("b", {"x": np.zeros(9999)})
     assert len(RowStore(tmp_path / "rows", "me").parts) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "rows"]  # nothing is left beside
 

@@ -25,7 +25,7 @@ ORDER = """
     embedding matching
     detection detection.watershed detection.detection
     encoding encoding.network encoding.losses encoding.novelty encoding.observing encoding.training_windows
-    encoding.windows encoding.training_tiles encoding.pretraining encoding.inference encoding.encoder
+    encoding.windows encoding.training_tiles encoding.pretraining encoding.familiar encoding.inference encoding.encoder
     training training.rows training.network training.loop
     head
     astrometry astrometry.epochs astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
@@ -36,11 +36,11 @@ ORDER = """
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
     deblending.engine.shape_fit deblending.engine.engine deblending.config
-    deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.sky_plane
-    deblending.band_fit
+    deblending.source_list deblending.sources deblending.chance_neighbours deblending.merging
+    deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.single_band
     deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
-    photometry photometry.error_model photometry.catalogue
+    photometry photometry.error_model photometry.zeropoints photometry.catalogue
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
     plotting.fluxes plotting.recovery plotting.page plotting
     pipeline pipeline.output pipeline.products pipeline.run pipeline.comparison

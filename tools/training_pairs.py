@@ -1,38 +1,96 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Simulated pairs that heads are trained on: 102", in which stars move, seeing and depth differ and headers are off."""
+"""Simulated pairs that heads are trained on, as surveys deliver them; every head has a sky of its own.
+
+Seeing, depth, density, epoch and the delivery differ from pair to pair, and headers are off. So a head is not trained
+where another one was, and none learns its errors where another was fitted.
+"""
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import astropy.units as u
+import numpy as np
+from astropy.table import QTable
 
-from rosetta.simulate import AstrometricError, simulate_pair
+from rosetta.io import pair as pair_file
+from rosetta.simulate import IDEAL, REAL, AstrometricError, simulate_pair
 
-YEARS, SEEING = (0, 3), (0.85, 1.2)
-
-
-def simulated(seed, rng, error, density, depth):
-    """A pair and its truth; epoch, density, depth (mag) and seeing are drawn between their limits."""
-    years, density, depth, seeing = (float(rng.uniform(low, high)) for low, high in (YEARS, density, depth, SEEING))
-    return simulate_pair(
-        seed=seed, astrometric_error=error, proper_motion_years=years, density=density, depth_offset=depth,
-        seeing=seeing,
-    )  # fmt: skip
+FIRST_SEED = {"aligner": 5100, "photometry": 5200, "deblender": 5300}
+N_PAIR = {"aligner": 16, "photometry": 40, "deblender": 20}
+SIZE = 76.8 * u.arcsec
+EPOCHS = 15.0  # years between the surveys, at most
+EVERY_IDEAL = 4  # one pair in so many has an exact PSF, white noise and no residuals of the sky
 
 
-def nearly_aligned(seed, rng, density):
-    """A pair and its truth, with what is left over from an alignment."""
-    error = AstrometricError(rms=rng.uniform(2, 10) * u.mas, length=rng.uniform(15, 60) * u.arcsec)
-    return simulated(seed, rng, error, density=density, depth=(-0.7, 0.3))
+class Sky(Sequence):
+    """The pairs that one head is trained on, simulated once and kept in a folder; read one at a time.
 
+    Parameters
+    ----------
+    folder : path-like
+    kind : str
+        A key of `N_PAIR`.
+    """
 
-class Column(Sequence):
-    """The pairs (0), or their truth (1), of ``n`` calls of ``draw(index)``."""
-
-    def __init__(self, draw, n, which):
-        self._draw, self._n, self._which = draw, n, which
+    def __init__(self, folder, kind):
+        self._folder, self.kind = Path(folder), kind
 
     def __len__(self):
-        return self._n
+        return N_PAIR[self.kind]
 
     def __getitem__(self, index):
-        return self._draw(index)[self._which]
+        return pair_file.read(self._paths(index)[0])
+
+    @property
+    def truth(self):
+        """The truth tables of the pairs, read one at a time."""
+        return _Truth(self)
+
+    def simulate(self, processes):
+        """Simulate the pairs that the folder lacks."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        missing = [i for i in range(len(self)) if not self._paths(i)[0].exists()]
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            for index in pool.map(self._simulate, missing):
+                print(f"{self.kind}: pair {index + 1} of {len(self)} simulated", flush=True)
+
+    def _simulate(self, index):
+        pair, truth = simulated(self.kind, index)
+        truth.meta.clear()
+        path, truth_path = self._paths(index)
+        truth.write(truth_path, overwrite=True)
+        pair_file.write(pair, path)  # comes last: where it exists, both do
+        return index
+
+    def _paths(self, index):
+        name = f"{self.kind}_{index:03d}"
+        return self._folder / f"{name}.fits", self._folder / f"{name}.truth.fits"
+
+
+class _Truth(Sequence):
+    def __init__(self, sky):
+        self._sky = sky
+
+    def __len__(self):
+        return len(self._sky)
+
+    def __getitem__(self, index):
+        return QTable.read(self._sky._paths(index)[1])
+
+
+def simulated(kind, index):
+    """A pair and its truth."""
+    seed = FIRST_SEED[kind] + index
+    rng = np.random.default_rng([seed, 1])
+    if kind == "aligner":  # as headers are
+        shift, rms = rng.normal(0, 50, 2), rng.uniform(3, 20)
+    else:  # as an alignment leaves them
+        shift, rms = np.zeros(2), rng.uniform(2, 10)
+    return simulate_pair(
+        seed=seed, size=SIZE, density=rng.uniform(0.3, 1.4), star_density=np.exp(rng.uniform(np.log(0.5), np.log(4.0))),
+        astrometric_error=AstrometricError(shift=shift * u.mas, rms=rms * u.mas, length=rng.uniform(15, 60) * u.arcsec),
+        proper_motion_years=rng.uniform(0, EPOCHS), depth_offset=rng.uniform(-0.7, 0.3), seeing=rng.uniform(0.85, 1.2),
+        delivery=IDEAL if index % EVERY_IDEAL == EVERY_IDEAL - 1 else REAL,
+    )  # fmt: skip

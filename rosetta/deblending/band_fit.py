@@ -6,13 +6,15 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy import ndimage, sparse
 
-from ..images.noise import THIN, significance
+from ..images.noise import DISTANCES, overlap, significance, sky_products
+from .psf_width import point_widths
 from .sky_plane import FoundSky, SkyPlane
 
 __all__ = ["DISPLACED", "N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
 RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
 N_ANGLE = 8
+LIT = 0.5  # of the sky's noise: pixels with more light of sources than this tell nothing of the noise
 _ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
 #: Where residuals are looked at, (east, north) arcsec about a source: its centre, then rings.
 RINGS = np.concatenate([np.zeros((1, 2)), *(r * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], -1) for r in RADII)])
@@ -30,9 +32,11 @@ class BandFit:
     flux : (n,) array
         nJy; NaN where unmeasured.
     covariance : (n, n) sparse array
-        nJy^2, from noise and neighbours, scaled by the square of ``noise``.
-    noise : float
+        nJy^2, from noise and neighbours, scaled by ``noise`` of both sources.
+    point_noise : float
         How much larger the scatter of point-source fluxes is than uncorrelated pixels would give.
+    noise : (n,) array
+        The same for the template of each source: correlated noise averages out less in a larger one.
     measured, degenerate : (n,) bool array
         Whether there are usable pixels; whether another source has the same template.
     coverage, outside : (n,) array
@@ -52,15 +56,18 @@ class BandFit:
     breadth_error : (n,) array
         Relative error of the flux from that of the breadth.
     residual_snr : (n, n_point) array
-        Significance of a point source in the residuals at `RINGS`, in units of uncorrelated pixels.
+        Significance of a point source in the residuals at `RINGS`, in units of its scatter.
     displaced : (n, 4) array
         Change of the flux, nJy, if the sources lie off their positions by the image's position error times `DISPLACED`;
         0 where the image is aligned.
+    width : (n,) array
+        Of bright point sources, over that of the PSF; NaN for others. See `rosetta.deblending.psf_width`.
     """
 
     flux: np.ndarray
     covariance: object
-    noise: float
+    point_noise: float
+    noise: np.ndarray
     measured: np.ndarray
     degenerate: np.ndarray
     coverage: np.ndarray
@@ -74,21 +81,23 @@ class BandFit:
     breadth_error: np.ndarray
     residual_snr: np.ndarray
     displaced: np.ndarray
+    width: np.ndarray
 
     @classmethod
     def per_source(cls):
         """Names of the attributes that hold a row per source."""
-        return [field.name for field in fields(cls) if field.name not in ("covariance", "noise")]
+        return [field.name for field in fields(cls) if field.name not in ("covariance", "point_noise")]
 
     @classmethod
     def unseen(cls, n, n_shape):
         """The fit of sources of which the band has no pixel."""
         nothing, none = np.full(n, np.nan), np.zeros(n, bool)
         return cls(
-            flux=nothing, covariance=sparse.csc_array((n, n)), noise=1.0, measured=none, degenerate=none,
-            coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n), pixels=np.zeros(n, int),
-            slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n), breadth_error=np.zeros(n),
-            residual_snr=np.zeros((n, len(RINGS))), displaced=np.zeros((n, len(DISPLACED))),
+            flux=nothing, covariance=sparse.csc_array((n, n)), point_noise=1.0, noise=np.ones(n), measured=none,
+            degenerate=none, coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n),
+            pixels=np.zeros(n, int), slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n),
+            breadth_error=np.zeros(n), residual_snr=np.zeros((n, len(RINGS))), displaced=np.zeros((n, len(DISPLACED))),
+            width=nothing,
         )
 
 
@@ -112,9 +121,11 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
     Returns
     -------
     fit : `BandFit`
-        Its covariance is that of uncorrelated pixels.
-    scatter : (m,) float32 array
-        Significance of point sources in the residuals, on every third pixel each way.
+        Its covariance, and what is in units of scatter, is that of uncorrelated pixels.
+    products : (2, n_distance) array
+        `~rosetta.images.noise.sky_products` of the residuals.
+    overlaps : (n, n_distance) array
+        `~rosetta.images.noise.overlap` of every source.
     found_sky : `~rosetta.deblending.sky_plane.FoundSky` or None
     """
     n, image, sky = len(mixtures), placed.image, None
@@ -135,13 +146,15 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
     residual = image.data - design.image(flux)
     inverse_sigma = np.where(image.valid, 1.0 / np.sqrt(image.variance), 0.0)
     shown = significance(residual * inverse_sigma, image.valid, image.mean_psf)
-    scatter = shown[::THIN, ::THIN]
     at = placed.xy[:, :, None] + placed.jacobian @ RINGS.T  # (n, 2, n_point)
     around = [np.nan_to_num(at[:, k], nan=-1e6) for k in (1, 0)]
 
     light = np.maximum(flux, 0.0)
-    overlap, own = design.project(design.image(light)), design.squares() * light
-    blendedness = 1.0 - np.divide(own, overlap, out=np.ones(n), where=overlap > 0)
+    seen = design.image(light)
+    unlit = image.valid & (seen * np.sqrt(image.sky_weight) < LIT)
+    common, own = design.project(seen), design.squares() * light
+    blendedness = 1.0 - np.divide(own, common, out=np.ones(n), where=common > 0)
+    blendedness = np.clip(blendedness, 0.0, 1.0)
     misfit, pixels = misfits(design, residual, image.sky_weight)
     chi2, _ = misfits(design, residual, inverse_sigma**2)
     chi2[pixels == 0] = np.nan
@@ -149,7 +162,8 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
     result = BandFit(
         flux=found.flux,
         covariance=found.covariance,
-        noise=1.0,
+        point_noise=1.0,
+        noise=np.ones(n),
         measured=found.measured,
         degenerate=found.degenerate,
         coverage=found.coverage / total,
@@ -158,13 +172,19 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
         misfit=misfit,
         pixels=np.round(pixels).astype(int),
         slope=slope,
-        blendedness=np.clip(blendedness, 0.0, 1.0),
+        blendedness=blendedness,
         breadth=breadth,
         breadth_error=breadth_error,
         residual_snr=ndimage.map_coordinates(np.nan_to_num(shown), around, order=1, cval=0.0),
         displaced=_displaced(engine, design, placed, flux, position_error),
+        width=point_widths(
+            engine, mixtures, placed, flux, blendedness, lambda rows: residual + design.of(rows).image(flux[rows])
+        ),
     )
-    return result, scatter[np.isfinite(scatter)], found_sky
+    sigma = np.where(image.valid, np.sqrt(image.variance), 0.0)
+    weights = design.times(image.sky_weight * sigma).values
+    overlaps = np.array([overlap(values) for values in weights]).reshape(n, len(DISTANCES))
+    return result, sky_products(residual * inverse_sigma, unlit), overlaps, found_sky
 
 
 def _displaced(engine, design, placed, flux, position_error):

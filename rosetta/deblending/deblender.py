@@ -186,7 +186,7 @@ class JEPADeblender(Head):
         meta["blendedness_band"], meta["reference_band"] = roles.blend, reference
         meta["light_beyond_psf"] = {band: images[band].psf_beyond for band in fits}
         meta["sky"] = field.skies
-        meta["noise_factor"] = {band: fit.noise for band, fit in fits.items()}
+        meta["noise_factor"] = {band: fit.point_noise for band, fit in fits.items()}
         templates = Templates(
             field.coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._config.engine
         )

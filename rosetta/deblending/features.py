@@ -82,7 +82,7 @@ def _of_sources(fits, features):
     weight = np.where(seen, np.maximum(np.sinh(features[..., :1]), 1.0), 0.0)
     weight /= np.maximum(np.sqrt((weight**2).sum(axis=1, keepdims=True)), 1e-9)
     # (n, 1 + len(RADII) * N_ANGLE)
-    residual = (weight * np.stack([fit.residual_snr / fit.noise for fit in fits], axis=1)).sum(axis=1)
+    residual = (weight * np.stack([fit.residual_snr for fit in fits], axis=1)).sum(axis=1)
     rings = residual[:, 1:].reshape(-1, len(RADII), N_ANGLE)
     around = [residual[:, :1], rings.max(axis=2), rings.min(axis=2), rings.mean(axis=2)]
     return np.concatenate([mean, scatter, np.arcsinh(np.concatenate(around, axis=1))], axis=1).astype(np.float32)

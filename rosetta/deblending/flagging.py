@@ -5,6 +5,7 @@ import astropy.units as u
 import numpy as np
 
 from ..flags import Flag
+from .psf_width import contradicted
 from .single_band import only_in_reference
 from .source_list import coincident
 from .wrong_bands import wrong_bands
@@ -37,6 +38,9 @@ def flagged(fits, images, pair, coord, reference, solution):
     of_bands = {band: _band_flags(fit, images[band], solution) for band, fit in fits.items()}
     for band in wrong_bands(fits, images, reference):
         of_bands[band][fits[band].measured] |= int(Flag.POOR_FIT)
+    for band, fit in fits.items():
+        if contradicted(fit):
+            of_bands[band] |= int(Flag.PSF_SUSPECT)
     flags = np.bitwise_or.reduce([_source_flags(fits, images, len(coord)), *of_bands.values()])
     place = coincident(coord)
     flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)

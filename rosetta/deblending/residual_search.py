@@ -72,11 +72,11 @@ def _residual(engine, mixtures, placed, config):
 
 
 def _of_points(design, flux, mixtures, placed, config):
-    """Error (ny, nx) of the models of points, because the PSF has one.
+    """Error (ny, nx) of the models of point sources due to the error of the PSF.
 
-    It is no noise: the pixels under a filter are wrong together, so it is larger by the root of their number than what
-    is seen. Rings may be out of place, so it is that of the brightest pixel nearby. Beyond the stamp that was given the
-    mean light is known, not its spikes: there it is as large as the light.
+    The error is a share of the model's light; beyond the given stamp, where spikes are not known, it is all of it. It
+    takes the largest value within the filter, because diffraction rings may be shifted. Unlike noise, it is correlated
+    over the filter: so it is multiplied by the square root of the filter's area in pixels.
     """
     image, error = placed.image, np.zeros(placed.shape)
     for k in np.flatnonzero(is_point(mixtures) & (flux > 0)):

@@ -529,9 +529,14 @@ def _instance(kind, values):
 
 
 def _fit_of(found, band, side):
-    """The fit of a band in a file; earlier ones do not know what a displacement does to the fluxes."""
+    """The fit of a band in a file; earlier ones know no displacements and widths, and one noise for all sources."""
     values = record(found, f"FIT_{band}", ver=_extver(side))
-    values.setdefault("displaced", np.zeros((len(values["flux"]), len(DISPLACED))))
+    n = len(values["flux"])
+    values.setdefault("displaced", np.zeros((n, len(DISPLACED))))
+    values.setdefault("width", np.full(n, np.nan))
+    if "point_noise" not in values:
+        values["residual_snr"] = values["residual_snr"] / values["noise"]
+        values |= {"point_noise": values["noise"], "noise": np.full(n, values["noise"])}
     return _instance(BandFit, values)
 
 

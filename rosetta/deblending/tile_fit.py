@@ -63,8 +63,9 @@ class TileFit:
     covariance : (n, n_shape, n_shape) array
         Of the shapes.
     bands : dict of str to `~rosetta.deblending.band_fit.BandFit`
-    scatter : dict of str to array
-        Significance on every third pixel each way of the residuals; see `rosetta.images.noise.noise_factor`.
+    products : dict of str to (2, n_distance) array
+    overlaps : dict of str to (n, n_distance) array
+        Of the residuals, and of the templates, in each band; see `rosetta.images.noise.noise_factor`.
     skies : dict of str to `~rosetta.deblending.sky_plane.FoundSky`
         What is left of the sky; None where it was not solved for.
     """
@@ -76,7 +77,8 @@ class TileFit:
     mixtures: np.ndarray
     covariance: np.ndarray
     bands: dict
-    scatter: dict
+    products: dict
+    overlaps: dict
     skies: dict
 
     def __len__(self):
@@ -121,22 +123,24 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report, b
     place, mixtures = coincident(sources.coord), shapes.mixture(parameters)
     reference = images.get(roles.reference.band)
     if detections is not None and reference is not None and len(sources):
-        whole, mixtures = _merged(engine, sources.on(reference, wavelength, config.engine), sources, mixtures, config)
+        others = [image for image in images.values() if image is not reference]
+        trusted = [image for image in others if image.side == reference.side or sources.aligned]
+        placed = [sources.on(image, wavelength, config.engine) for image in (reference, *trusted)]
+        whole, mixtures = _merged(engine, placed, sources, mixtures, config)
         sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
         place = np.arange(len(whole))
-    bands, scatter, skies, slopes = {}, {}, {}, []
+    bands, products, overlaps, skies, slopes = {}, {}, {}, {}, []
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = UNALIGNED_ERROR if loose else 0.0
-        bands[band], scatter[band], skies[band] = fit_band(
-            engine, mixtures, placed, slope, place, position_error, background
-        )
+        found = fit_band(engine, mixtures, placed, slope, place, position_error, background)
+        bands[band], products[band], overlaps[band], skies[band] = found
     report()
     return TileFit(
         index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
-        covariance=covariance, bands=bands, scatter=scatter, skies=skies,
+        covariance=covariance, bands=bands, products=products, overlaps=overlaps, skies=skies,
     )
 
 
@@ -167,14 +171,28 @@ def _fit_shapes(engine, images, roles, sources):
     return parameters[first], covariance[first], point[first]
 
 
-def _merged(engine, placed, sources, mixtures, config):
-    """Rows of the sources that are no fragments of others, and their templates with all their fragments."""
-    image, design = placed.image, engine.render(mixtures, placed)
+def _merged(engine, placements, sources, mixtures, config):
+    """Rows of the sources that are no fragments of others, and their templates with all their fragments.
+
+    ``placements`` are on the reference image, then on the others whose colours count.
+    """
+    image, design = placements[0].image, engine.render(mixtures, placements[0])
     flux, _ = engine.fluxes(design, image)
     place = tangent(sources.coord, sources.coord[0])
     misfit, _ = misfits(design, image.data - design.image(flux), image.sky_weight)
-    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging)
+    bands = _colours(engine, placements, mixtures)
+    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands)
     return np.flatnonzero(owners == np.arange(len(owners))), merging.merged(mixtures, place, flux, owners)
+
+
+def _colours(engine, placements, mixtures):
+    """Fluxes and errors (n, n_band), nJy, of sources on each image; errors are infinite where it does not see one."""
+    flux, error = [], []
+    for placed in placements:
+        found = engine.solve(engine.render(mixtures, placed), placed.image)
+        flux.append(np.nan_to_num(found.flux))
+        error.append(np.where(found.measured, np.sqrt(found.covariance.diagonal()), np.inf))
+    return np.stack(flux, axis=1), np.stack(error, axis=1)
 
 
 def _slope(engine, known, placed, parameters):

@@ -9,7 +9,7 @@ from astropy.coordinates import SkyCoord
 from scipy import sparse
 
 from ..images.image import extent
-from ..images.noise import noise_factor
+from ..images.noise import DISTANCES, noise_factor, psf_overlap
 from ..images.positions import from_tangent, joined, tangent
 from .band_fit import BandFit
 from .shapes import DIRECTIONS
@@ -138,19 +138,31 @@ def joined_field(parts, images):
     bands, skies = {}, {}
     for band, image in images.items():
         fits = [part.bands.get(band, BandFit.unseen(len(part), len(DIRECTIONS))) for part in parts]
-        scatter = np.concatenate([part.scatter[band] for part in parts if band in part.scatter])
-        noise = noise_factor(scatter, image.mean_psf)
         rows = {
             name: np.concatenate([getattr(fit, name)[part.own] for fit, part in zip(fits, parts, strict=True)])[order]
             for name in BandFit.per_source()
         }
-        covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)) * noise**2
-        bands[band] = BandFit(noise=noise, covariance=covariance, **rows)
+        noise, point_noise = _noise(parts, band, image, order)
+        covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)).tocoo()
+        covariance.data *= noise[covariance.row] * noise[covariance.col]
+        rows |= {"noise": noise, "residual_snr": rows["residual_snr"] / point_noise}
+        bands[band] = BandFit(covariance=sparse.csc_array(covariance), point_noise=point_noise, **rows)
         planes = [part.skies[band] for part in parts if part.skies.get(band) is not None]
         if planes:
-            skies[band] = sky_rows(planes, image, noise)
+            skies[band] = sky_rows(planes, image, point_noise)
     arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
     return FieldFit(index=index[order], coord=coord, bands=bands, skies=skies, **arrays)
+
+
+def _noise(parts, band, image, order):
+    """Noise factor of every source, (n,), and of a point source, from the residuals of all tiles."""
+    products = sum((part.products[band] for part in parts if band in part.products), np.zeros((2, len(DISTANCES))))
+    unseen = np.eye(1, len(DISTANCES))
+    overlaps = np.concatenate(
+        [part.overlaps.get(band, np.repeat(unseen, len(part), axis=0))[part.own] for part in parts]
+    )
+    noise = noise_factor(products, np.concatenate([overlaps[order], psf_overlap(image.mean_psf)[None]]))
+    return noise[:-1], float(noise[-1])
 
 
 def _filled(mixtures, n_component):

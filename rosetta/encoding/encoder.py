@@ -11,9 +11,10 @@ import numpy as np
 from .. import checkpoint
 from ..embedding import SkyEmbedding
 from ..flags import Flag
-from ..images.image import band_images
+from ..images.image import band_images, extent
+from ..images.positions import from_tangent
 from ..pair import SIDES, SkyPair
-from . import inference, windows
+from . import familiar, inference, windows
 from .network import EncoderConfig
 from .pretraining import TrainConfig
 from .training_tiles import training_tiles
@@ -383,6 +384,68 @@ class CrossSurveyEncoder:
             self._fingerprint = None
         self._provenance = {"trained": True, "train_config": asdict(config), "n_tiles": len(tiles), **summary}
         return self
+
+    def calibrate(self, pairs, held_out, *, seed=0, progress=None):
+        """Fit the out-of-distribution score to images as surveys deliver them; the network stays as it is.
+
+        `fit` does it on its training sky. Images that users have differ from it (noise that is correlated, what is
+        left of the sky, artefacts), and would look strange. Windows of all sizes are read at random places inside
+        the fields, with all bands and with some.
+
+        Parameters
+        ----------
+        pairs : sequence of `~rosetta.SkyPair`
+            Ordinary sky, read one at a time: some thousand windows are needed.
+        held_out : sequence of `~rosetta.SkyPair`
+            Other sky. One window in a hundred of it is flagged ``OUT_OF_DISTRIBUTION``.
+        seed : int
+            Of the places and the bands.
+        progress : callable, optional
+            Called as ``progress(done, total)`` after every pair.
+
+        Returns
+        -------
+        CrossSurveyEncoder
+            Itself. Its fingerprint has changed: heads must be trained anew.
+
+        Raises
+        ------
+        ValueError
+            If one of the sequences holds no field of 12.8 arcsec or more on both sides.
+        """
+        sets, rng, done = [], np.random.default_rng(seed), 0
+        for name, some in (("pairs", pairs), ("held_out", held_out)):
+            sets.append(familiar.Familiar(self._model, seed))
+            for index in range(len(some)):
+                self._look_at(some[index], sets[-1], rng)
+                done += 1
+                if progress is not None:
+                    progress(done, len(pairs) + len(held_out))
+            if not all(sets[-1].count(side) for side in SIDES):
+                raise ValueError(f"{name} holds no field of 12.8 arcsec or more on both sides: give larger ones")
+        try:
+            inference.set_novelty(self._model, *sets)
+        finally:
+            self._fingerprint = None
+        self._provenance = {**self._provenance, "novelty": {"n_pair": [len(pairs), len(held_out)], "seed": seed}}
+        return self
+
+    def _look_at(self, pair, found, rng):
+        """Add windows at random places of a pair, as much sky in windows of every size."""
+        images = list(band_images(pair).values())
+        center, lowest, highest = extent(images)
+        for window in familiar.window_sizes(*familiar.SIZES):
+            spare = highest - lowest - window
+            if spare.min() < 0:
+                continue
+            n = int(np.ceil(2 * np.prod((highest - lowest) / window)))
+            middle = (lowest + highest) / 2 + (rng.uniform(size=(n, 2)) - 0.5) * spare
+            centers = from_tangent(middle, center)
+            for side in SIDES:
+                of_side = [image for image in images if image.side == side]
+                for start in range(0, n if of_side else 0, BATCH):
+                    some = centers[start : start + BATCH]
+                    found.add(side, windows.side_view(of_side, some, window, self._config.knots(side)), JUDGED)
 
     def __repr__(self):
         trained = "trained" if self._provenance.get("trained") else "untrained"

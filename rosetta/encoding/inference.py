@@ -8,16 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .familiar import Familiar, window_sizes
 from .network import SIDES, Encoder, Predictor, presence
-from .novelty import Novelty, summary
+from .novelty import Novelty
 from .pretraining import evaluate, train
 from .training_windows import Windows
 
-__all__ = ["Model", "disc", "encode", "fit", "moved", "predict"]
+__all__ = ["Model", "disc", "encode", "fit", "moved", "predict", "set_novelty"]
 
 STEP = 0.7  # arcsec, between shifts; the finest waves that windows are compared by are 2.9 arcsec long
-
-N_SIZE = 6  # of windows that the novelty score is calibrated on
 
 # Windows of 12.8 arcsec on which a trained model is measured; fewer of larger ones.
 _MEASURED = 512
@@ -202,39 +201,27 @@ def _measured_windows(config):
 def calibrate(model, tiles, held_out, config):
     """Fit the novelty score of each side on windows of training tiles and set its limit on held-out ones.
 
-    Windows of all sizes from the smallest that was trained on to a third more than the largest: tokens know in how
-    large a one they are.
+    Windows of all sizes from the smallest that was trained on to a third more than the largest.
     """
     trained = _measured_windows(config)
     smallest, _, batch = trained[0]
-    sizes = np.unique(np.round(np.geomspace(smallest, 4 / 3 * trained[-1][0], N_SIZE) / 3.2)) * 3.2
     sets, device = [], next(model.parameters()).device
     for chosen, more in ((tiles, 4), (held_out, 2)):  # more windows than a summary has numbers
-        windows = Windows(chosen, device=device)
-        found = {side: ([], []) for side in SIDES}
-        random = torch.Generator().manual_seed(config.seed)
-        for window in sizes.tolist():
+        windows, found = Windows(chosen, device=device), Familiar(model, config.seed)
+        for window in window_sizes(smallest, 4 / 3 * trained[-1][0]):
             share = (smallest / window) ** 2  # as much sky in windows of every size
             at_once = max(int(batch * share), 1)
             for step in range(int(np.ceil(more * _MEASURED * share / at_once))):
                 # Beyond any step that training can have reached with this seed: other noise, other places.
-                drawn = windows.batch(round(window, 1), at_once, config.seed, 2**40 + step)
+                drawn = windows.batch(window, at_once, config.seed, 2**40 + step)
                 for side in SIDES:
-                    view = _fewer_bands(drawn.views[side], random)
-                    present = presence(view)
-                    seen = present.amax(1) >= 0.5
-                    found[side][0].append(summary(model.encoder(side, view)[0])[seen])
-                    found[side][1].append(present[seen])
-        sets.append({side: tuple(map(torch.cat, parts)) for side, parts in found.items()})
+                    found.add(side, drawn.views[side])
+        sets.append(found)
+    set_novelty(model, *sets)
+
+
+def set_novelty(model, reference, held_out):
+    """Fit the novelty score of both sides on `~rosetta.encoding.familiar.Familiar` windows, and set its limit."""
+    device = next(model.parameters()).device
     for side in SIDES:
-        # On the CPU: least squares on a GPU need a design of full rank, and a set of bands may be absent.
-        sets_of_side = [tuple(array.cpu() for array in part[side]) for part in sets]
-        model.novelty[side].cpu().fit(*sets_of_side).to(device)
-
-
-def _fewer_bands(view, random):
-    """The view with any number of bands taken away from every other window."""
-    n, n_band = view.valid.shape[:2]
-    missing = torch.randint(n_band, (n, 1), generator=random) * (torch.arange(n)[:, None] % 2)
-    kept = torch.rand(n, n_band, generator=random).argsort(1).argsort(1) >= missing
-    return replace(view, valid=view.valid & kept[..., None, None].to(view.valid.device))
+        model.novelty[side].cpu().fit(reference.of(side), held_out.of(side)).to(device)

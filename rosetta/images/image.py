@@ -25,12 +25,13 @@ from .psf_wings import psf_wings
 from .sky import sky_weight
 from .wcs import slice_wcs
 
-__all__ = ["BandImage", "band_images", "extent"]
+__all__ = ["BandImage", "band_images", "extent", "width_error"]
 
 FAR = 1e6  # pixels
 WIDEST = 30  # pixels, at most, by which wings extend a PSF
 BETWEEN = 0.0025  # error of fluxes where an undersampled PSF is known on native pixels only, relative
 BEYOND = 0.2  # error of the light beyond a stamp, relative to that light
+CORELESS = 0.6  # error of fluxes where a stamp does not hold the PSF's core, relative: as much light may be outside
 DEPTH_PIXELS = 2**20  # a depth is measured on at most about as many
 
 
@@ -55,6 +56,8 @@ class BandImage:
         Pixels from the centre of a source to which its PSF is known; what lies beyond is estimated.
     psf_beyond : float
         Share of a source's light that lies beyond.
+    nominal_fwhm : float
+        Of the survey's PSF in this band, arcsec.
     """
 
     band: str
@@ -66,6 +69,7 @@ class BandImage:
     flags: Flag
     psf_reach: float = np.inf
     psf_beyond: float = 0.0
+    nominal_fwhm: float = np.nan
 
     @property
     def shape(self):
@@ -172,6 +176,14 @@ class BandImage:
         return float(np.hypot(between, BEYOND * self.psf_beyond))
 
     @cached_property
+    def psf_suspect_error(self):
+        """Relative error of fluxes, because the given PSF cannot be the survey's; 0 without ``PSF_SUSPECT``."""
+        if Flag.PSF_SUSPECT not in self.flags:
+            return 0.0
+        coreless = Flag.PSF_TRUNCATED in self.flags and self.psf_beyond == 0.0
+        return CORELESS if coreless else width_error(self.fwhm / self.nominal_fwhm)
+
+    @cached_property
     def depth(self):
         """5-sigma point-source depth, AB: matched filter with the PSF and the median pixel noise."""
         step = max(1, int(np.sqrt(self.pixels.data.size / DEPTH_PIXELS)))
@@ -189,6 +201,7 @@ def band_images(pair):
 def _band_image(pair, side, name, pixels):
     band, flags, psf = pair.survey(side)[name], pair.flags[name], pixels.psf_anywhere
     parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
+    parts["nominal_fwhm"] = band.psf_fwhm.to_value(u.arcsec)
     if psf is None:
         image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
         image = replace(image, psf=PSF(moffat(band.psf_fwhm.to_value(u.arcsec) / image.pixel_scale)))
@@ -215,6 +228,14 @@ def _with_wings(image, survey):
     factor = (1.0 - light) / max(wings.share, 1e-9)
     larger = psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
     return _as_before(image, replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light)))
+
+
+def width_error(ratio):
+    """Relative error of a point source's flux, fitted with a PSF whose width is off by a factor, or its inverse.
+
+    Of Gaussians, with flat weights: the flux is off by a factor 2 r^2 / (1 + r^2) for a PSF that is r times too wide.
+    """
+    return float(abs(ratio**2 - 1.0) / (ratio**2 + 1.0))
 
 
 def _as_before(image, changed):

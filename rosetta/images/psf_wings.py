@@ -1,10 +1,10 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The light of a PSF beyond its stamp: how much there is, and how it falls with radius.
 
-Where the survey's wings are known and the rim of the stamp shows them, the stamp says how bright they are and the
-survey how they go on. Elsewhere a sum of profiles is fitted to rings of the stamp: Gaussians and Moffat profiles about
-as wide as the PSF, diffraction (slope -3) and scattered light, none of them negative. Rings are wide enough to average
-over those of diffraction.
+If the survey's nominal wings are known, and the rim of the stamp is about as bright as they are there, then the nominal
+wings are continued, scaled to the rim. Otherwise a sum of profiles is fitted to the means of the stamp in rings:
+Gaussians and Moffat profiles about as wide as the PSF, diffraction (slope -3) and scattered light, with weights not
+below zero. These rings are wide enough to average over diffraction rings.
 """
 
 import numpy as np
@@ -18,11 +18,11 @@ __all__ = ["TRUNCATED", "Wings", "psf_wings"]
 TRUNCATED = 2e-3  # of the light, beyond the stamp, that matters
 REACH = 10.0  # arcsec; no light beyond is counted
 STEP = 0.347  # of ln(radius) from ring to ring
-INNER = 0.2  # of the stamp's half side: where rings begin
-CORE = 3.0  # full widths at half maximum beyond which wings are all there is
-HELD = 2.5  # full widths at half maximum within which the core is
-SHOWN = 0.25, 2.0  # brightness of a stamp's rim, in units of the survey's wings, that shows that these are its own
-SCATTER = 0.8, 1.25  # their brightness differs by no more: a fainter rim has lost a sky that was taken off
+INNER = 0.2  # radius of the innermost ring, in units of the stamp's half side
+CORE = 3.0  # radius in full widths at half maximum beyond which all light is in the wings
+HELD = 2.5  # half side of a stamp that holds the core, in full widths at half maximum
+SHOWN = 0.25, 2.0  # limits of (brightness of the rim) / (nominal brightness) between which nominal wings are used
+SCATTER = 0.8, 1.25  # limits of the scale of nominal wings; a fainter rim is due to a sky that was subtracted
 WIDTHS, SLOPES = (0.8, 0.9, 1.0, 1.1, 1.25), (2.0, 3.0, 4.765)  # of the profiles: in units of the PSF's; Moffat's beta
 SCATTERED = 1.0  # arcsec; where scattered light begins to fall
 KNOWN = 0.15, 1e-5  # to what the mean of a ring follows a profile: relative to itself, to the peak

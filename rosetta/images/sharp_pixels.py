@@ -6,6 +6,8 @@ through the optics is a sum of PSFs with positive weights: a bound that holds fo
 for every star and galaxy, however sharp the image.
 """
 
+from itertools import product
+
 import numpy as np
 from scipy import ndimage
 from scipy.signal import fftconvolve
@@ -19,10 +21,11 @@ THRESHOLD = 5.0  # sigma by which the bound is broken,
 TOLERANCE = 0.1  # beyond the share of the light by which the PSF may be wrong
 GROWTH = 2.0  # sigma down to which the pixels of a track are followed
 BRIGHT = 10.0  # sigma of the peaks that tell how sharp the sources of an image are
-LEAST_SHARE = 0.05  # of the brightest pixel within REACH: the wings of a bright star have structure of their own
-REACH = 1.0  # arcsec
+REACH = 1.0, 5.0  # arcsec within which a pixel
+LEAST_SHARE = 0.05, 0.001  # must have this share of the brightest one: the wings of a star have structure of their own
 SHARPEST = 0.6  # pixels, one sigma: no camera has a sharper PSF, pixel response included
 LENGTH = 3  # pixels of the short lines that tracks are made of
+ON_LINE = 0.3  # of the most light that a line can have of a source: with less, the source is not on it
 
 
 def sharp_pixels(data, variance, psf, pixel_scale):
@@ -54,8 +57,9 @@ def sharp_pixels(data, variance, psf, pixel_scale):
         return nothing
     core = _core(psf)
     sigma = np.sqrt(np.where(valid, variance, 1.0))
-    near = ndimage.maximum_filter(data, 2 * int(np.ceil(REACH / pixel_scale)) + 1)
-    judged = valid & (data > np.maximum(LEAST_SHARE * near, GROWTH * sigma))
+    judged = valid & (data > GROWTH * sigma)
+    for reach, share in zip(REACH, LEAST_SHARE, strict=True):
+        judged &= data > share * ndimage.maximum_filter(data, 2 * int(np.ceil(reach / pixel_scale)) + 1)
     judged &= fftconvolve(valid.astype(np.float32), (core / core.sum()).astype(np.float32), mode="same") > 0.95
     seeds, track, slack = nothing.copy(), nothing.copy(), None
     for line in _lines():
@@ -103,8 +107,15 @@ def _sharpest(shape):
 
 
 def _least_ratio(line, broad, psf):
-    """Ratio of the light in ``broad`` to that in ``line`` for a point source: it is least where both are centred."""
-    return (broad * _framed(psf, broad.shape)).sum() / (line * _framed(psf, line.shape)).sum()
+    """Least ratio of the light in ``broad`` to that in ``line``, over the places of a point source on the line."""
+    ratios = []
+    for place in product((0.0, 0.5), repeat=2):  # within a pixel
+        source = np.maximum(ndimage.shift(_framed(psf, np.add(broad.shape, 4)), place, order=3), 0.0)
+        light = fftconvolve(source, line[::-1, ::-1], mode="same")
+        around = fftconvolve(source, broad[::-1, ::-1], mode="same")
+        on = light > ON_LINE * light.max()
+        ratios.append((around[on] / light[on]).min())
+    return min(ratios)
 
 
 def _slack(ratios, bound, lowest):

@@ -12,6 +12,7 @@ from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
 from ..deblending.flagging import POOR_CHI2
+from ..deblending.psf_width import flux_error
 from ..deblending.scene import DeblendedScene
 from ..deblending.source_list import NO_LABEL
 from ..embedding import SkyEmbedding
@@ -21,6 +22,7 @@ from ..pair import SkyPair
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows, views
 from . import error_model
+from .zeropoints import zeropoint_errors
 
 __all__ = ["EmbeddingPhotometry", "training_rows"]
 
@@ -33,8 +35,8 @@ class EmbeddingPhotometry(Head):
     """Fluxes in every band by weighted least squares on the templates of a scene.
 
     The solver is the deblender's, so a source's model sums to its flux. Its error adds in quadrature
-    the noise with the overlap of neighbours (from the normal equations, times the image's measured
-    correlated-noise factor) and the template's uncertainty carried to each band. A small network predicts from
+    the noise with the overlap of neighbours (from the normal equations, times the measured factor of correlated
+    noise) and the template's uncertainty carried to each band. A small network predicts from
     features of the fit, and from the residuals around a source, a factor on this error and a relative error that is
     added. All of it is scaled so that on held-out sky the true flux lies within one sigma for 68 % of the fluxes
     (split conformal prediction; Lei et al. 2018). Neither fluxes nor errors use the encoder's tokens, which
@@ -73,7 +75,7 @@ class EmbeddingPhotometry(Head):
             )
         self._deblender = deblender
 
-    def __call__(self, x, sources, *, offsets=None, background="plane"):
+    def __call__(self, x, sources, *, offsets=None, background="plane", zeropoint_err=None):
         """Measure a catalogue.
 
         Parameters
@@ -89,6 +91,9 @@ class EmbeddingPhotometry(Head):
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
         background : {"plane", None}
             What the images still hold of the sky, see `~rosetta.JEPADeblender`; a scene keeps what it was made with.
+        zeropoint_err : dict of str to float, optional
+            Relative error of the zero point of each band (0.01 is 1 %); 0 where none is given. Its square times that of
+            the flux is added to the variance of every flux of the band.
 
         Returns
         -------
@@ -106,24 +111,31 @@ class EmbeddingPhotometry(Head):
             If an argument cannot be used, or the scene is of another deblender than the errors were calibrated on;
             the message says what to do.
         """
-        if isinstance(sources, DeblendedScene):
+        measured = isinstance(sources, DeblendedScene)
+        if measured:
             _check_of_scene(x, sources)
             self._check_deblender("sources is a scene of", sources.meta["rosetta"]["head_fingerprint"])
             if offsets is not None and not _same_offsets(as_solution(offsets), sources.offsets):
                 raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
-            scene, embedding = sources, self._embedding(sources.embedding)
+            embedding = self._embedding(sources.embedding)
         else:
             deblender = self._own_deblender()
             self._check_deblender("positions are measured through", deblender.fingerprint)
             embedding = self._embedding(x)
-            scene = deblender(embedding, sources, offsets=offsets, background=background)
+        zeropoints = zeropoint_errors(zeropoint_err, embedding.pair.surveys)
+        scene = sources if measured else deblender(embedding, sources, offsets=offsets, background=background)
         made_by = scene.meta["rosetta"]["head_fingerprint"]
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
             _calibrate(catalog, scene, self._network)
         _add_covariance(catalog, scene.bands, _unmodelled_covariance(scene))
-        _add_psf_errors(catalog, scene)
-        catalog.meta.update(self._provenance_of(embedding, deblender=made_by or "untrained"))
+        images = scene.images
+        _add_relative_errors(catalog, {band: images[band].psf_flux_error for band in scene.bands})
+        _add_relative_errors(catalog, {band: flux_error(fit, images[band]) for band, fit in scene.fits.items()})
+        zeropoints = {band: zeropoints.get(band, 0.0) for band in scene.bands}
+        _add_relative_errors(catalog, zeropoints)
+        options = {"deblender": made_by or "untrained", "zeropoint_err": zeropoints}
+        catalog.meta.update(self._provenance_of(embedding, **options))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
         return catalog
@@ -308,10 +320,10 @@ def _add_covariance(catalog, bands, more):
         catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy
 
 
-def _add_psf_errors(catalog, scene):
-    """Errors of what is not known of each band's PSF; the network has not seen stamps that end in the light."""
+def _add_relative_errors(catalog, errors):
+    """Add errors that are the same share of all fluxes of a band, a dict by band."""
     cov = catalog["flux_cov"].to_value(u.nJy**2)
-    for k, band in enumerate(scene.bands):
-        cov[:, k, k] += (scene.images[band].psf_flux_error * catalog[f"flux_{band}"].to_value(u.nJy)) ** 2
+    for k, (band, error) in enumerate(errors.items()):
+        cov[:, k, k] += (error * catalog[f"flux_{band}"].to_value(u.nJy)) ** 2
         catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy
     catalog["flux_cov"] = cov * u.nJy**2

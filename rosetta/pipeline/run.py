@@ -14,6 +14,7 @@ from ..embedding import SkyEmbedding
 from ..encoding.encoder import CrossSurveyEncoder
 from ..pair import SkyPair
 from ..photometry.catalogue import EmbeddingPhotometry
+from ..photometry.zeropoints import zeropoint_errors
 from ..readonly import ReadOnlyDict
 from . import products
 
@@ -78,8 +79,8 @@ class Result:
 
 
 def measure(
-    pair, *, device=None, window=38.4 * u.arcsec, background="plane", progress=None, encoder=None, aligner=None,
-    deblender=None, photometry=None,
+    pair, *, device=None, window=38.4 * u.arcsec, background="plane", zeropoint_err=None, progress=None, encoder=None,
+    aligner=None, deblender=None, photometry=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -103,6 +104,8 @@ def measure(
     deblender : `~rosetta.JEPADeblender`, optional
     photometry : `~rosetta.EmbeddingPhotometry`, optional
         The models; None: the bundled one.
+    zeropoint_err : dict of str to float, optional
+        Relative error of the zero point of each band, as for `~rosetta.EmbeddingPhotometry`; 0 where none is given.
 
     Returns
     -------
@@ -117,6 +120,7 @@ def measure(
     """
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: make one with SkyPair(ground, space)")
+    zeropoint_errors(zeropoint_err, pair.surveys)  # before the work, not after it
     heads = {"aligner": aligner, "deblender": deblender, "photometry": photometry}
     if encoder is None:
         given = [head for head in heads.values() if head is not None]
@@ -145,5 +149,5 @@ def measure(
         "deblend",
         lambda within: heads["deblender"](embedding, offsets=offsets, background=background, progress=within),
     )
-    catalog = timed("measure", lambda _: heads["photometry"](embedding, scene))
+    catalog = timed("measure", lambda _: heads["photometry"](embedding, scene, zeropoint_err=zeropoint_err))
     return Result(pair, embedding, offsets, scene, catalog, ReadOnlyDict(seconds))

@@ -5,6 +5,9 @@ import hashlib
 import io
 import os
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -50,32 +53,31 @@ class RowStore:
         if self._path is not None:
             self._open(f"rosetta training rows {FORMAT}: {owner}\n".encode())
 
-    def rows(self, index, mark, make):
-        """Rows of a pair: those that are stored, or what ``make()`` returns, which is stored then.
+    def append(self, mark, part):
+        """Store the rows of the next pair.
 
         Parameters
         ----------
-        index : int
-            Of the pair; pairs come in order.
         mark : str
             What this pair's rows depend on beside the owner.
-        make : callable
-            () -> dict of arrays, or None for a pair without rows.
-
-        Raises
-        ------
-        ValueError
-            If the stored rows have another mark.
+        part : dict of arrays or None
+            None for a pair without rows.
         """
-        if index == len(self.parts):
-            part = make()
-            if self._path is not None:
-                self._append(mark, part)
-            self.parts.append(part)
-            self._marks.append(mark)
+        if self._path is not None:
+            block = io.BytesIO()
+            np.savez(block, mark=mark, **(part or {}))
+            content = block.getvalue()
+            with naming(self._path), open(self._path, "ab") as file:
+                file.write(len(content).to_bytes(LENGTH, "little") + content)
+                file.flush()
+                os.fsync(file.fileno())
+        self.parts.append(part)
+        self._marks.append(mark)
+
+    def check(self, index, mark):
+        """That stored rows of a pair are of this mark; raises `ValueError`."""
         if self._marks[index] != mark:
             raise ValueError(f"checkpoint {self._path.name!r} was made with another truth[{index}]: use a new file")
-        return self.parts[index]
 
     def _open(self, head):
         """Read the finished pairs; what a killed run left half written is cut off."""
@@ -108,17 +110,8 @@ class RowStore:
                 self._marks.append(mark)
             file.truncate(whole)
 
-    def _append(self, mark, part):
-        block = io.BytesIO()
-        np.savez(block, mark=mark, **(part or {}))
-        content = block.getvalue()
-        with naming(self._path), open(self._path, "ab") as file:
-            file.write(len(content).to_bytes(LENGTH, "little") + content)
-            file.flush()
-            os.fsync(file.fileno())
 
-
-def training_parts(pairs, truth, prepare, *, columns, owner, checkpoint=None):
+def training_parts(pairs, truth, prepare, *, columns, owner, checkpoint=None, workers=1):
     """Training rows of every pair; pairs that a checkpoint already holds are not prepared again.
 
     Parameters
@@ -135,6 +128,8 @@ def training_parts(pairs, truth, prepare, *, columns, owner, checkpoint=None):
         What the rows depend on beside the sky, one line: kind, fingerprints, seed.
     checkpoint : path-like, optional
         File of a `RowStore`. Where there is one, the first pair is read to tell one sky from another.
+    workers : int
+        Processes that prepare pairs. With more than one, ``pairs``, ``truth`` and ``prepare`` are pickled.
 
     Returns
     -------
@@ -158,13 +153,42 @@ def training_parts(pairs, truth, prepare, *, columns, owner, checkpoint=None):
             f"checkpoint {Path(checkpoint).name!r} is of other pairs: it holds rows of {len(store.parts)}, here are "
             f"{len(pairs)}, use a new file"
         )
-    for i in range(len(pairs)):
-        table = None if truth is None else truth[i]
-        for name in columns if table is not None else ():
-            if name not in table.colnames:
-                raise ValueError(f"truth[{i}] has no column {name!r}: use tables as rosetta.simulate makes them")
-        store.rows(i, _mark(table), lambda i=i, table=table: prepare(pairs[i], table, i))
+    done = len(store.parts)
+    for i in range(done):
+        store.check(i, _mark(None if truth is None else _checked(truth, i, columns)))
+    work = partial(_prepared, pairs, truth, prepare, columns)
+    for mark, part in _in_order(work, range(done, len(pairs)), workers):
+        store.append(mark, part)
     return store.parts
+
+
+def _prepared(pairs, truth, prepare, columns, index):
+    """The mark and the rows of a pair."""
+    table = None if truth is None else _checked(truth, index, columns)
+    return _mark(table), prepare(pairs[index], table, index)
+
+
+def _checked(truth, index, columns):
+    """A truth table that has the columns."""
+    table = truth[index]
+    for name in columns:
+        if name not in table.colnames:
+            raise ValueError(f"truth[{index}] has no column {name!r}: use tables as rosetta.simulate makes them")
+    return table
+
+
+def _in_order(work, indices, workers):
+    """``work(index)`` of all indices, in their order."""
+    if workers == 1:
+        yield from map(work, indices)
+        return
+    # Spawned, not forked: the caller may hold threads (torch does).
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(work, indices)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _mark(table):

@@ -78,6 +78,12 @@ class Design:
             return np.array([np.square(values).sum() for values in self.values], float)
         return np.array([(values * (values * image[cut])).sum() for values, cut in self._cuts()], float)
 
+    def times(self, image):
+        """The sources times an image (ny, nx); a `Design`."""
+        out = Design([], self.shape, 0)
+        out.bounds, out.values = self.bounds, [values * image[cut] for values, cut in self._cuts()]
+        return out
+
     def gram(self, weight):
         """Inner products of all pairs of sources under pixel weights, sparse (n, n)."""
         rows, columns, products = [], [], []

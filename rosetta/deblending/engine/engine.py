@@ -25,7 +25,7 @@ class Engine(Protocol):
     def fit_shapes(self, start, placements, largest):
         """Shapes from several images: ``moved`` (n, n_shape) along ``DIRECTIONS``, and its covariance.
 
-        No scale exceeds ``largest`` (n,), arcsec.
+        No half-light radius exceeds ``largest`` (n,), arcsec.
         """
 
     def fit_breadths(self, mixtures, placed, *, iterations=2):

@@ -132,7 +132,7 @@ def solve(design, data, noise, weight=None, sky=None):
         taken = solution[:, 1:]  # the flux that a source loses for a sky of 1
         found = sky_equations.solve(flux[live], taken, live, noise)
         flux[live] -= taken @ found[0]
-        covariance += ((taken @ found[1])[row] * taken[column]).sum(axis=1)
+        covariance += np.where(row == column, ((taken @ found[1])[row] * taken[column]).sum(axis=1), 0.0)
     covariance = sparse.csc_array((covariance, (live[row], live[column])), shape=(n_source, n_source))
     return Solution(flux, covariance, measured, degenerate, coverage, *found)
 
@@ -140,8 +140,8 @@ def solve(design, data, noise, weight=None, sky=None):
 class _SkyEquations:
     """A sky's rows of the normal equations, from which the fluxes are eliminated.
 
-    The sky touches all sources. Its part of their covariance is kept where they touch each other, so that it stays
-    sparse.
+    The sky touches all sources. Its part of their variances is kept. That between sources is left out: it is small, and
+    would fill the covariance.
     """
 
     def __init__(self, sky, design, data, weight):

@@ -226,10 +226,11 @@ def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
 
 
 def _aliases(psf, size):
-    """Whole frequencies (y, x) that the pixels fold onto a stamp's own, and each cell's response there.
+    """The alias orders (y, x), in cycles per pixel, of an undersampled PSF, and each cell's response at each of them.
 
-    What the core leaves of the PSF belongs to either side of Nyquist's frequency, one cannot know in which shares. They
-    change smoothly with frequency, so that a shifted stamp does not ring.
+    The PSF is its core, whose frequencies are known also beyond Nyquist, plus a remainder that is known on the pixels
+    only. The pixels do not tell how the remainder is divided between a frequency and its aliases. `_share` divides it
+    smoothly in frequency, because a sharp division at Nyquist would ring in a shifted stamp.
     """
     fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
     whole = list(product((-1, 0, 1), repeat=2))
