@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The deblender on small scenes of Gaussians drawn on the spot."""
 
+import json
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.nddata import NDData, VarianceUncertainty
 from astropy.table import MaskedColumn, QTable
+from astropy.utils.exceptions import AstropyUserWarning
 from astropy.utils.masked import Masked
 from astropy.wcs import WCS, Sip
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
@@ -170,9 +172,22 @@ def test_a_galaxy_and_its_knots_are_one_source(monkeypatch):
     for band in result.bands:
         model = result.model(table["label"][whole], band)
         assert model.data.sum() == pytest.approx(result.flux(band)[whole].value, rel=2e-3)
-    monkeypatch.setattr(deblender(), "_config", DeblenderConfig(merging=MergingConfig(misfit=np.inf)))
+    monkeypatch.setattr(deblender(), "_config", DeblenderConfig(merging=MergingConfig(inside=np.inf)))
     shredded = deblender()(pair)
     assert len(shredded) == 5 and shredded.flux("i").value.max() < 31000.0
+
+
+def test_no_source_is_larger_than_the_image_can_tell():
+    """Sky that was not subtracted, in an image of 19", at a place where there is no source."""
+    clean, _ = knotted()
+    images = {
+        band: NDData(
+            one.data + 3.0 * SIGMA[band], unit=u.nJy, wcs=one.wcs, psf=clean.psf(band), uncertainty=one.uncertainty
+        )
+        for band, one in clean.space.items()
+    }
+    table = deblender()(SkyPair(None, images), from_tangent(np.array([[-3.0, 4.0]]), CENTER)).to_table()
+    assert table["half_light_radius"][0] < 0.2 * SIZE * u.arcsec * 1.001
 
 
 def test_given_positions_stay_sources_of_their_own():
@@ -210,8 +225,73 @@ def test_models_sum_to_fluxes_and_residuals_are_noise():
         residual = result.residual(band)
         assert residual.unit == u.nJy
         assert np.std(residual.data) == pytest.approx(SIGMA[band], rel=0.06)
-        image = result.model(None, band).data + residual.data
+        image = result.model(None, band).data + result.sky(band).data + residual.data
         np.testing.assert_allclose(image, band_images(result.embedding.pair)[band].data, atol=1e-2)
+
+
+def with_sky(pair, level, slope):
+    """The pair under a sky of ``level``, rising by ``slope`` from its middle to the right border, in sigma."""
+    sides = {}
+    for side, band, image in pair.images():
+        n = len(image.data)
+        sky = SIGMA[band] * (level + slope * np.linspace(-1, 1, n))
+        sides.setdefault(side, {})[band] = NDData(
+            image.data + sky, unit=u.nJy, wcs=image.wcs, psf=image.psf_anywhere, uncertainty=image.uncertainty
+        )
+    return SkyPair(sides["ground"], sides["space"])
+
+
+def test_what_is_left_of_the_sky_is_found_with_its_error():
+    """Stars: the shape of a galaxy, which is fitted to the images as they are, takes some of the sky."""
+    pair = with_sky(make_pair(XY, FLUX, MIXTURES[[3, 3, 3, 3]]), 0.2, 0.1)
+    places = from_tangent(XY, CENTER)
+    results = {background: deblender()(pair, places, background=background) for background in ("plane", None)}
+    pulls = {background: [] for background in results}
+    for background, result in results.items():
+        for band in result.bands:
+            error = np.sqrt(result.covariance(band).diagonal() + (0.01 * FLUX) ** 2)
+            pulls[background] += list((result.flux(band).value - FLUX) / error)
+            image = band_images(pair)[band].data
+            whole = result.model(None, band).data + result.sky(band).data + result.residual(band).data
+            np.testing.assert_allclose(whole, image, atol=1e-2)
+    assert np.abs(pulls["plane"]).max() < 3.5
+    assert np.mean(pulls[None]) > np.mean(pulls["plane"]) + 0.3  # all are too bright
+    skies = json.loads(json.dumps(results["plane"].meta["sky"]))
+    for band, sky in skies.items():
+        n = results["plane"].sky(band).shape[0]
+        assert abs(sky["level"][0] - 0.2 * SIGMA[band]) < 4 * sky["level_err"][0]
+        assert abs(sky["slope_x"][0] - 0.2 * SIGMA[band] / n) < 4 * sky["slope_x_err"][0]
+        assert abs(sky["slope_y"][0]) < 4 * sky["slope_y_err"][0]
+        assert sky["level_err"][0] < 0.1 * SIGMA[band]
+    assert results[None].meta["sky"] == {} and not results[None].sky("i").data.any()
+
+
+def test_every_tile_has_its_sky(monkeypatch):
+    monkeypatch.setattr(tiles, "CORE", 10.0)
+    pair = with_sky(make_pair(XY, FLUX, MIXTURES), 0.2, 0.1)
+    result = deblender()(pair)
+    for band in result.bands:
+        sky, n = result.sky(band).data, result.sky(band).shape[0]
+        assert len(result.meta["sky"][band]["level"]) == 4
+        true = SIGMA[band] * (0.2 + 0.1 * np.linspace(-1, 1, n))
+        assert np.abs(sky - true).max() < 0.15 * SIGMA[band]
+        whole = result.model(None, band).data + sky + result.residual(band).data
+        np.testing.assert_allclose(whole, band_images(pair)[band].data, atol=1e-2)
+
+
+@pytest.mark.parametrize("level", [3.0, -3.0])
+def test_a_sky_that_was_not_subtracted_is_said(level):
+    pair = make_pair(XY, FLUX, MIXTURES)
+    space = {**pair.space, "H_E": with_sky(pair, level, 0.0).space["H_E"]}
+    with pytest.warns(AstropyUserWarning, match="band 'H_E': .*times the sky noise: subtract the sky from the image"):
+        result = deblender()(SkyPair(pair.ground, space), from_tangent(XY, CENTER))
+    error = np.sqrt(result.covariance("VIS").diagonal())
+    assert (np.abs(result.flux("VIS").value - FLUX) < 5 * error + 0.03 * FLUX).all()
+
+
+def test_only_known_backgrounds_can_be_asked_for():
+    with pytest.raises(ValueError, match="background must be 'plane' or None, got 'mesh'"):
+        deblender()(make_pair(XY, FLUX, MIXTURES), background="mesh")
 
 
 def test_images_can_be_written_and_say_where_they_lie(tmp_path):

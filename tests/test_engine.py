@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosetta.deblending import merging, shapes
+from rosetta.deblending.chance_neighbours import log_odds
 from rosetta.deblending.config import MergingConfig
 from rosetta.deblending.engine import fluxes, rendering, shape_fit
 from rosetta.deblending.engine.config import EngineConfig
@@ -17,6 +18,7 @@ from rosetta.deblending.engine.design import Design
 from rosetta.deblending.engine.engine import SparseEngine
 from rosetta.deblending.engine.fluxes import WhiteNoise
 from rosetta.deblending.engine.placement import Placement
+from rosetta.deblending.sky_plane import SkyPlane
 from rosetta.detection.watershed import persistent_watershed
 from rosetta.images.cache import cached_by_pixels
 from rosetta.images.moments import adaptive_moments
@@ -237,15 +239,25 @@ def test_an_engine_sees_how_broad_sources_are(engine):
     assert np.abs(broad / [9000, 7000] - 1).max() < np.abs(sharp / [9000, 7000] - 1).max()
 
 
-def test_a_local_sky_is_one_more_column_of_the_system(engine):
+def wide_sky(shape, sigma):
+    """A `SkyPlane` whose prior is ``sigma`` wide."""
+    y, x = np.linspace(-1, 1, shape[0])[:, None], np.linspace(-1, 1, shape[1])
+    columns = np.stack(np.broadcast_arrays(1.0, x, y)).astype(np.float32)
+    return SkyPlane(columns, np.full(3, sigma), np.zeros(3), None, max(shape) / 2)
+
+
+def test_a_local_sky_is_solved_for_with_the_fluxes(engine):
     """A pedestal biases fluxes, unless it is solved for with them."""
     image, _, mixtures, placed = two_galaxies(np.random.default_rng(2))
     raised = image_of(image.data + 0.5, image.psf, image.variance)
-    design = engine.render(mixtures, placed)
-    biased, freed = engine.solve(design, raised), engine.solve(design.with_columns(np.ones((1, 80, 70))), raised)
+    design, sky = engine.render(mixtures, placed), wide_sky((80, 70), 1.0)
+    biased, freed = engine.solve(design, raised), engine.solve(design, raised, sky)
     error = np.sqrt(freed.covariance.diagonal())
-    assert ((biased.flux - [900.0, 400.0]) / error[:2]).max() > 4
-    assert (np.abs(freed.flux - [900.0, 400.0, 0.5]) < 4 * error).all()
+    assert ((biased.flux - [900.0, 400.0]) / error).max() > 4
+    assert (np.abs(freed.flux - [900.0, 400.0]) < 4 * error).all()
+    assert (np.abs(freed.sky - [0.5, 0.0, 0.0]) < 4 * np.sqrt(freed.sky_covariance.diagonal())).all()
+    narrow = engine.solve(design, raised, wide_sky((80, 70), 1e-6))
+    np.testing.assert_allclose(narrow.flux, biased.flux, rtol=1e-4)  # the prior holds it
 
 
 # ------------------------------------------------------------------------------------------- shapes
@@ -269,8 +281,8 @@ def test_a_background_makes_no_galaxy_that_fills_the_image(engine):
     placed = Placement(image_of(data, PSF(gaussian_psf(1.8))), xy, jacobian, np.array([1e-3]))
     guess = shapes.base_parameters(np.array([0.3]), np.array([0.0]), np.array([0.0]))
     moved, _ = engine.fit_shapes(guess, [placed], np.array([5.0]))
-    scale = np.exp((guess + moved @ shapes.DIRECTIONS)[0, shapes.LN_SCALE])
-    assert 2.0 < scale < 5.0 + 1e-9
+    radius = rendering.half_light_radius(shapes.mixture(guess + moved @ shapes.DIRECTIONS))[0]
+    assert 2.0 < radius < 5.0 + 1e-6
 
 
 # ------------------------------------------------------------------------------------------- solve
@@ -305,6 +317,33 @@ def test_pieces_are_what_lies_in_light_that_no_model_describes():
     np.testing.assert_array_equal(merging.fragment_owners(mixtures, place, flux, good, config), np.arange(4))
     np.testing.assert_array_equal(merging.fragment_owners(mixtures[:1], place[:1], flux[:1], bad[:1], config), [0])
     assert len(merging.fragment_owners(mixtures[:0], place[:0], flux[:0], bad[:0], config)) == 0
+
+
+def test_a_faint_piece_is_told_from_another_galaxy_by_its_colours():
+    """Both lie at the same place in the light of a galaxy, and smooth models fit both."""
+    mixtures, place, flux = pieces_of_one()
+    mixtures, place, flux = mixtures[:2], np.array([[0.0, 0.0], [0.5, 0.3]]), np.array([20000.0, 1000.0])
+    error, config = np.full((2, 3), 10.0), MergingConfig()
+
+    def owners(*ratios, place=place):
+        bands = np.stack([flux, flux * [1.0, ratios[0]], flux * [1.0, ratios[1]]], -1)
+        return merging.fragment_owners(mixtures, place, flux, np.ones(2), config, (bands, error)).tolist()
+
+    assert owners(1.1, 0.9) == [0, 0]
+    assert owners(3.0, 0.3) == [0, 1]  # a blue galaxy
+    assert owners(-0.5, -0.5) == [0, 0]  # no galaxy has a negative flux
+    assert owners(1.1, 0.9, place=3.0 * place) == [0, 1]  # where the light of the galaxy has ended
+    flux[1] = 12000.0
+    assert owners(1.1, 0.9) == [0, 1]  # as bright as that it is no mere part
+
+
+def test_other_galaxies_are_as_frequent_as_the_counts_say():
+    """Of equal light and distance the fainter one is rather a chance neighbour; unseen bands say nothing."""
+    flux, error = np.array([[3000.0, 0.0], [300.0, 0.0]]), np.array([[1.0, np.inf], [1.0, np.inf]])
+    whole = np.full((2, 2), 1e5), error
+    near, far = (log_odds(np.ones(2), np.full(2, r), (flux, error), whole, 0) for r in (0.5, 2.0))
+    np.testing.assert_allclose(near - far, np.log(16.0))
+    assert near[0] - near[1] == pytest.approx(0.8 * np.log(10.0))
 
 
 def test_a_gathered_template_draws_its_pieces():
@@ -435,6 +474,29 @@ def test_covariance_follows_from_any_weights():
     best = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance), np.where(used, 1 / variance, 0))
     same = fluxes.solve(design, np.ones(design.shape), WhiteNoise(variance))
     np.testing.assert_allclose(best.covariance.toarray(), same.covariance.toarray(), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimal", [True, False])
+def test_a_sky_is_three_more_columns_with_a_prior(optimal):
+    rng = np.random.default_rng(12)
+    design, sky = random_scene(rng), wide_sky((60, 70), 0.01)
+    variance = np.full(design.shape, 2.0)
+    variance[rng.random(design.shape) < 0.1] = np.inf
+    used = np.isfinite(variance)
+    weight = np.where(used, 1 / variance, 0.0)
+    data = design.image(np.full(12, 300.0)) + rng.normal(0.1, 1.4, design.shape)
+    found = fluxes.solve(design, data, WhiteNoise(variance), None if optimal else weight, sky)
+    dense = np.concatenate([columns(design), sky.columns.reshape(3, -1).T], axis=1)[used.ravel()]
+    normal = dense.T @ (weight[used, None] * dense) + np.diag(np.r_[np.zeros(12), np.full(3, 0.01**-2)])
+    expected = np.linalg.solve(normal, dense.T @ (weight * data)[used])
+    np.testing.assert_allclose(np.r_[found.flux, found.sky], expected, rtol=1e-4, atol=1e-6)
+    covariance = np.linalg.inv(normal)
+    np.testing.assert_allclose(found.sky_covariance, covariance[12:, 12:], rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(found.covariance.diagonal(), covariance.diagonal()[:12], rtol=1e-4)
+    rest = replace(sky, subtracted=found.sky)  # what has been subtracted counts for the prior
+    again = fluxes.solve(design, data - np.tensordot(found.sky, sky.columns, 1), WhiteNoise(variance), weight, rest)
+    np.testing.assert_allclose(again.flux, found.flux, rtol=1e-6)
+    np.testing.assert_allclose(again.sky, 0, atol=1e-6)
 
 
 def test_values_under_masked_pixels_do_not_matter():

@@ -36,8 +36,8 @@ ORDER = """
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
     deblending.engine.shape_fit deblending.engine.engine deblending.config
-    deblending.source_list deblending.sources deblending.merging deblending.point_sources deblending.psf_width
-    deblending.band_fit
+    deblending.source_list deblending.sources deblending.chance_neighbours deblending.merging
+    deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.single_band
     deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.catalogue

@@ -1,13 +1,14 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The fit of one band: fluxes, their covariance, and what the residuals say about every source."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy import ndimage, sparse
 
 from ..images.noise import DISTANCES, overlap, significance, sky_products
 from .psf_width import point_widths
+from .sky_plane import FoundSky, SkyPlane
 
 __all__ = ["DISPLACED", "N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
@@ -100,8 +101,8 @@ class BandFit:
         )
 
 
-def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
-    """Fluxes, covariance, chi2 and breadths of all sources in one band.
+def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, background=None):
+    """Fluxes, covariance, chi2 and breadths of all sources in one band, and what is left of its sky.
 
     Parameters
     ----------
@@ -114,6 +115,8 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
         The first source at each source's place: sources of one place have one breadth.
     position_error : float, optional
         Of all sources together on this image, arcsec per axis.
+    background : {"plane", None}, optional
+        What is solved for with the fluxes.
 
     Returns
     -------
@@ -123,12 +126,22 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
         `~rosetta.images.noise.sky_products` of the residuals.
     overlaps : (n, n_distance) array
         `~rosetta.images.noise.overlap` of every source.
+    found_sky : `~rosetta.deblending.sky_plane.FoundSky` or None
     """
-    n, image = len(mixtures), placed.image
+    n, image, sky = len(mixtures), placed.image, None
     alone, number = np.unique(place, return_inverse=True)
+    if background == "plane":
+        # Subtracted at first: breadths must not describe the sky.
+        sky = SkyPlane.of(image)
+        first = engine.solve(engine.render(mixtures[alone], placed.of(alone)), image, sky)
+        image, sky = sky.without(image, first.sky)
+        placed = replace(placed, image=image)
     breadth, breadth_error, design = engine.fit_breadths(mixtures[alone], placed.of(alone))
     breadth, breadth_error, design = breadth[number], breadth_error[number], design.of(number)
-    found = engine.solve(design, image)
+    found = engine.solve(design, image, sky)
+    found_sky = None if sky is None else FoundSky.of(sky, found)
+    if sky is not None:
+        image, _ = sky.without(image, found.sky)
     flux = np.nan_to_num(found.flux)
     residual = image.data - design.image(flux)
     inverse_sigma = np.where(image.valid, 1.0 / np.sqrt(image.variance), 0.0)
@@ -138,7 +151,7 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
 
     light = np.maximum(flux, 0.0)
     seen = design.image(light)
-    sky = image.valid & (seen * np.sqrt(image.sky_weight) < LIT)
+    unlit = image.valid & (seen * np.sqrt(image.sky_weight) < LIT)
     common, own = design.project(seen), design.squares() * light
     blendedness = 1.0 - np.divide(own, common, out=np.ones(n), where=common > 0)
     blendedness = np.clip(blendedness, 0.0, 1.0)
@@ -171,7 +184,7 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0):
     sigma = np.where(image.valid, np.sqrt(image.variance), 0.0)
     weights = design.times(image.sky_weight * sigma).values
     overlaps = np.array([overlap(values) for values in weights]).reshape(n, len(DISTANCES))
-    return result, sky_products(residual * inverse_sigma, sky), overlaps
+    return result, sky_products(residual * inverse_sigma, unlit), overlaps, found_sky
 
 
 def _displaced(engine, design, placed, flux, position_error):

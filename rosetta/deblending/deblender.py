@@ -2,17 +2,20 @@
 """Deblending: one template per source from the sharp image, carried to every band."""
 
 import logging
+import warnings
 from dataclasses import replace
 from itertools import count
 
 import astropy.units as u
 import numpy as np
 from astropy.table import QTable
+from astropy.utils.exceptions import AstropyUserWarning
 
 from ..astrometry.solution import as_solution, solution_for
 from ..detection.detection import detected
 from ..head import Head
 from ..images.image import band_images
+from ..images.sky import unsubtracted
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows, views
 from . import blend_probability
@@ -22,6 +25,7 @@ from .features import source_features
 from .flagging import flagged
 from .point_sources import is_point
 from .scene import DeblendedScene, Templates, source_columns, template_covariance
+from .sky_plane import BACKGROUNDS
 from .source_list import user_sources
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
@@ -57,7 +61,7 @@ class JEPADeblender(Head):
     def _build(config):
         return blend_probability.BlendNet(config.blend)
 
-    def __call__(self, x, sources=None, *, offsets=None, progress=None):
+    def __call__(self, x, sources=None, *, offsets=None, background="plane", progress=None):
         """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
 
         Parameters
@@ -73,6 +77,10 @@ class JEPADeblender(Head):
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
+        background : {"plane", None}
+            What the images still hold of the sky: "plane", in each band and tile a plane is solved for together with
+            the fluxes, whose errors include its own; it has a prior of a tenth of the sky noise per pixel. None: the
+            sky is exactly 0.
         progress : callable, optional
             Called as ``progress(done, total)`` after every step, of which each tile of the field has three. All
             tiles are fitted again if a ground band that shapes are fitted to contradicts the templates: without it.
@@ -84,11 +92,19 @@ class JEPADeblender(Head):
         Raises
         ------
         TypeError, ValueError
-            If ``x``, ``sources`` or ``offsets`` cannot be used; the message says what to do.
+            If ``x``, ``sources``, ``offsets`` or ``background`` cannot be used; the message says what to do.
+
+        Warns
+        -----
+        AstropyUserWarning
+            If the sky of a band was not subtracted.
         """
+        if background not in BACKGROUNDS:
+            raise ValueError(f"background must be 'plane' or None, got {background!r}")
         embedding = self._embedding(x)
         pair, config = embedding.pair, self._config
         images = band_images(pair)
+        _warn_of_sky(images)
         solution = solution_for(offsets, images)
         roles = Roles.of(images, config.n_ground_shape)
         if roles.reference.side == "space" and solution is not None and solution.verdict == "abstain":
@@ -100,7 +116,7 @@ class JEPADeblender(Head):
             coord, label = user_sources(sources)
             label = np.arange(1, len(coord) + 1) if label is None else label
         while True:
-            whole = self._fitted(images, roles, (coord, found, solution, sources is None), progress)
+            whole = self._fitted(images, roles, (coord, found, solution, sources is None), background, progress)
             wrong = set(wrong_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
             if not wrong:
                 break
@@ -108,7 +124,7 @@ class JEPADeblender(Head):
             roles = replace(roles, shape=tuple(band for band in roles.shape if band not in wrong))
         return self._scene(embedding, images, roles, whole, _labels(whole.index, label), offsets)
 
-    def _fitted(self, images, roles, sources, progress):
+    def _fitted(self, images, roles, sources, background, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
         coord, found, solution, detected_here = sources
         config, engine = self._config, SparseEngine(self._config.engine)
@@ -122,7 +138,8 @@ class JEPADeblender(Head):
             index = np.flatnonzero(tile.sees(coord))
             some = Sources.at(index, coord[index], found, solution, config)
             detections = found if detected_here else None
-            parts.append(fit_tile(engine, tile.cut(images), roles, some, detections, tile.owns, config, report))
+            pieces = tile.cut(images)
+            parts.append(fit_tile(engine, pieces, roles, some, detections, tile.owns, config, report, background))
         return joined_field(parts, images)
 
     def _rows(self, pair, truth, index, seed):
@@ -168,6 +185,7 @@ class JEPADeblender(Head):
         meta["deblender"] = "trained" if self._provenance.get("trained") else "untrained"
         meta["blendedness_band"], meta["reference_band"] = roles.blend, reference
         meta["light_beyond_psf"] = {band: images[band].psf_beyond for band in fits}
+        meta["sky"] = field.skies
         meta["noise_factor"] = {band: fit.point_noise for band, fit in fits.items()}
         templates = Templates(
             field.coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._config.engine
@@ -176,6 +194,17 @@ class JEPADeblender(Head):
             embedding=embedding, table=table, templates=templates, shape_covariance=covariance, fits=fits,
             offsets=offsets, meta=meta,
         )
+
+
+def _warn_of_sky(images):
+    for band, image in images.items():
+        level, noise = unsubtracted(image.data, image.sky_weight)
+        if level:
+            warnings.warn(
+                f"band {band!r}: nearly all pixels have the sign of their median, {level:.3g} nJy, which is "
+                f"{abs(level) / noise:.1f} times the sky noise: subtract the sky from the image first",
+                AstropyUserWarning, stacklevel=3,
+            )  # fmt: skip
 
 
 def _labels(index, label):

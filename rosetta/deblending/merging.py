@@ -1,20 +1,26 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Galaxies that were detected in fragments: which fitted sources belong together, and their common template.
 
-Spiral arms and knots are detected as sources of their own, and smooth models do not fit them. Two galaxies that happen
-to lie in one line of sight are both smooth, and the models fit. So a source is a fragment if it overlaps a brighter
-source and its own model does not fit its pixels.
+Spiral arms and knots are detected as sources of their own. A source in the light of a brighter one is a fragment of it
+if smooth models do not fit its pixels (two galaxies in one line of sight are both smooth), or if it is much fainter and
+a part of the galaxy is more probable than another galaxy of its colours just there.
 """
 
 import numpy as np
 from scipy.spatial import cKDTree
 
+from .chance_neighbours import log_odds
+from .engine.rendering import half_light_radius
 from .shapes import overlap
 
 __all__ = ["merged", "fragment_owners"]
 
+RADII = 2.5  # half-light radii of a large galaxy within which its fragments lie
+SHARE = 0.35  # of the brighter source's flux: a source of more is no mere part of it
+CONFIDENT = 1.0  # least logarithm of the odds
 
-def fragment_owners(mixtures, place, flux, misfit, config):
+
+def fragment_owners(mixtures, place, flux, misfit, config, bands=None):
     """The source that each source is a fragment of.
 
     Parameters
@@ -26,6 +32,8 @@ def fragment_owners(mixtures, place, flux, misfit, config):
         In the sharpest band: what the solver gives, and how badly the models fit there
         (``misfit`` of a `BandFit`).
     config : `~rosetta.deblending.config.MergingConfig`
+    bands : (flux, error), optional
+        Of all sources in every band, (n, n_band) nJy, the sharpest one first. None: colours and counts are not asked.
 
     Returns
     -------
@@ -35,13 +43,21 @@ def fragment_owners(mixtures, place, flux, misfit, config):
     owners, flux = np.arange(len(flux)), np.nan_to_num(flux)
     if len(flux) < 2:
         return owners
-    one, two = cKDTree(place).query_pairs(config.reach, output_type="ndarray").T
+    radius = half_light_radius(mixtures)
+    reach = np.maximum(config.reach, RADII * radius)
+    one, two = cKDTree(place).query_pairs(reach.max(), output_type="ndarray").T
     fragment, owner = np.where(flux[one] < flux[two], (one, two), (two, one))
-    keep = (flux[fragment] > 0) & (misfit[fragment] > config.misfit)
-    fragment, owner = fragment[keep], owner[keep]
-    own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)), config.blur)
     apart = place[owner] - place[fragment]
+    keep = (flux[fragment] > 0) & (np.hypot(*apart.T) < reach[owner])
+    fragment, owner, apart = fragment[keep], owner[keep], apart[keep]
+    own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)), config.blur)
     inside = flux[owner] * _overlap(mixtures[owner], mixtures[fragment], apart, config.blur) / own[fragment]
+    belongs = misfit[fragment] > config.misfit
+    if bands is not None:
+        one, other = ([value[rows] for value in bands] for rows in (fragment, owner))
+        odds = log_odds(inside, np.hypot(*apart.T), one, other, 0)
+        belongs |= (flux[fragment] < SHARE * flux[owner]) & (odds > CONFIDENT)
+    inside = np.where(belongs, inside, 0.0)
     order = np.argsort(inside)  # the last assignment counts: the source that gives most light there
     order = order[inside[order] > config.inside]
     owners[fragment[order]] = owner[order]

@@ -24,6 +24,7 @@ from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
+from .sky_plane import painted_sky
 from .sources import placed_on, seen_at
 
 __all__ = ["DeblendedScene", "Templates"]
@@ -61,7 +62,10 @@ class DeblendedScene:
     """Sources, their templates, and their models in every band; made by `~rosetta.JEPADeblender`.
 
     Immutable. Flux unit: nJy. A source's template is one distribution of light on the sky, and its
-    model in a band is that, seen through the band's PSF, times the band's flux.
+    model in a band is that, seen through the band's PSF, times the band's flux. The models of all sources, the sky and
+    the residual sum to the image. ``meta["sky"]`` holds the sky by band, as lists with a value per tile: ``level`` (nJy
+    per pixel) at the pixel (``x``, ``y``), ``slope_x`` and ``slope_y`` (per pixel of distance from there), and their
+    errors ``level_err``, ``slope_x_err`` and ``slope_y_err``; it is empty where the sky was taken as 0.
 
     Images come with the band's own WCS. `~astropy.nddata.CCDData` takes FITS ones only, so any other kind is fitted
     by TAN, or by TAN-SIP where TAN is worse than 5 mas; ``meta["WCSRES"]`` of the image then holds the
@@ -296,8 +300,34 @@ class DeblendedScene:
         wcs = blank(self._table["sky_centroid"][row].icrs, middle, np.diag([-REFERENCE_SCALE, REFERENCE_SCALE]))
         return CCDData(image, unit=u.dimensionless_unscaled, wcs=wcs, meta={"label": int(label)})
 
+    def sky(self, band):
+        """What the image was found to hold of the sky.
+
+        Parameters
+        ----------
+        band : str
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            nJy per native pixel on the whole image: at each pixel the plane of the nearest tile; 0 with
+            ``background=None``.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene.
+        """
+        self._fit(band)
+        wcs, meta = self._wcs_of(band)
+        return CCDData(self._sky(band), unit=u.nJy, wcs=wcs.deepcopy(), meta=meta)
+
+    def _sky(self, band):
+        rows, shape = self._meta.get("sky", {}).get(band), self.images[band].shape
+        return np.zeros(shape) if rows is None else painted_sky(rows, shape)
+
     def residual(self, band):
-        """The image less the models of all sources.
+        """The image less the models of all sources and the sky.
 
         Parameters
         ----------
@@ -332,7 +362,7 @@ class DeblendedScene:
             If the band is not in this scene.
         """
         model, pixels = self.model(None, band), self.images[band].pixels
-        data = np.where(pixels.mask, np.nan, pixels.data - model.data)
+        data = np.where(pixels.mask, np.nan, pixels.data - model.data - self._sky(band))
         uncertainty = VarianceUncertainty(np.where(pixels.mask, np.nan, pixels.uncertainty.array))
         wcs, meta = self._wcs_of(band)
         residual = CCDData(

@@ -16,6 +16,8 @@ from .source_list import coincident
 
 __all__ = ["Sources", "placed_on", "seen_at", "truncation"]
 
+OF_IMAGE = 0.2  # of the width of the image: largest half-light radius
+
 
 @dataclass(frozen=True, eq=False)
 class Sources:
@@ -32,7 +34,7 @@ class Sources:
     start : (n, N_PARAMETER) array
         Shapes to start from.
     largest : (n,) array
-        The largest scale that each may have, arcsec.
+        The largest half-light radius that each may have, arcsec.
     solution : `~rosetta.AstrometricSolution` or None
         Says where the ground headers put the sources; None: at their true positions.
     """
@@ -118,7 +120,7 @@ def truncation(snr):
 
 
 def _start(detections, coord, config):
-    """Shapes to start from, S/N, and largest scales.
+    """Shapes to start from, S/N, and largest half-light radii.
 
     Shapes are discs with the moments of the nearest detection, the PSF's width removed. A source whose size the pixels
     cannot tell, because it is faint or a neighbour has taken its light, would otherwise grow until it fills the image.
@@ -149,5 +151,8 @@ def _start(detections, coord, config):
         disc = 1.678 * np.asarray(found["radius"])[index[near]] / np.log(snr[near] / detections.config.threshold)
         disc = np.maximum(engine.largest_disc * disc, 1.01 * np.sqrt(a * b)[near])
         largest[near] = np.minimum(disc, engine.largest_scale)
+    if detections is not None:  # of a source that holds more of the image, the rest cannot be told from the sky
+        image = detections.image
+        largest = np.minimum(largest, OF_IMAGE * min(image.shape) * image.pixel_scale)
     radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
     return shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr, largest

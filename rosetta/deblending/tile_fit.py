@@ -66,6 +66,8 @@ class TileFit:
     products : dict of str to (2, n_distance) array
     overlaps : dict of str to (n, n_distance) array
         Of the residuals, and of the templates, in each band; see `rosetta.images.noise.noise_factor`.
+    skies : dict of str to `~rosetta.deblending.sky_plane.FoundSky`
+        What is left of the sky; None where it was not solved for.
     """
 
     index: np.ndarray
@@ -77,12 +79,13 @@ class TileFit:
     bands: dict
     products: dict
     overlaps: dict
+    skies: dict
 
     def __len__(self):
         return len(self.own)
 
 
-def fit_tile(engine, images, roles, sources, detections, owns, config, report):
+def fit_tile(engine, images, roles, sources, detections, owns, config, report, background):
     """Fit the sources of a tile.
 
     Parameters
@@ -99,6 +102,8 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report):
     config : `~rosetta.deblending.config.DeblenderConfig`
     report : callable
         Called after each of three steps.
+    background : {"plane", None}
+        What is solved for beside the sources.
 
     Returns
     -------
@@ -118,21 +123,24 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report):
     place, mixtures = coincident(sources.coord), shapes.mixture(parameters)
     reference = images.get(roles.reference.band)
     if detections is not None and reference is not None and len(sources):
-        whole, mixtures = _merged(engine, sources.on(reference, wavelength, config.engine), sources, mixtures, config)
+        others = [image for image in images.values() if image is not reference]
+        trusted = [image for image in others if image.side == reference.side or sources.aligned]
+        placed = [sources.on(image, wavelength, config.engine) for image in (reference, *trusted)]
+        whole, mixtures = _merged(engine, placed, sources, mixtures, config)
         sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
         place = np.arange(len(whole))
-    bands, products, overlaps, slopes = {}, {}, {}, []
+    bands, products, overlaps, skies, slopes = {}, {}, {}, {}, []
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = UNALIGNED_ERROR if loose else 0.0
-        found = fit_band(engine, mixtures, placed, slope, place, position_error)
-        bands[band], products[band], overlaps[band] = found
+        found = fit_band(engine, mixtures, placed, slope, place, position_error, background)
+        bands[band], products[band], overlaps[band], skies[band] = found
     report()
     return TileFit(
         index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
-        covariance=covariance, bands=bands, products=products, overlaps=overlaps,
+        covariance=covariance, bands=bands, products=products, overlaps=overlaps, skies=skies,
     )
 
 
@@ -163,14 +171,28 @@ def _fit_shapes(engine, images, roles, sources):
     return parameters[first], covariance[first], point[first]
 
 
-def _merged(engine, placed, sources, mixtures, config):
-    """Rows of the sources that are no fragments of others, and their templates with all their fragments."""
-    image, design = placed.image, engine.render(mixtures, placed)
+def _merged(engine, placements, sources, mixtures, config):
+    """Rows of the sources that are no fragments of others, and their templates with all their fragments.
+
+    ``placements`` are on the reference image, then on the others whose colours count.
+    """
+    image, design = placements[0].image, engine.render(mixtures, placements[0])
     flux, _ = engine.fluxes(design, image)
     place = tangent(sources.coord, sources.coord[0])
     misfit, _ = misfits(design, image.data - design.image(flux), image.sky_weight)
-    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging)
+    bands = _colours(engine, placements, mixtures)
+    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands)
     return np.flatnonzero(owners == np.arange(len(owners))), merging.merged(mixtures, place, flux, owners)
+
+
+def _colours(engine, placements, mixtures):
+    """Fluxes and errors (n, n_band), nJy, of sources on each image; errors are infinite where it does not see one."""
+    flux, error = [], []
+    for placed in placements:
+        found = engine.solve(engine.render(mixtures, placed), placed.image)
+        flux.append(np.nan_to_num(found.flux))
+        error.append(np.where(found.measured, np.sqrt(found.covariance.diagonal()), np.inf))
+    return np.stack(flux, axis=1), np.stack(error, axis=1)
 
 
 def _slope(engine, known, placed, parameters):

@@ -13,6 +13,7 @@ from ..images.noise import DISTANCES, noise_factor, psf_overlap
 from ..images.positions import from_tangent, joined, tangent
 from .band_fit import BandFit
 from .shapes import DIRECTIONS
+from .sky_plane import sky_rows
 
 __all__ = ["FieldFit", "Tile", "joined_field", "tiles"]
 
@@ -96,7 +97,7 @@ def tiles(images):
 
 @dataclass(frozen=True, eq=False)
 class FieldFit:
-    """The sources of a whole field; attributes as of `TileFit`."""
+    """The sources of a whole field; attributes as of `TileFit`, ``skies`` as of `sky_rows`."""
 
     index: np.ndarray
     coord: SkyCoord
@@ -104,6 +105,7 @@ class FieldFit:
     mixtures: np.ndarray
     covariance: np.ndarray
     bands: dict
+    skies: dict
 
     def __len__(self):
         return len(self.index)
@@ -133,7 +135,7 @@ def joined_field(parts, images):
     numbers = _numbers(parts, order, index[order], coord)
     most = max(part.mixtures.shape[1] for part in parts)
     parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
-    bands = {}
+    bands, skies = {}, {}
     for band, image in images.items():
         fits = [part.bands.get(band, BandFit.unseen(len(part), len(DIRECTIONS))) for part in parts]
         rows = {
@@ -145,8 +147,11 @@ def joined_field(parts, images):
         covariance.data *= noise[covariance.row] * noise[covariance.col]
         rows |= {"noise": noise, "residual_snr": rows["residual_snr"] / point_noise}
         bands[band] = BandFit(covariance=sparse.csc_array(covariance), point_noise=point_noise, **rows)
+        planes = [part.skies[band] for part in parts if part.skies.get(band) is not None]
+        if planes:
+            skies[band] = sky_rows(planes, image, point_noise)
     arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
-    return FieldFit(index=index[order], coord=coord, bands=bands, **arrays)
+    return FieldFit(index=index[order], coord=coord, bands=bands, skies=skies, **arrays)
 
 
 def _noise(parts, band, image, order):

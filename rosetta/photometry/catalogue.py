@@ -75,7 +75,7 @@ class EmbeddingPhotometry(Head):
             )
         self._deblender = deblender
 
-    def __call__(self, x, sources, *, offsets=None, zeropoint_err=None):
+    def __call__(self, x, sources, *, offsets=None, background="plane", zeropoint_err=None):
         """Measure a catalogue.
 
         Parameters
@@ -89,6 +89,8 @@ class EmbeddingPhotometry(Head):
             ``meta["rosetta"]["options"]["deblender"]`` is its fingerprint, or "untrained".
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
+        background : {"plane", None}
+            What the images still hold of the sky, see `~rosetta.JEPADeblender`; a scene keeps what it was made with.
         zeropoint_err : dict of str to float, optional
             Relative error of the zero point of each band (0.01 is 1 %); 0 where none is given. Its square times that of
             the flux is added to the variance of every flux of the band.
@@ -121,7 +123,7 @@ class EmbeddingPhotometry(Head):
             self._check_deblender("positions are measured through", deblender.fingerprint)
             embedding = self._embedding(x)
         zeropoints = zeropoint_errors(zeropoint_err, embedding.pair.surveys)
-        scene = sources if measured else deblender(embedding, sources, offsets=offsets)
+        scene = sources if measured else deblender(embedding, sources, offsets=offsets, background=background)
         made_by = scene.meta["rosetta"]["head_fingerprint"]
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):

@@ -79,8 +79,8 @@ class Result:
 
 
 def measure(
-    pair, *, device=None, window=38.4 * u.arcsec, progress=None, encoder=None, aligner=None, deblender=None,
-    photometry=None, zeropoint_err=None,
+    pair, *, device=None, window=38.4 * u.arcsec, background="plane", zeropoint_err=None, progress=None, encoder=None,
+    aligner=None, deblender=None, photometry=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -94,6 +94,8 @@ def measure(
         "cpu", "cuda" or "cuda:N", for models that are loaded here; None: CUDA where there is one.
     window : `~astropy.units.Quantity`
         Side of the encoder's windows (angle).
+    background : {"plane", None}
+        What the images still hold of the sky, see `rosetta.JEPADeblender`.
     progress : callable, optional
         Called as ``progress(step, done, total)`` when a step ("encode", "align", "deblend", "measure") begins
         (``done`` is 0) and, within those that go window by window or tile by tile, after each.
@@ -114,7 +116,7 @@ def measure(
     TypeError
         If ``pair`` is not a pair.
     ValueError
-        If the models do not belong together, or the window or the device cannot be used.
+        If the models do not belong together, or the window, the background or the device cannot be used.
     """
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: make one with SkyPair(ground, space)")
@@ -143,6 +145,9 @@ def measure(
     offsets = None
     if pair.ground and pair.space:
         offsets = timed("align", lambda _: heads["aligner"](embedding))
-    scene = timed("deblend", lambda within: heads["deblender"](embedding, offsets=offsets, progress=within))
+    scene = timed(
+        "deblend",
+        lambda within: heads["deblender"](embedding, offsets=offsets, background=background, progress=within),
+    )
     catalog = timed("measure", lambda _: heads["photometry"](embedding, scene, zeropoint_err=zeropoint_err))
     return Result(pair, embedding, offsets, scene, catalog, ReadOnlyDict(seconds))

@@ -58,13 +58,6 @@ class Design:
             out.values[row] = values
         return out
 
-    def with_columns(self, images):
-        """This, and more columns after its sources: images (k, ny, nx) of whatever else is solved for; a `Design`."""
-        out = Design([], self.shape, 0)
-        whole = np.tile([0, self.shape[0], 0, self.shape[1]], (len(images), 1))
-        out.bounds, out.values = np.concatenate([self.bounds, whole]), [*self.values, *images]
-        return out
-
     def _cuts(self):
         return zip(self.values, map(_slices, self.bounds), strict=True)
 

@@ -25,7 +25,7 @@ class Engine(Protocol):
     def fit_shapes(self, start, placements, largest):
         """Shapes from several images: ``moved`` (n, n_shape) along ``DIRECTIONS``, and its covariance.
 
-        No scale exceeds ``largest`` (n,), arcsec.
+        No half-light radius exceeds ``largest`` (n,), arcsec.
         """
 
     def fit_breadths(self, mixtures, placed, *, iterations=2):
@@ -34,8 +34,8 @@ class Engine(Protocol):
     def fluxes(self, design, image):
         """Fluxes (n,), and their S/N (n,) as if each source were alone."""
 
-    def solve(self, design, image):
-        """Fluxes with their covariance, a `Solution`."""
+    def solve(self, design, image, sky=None):
+        """Fluxes with their covariance, and a local sky if there is one to solve for: a `Solution`."""
 
     def slopes(self, parameters, placed):
         """d ln(flux) / d(shape) of the weighted fit of an isolated source, (n, n_shape)."""
@@ -66,8 +66,8 @@ class SparseEngine:
     def fluxes(self, design, image):
         return amplitudes(design, image.data, image.sky_weight)
 
-    def solve(self, design, image):
-        return solve(design, image.data, WhiteNoise(image.variance), image.sky_weight)
+    def solve(self, design, image, sky=None):
+        return solve(design, image.data, WhiteNoise(image.variance), image.sky_weight, sky)
 
     def slopes(self, parameters, placed):
         return flux_slopes(parameters, placed)

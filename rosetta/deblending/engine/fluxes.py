@@ -40,6 +40,9 @@ class Solution:
         Whether another source has the same template: only the sum of their fluxes is known.
     coverage : (n,) float64 array
         Share of the source's light that falls on valid pixels.
+    sky : (k,) float64 array or None
+        Coefficients of the local sky; its covariance with the fluxes is in theirs.
+    sky_covariance : (k, k) float64 array or None
     """
 
     flux: np.ndarray
@@ -47,6 +50,8 @@ class Solution:
     measured: np.ndarray
     degenerate: np.ndarray
     coverage: np.ndarray
+    sky: np.ndarray | None = None
+    sky_covariance: np.ndarray | None = None
 
 
 class WhiteNoise:
@@ -69,19 +74,21 @@ class WhiteNoise:
         return design.gram(weight**2 * np.where(self.usable, self.variance, 0.0))
 
 
-def solve(design, data, noise, weight=None):
+def solve(design, data, noise, weight=None, sky=None):
     """Fluxes and their covariance.
 
     Parameters
     ----------
     design : `~rosetta.deblending.engine.design.Design`
-        Unit-flux templates, and columns of whatever else may be in the image (a local sky): all are solved for.
+        Unit-flux templates.
     data : (ny, nx) array
     noise : `WhiteNoise`
         Or another class with its attributes and method.
     weight : (ny, nx) array, optional
         Of the pixels, 0 where one must not be used. None: the inverse variance, which is optimal where the
         templates are exact. Otherwise the covariance is the sandwich (A'WA)^-1 A'WVWA (A'WA)^-1.
+    sky : `~rosetta.deblending.sky_plane.SkyPlane`, optional
+        Columns that are solved for with the fluxes, each with a Gaussian prior.
 
     Returns
     -------
@@ -97,8 +104,10 @@ def solve(design, data, noise, weight=None):
     live = np.flatnonzero(measured)
     flux = np.full(n_source, np.nan)
     degenerate = np.zeros(n_source, dtype=bool)
+    sky_equations = None if sky is None else _SkyEquations(sky, design, data, weight)
     if len(live) == 0:
-        return Solution(flux, sparse.csc_array((n_source, n_source)), measured, degenerate, coverage)
+        found = () if sky is None else sky_equations.solve(np.zeros(0), np.zeros((0, len(sky.sigma))), live, noise)
+        return Solution(flux, sparse.csc_array((n_source, n_source)), measured, degenerate, coverage, *found)
     meat = None if optimal else noise.seen_by(design, weight)
 
     unit = 1.0 / np.sqrt(normal.diagonal()[live])
@@ -112,14 +121,44 @@ def solve(design, data, noise, weight=None):
     if meat is not None:
         meat = sparse.csc_array(scale @ meat[live][:, live] @ scale)
         meat.setdiag(meat.diagonal() + RIDGE)  # what nothing tells apart has a variance of 1 / RIDGE in either form
-    solution, inverse = _solve_unit_diagonal(correlation, unit * right[live], meat)
-    flux[live] = unit * solution
+    right = right[live, None] if sky is None else np.column_stack([right, sky_equations.cross])[live]
+    solution, inverse = _solve_unit_diagonal(correlation, unit[:, None] * right, meat)
+    solution *= unit[:, None]
     inverse = sparse.coo_array(inverse)
-    covariance = sparse.csc_array(
-        (inverse.data * unit[inverse.row] * unit[inverse.col], (live[inverse.row], live[inverse.col])),
-        shape=(n_source, n_source),
-    )
-    return Solution(flux, covariance, measured, degenerate, coverage)
+    row, column = inverse.row, inverse.col
+    covariance, found = inverse.data * unit[row] * unit[column], ()
+    flux[live] = solution[:, 0]
+    if sky is not None:
+        taken = solution[:, 1:]  # the flux that a source loses for a sky of 1
+        found = sky_equations.solve(flux[live], taken, live, noise)
+        flux[live] -= taken @ found[0]
+        covariance += np.where(row == column, ((taken @ found[1])[row] * taken[column]).sum(axis=1), 0.0)
+    covariance = sparse.csc_array((covariance, (live[row], live[column])), shape=(n_source, n_source))
+    return Solution(flux, covariance, measured, degenerate, coverage, *found)
+
+
+class _SkyEquations:
+    """A sky's rows of the normal equations, from which the fluxes are eliminated.
+
+    The sky touches all sources. Its part of their variances is kept. That between sources is left out: it is small, and
+    would fill the covariance.
+    """
+
+    def __init__(self, sky, design, data, weight):
+        self.sky, self.design, self.weight = sky, design, weight
+        weighted = weight * sky.columns  # (k, ny, nx)
+        self.cross = np.stack([design.project(one) for one in weighted], axis=1)  # (n, k)
+        self.own = np.einsum("iyx,jyx->ij", weighted, sky.columns) + np.diag(sky.sigma**-2.0)
+        self.right = np.einsum("iyx,yx->i", weighted, np.where(weight > 0, data, 0.0)) - sky.subtracted / sky.sigma**2
+
+    def solve(self, flux, taken, live, noise):
+        """Coefficients and their covariance, from fluxes (n,) without a sky and what a sky takes of them (n, k)."""
+        cross, some = self.cross[live], self.design.of(live)
+        inverse = np.linalg.inv(self.own - cross.T @ taken)
+        left = self.weight * (self.sky.columns - np.array([some.image(one) for one in taken.T]))
+        variance = np.where(noise.usable, noise.variance, 0.0)
+        meat = np.einsum("iyx,jyx->ij", variance * left, left) + np.diag(self.sky.sigma**-2.0)
+        return inverse @ (self.right - cross.T @ flux), inverse @ meat @ inverse
 
 
 def amplitudes(design, data, weight):
@@ -159,12 +198,12 @@ def _equations(design, data, weight):
 
 
 def _solve_unit_diagonal(matrix, right, meat=None):
-    """Solution and (block-wise) covariance for a sparse positive-definite matrix of unit diagonal.
+    """Solutions (n, m) and (block-wise) covariance for a sparse positive-definite matrix of unit diagonal.
 
     The covariance is the inverse, or inverse @ meat @ inverse.
     """
     n = matrix.shape[0]
-    solution = np.empty(n)
+    solution = np.empty(right.shape)
     blocks = []
     for members in _components(matrix):
         block = matrix[members][:, members] if len(members) < n else matrix

@@ -10,10 +10,10 @@ with wavelength, and no PSF is known exactly. Where the pixels say little the an
 import numpy as np
 from scipy import sparse
 
-from ..shapes import DIRECTIONS, LN_SCALE, SIZE, mixture, tangents
+from ..shapes import DIRECTIONS, SIZE, mixture, tangents
 from .design import Design, shared, touching
 from .fluxes import amplitudes
-from .rendering import draw, render, stamp_sizes
+from .rendering import draw, half_light_radius, render, stamp_sizes
 
 __all__ = ["broadened", "design_of", "fit_breadths", "fit_shapes", "flux_slopes", "shape_weight"]
 
@@ -61,7 +61,7 @@ def fit_shapes(start, placements, largest, config):
     placements : list of `Placement`
         Of the same sources on every image; each image has its own free fluxes and breadths.
     largest : (n,) array
-        The largest scale that each source may have, arcsec.
+        The largest half-light radius that each source may have, arcsec.
     config : `EngineConfig`
 
     Returns
@@ -92,7 +92,8 @@ def fit_shapes(start, placements, largest, config):
         length = np.abs(step[:, :n_shape] / config.largest_step).max(axis=1)
         step /= np.maximum(length, 1.0)[:, None]
         moved[rows] += step[:, :n_shape]
-        moved[rows, SIZE] = np.minimum(moved[rows, SIZE], np.log(largest[rows]) - start[rows, LN_SCALE])
+        radius = half_light_radius(mixture(start[rows] + moved[rows] @ DIRECTIONS))  # proportional to the scale
+        moved[rows, SIZE] -= np.log(np.maximum(radius / largest[rows], 1.0))
         flux[rows] += step[:, n_shape::2]
         breadth[rows] = np.clip(breadth[rows] + step[:, n_shape + 1 :: 2], -config.broadest, config.broadest)
         covariance[rows] = shape[:, :n_shape, :n_shape]
