@@ -438,7 +438,7 @@ class CrossSurveyEncoder:
             spare = highest - lowest - window
             if spare.min() < 0:
                 continue
-            n = int(np.ceil(2 * np.prod((highest - lowest) / window)))
+            n = int(np.ceil(0.5 * np.prod((highest - lowest) / window)))
             middle = (lowest + highest) / 2 + (rng.uniform(size=(n, 2)) - 0.5) * spare
             centers = from_tangent(middle, center)
             for side in SIDES:
