@@ -52,7 +52,8 @@ def unexplained(fit):
     sigma = _sigma(fit)
     if np.isnan(sigma).all():
         return 0.0
-    noise = np.quantile(fit.chi2[~np.isnan(sigma)], 0.25)  # not 1 where pixels are smoothed, or variances are wrong
+    # Variances may be too small. Where pixels are smoothed, chi2 is below 1 on the sky, but not in bright cores.
+    noise = max(np.quantile(fit.chi2[~np.isnan(sigma)], 0.25), 1.0)
     excess = np.maximum(fit.pixels * (fit.chi2 - noise), 0.0)
     power = (fit.flux / sigma) ** 2 + excess
     bright = power > (BRIGHT * fit.noise) ** 2
