@@ -286,11 +286,9 @@ class SkyEmbedding:
         )
 
     def __repr__(self):
-        sides = ", ".join(
-            f"{self._pair.survey_name(side)} {arrays['tokens'].shape[1]} tokens each" for side, arrays in self._sides.items()
-        )
-        n = len(self._centers)
-        return f"<SkyEmbedding {n} windows of {self._window:.1f}: {sides}; encoder {self._fingerprint}>"
+        n, names = len(self._centers), self._pair.survey_name
+        sides = ", ".join(f"{names(side)} {arrays['tokens'].shape[1]} tokens" for side, arrays in self._sides.items())
+        return f"<SkyEmbedding {n} window{'s' * (n != 1)} of {self._window:.1f}: {sides}; encoder {self._fingerprint}>"
 
     def _repr_html_(self):
         rows = []
@@ -302,5 +300,6 @@ class SkyEmbedding:
                 f"{np.median(scores):.2f}" if len(scores) else "not judged", int(strange.sum()),
             ))  # fmt: skip
         header = ("survey", "tokens per window", "mean coverage", "median OOD score", "windows out of distribution")
-        title = f"SkyEmbedding: {len(self._centers)} windows of {self._window:.1f}"
+        n = len(self._centers)
+        title = f"SkyEmbedding: {n} window{'s' * (n != 1)} of {self._window:.1f}"
         return html_table(title, header, rows, f"Encoder {self._fingerprint}")

@@ -322,7 +322,7 @@ class SkyPair:
                 self.survey_name(side), band, f"{nx} x {ny}", f'{scale:.3g}"', center, f"{image.mask.mean():.1%}",
                 psf, str(self.flags[band]),
             ))  # fmt: skip
-        header = ("survey", "band", "pixels", "pixel", "centre", "masked", "PSF stamp", "assumed")
+        header = ("survey", "band", "pixels", "pixel scale", "centre", "masked", "PSF stamp", "assumed")
         return html_table("SkyPair", header, rows)
 
 

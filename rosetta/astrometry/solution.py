@@ -96,7 +96,7 @@ class AstrometricSolution:
     def _repr_html_(self):
         rows = [
             (band, self.kind(band), self.frame(band), *(f"{v:+.1f} ± {s:.1f}" for v, s in self._central(band)))
-            for band in self.bands
+            for band in sorted(self.bands, key=lambda band: band != "joint")
         ]
         header = ("band", "model", "field of", "east (mas)", "north (mas)") if rows else ()
         note = "Offsets at the centre; corrected = ground + offset." if rows else ""

@@ -6,7 +6,7 @@ Images are drawn north up, east left, in arcsec about a stated centre.
 """
 
 from .astrometry import plot_offsets, plot_residuals
-from .blends import choose_blend, plot_blend
+from .blends import choose_blend, plot_blend, plot_residual
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources, rgb
 from .page import overview
@@ -21,6 +21,7 @@ __all__ = [
     "plot_offsets",
     "plot_pulls",
     "plot_recovery",
+    "plot_residual",
     "plot_residuals",
     "plot_rgb",
     "plot_sed",
