@@ -119,6 +119,7 @@ def _parser():
         "--survey", nargs="+", default=[], metavar="FILE",
         help="TOML files that describe the surveys of --ground and --space; default: Rubin and Euclid",
     )
+    job.set_defaults(progress=lambda done, total: None)
     job.add_argument("--pair", metavar="FILE", help="a pair file, instead of images")
     job.add_argument(
         "--center", nargs=2, type=float, metavar=("RA", "DEC"), help="measure only a region around this (degrees)"
@@ -255,7 +256,8 @@ def _run(arguments):
     start = time.perf_counter()
     with _progress(arguments) as progress:
         progress("read", 0, 1)
-        pair = _pair(arguments, progress.of("read"))
+        arguments.progress = progress.of("read")
+        pair = _pair(arguments)
         result, written = _measure_and_write(pair, arguments, progress, window=arguments.window)
     terminal.say(_summary(result), arguments.verbosity)
     terminal.say(_ending(written, start), arguments.verbosity)
@@ -291,7 +293,7 @@ def _report(arguments):
     print(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _pair(arguments, progress):
+def _pair(arguments):
     """The pair that the options of ``rosetta run`` describe."""
     from .io import pair as pair_io
 
@@ -299,7 +301,7 @@ def _pair(arguments, progress):
     center, size = _region(arguments)
     psf = _psfs(arguments.psf)
     if not arguments.pair:
-        return _pair_of_files(arguments, files, (center, size), psf, progress)
+        return _pair_of_files(arguments, files, (center, size), psf)
     given = [name for name, value in (files | {"--survey": arguments.survey}).items() if value]
     if given:
         raise ValueError(f"--pair cannot be combined with {' and '.join(given)}: give one or the other")
@@ -317,7 +319,7 @@ def _pair(arguments, progress):
         return pair.cutout(center, size)
 
 
-def _pair_of_files(arguments, files, region, psf, progress):
+def _pair_of_files(arguments, files, region, psf):
     from . import EUCLID, RUBIN, SkyPair
     from .io import read_pair
 
@@ -339,7 +341,7 @@ def _pair_of_files(arguments, files, region, psf, progress):
     sides = {"ground": ground, "space": space}
     texts = [(side, text) for side in sides for text in getattr(arguments, side)]
     for done, (side, text) in enumerate(texts):
-        progress(done, len(texts))
+        arguments.progress(done, len(texts))
         band, path = _band_and_file(f"--{side}", text, surveys[side].survey.band_names[0])
         with _option(f"--{side}", text):
             band = surveys[side].survey[band].name

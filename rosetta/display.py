@@ -12,6 +12,7 @@ def html_table(title, header, rows, note=""):
     Parameters
     ----------
     title : str
+        Empty: none is written.
     header : sequence of str
         Names of the columns; empty: none are written.
     rows : iterable of sequence
@@ -31,4 +32,5 @@ def html_table(title, header, rows, note=""):
     head = f"<thead>{line('th', header)}</thead>" if header else ""
     body = "".join(line("td", row) for row in rows)
     below = f"<div>{escape(note)}</div>" if note else ""
-    return f"<div><strong>{escape(title)}</strong><table>{head}<tbody>{body}</tbody></table>{below}</div>"
+    above = f"<strong>{escape(title)}</strong>" if title else ""
+    return f"<div>{above}<table>{head}<tbody>{body}</tbody></table>{below}</div>"

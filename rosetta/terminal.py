@@ -98,7 +98,10 @@ def say(lines, verbosity=NORMAL):
 
 
 class Steps:
-    """Progress on standard error: a bar on a terminal, elsewhere a line per step; the seconds of each step are logged.
+    """Progress on standard error: a bar on a terminal, elsewhere a line as each step but the first begins.
+
+    The seconds of each step are logged. An error removes the bar, and there is no line before the first step has ended,
+    so that input that cannot be read gives one line, that of the error.
 
     Parameters
     ----------
@@ -112,7 +115,7 @@ class Steps:
         self._steps, self._drawn = tuple(steps), verbosity == NORMAL
         self._live = self._drawn and sys.stderr.isatty()
         self._start = self._since = time.perf_counter()
-        self._step = None
+        self._step, self._length = None, 0
 
     def __enter__(self):
         return self
@@ -121,8 +124,9 @@ class Steps:
         """Say that ``done`` of ``total`` parts of a step are done."""
         if step != self._step:
             self._end()
+            if self._live or self._step is not None:
+                self._show(self._steps.index(step) + done / total, f"{step} ...")
             self._step = step
-            self._show(self._steps.index(step) + done / total, f"{step} ...")
         elif self._live:
             self._show(self._steps.index(step) + done / total, f"{step} ...")
 
@@ -135,7 +139,7 @@ class Steps:
             self._end()
             self._show(len(self._steps), "done")
         if self._live:
-            print(file=sys.stderr)
+            sys.stderr.write("\n" if kind is None else f"\r{' ' * self._length}\r")
 
     def _end(self):
         now = time.perf_counter()
@@ -150,4 +154,5 @@ class Steps:
         bar = "#" * full + "-" * (WIDTH * len(self._steps) - full)
         seconds = time.perf_counter() - self._start
         line = f"[{bar}] {int(done)}/{len(self._steps)} {seconds:6.1f} s  {text:<12}"
-        print(("\r" if self._live else "") + line, file=sys.stderr, end="" if self._live else "\n", flush=True)
+        self._length = len(line)
+        print(f"\r{line}" if self._live else line.rstrip(), file=sys.stderr, end="" if self._live else "\n", flush=True)

@@ -34,7 +34,7 @@ ORDER = """
     astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
     astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
-    plotting.fluxes plotting.recovery plotting.page plotting
+    plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
     deblending.engine.shape_fit deblending.engine.engine deblending.config
@@ -44,6 +44,7 @@ ORDER = """
     deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.catalogue
     pipeline pipeline.output pipeline.catalogue_file pipeline.products pipeline.run pipeline.comparison
+    pipeline.report_page pipeline.report
     simulate.astrometry simulate.seds simulate.morphology simulate.stars simulate.real_morphologies simulate.mixtures
     simulate.population simulate.rendering simulate.noise simulate.saturation simulate.artefacts
     simulate.optics simulate.psf simulate.delivery simulate.given_psf simulate.background simulate.delivered

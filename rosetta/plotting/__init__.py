@@ -11,6 +11,7 @@ from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources, rgb
 from .page import overview
 from .recovery import plot_recovery
+from .residual_images import plot_residual_images
 
 __all__ = [
     "choose_blend",
@@ -22,6 +23,7 @@ __all__ = [
     "plot_pulls",
     "plot_recovery",
     "plot_residual",
+    "plot_residual_images",
     "plot_residuals",
     "plot_rgb",
     "plot_sed",
