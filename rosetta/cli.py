@@ -72,10 +72,22 @@ def _check_log(arguments):
 @contextmanager
 def _option(*words):
     """Errors within name an option and its value."""
+    option = " ".join(map(str, words))
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{' '.join(map(str, words))}: {error}") from error
+        raise ValueError(f"{option}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{option}: {error.strerror or error}: {error.filename}") from error
+
+
+@contextmanager
+def _options(*names):
+    """Errors within that begin with the name of an argument which is also an option's call it by that."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--{error}" if str(error).startswith(names) else str(error)) from error
 
 
 # ---------------------------------------------------------------------------- arguments
@@ -235,7 +247,8 @@ def _demo(arguments):
     from .pipeline.comparison import compare
     from .pipeline.output import check_output
 
-    check_output(arguments.output, arguments.overwrite)
+    with _options("output"):
+        check_output(arguments.output, arguments.overwrite)
     data = files("rosetta") / "data"
     start = time.perf_counter()
     with _progress(arguments) as progress:
@@ -252,7 +265,8 @@ def _demo(arguments):
 def _run(arguments):
     from .pipeline.output import check_output
 
-    check_output(arguments.output, arguments.overwrite)
+    with _options("output"):
+        check_output(arguments.output, arguments.overwrite)
     start = time.perf_counter()
     with _progress(arguments) as progress:
         progress("read", 0, 1)
@@ -264,7 +278,8 @@ def _run(arguments):
 
 
 def _progress(arguments):
-    return terminal.Steps(("read", "load", "encode", "align", "deblend", "measure", "write"), arguments.verbosity)
+    steps = ("read", "load", "encode", "align", "deblend", "measure", "write")
+    return terminal.Steps(steps, arguments.verbosity, first="encode")
 
 
 def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None):
@@ -276,7 +291,8 @@ def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None):
     progress("load", 0, 1)
     from . import measure  # with the networks, which take as long to import as the images to read
 
-    result = measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
+    with _options("window", "device"):
+        result = measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
     written = result.write(
         arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth, format=arguments.format,
         progress=progress.of("write"),
@@ -431,10 +447,8 @@ def _surveys(arguments):
 
     described = {}
     for path in arguments.survey:
-        try:
+        with _option("--survey"):
             survey = read_survey_file(path)
-        except ValueError as error:
-            raise ValueError(f"--survey {error}") from error
         if survey.side in described:
             raise ValueError(f"--survey {path}: it is on the {survey.side} side, and so is the other one: give one")
         own = {"ground": "rubin", "space": "euclid"}[survey.side]
@@ -455,6 +469,8 @@ def _image(argument, path, band, survey, center, size):
         # The remedies are those of Python.
         hint = "; here, in the file of --survey" if re.search(r"\b(zeropoint|unit|plane)=", str(error)) else ""
         raise ValueError(f"{argument}: {error}{hint}") from error
+    except OSError as error:
+        raise ValueError(f"{argument}: {error.strerror or error}") from error
 
 
 def _summary(result):

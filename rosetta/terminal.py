@@ -57,6 +57,8 @@ def messages(verbosity=NORMAL, path=None):
     ValueError
         If the file cannot be written; the message calls it ``--log``.
     """
+    import astropy  # noqa: F401  it shows warnings in its own way from its first import on, which must come before ours
+
     handlers = [_Terminal(verbosity)]
     if path is not None:
         try:
@@ -98,10 +100,9 @@ def say(lines, verbosity=NORMAL):
 
 
 class Steps:
-    """Progress on standard error: a bar on a terminal, elsewhere a line as each step but the first begins.
+    """Progress on standard error: a bar on a terminal, elsewhere a line as each step begins, from ``first`` on.
 
-    The seconds of each step are logged. An error removes the bar, and there is no line before the first step has ended,
-    so that input that cannot be read gives one line, that of the error.
+    The seconds of each step are logged. An error removes the bar.
 
     Parameters
     ----------
@@ -109,10 +110,13 @@ class Steps:
         Their names, in order; steps may be left out.
     verbosity : int
         ``QUIET``: nothing is drawn; ``VERBOSE``: neither, since the messages say it.
+    first : str, optional
+        Steps before this one look at the input; if it is bad, the error is to be the only line. Default: the first.
     """
 
-    def __init__(self, steps, verbosity=NORMAL):
+    def __init__(self, steps, verbosity=NORMAL, *, first=None):
         self._steps, self._drawn = tuple(steps), verbosity == NORMAL
+        self._before = self._steps.index(first) if first else 0
         self._live = self._drawn and sys.stderr.isatty()
         self._start = self._since = time.perf_counter()
         self._step, self._length = None, 0
@@ -124,11 +128,12 @@ class Steps:
         """Say that ``done`` of ``total`` parts of a step are done."""
         if step != self._step:
             self._end()
-            if self._live or self._step is not None:
-                self._show(self._steps.index(step) + done / total, f"{step} ...")
             self._step = step
-        elif self._live:
-            self._show(self._steps.index(step) + done / total, f"{step} ...")
+        elif not self._live:
+            return
+        number = self._steps.index(step)
+        if self._live or number >= self._before:
+            self._show(number + done / total, f"{step} ...")
 
     def of(self, step):
         """The progress of one step, for what reports ``(done, total)`` only."""

@@ -373,6 +373,10 @@ def test_options_that_cannot_be(capsys, sky, tmp_path):
     wrong = refused(capsys, *job, "--center", "20", "2", "--size", "10")
     assert "--center 20.0 2.0: center" in wrong and "no image of this pair covers it" in wrong
     assert "--center and --size: give both" in refused(capsys, *job, "--size", "10")
+    assert "--device 'tpu' is not known" in refused(capsys, *job, "--device", "tpu")
+    assert "--pair: No such file or directory: absent" in refused(capsys, "run", "--pair", "absent", "-o", out)
+    assert "--ground r=absent: No such file" in refused(capsys, "run", "--ground", "r=absent", "-o", out)
+    assert "--output '" in refused(capsys, *job[:-1], tmp_path)
     assert "name a file in a folder that exists" in refused(capsys, *job, "--log", tmp_path / "no" / "log")
     assert "--log" in refused(capsys, *job, "--log", out / "log")
     assert not out.exists()
@@ -402,7 +406,7 @@ def test_a_run_with_bands_psf_and_a_log(capsys, sky, models, tmp_path, monkeypat
     }
     shown = capsys.readouterr()
     assert [line.split()[-2] for line in shown.err.splitlines() if line.endswith("...")] == [
-        "load", "encode", "align", "deblend", "measure", "write"
+        "encode", "align", "deblend", "measure", "write"
     ]
     assert "Sources " in shown.out
     lines = log.read_text().splitlines()

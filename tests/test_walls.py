@@ -56,7 +56,7 @@ ORDER = """
 
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
-    "surveys", "input_image", "pair", "embedding", "matching", "cli",
+    "surveys", "input_image", "pair", "embedding", "matching", "cli", "terminal",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",

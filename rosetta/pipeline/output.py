@@ -56,8 +56,8 @@ def check_output(directory, overwrite, products=PRODUCTS):
         raise ValueError(f"output {str(directory)!r}: {str(home)!r} cannot be written to, choose another directory")
     if directory.is_dir() and not overwrite and any(not _is_ours(path.name) for path in directory.iterdir()):
         raise ValueError(
-            f"output {str(directory)!r} is not empty: choose another directory, or allow overwriting (overwrite=True; "
-            "on the command line --overwrite)"
+            f"output {str(directory)!r} is not empty: choose another directory, or allow overwriting (overwrite=True, "
+            "--overwrite)"
         )
 
 
