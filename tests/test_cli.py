@@ -261,6 +261,26 @@ def test_one_survey_only(sky, models, tmp_path):
     assert found.offsets is None
     found.write(tmp_path / "out")
     assert not (tmp_path / "out" / "offsets.ecsv").exists()
+    from rosetta.plotting import overview, plot_residual
+
+    axes = overview(found).axes
+    assert all(ax.axison and ax.has_data() for ax in axes)  # no panel is empty
+    titles = [ax.get_title() for ax in axes]
+    assert "Euclid: VIS" in titles and "Euclid VIS: residual" in titles
+    assert not any("Rubin" in title for title in titles)
+    picture = plot_residual(found.scene, "VIS").images[0].get_array()
+    assert 0.8 < np.nanstd(picture) < 1.2  # in units of the noise
+
+
+def test_panels_have_bars_with_units(result):
+    pytest.importorskip("matplotlib")
+    axes = result.scene[result.scene.labels[0]].plot()
+    for line in axes:
+        titles = [[bar.get_title() for bar in ax.child_axes] for ax in line]
+        assert titles == [[], [], ["nJy"], ["σ"]]
+        (bar,) = line[2].child_axes
+        low, high = bar.get_ylim()
+        assert len(bar.get_yticks()) >= 2 and all(low <= tick <= high for tick in bar.get_yticks())
 
 
 # ---------------------------------------------------------------------------- in a notebook

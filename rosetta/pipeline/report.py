@@ -201,12 +201,12 @@ def _rows(catalog, bands):
         if name in catalog.colnames:
             unit = f" ({catalog[name].unit})" if getattr(catalog[name], "unit", None) else ""
             columns[f"{name}{unit}"] = _numbers(catalog[name])
-    columns["flags"] = np.asarray(catalog["flags"]).tolist()
     for band in bands:
         columns[band] = list(zip(_numbers(catalog[f"flux_{band}"]), _numbers(catalog[f"flux_err_{band}"]), strict=True))
+    columns["flags"] = np.asarray(catalog["flags"]).tolist()
     return {
         "columns": list(columns), "rows": [list(row) for row in zip(*columns.values(), strict=True)],
-        "flags": [flag.name for flag in Flag], "flag": list(columns).index("flags"),
+        "flags": [flag.name for flag in Flag], "flag": len(columns) - 1,
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ th, td { padding: 0.15em 0.7em; text-align: right; border-bottom: 1px solid #e4e
 th:first-child, td:first-child { text-align: left; }
 .wide { overflow-x: auto; }
 .wide th { background: #f3f3f3; }
+.wide th:last-child, .wide td:last-child { text-align: left; }
 .wide th button { all: unset; cursor: pointer; font-weight: bold; }
 .wide th button:focus-visible { outline: 2px solid #0072B2; }
 .ok { color: #00704f; } .coarse { color: #9a6400; } .abstain { color: #a83c00; }

@@ -48,9 +48,10 @@ def round_below(value):
     return float(max(k for k in (1, 2, 5) if k * power <= value) * power)
 
 
-def colour_bar(ax, drawn, ticks, unit):
-    """A bar to the right of the axes, with its unit above."""
-    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.04, 0, 0.06, 1]), ticks=ticks, format="%g")
+def colour_bar(ax, drawn, ticks, unit, *, scale=1.0):
+    """A bar to the right of the axes, with its unit above; ticks are written in units of ``scale``."""
+    shown = {"ticks": ticks, "format": lambda value, _: f"{value / scale:g}"}
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.04, 0, 0.06, 1]), **shown)
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=7)
     bar.ax.set_title(unit, fontsize=7, pad=3)

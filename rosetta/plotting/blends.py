@@ -116,7 +116,9 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
                 drawn = ax.imshow(picture, vmin=-5, vmax=5, cmap="RdBu_r", **how)
             if k == 2:
                 top = round_below(0.95 * peak)
-                colour_bar(ax, drawn, [0, top / 10, top] if top > 50 * sigma else [0, top], "nJy")
+                ticks = [0, top / 10, top] if top > 50 * sigma else [0, top]
+                unit, scale = ("µJy", 1e3) if top >= 1e3 else ("nJy", 1)
+                colour_bar(ax, drawn, ticks, unit, scale=scale)
             elif k == 3:
                 colour_bar(ax, drawn, [-5, 0, 5], "σ")
             ax.set_facecolor("0.6")

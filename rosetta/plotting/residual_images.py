@@ -46,7 +46,7 @@ def plot_residual_images(images):
         ax.set_yticks([])
         ax.set_title(band, fontsize=9)
     if images:
-        colour_bar(axes[len(images) - 1], drawn, [-5, 0, 5], "scatter")
+        colour_bar(axes[n_column - 1], drawn, [-5, 0, 5], "scatter")
     return figure
 
 
