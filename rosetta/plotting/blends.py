@@ -103,7 +103,7 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
             pass
         data = np.where(image.mask, np.nan, image.data)
         wcs = image.wcs
-        pictures = [grid.read(panel, wcs) for panel in (data, model.data, own, significance)]
+        pictures = [grid.nearest(panel, wcs) for panel in (data, model.data, own, significance)]
         peak = float(np.nanmax(pictures[1], initial=5 * sigma))
         norm = AsinhNorm(linear_width=2 * sigma, vmin=-2 * sigma, vmax=peak)
         east, north = offsets_of(shown, sky)
@@ -116,9 +116,9 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
                 drawn = ax.imshow(picture, vmin=-5, vmax=5, cmap="RdBu_r", **how)
             if k == 2:
                 top = round_below(0.95 * peak)
-                ticks = [0, top / 10, top] if top > 50 * sigma else [0, top]
+                marks = [0, top / 10, top] if top > 50 * sigma else [0, top]
                 unit, scale = ("µJy", 1e3) if top >= 1e3 else ("nJy", 1)
-                colour_bar(ax, drawn, ticks, unit, scale=scale)
+                colour_bar(ax, drawn, marks, unit, scale=scale)
             elif k == 3:
                 colour_bar(ax, drawn, [-5, 0, 5], "σ")
             ax.set_facecolor("0.6")
@@ -170,7 +170,7 @@ def plot_residual(scene, band=None, *, center=None, half_size=None, ax=None):
     image = getattr(scene.embedding.pair, side)[band]
     grid = grid_of(image, center, half_size)
     with np.errstate(invalid="ignore"):
-        picture = grid.read(residual.data / np.sqrt(residual.uncertainty.array), image.wcs)
+        picture = grid.nearest(residual.data / np.sqrt(residual.uncertainty.array), image.wcs)
     drawn = ax.imshow(
         picture, vmin=-5, vmax=5, cmap="RdBu_r", origin="lower", extent=grid.extent, interpolation="nearest"
     )
