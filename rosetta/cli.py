@@ -7,15 +7,17 @@ import re
 import signal
 import sys
 import time
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import terminal
 from .registry import HEADS, KINDS, head_class
 
 __all__ = ["main"]
 
 LOG_EVERY = 10  # training steps per line
+
+log = logging.getLogger("rosetta")
 
 
 def main(argv=None):
@@ -32,54 +34,60 @@ def main(argv=None):
         Exit code: 0; 2 for bad input, after one line on standard error; 130 after an interruption.
     """
     arguments = _parser().parse_args(argv)
-    _log_to_stderr()
     try:
-        with _plain_warnings():
-            return arguments.run(arguments) or 0
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"rosetta: error: {_one_line(error)}", file=sys.stderr)
+        _check_log(arguments)
+        with terminal.messages(arguments.verbosity, arguments.log):
+            if arguments.log:
+                log.info("%s", " ".join(["rosetta", *(sys.argv[1:] if argv is None else argv)]), extra={"said": True})
+            try:
+                return arguments.run(arguments) or 0
+            except (ValueError, TypeError, OSError, ImportError) as error:
+                log.error("%s", _text_of(error))
+                return 2
+            except KeyboardInterrupt:
+                log.error("interrupted")
+                return 130
+    except ValueError as error:  # there is no log file to tell
+        print(f"rosetta: error: {terminal.one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("rosetta: interrupted", file=sys.stderr)
-        return 130
 
 
-def _one_line(error):
+def _text_of(error):
     if isinstance(error, ImportError) and not isinstance(error, ValueError):
         extra = {"matplotlib": "plot", "galsim": "sim", "speclite": "sim"}.get(error.name)
         if extra:
             return f"{error.name} is not installed: pip install 'astro-rosetta[{extra}]'"
-    return " ".join(str(error).split()) or type(error).__name__
+    return terminal.one_line(error)
+
+
+def _check_log(arguments):
+    """A log file cannot lie in a folder that is written as a whole."""
+    if arguments.log and Path(arguments.output).resolve() in Path(arguments.log).resolve().parents:
+        raise ValueError(
+            f"--log {arguments.log}: it lies in --output {arguments.output}, which is written as a whole; name a file "
+            "elsewhere"
+        )
 
 
 @contextmanager
-def _plain_warnings():
-    """Warnings as one line each on standard error, without the line of code they come from."""
-
-    def show(message, *_, **__):
-        print(f"rosetta: warning: {_one_line(message)}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
+def _option(*words):
+    """Errors within name an option and its value."""
+    option = " ".join(map(str, words))
+    try:
         yield
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{option}: {error.strerror or error}: {error.filename}") from error
 
 
-def _log_to_stderr():
-    logger = logging.getLogger("rosetta")
-    for handler in list(logger.handlers):
-        if isinstance(handler, _Handler):
-            logger.removeHandler(handler)
-    logger.addHandler(_Handler())
-    logger.setLevel(logging.INFO)
-
-
-class _Handler(logging.StreamHandler):
-    """Messages of the library, one line each, on standard error."""
-
-    def __init__(self):
-        super().__init__()
-        self.setFormatter(logging.Formatter("rosetta: %(levelname)s: %(message)s"))
-        self.setLevel(logging.WARNING)
+@contextmanager
+def _options(*names):
+    """Errors within that begin with the name of an argument which is also an option's call it by that."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--{error}" if str(error).startswith(names) else str(error)) from error
 
 
 # ---------------------------------------------------------------------------- arguments
@@ -104,7 +112,7 @@ def _parser():
 
     def command(name, run, text):
         new = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        new.set_defaults(run=run)
+        new.set_defaults(run=run, verbosity=terminal.NORMAL, log=None)
         return new
 
     demo = command("demo", _demo, "the main job on a bundled pair with known truth; needs no network")
@@ -123,14 +131,24 @@ def _parser():
         "--survey", nargs="+", default=[], metavar="FILE",
         help="TOML files that describe the surveys of --ground and --space; default: Rubin and Euclid",
     )
+    job.set_defaults(progress=lambda done, total: None)
     job.add_argument("--pair", metavar="FILE", help="a pair file, instead of images")
     job.add_argument(
         "--center", nargs=2, type=float, metavar=("RA", "DEC"), help="measure only a region around this (degrees)"
     )
     job.add_argument("--size", type=float, metavar="ARCSEC", help="side of that region")
+    job.add_argument("--bands", nargs="+", metavar="BAND", help="measure only these; default: all that are given")
+    job.add_argument(
+        "--psf", nargs="+", default=[], metavar="BAND=FILE",
+        help="FITS images of PSFs, on the pixel grid of the band's image and with odd sides; they replace its own",
+    )
     job.add_argument("-o", "--output", required=True, metavar="DIR", help="for the results")
     job.add_argument("--window", type=float, default=38.4, metavar="ARCSEC", help="of the encoder; default: 38.4")
     _job_options(job)
+
+    report = command("report", _report, "one HTML page on the results of a run")
+    report.add_argument("folder", metavar="DIR", help="that rosetta run or rosetta demo wrote")
+    report.add_argument("-o", "--output", metavar="FILE", help="the page; default: report.html in DIR")
 
     inject = command("inject", _inject, "simulated sources into your own images, and how well they are measured there")
     inject.add_argument("--pair", required=True, metavar="FILE", help="a pair file")
@@ -203,7 +221,20 @@ def _job_options(parser):
         "--models", choices=("none", "bands", "sources"), default="sources",
         help="in models.fits: nothing (no file); model and residual of each band; these and each source (default)",
     )
+    parser.add_argument(
+        "--format", choices=("ecsv", "fits"), default="ecsv", help="of the catalogue; default: ecsv"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-q", "--quiet", dest="verbosity", action="store_const", const=terminal.QUIET, default=terminal.NORMAL,
+        help="show warnings and errors only",
+    )
+    loudness.add_argument(
+        "-v", "--verbose", dest="verbosity", action="store_const", const=terminal.VERBOSE,
+        help="show what is read, how long each step takes, and what is written",
+    )
+    parser.add_argument("--log", metavar="FILE", help="add all messages, with their times, to this file")
 
 
 # ---------------------------------------------------------------------------- the main job
@@ -216,66 +247,180 @@ def _demo(arguments):
     from .pipeline.comparison import compare
     from .pipeline.output import check_output
 
-    check_output(arguments.output, arguments.overwrite)
+    with _options("output"):
+        check_output(arguments.output, arguments.overwrite)
     data = files("rosetta") / "data"
-    with as_file(data / "sample.fits") as path:
-        pair = pair_io.read(path)
-    with as_file(data / "sample_truth.fits") as path:
-        truth = QTable.read(path)
     start = time.perf_counter()
-    result = _measure(pair, arguments)
-    written = _write(result, arguments, truth)
-    for line in _against_truth(result, compare(result, truth)):
-        print(line)
-    _print_ending(written, start)
+    with _progress(arguments) as progress:
+        progress("read", 0, 1)
+        with as_file(data / "sample.fits") as path:
+            pair = pair_io.read(path)
+        with as_file(data / "sample_truth.fits") as path:
+            truth = QTable.read(path)
+        result, written = _measure_and_write(pair, arguments, progress, truth=truth)
+    terminal.say(_against_truth(result, compare(result, truth)), arguments.verbosity)
+    terminal.say(_ending(written, start), arguments.verbosity)
 
 
 def _run(arguments):
     from .pipeline.output import check_output
 
-    check_output(arguments.output, arguments.overwrite)
-    pair = _pair(arguments)
+    with _options("output"):
+        check_output(arguments.output, arguments.overwrite)
     start = time.perf_counter()
-    result = _measure(pair, arguments, arguments.window)
-    written = _write(result, arguments)
-    for line in _summary(result):
-        print(line)
-    _print_ending(written, start)
+    with _progress(arguments) as progress:
+        progress("read", 0, 1)
+        arguments.progress = progress.of("read")
+        pair = _pair(arguments)
+        result, written = _measure_and_write(pair, arguments, progress, window=arguments.window)
+    terminal.say(_summary(result), arguments.verbosity)
+    terminal.say(_ending(written, start), arguments.verbosity)
+
+
+def _progress(arguments):
+    steps = ("read", "load", "encode", "align", "deblend", "measure", "write")
+    return terminal.Steps(steps, arguments.verbosity, first="encode")
+
+
+def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None):
+    import astropy.units as u
+
+    for side, band, image in pair.images():
+        ny, nx = image.data.shape
+        log.info("%s %s: %d x %d pixels; assumed: %s", pair.survey_name(side), band, nx, ny, pair.flags[band])
+    progress("load", 0, 1)
+    from . import measure  # with the networks, which take as long to import as the images to read
+
+    with _options("window", "device"):
+        result = measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
+    written = result.write(
+        arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth, format=arguments.format,
+        progress=progress.of("write"),
+    )
+    for path in written:
+        log.info("wrote %s, %.1f MB", path, path.stat().st_size / 1e6)
+    return result, written
+
+
+def _report(arguments):
+    from .pipeline.report import write_report
+
+    path = write_report(arguments.folder, arguments.output)
+    print(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _pair(arguments):
     """The pair that the options of ``rosetta run`` describe."""
-    from . import SkyPair
     from .io import pair as pair_io
-    from .io import read_pair
 
     files = {f"--{name}": getattr(arguments, name) for name in ("rubin", "euclid", "ground", "space")}
     center, size = _region(arguments)
-    if arguments.pair:
-        given = [name for name, value in (files | {"--survey": arguments.survey}).items() if value]
-        if given:
-            raise ValueError(f"--pair cannot be combined with {' and '.join(given)}: give one or the other")
+    psf = _psfs(arguments.psf)
+    if not arguments.pair:
+        return _pair_of_files(arguments, files, (center, size), psf)
+    given = [name for name, value in (files | {"--survey": arguments.survey}).items() if value]
+    if given:
+        raise ValueError(f"--pair cannot be combined with {' and '.join(given)}: give one or the other")
+    with _option("--pair"):
         pair = pair_io.read(arguments.pair)
-        return pair if center is None else pair.cutout(center, size)
+    if arguments.bands:
+        with _option("--bands", *arguments.bands):
+            pair = pair.select(arguments.bands)
+    if psf:
+        with _option("--psf", *arguments.psf):
+            pair = pair.with_psf(psf)
+    if center is None:
+        return pair
+    with _option("--center", *arguments.center):
+        return pair.cutout(center, size)
+
+
+def _pair_of_files(arguments, files, region, psf):
+    from . import EUCLID, RUBIN, SkyPair
+    from .io import read_pair
+
     if not any(files.values()):
         raise ValueError(
             "no input: give --rubin FILE ... and --euclid FILE ... (or one of them), or --ground BAND=FILE ... and "
             "--space BAND=FILE ..., or --pair FILE"
         )
+    center, size = region
     surveys = _surveys(arguments)
+    wanted = _bands(arguments.bands, surveys)
     ground, space = {}, {}
     if arguments.rubin or arguments.euclid:
-        ground, space = (side or {} for side in read_pair(arguments.rubin, arguments.euclid, center=center, size=size))
+        with _option(" and ".join(name for name in ("--rubin", "--euclid") if files[name])):
+            read = read_pair(arguments.rubin, arguments.euclid, center=center, size=size)
+        ground, space = (
+            {band: image for band, image in (side or {}).items() if wanted is None or band in wanted} for side in read
+        )
     sides = {"ground": ground, "space": space}
-    for side, images in sides.items():
-        for text in getattr(arguments, side):
-            band, image = _image(f"--{side}", text, surveys[side], center, size)
-            if band in images:
-                raise ValueError(
-                    f"--{side} {text}: band {band!r} is also in {images[band].meta['file']}: leave one of them out"
-                )
-            images[band] = image
-    return SkyPair(ground or None, space or None, surveys=tuple(surveys[side].survey for side in sides))
+    texts = [(side, text) for side in sides for text in getattr(arguments, side)]
+    for done, (side, text) in enumerate(texts):
+        arguments.progress(done, len(texts))
+        band, path = _band_and_file(f"--{side}", text, surveys[side].survey.band_names[0])
+        with _option(f"--{side}", text):
+            band = surveys[side].survey[band].name
+        if wanted is not None and band not in wanted:
+            continue
+        images = sides[side]
+        if band in images:
+            raise ValueError(
+                f"--{side} {text}: band {band!r} is also in {images[band].meta['file']}: leave one of them out"
+            )
+        images[band] = _image(f"--{side} {text}", path, band, surveys[side], center, size)
+        if surveys[side].survey in (RUBIN, EUCLID):
+            del images[band].meta["survey"]  # nobody said so
+    if absent := sorted((wanted or set()) - {*ground, *space}):
+        raise ValueError(f"--bands {' '.join(absent)}: no image of them is given")
+    if absent := sorted({_band_of(band, surveys) or band for band in psf} - {*ground, *space}):
+        raise ValueError(f"--psf {' '.join(absent)}: no image of them is measured, leave them out")
+    return SkyPair(ground or None, space or None, surveys=tuple(surveys[side].survey for side in sides), psf=psf)
+
+
+def _bands(names, surveys):
+    """The bands of the option --bands by the surveys' names for them, or None."""
+    if names is None:
+        return None
+    found = {name: _band_of(name, surveys) for name in names}
+    if unknown := [name for name, band in found.items() if band is None]:
+        known = " ".join(band for one in surveys.values() for band in one.survey.band_names)
+        raise ValueError(f"--bands {' '.join(unknown)}: give names of bands, of {known}")
+    return set(found.values())
+
+
+def _band_of(name, surveys):
+    """A survey's own name of a band, or None."""
+    bands = [band for one in surveys.values() for band in one.survey.bands]
+    of_name = [band.name for band in bands if band.name == name]
+    return next(iter([*of_name, *(band.name for band in bands if name in band.aliases)]), None)
+
+
+def _psfs(texts):
+    """The arrays of the option --psf, by band."""
+    import numpy as np
+
+    from .images.psf import PSF
+    from .io._fits import image_hdu, native, open_fits
+
+    found = {}
+    for text in texts:
+        band, path = _band_and_file("--psf", text, "r")
+        if band in found:
+            raise ValueError(f"--psf {text}: band {band!r} has another one already: leave one of them out")
+        with _option("--psf", text), open_fits(path, "its file") as hdus:
+            hdu = image_hdu(hdus, "its file")
+            lead = (0,) * (len(hdu.shape) - 2)
+            found[band] = PSF(native(hdu, np.float64, (*lead, slice(None), slice(None))))
+    return found
+
+
+def _band_and_file(option, text, band):
+    """The parts of an argument BAND=FILE; ``band`` is an example."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise ValueError(f"{option} {text}: write BAND=FILE, such as {band}=image.fits")
+    return name, path
 
 
 def _region(arguments):
@@ -302,10 +447,8 @@ def _surveys(arguments):
 
     described = {}
     for path in arguments.survey:
-        try:
+        with _option("--survey"):
             survey = read_survey_file(path)
-        except ValueError as error:
-            raise ValueError(f"--survey {error}") from error
         if survey.side in described:
             raise ValueError(f"--survey {path}: it is on the {survey.side} side, and so is the other one: give one")
         own = {"ground": "rubin", "space": "euclid"}[survey.side]
@@ -318,59 +461,16 @@ def _surveys(arguments):
     return shipped | described
 
 
-def _image(option, text, survey, center, size):
-    """Band and image of an argument BAND=FILE."""
-    band, equals, path = text.partition("=")
-    if not (band and equals and path):
-        raise ValueError(f"{option} {text}: write BAND=FILE, such as {survey.survey.band_names[0]}=image.fits")
+def _image(argument, path, band, survey, center, size):
+    """The image of a band, of an argument BAND=FILE."""
     try:
-        image = survey.read(path, band, center=center, size=size)
+        return survey.read(path, band, center=center, size=size)
     except ValueError as error:
         # The remedies are those of Python.
         hint = "; here, in the file of --survey" if re.search(r"\b(zeropoint|unit|plane)=", str(error)) else ""
-        raise ValueError(f"{option} {text}: {error}{hint}") from error
-    return image.meta["band"], image
-
-
-def _measure(pair, arguments, window=38.4):
-    import astropy.units as u
-
-    from . import measure
-    from .pipeline.run import STEPS
-
-    with _Steps(STEPS) as progress:
-        return measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
-
-
-def _write(result, arguments, truth=None):
-    return result.write(arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth)
-
-
-class _Steps:
-    """Progress of the main job on standard error: a bar on a terminal, a line per step elsewhere."""
-
-    def __init__(self, steps):
-        self._steps, self._start, self._live = steps, time.perf_counter(), sys.stderr.isatty()
-
-    def __enter__(self):
-        return self
-
-    def __call__(self, step, done, total):
-        if self._live or done == 0:
-            self._show(self._steps.index(step) + done / total, f"{step} ...")
-
-    def __exit__(self, kind, *_):
-        if kind is None:
-            self._show(len(self._steps), "measured")
-        if self._live:
-            print(file=sys.stderr)
-
-    def _show(self, done, text):
-        full = round(6 * done)
-        bar = "#" * full + "-" * (6 * len(self._steps) - full)
-        seconds = time.perf_counter() - self._start
-        line = f"[{bar}] {int(done)}/{len(self._steps)} {seconds:6.1f} s  {text:<12}"
-        print(("\r" if self._live else "") + line, file=sys.stderr, end="" if self._live else "\n", flush=True)
+        raise ValueError(f"{argument}: {error}{hint}") from error
+    except OSError as error:
+        raise ValueError(f"{argument}: {error.strerror or error}") from error
 
 
 def _summary(result):
@@ -396,11 +496,9 @@ def _offset_text(result):
     solution = as_solution(offsets)
     if not solution.bands:
         return f"not measured ({solution.reason}); rows are flagged UNALIGNED"
-    center = solution.center.reshape(1)
-    (east, north), error = solution.offset_at(center)[0], solution.sigma_at(center)[0]
     n_used = int(np.sum((offsets["band"] == "joint") & (offsets["weight"] > 0)))
     return (
-        f"{east:+.1f} ± {error[0]:.1f} mas east, {north:+.1f} ± {error[1]:.1f} mas north at the centre "
+        f"{solution.at_center()} at the centre "
         f"({solution.verdict}, {n_used} sources; corrected = ground + offset)"
     )
 
@@ -442,14 +540,14 @@ def _flux_cells(row):
     return f"{row['n']:4d} {100 * row['bias']:+8.1f}% {100 * row['nmad']:8.1f}% {inside:>12}"
 
 
-def _print_ending(written, start):
+def _ending(written, start):
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak /= 2**30 if sys.platform == "darwin" else 2**20
-    print()
-    print(f"Wrote      {', '.join(path.name for path in written)} in {written[0].parent}")
-    print(f"Took       {time.perf_counter() - start:.0f} s, peak memory {peak:.1f} GiB")
+    yield ""
+    yield f"Wrote      {', '.join(path.name for path in written)} in {written[0].parent}"
+    yield f"Took       {time.perf_counter() - start:.0f} s, peak memory {peak:.1f} GiB"
 
 
 def _inject(arguments):

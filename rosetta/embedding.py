@@ -9,6 +9,7 @@ from astropy.nddata import NDData
 from astropy.table import QTable
 from astropy.wcs import WCS
 
+from .display import html_table
 from .flags import Flag
 from .images.positions import plain_icrs
 from .io import pair as pair_io
@@ -285,5 +286,20 @@ class SkyEmbedding:
         )
 
     def __repr__(self):
-        sides = ", ".join(f"{s} {a['tokens'].shape}" for s, a in self._sides.items())
-        return f"<SkyEmbedding {len(self._centers)} windows of {self._window}: {sides}; encoder {self._fingerprint}>"
+        n, names = len(self._centers), self._pair.survey_name
+        sides = ", ".join(f"{names(side)} {arrays['tokens'].shape[1]} tokens" for side, arrays in self._sides.items())
+        return f"<SkyEmbedding {n} window{'s' * (n != 1)} of {self._window:.1f}: {sides}; encoder {self._fingerprint}>"
+
+    def _repr_html_(self):
+        rows = []
+        for side, arrays in self._sides.items():
+            strange = (arrays["flags"] & int(Flag.OUT_OF_DISTRIBUTION)) != 0
+            scores = arrays["ood_score"][np.isfinite(arrays["ood_score"])]
+            rows.append((
+                self._pair.survey_name(side), arrays["tokens"].shape[1], f"{arrays['coverage'].mean():.1%}",
+                f"{np.median(scores):.2f}" if len(scores) else "not judged", int(strange.sum()),
+            ))  # fmt: skip
+        header = ("survey", "tokens per window", "mean coverage", "median OOD score", "windows out of distribution")
+        n = len(self._centers)
+        title = f"SkyEmbedding: {n} window{'s' * (n != 1)} of {self._window:.1f}"
+        return html_table(title, header, rows, f"Encoder {self._fingerprint}")

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from . import checkpoint
+from .display import html_table
 from .embedding import SkyEmbedding
 from .encoding.encoder import CrossSurveyEncoder
 from .pair import SkyPair
@@ -79,6 +80,25 @@ class Head:
     def _trained_on(self):
         """Fingerprints of the checkpoints that the rows come from, {kind: fingerprint}."""
         return {"encoder": self.encoder.fingerprint}
+
+    def _shown(self):
+        """Names and texts of what is shown of it; nothing is loaded for it."""
+        trained = self._provenance.get("trained")
+        owners = dict(self._owners or {})
+        if self._encoder is not None:
+            owners["encoder"] = self._encoder.fingerprint
+        shown = {"state": f"trained, {self.fingerprint}" if trained else "untrained"}
+        shown |= owners or {"encoder": "the bundled one, when it is needed"}
+        if trained and "n_pair" in self._provenance:
+            shown["trained on"] = f"{self._provenance['n_pair']} pairs"
+        return shown
+
+    def __repr__(self):
+        shown = self._shown()
+        return f"<{type(self).__name__} {shown.pop('state')}; {', '.join(f'{k} {v}' for k, v in shown.items())}>"
+
+    def _repr_html_(self):
+        return html_table(type(self).__name__, (), self._shown().items())
 
     @property
     def encoder(self):

@@ -9,6 +9,8 @@ from astropy.coordinates import SkyCoord
 from astropy.io.fits import Header
 from astropy.nddata import NDData, VarianceUncertainty
 
+from .display import html_table
+from .flags import Flag
 from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
 from .input_image import checked_image
 from .readonly import ReadOnlyDict
@@ -127,6 +129,33 @@ class SkyPair:
             raise ValueError(f"side must be 'ground' or 'space', got {side!r}")
         return self._surveys[SIDES.index(side)]
 
+    def survey_name(self, side):
+        """What to call the images of one side.
+
+        Parameters
+        ----------
+        side : {"ground", "space"}
+
+        Returns
+        -------
+        str
+            The name of the survey that the pair was made with. If that is Rubin or Euclid, which are also the default,
+            images that say otherwise (``meta["survey"]``, or the FITS cards ``INSTRUME`` or ``TELESCOP``) come first.
+
+        Raises
+        ------
+        ValueError
+            If ``side`` is neither.
+        """
+        name = self.survey(side).name
+        if name not in (RUBIN.name, EUCLID.name):
+            return name
+        for card in ("survey", "INSTRUME", "TELESCOP"):
+            found = [image.meta.get(card) for of, _, image in self.images() if of == side]
+            if found and all(isinstance(value, str) and value.strip() for value in found):
+                return ", ".join(dict.fromkeys(value.strip() for value in found))
+        return name
+
     def images(self):
         """Iterate over all images, in the order of `bands`.
 
@@ -196,6 +225,75 @@ class SkyPair:
             raise ValueError(f"center {center.to_string('hmsdms')}: no image of this pair covers it")
         return self._of_checked(sides["ground"], sides["space"], self._surveys, self._flags)
 
+    def select(self, bands):
+        """The pair with some of its bands only.
+
+        Parameters
+        ----------
+        bands : sequence of str
+            Names of bands of this pair, or aliases of them.
+
+        Returns
+        -------
+        `SkyPair`
+
+        Raises
+        ------
+        TypeError
+            If ``bands`` is one string.
+        ValueError
+            If it is empty, or this pair has no such band.
+        """
+        if isinstance(bands, str):
+            raise TypeError(f"bands must be a sequence of names, got the string {bands!r}: put it in brackets")
+        names = {self._band_name(band, "bands") for band in bands}
+        if not names:
+            raise ValueError(f"bands is empty: give at least one of {', '.join(self.bands)}")
+        sides = {side: {} for side in SIDES}
+        for side, band, image in self.images():
+            if band in names:
+                sides[side][band] = image
+        return self._of_checked(sides["ground"], sides["space"], self._surveys, self._flags)
+
+    def with_psf(self, psf):
+        """The pair with other PSFs.
+
+        Parameters
+        ----------
+        psf : dict of str to PSF
+            As the argument ``psf`` of the constructor; bands that are not named keep theirs.
+
+        Returns
+        -------
+        `SkyPair`
+
+        Raises
+        ------
+        TypeError
+            If ``psf`` is not a dict.
+        ValueError
+            If this pair has no such band, or a PSF cannot be used.
+        """
+        given = {self._band_name(band, "psf"): value for band, value in _psf_by_band(psf, self._surveys).items()}
+        sides, flags = {side: {} for side in SIDES}, dict(self._flags)
+        for side, band, image in self.images():
+            if band in given:
+                told = flags[band] & Flag.VARIANCE_ESTIMATED
+                image, flags[band] = _checked(side, band, image, self.survey(side), given)
+                flags[band] |= told
+            sides[side][band] = image
+        return self._of_checked(sides["ground"], sides["space"], self._surveys, flags)
+
+    def _band_name(self, name, argument):
+        """The band of this pair that is called so, or has this alias."""
+        if name in self.bands:
+            return name
+        for side in SIDES:
+            for band in self.survey(side).bands:
+                if name in band.aliases and band.name in self.bands:
+                    return band.name
+        raise ValueError(f"{argument}: {name!r} is not in this pair, which has {', '.join(self.bands)}")
+
     @classmethod
     def _of_checked(cls, ground, space, surveys, flags):
         """A pair of images of `frozen_image`, in order of wavelength; ``flags`` may hold more bands than these."""
@@ -210,8 +308,22 @@ class SkyPair:
         for side in SIDES:
             sizes = {band: image.data.shape for of, band, image in self.images() if of == side}
             bands = ", ".join(f"{band} {nx}x{ny}" for band, (ny, nx) in sizes.items()) or "none"
-            parts.append(f"{self.survey(side).name}: {bands}")
+            parts.append(f"{self.survey_name(side)}: {bands}")
         return f"<SkyPair {'; '.join(parts)}>"
+
+    def _repr_html_(self):
+        rows = []
+        for side, band, image in self.images():
+            ny, nx = image.data.shape
+            sky = image.wcs.pixel_to_world([0, 1, (nx - 1) / 2], [0, 0, (ny - 1) / 2]).icrs
+            scale, center = sky[0].separation(sky[1]).to_value(u.arcsec), sky[2].to_string("hmsdms", precision=1)
+            psf = "none" if image.psf is None else f"{image.psf.shape[1]} x {image.psf.shape[0]}"
+            rows.append((
+                self.survey_name(side), band, f"{nx} x {ny}", f'{scale:.3g}"', center, f"{image.mask.mean():.1%}",
+                psf, str(self.flags[band]),
+            ))  # fmt: skip
+        header = ("survey", "band", "pixels", "pixel scale", "centre", "masked", "PSF stamp", "assumed")
+        return html_table("SkyPair", header, rows)
 
 
 def _check_side(side, images, survey, flags, given):
@@ -227,13 +339,19 @@ def _check_side(side, images, survey, flags, given):
         band = survey[name].name
         if band in checked:
             raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")
-        parts, flags[band] = checked_image(
-            f"{side}[{name!r}]", image, given.pop(band, None), nominal=survey[band].psf_fwhm.to_value(u.arcsec),
-            wings=PSF_WINGS.get(survey.name, {}).get(band),
-        )
-        checked[band] = frozen_image(*parts)
+        checked[band], flags[band] = _checked(side, name, image, survey, given)
     order = [band for band in survey.band_names if band in checked]
     return ReadOnlyDict({band: checked[band] for band in order})
+
+
+def _checked(side, name, image, survey, given):
+    """A read-only image, and what had to be assumed; its PSF is taken out of ``given`` if it is there."""
+    band = survey[name].name
+    parts, flags = checked_image(
+        f"{side}[{name!r}]", image, given.pop(band, None), nominal=survey[band].psf_fwhm.to_value(u.arcsec),
+        wings=PSF_WINGS.get(survey.name, {}).get(band),
+    )
+    return frozen_image(*parts), flags
 
 
 class _Image(NDData):

@@ -261,14 +261,94 @@ def test_one_survey_only(sky, models, tmp_path):
     assert found.offsets is None
     found.write(tmp_path / "out")
     assert not (tmp_path / "out" / "offsets.ecsv").exists()
+    from rosetta.plotting import overview, plot_residual
+
+    axes = overview(found).axes
+    assert all(ax.axison and ax.has_data() for ax in axes)  # no panel is empty
+    titles = [ax.get_title() for ax in axes]
+    assert "Euclid: VIS" in titles and "Euclid VIS: residual" in titles
+    assert not any("Rubin" in title for title in titles)
+    picture = plot_residual(found.scene, "VIS").images[0].get_array()
+    assert 0.8 < np.nanstd(picture) < 1.2  # in units of the noise
+
+
+def test_panels_have_bars_with_units(result):
+    pytest.importorskip("matplotlib")
+    axes = result.scene[result.scene.labels[0]].plot()
+    for line in axes:
+        titles = [[bar.get_title() for bar in ax.child_axes] for ax in line]
+        assert titles in ([[], [], ["nJy"], ["σ"]], [[], [], ["µJy"], ["σ"]])
+        assert all(ax.get_xlim() == (4, -4) and ax.get_ylim() == (-4, 4) for ax in line)
+        (bar,) = line[2].child_axes
+        low, high = bar.get_ylim()
+        assert len(bar.get_yticks()) >= 2 and all(low <= tick <= high for tick in bar.get_yticks())
+
+
+# ---------------------------------------------------------------------------- in a notebook
+def test_objects_show_themselves(result, models):
+    from rosetta import AstrometricSolution
+
+    solution = AstrometricSolution.from_table(result.offsets)
+    shown = {
+        "SkyPair Rubin: r 96x96; Euclid: VIS 192x192": result.pair,
+        "windows of 12.8 arcsec: Rubin 16 tokens, Euclid 64 tokens": result.embedding,
+        f"DeblendedScene {len(result.scene)} sources in r VIS": result.scene,
+        "AstrometricSolution ok: +": solution,
+        "LearnedAligner untrained; encoder ": models["aligner"],
+        "JEPADeblender untrained; encoder the bundled one, when it is needed": JEPADeblender(),
+        f"Result {len(result.catalog)} sources in r VIS; alignment ok; ": result,
+    }
+    for text, thing in shown.items():
+        assert text in repr(thing)
+        assert "\n" not in repr(thing) and len(repr(thing)) < 200
+        html = thing._repr_html_()
+        assert html.startswith("<div>") and html.count("<table>") == html.count("</table>") >= 1
+    assert "mas east" in repr(solution)
+    assert "<td>joint</td>" in solution._repr_html_()
+
+
+def test_names_of_surveys_are_escaped(sky):
+    from rosetta import EUCLID, RUBIN
+
+    strange = replace(RUBIN, name="<b>R&D</b>")
+    pair = SkyPair(dict(sky[0].ground), dict(sky[0].space), surveys=(strange, EUCLID))
+    assert "&lt;b&gt;R&amp;D&lt;/b&gt;" in pair._repr_html_()
+
+
+def test_one_source(result):
+    pytest.importorskip("matplotlib")
+    scene, label = result.scene, int(result.scene.labels[3])
+    source = scene[label]
+    assert source.label == label
+    assert source.row["snr"] == scene.to_table()["snr"][3]
+    assert source.flux("VIS") == scene.flux("VIS")[3]
+    assert f"<Source {label}: " in repr(source)
+    assert f"Source {label}" in source._repr_html_()
+    for band in scene.bands:
+        model, residual, whole = source.model(band), source.residual(band), scene.residual(band)
+        np.testing.assert_array_equal(model.data, scene.model(label, band).data)
+        x0, y0 = model.meta["ORIGINX"], model.meta["ORIGINY"]
+        cut = slice(y0, y0 + model.shape[0]), slice(x0, x0 + model.shape[1])
+        np.testing.assert_allclose(residual.data, whole.data[cut], atol=1e-6)
+        np.testing.assert_array_equal(residual.uncertainty.array, whole.uncertainty.array[cut])
+        assert residual.wcs.pixel_to_world(2, 5).separation(model.wcs.pixel_to_world(2, 5)) < 1 * u.uas
+    assert source.plot().shape == (2, 4)
+    with pytest.raises(AttributeError):
+        source.row = {}
+    with pytest.raises(AttributeError):
+        source.extra = 1
+    with pytest.raises(ValueError, match="label -1 is not in this scene"):
+        scene[-1]
+    assert [one.label for one in scene] == scene.labels.tolist()
+    assert pickle.loads(pickle.dumps(source)).row["snr"] == source.row["snr"]
 
 
 # ---------------------------------------------------------------------------- the command
 def test_help_is_quick_and_complete():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "rosetta.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "rosetta", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "run", "simulate", "pretrain", "train-head", "info"):
+    for command in ("demo", "run", "report", "inject", "simulate", "pretrain", "train-head", "info"):
         assert f"    {command}" in done.stdout
     for heavy in ("torch", "astropy", "numpy", "galsim"):
         assert f"| {heavy}\n" not in done.stderr, heavy
@@ -294,6 +374,76 @@ def test_bad_input(capsys, tmp_path):
     assert "cannot be combined" in refused(capsys, "run", "--pair", "a.fits", "--rubin", "b.fits", "-o", out)
     assert "create it first" in refused(capsys, "run", "--pair", "a.fits", "-o", tmp_path / "no" / "out")
     assert not out.exists()
+
+
+def test_options_that_cannot_be(capsys, sky, tmp_path):
+    """The line names the option."""
+    out, pair, psf = tmp_path / "out", tmp_path / "pair.fits", tmp_path / "psf.fits"
+    pair_io.write(sky[0], pair)
+    fits.PrimaryHDU(np.ones((4, 4))).writeto(psf)
+    job = ("run", "--pair", pair, "-o", out)
+    assert "--bands q: bands: 'q' is not in this pair, which has r, VIS" in refused(capsys, *job, "--bands", "q")
+    wrong = refused(capsys, "run", "--ground", f"r={pair}", "--bands", "q", "-o", out)
+    assert "--bands q: give names of bands, of u g r i z y VIS" in wrong
+    assert "--psf r: write BAND=FILE, such as r=image.fits" in refused(capsys, *job, "--psf", "r")
+    assert "must be 2-D with odd sides, got shape (4, 4)" in refused(capsys, *job, "--psf", f"r={psf}")
+    fits.PrimaryHDU(np.ones((5, 5))).writeto(psf, overwrite=True)
+    wrong = refused(capsys, *job, "--psf", f"q={psf}")
+    assert f"--psf q={psf}: psf has unknown bands ['q']" in wrong
+    assert "has another one already" in refused(capsys, *job, "--psf", f"r={psf}", f"r={psf}")
+    wrong = refused(capsys, *job, "--center", "20", "2", "--size", "10")
+    assert "--center 20.0 2.0: center" in wrong and "no image of this pair covers it" in wrong
+    assert "--center and --size: give both" in refused(capsys, *job, "--size", "10")
+    assert "--device 'tpu' is not known" in refused(capsys, *job, "--device", "tpu")
+    assert "--pair: No such file or directory: absent" in refused(capsys, "run", "--pair", "absent", "-o", out)
+    assert "--ground r=absent: No such file" in refused(capsys, "run", "--ground", "r=absent", "-o", out)
+    assert "--output '" in refused(capsys, *job[:-1], tmp_path)
+    assert "name a file in a folder that exists" in refused(capsys, *job, "--log", tmp_path / "no" / "log")
+    assert "--log" in refused(capsys, *job, "--log", out / "log")
+    assert not out.exists()
+
+
+def test_a_run_with_bands_psf_and_a_log(capsys, sky, models, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    pair, psf, seen = tmp_path / "pair.fits", tmp_path / "psf.fits", {}
+    pair_io.write(SkyPair({**sky[0].ground, "i": sky[0].ground["r"]}, dict(sky[0].space)), pair)
+    y, x = np.mgrid[-10:11, -10:11]
+    mine = np.exp(-(x**2 / 2.9**2 + y**2 / 3.1**2) / 1.04)
+    fits.PrimaryHDU(mine).writeto(psf)
+
+    def job(found, *, device, window, progress):
+        seen["pair"] = found
+        return measure(found, **models, window=12.8 * u.arcsec, progress=progress)
+
+    monkeypatch.setattr("rosetta.measure", job)
+    log = tmp_path / "log"
+    command = ["run", "--pair", str(pair), "--bands", "r", "VIS", "--psf", f"r={psf}", "--format", "fits", "--log"]
+    assert main([*command, str(log), "-o", str(tmp_path / "out"), "--models", "none"]) == 0
+    assert seen["pair"].bands == ("r", "VIS")
+    given = seen["pair"].psf("r").at(50, 50)
+    np.testing.assert_allclose(given / given.sum(), mine / mine.sum(), atol=1e-12)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "catalogue.fits", "offsets.ecsv", "sources.reg", "overview.png"
+    }
+    shown = capsys.readouterr()
+    assert [line.split()[-2] for line in shown.err.splitlines() if line.endswith("...")] == [
+        "encode", "align", "deblend", "measure", "write"
+    ]
+    assert "Sources " in shown.out
+    lines = log.read_text().splitlines()
+    assert "INFO rosetta run --pair" in lines[0]
+    for part in ("Rubin r: 96 x 96 pixels", "read took", "write took", "wrote ", "catalogue.fits", "Sources "):
+        assert any(part in line for line in lines), part
+    assert not any(" i: " in line for line in lines)
+
+    again = [*command, str(log), "-o", str(tmp_path / "out"), "--overwrite"]
+    assert main([*again, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert len(log.read_text().splitlines()) > 1.5 * len(lines)  # added to
+    assert main([*again, "--verbose"]) == 0
+    shown = capsys.readouterr()
+    assert "rosetta: encode took " in shown.err and "[" not in shown.err.split("assumed")[0]
+    assert shown.err.count("Sources ") == 0 and shown.out.count("Sources ") == 1
 
 
 def test_output_that_holds_something(capsys, tmp_path):

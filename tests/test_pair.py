@@ -465,3 +465,48 @@ def test_a_survey_is_checked(field, value, error, message):
     with pytest.raises(error, match=message):
         Survey(**{**good, field: value})
     assert Survey(**{**good, "bands": [U, G]}) == Survey(**good)
+
+
+def test_some_of_the_bands(make_image):
+    ground, space = ({name: make_image(n, 9.6 / n) for name in names} for names, n in (("rg", 48), (("VIS", "Y"), 96)))
+    pair = SkyPair(ground, space)
+    some = pair.select(["Y", "r"])
+    assert some.bands == ("r", "Y_E")
+    assert some.ground["r"] is pair.ground["r"]
+    assert set(some.flags) == {"r", "Y_E"}
+    assert pair.select(["VIS"]).ground is None
+    with pytest.raises(ValueError, match="bands: 'u' is not in this pair, which has g, r, VIS, Y_E"):
+        pair.select(["u"])
+    with pytest.raises(ValueError, match="bands is empty: give at least one of g, r, VIS, Y_E"):
+        pair.select([])
+    with pytest.raises(TypeError, match="bands must be a sequence of names, got the string 'r'"):
+        pair.select("r")
+
+
+def test_other_psfs(make_image):
+    """What was assumed of the noise stays true, the pixels stay the same arrays' values, and others keep their PSF."""
+    pair = SkyPair({"r": make_image(48, 0.2, uncertainty=None)}, {"Y": make_image(96, 0.1, psf=np.ones((3, 3)))})
+    y, x = np.mgrid[-8:9, -8:9]
+    psf = np.exp(-(x**2 + y**2) / 6.0)
+    new = pair.with_psf({"r": psf})
+    assert new.flags["r"] == pair.flags["r"] == Flag.VARIANCE_ESTIMATED
+    np.testing.assert_array_equal(new.ground["r"].data, pair.ground["r"].data)
+    np.testing.assert_allclose(new.ground["r"].psf, psf / psf.sum(), rtol=1e-5)  # a little light is beyond the stamp
+    assert new.space["Y_E"] is pair.space["Y_E"]
+    assert pair.ground["r"].psf is None
+    assert new.with_psf({"Y": psf}).space["Y_E"].psf.shape == (17, 17)
+    with pytest.raises(ValueError, match="psf: 'g' is not in this pair, which has r, Y_E"):
+        pair.with_psf({"g": psf})
+    with pytest.raises(ValueError, match=r"ground\['r'\]: psf must be 2-D with odd sides"):
+        pair.with_psf({"r": psf[:2]})
+
+
+def test_images_say_which_survey_they_are_of(make_image):
+    """A pair of the default surveys is called what its images say; one that was made with others, what those are."""
+    ground = {"g": make_image(48, 0.2, meta={"survey": "DES"}), "r": make_image(48, 0.2, meta={"survey": "HSC"})}
+    space = {"VIS": make_image(96, 0.1, meta={"INSTRUME": "VIS"})}
+    pair = SkyPair(ground, space)
+    assert (pair.survey_name("ground"), pair.survey_name("space")) == ("DES, HSC", "VIS")
+    assert repr(pair).startswith("<SkyPair DES, HSC: g 48x48")
+    assert SkyPair({"g": make_image(48, 0.2)}).survey_name("ground") == "Rubin"
+    assert SkyPair(ground, surveys=(HSC, EUCLID)).survey_name("ground") == "HSC"

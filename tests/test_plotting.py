@@ -153,3 +153,16 @@ def test_flux_truth_pulls_and_sed():
     assert isinstance(plotting.plot_sed(found[:0], [], (RUBIN, EUCLID)), Axes)
     every = plotting.plot_sed(found, found["label"], (RUBIN, EUCLID))
     assert len(every.get_legend().get_texts()) == len(found)
+
+
+def test_residual_images_are_small_and_in_units_of_their_scatter():
+    rng = np.random.default_rng(1)
+    images = {"r": rng.normal(0, 3, (450, 300)), "VIS": rng.normal(0, 1, (90, 90)), "J_E": np.full((9, 9), np.nan)}
+    images["r"][:100] = np.nan
+    figure = plotting.plot_residual_images(images)
+    shown = {ax.get_title(): np.ma.filled(ax.images[0].get_array(), np.nan) for ax in figure.axes if ax.images}
+    assert shown["r"].shape == (150, 100)
+    assert shown["VIS"].shape == (90, 90)
+    assert np.isnan(shown["r"][:33]).all() and np.isfinite(shown["r"][34:]).all()
+    for band in ("r", "VIS"):
+        assert abs(np.nanstd(shown[band]) - 1) < 0.05

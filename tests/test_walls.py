@@ -14,7 +14,7 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    registry surveys flags readonly files checkpoint
+    registry surveys flags readonly display files checkpoint
     images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
     images.wcs images.wcs_fit
     images.filtering images.lines images.sharp_pixels images.artefacts images.image images.noise images.resampling
@@ -33,29 +33,30 @@ ORDER = """
     astrometry.solution astrometry.corrected_wcs
     astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
     astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner
+    plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
+    plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
     deblending.engine.shape_fit deblending.engine.engine deblending.config
     deblending.source_list deblending.sources deblending.chance_neighbours deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
-    deblending.residual_search deblending.tile_fit deblending.tiles deblending.scene deblending.single_band
-    deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
+    deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source deblending.scene
+    deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.catalogue
-    plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
-    plotting.fluxes plotting.recovery plotting.page plotting
-    pipeline pipeline.output pipeline.products pipeline.run pipeline.comparison
+    pipeline pipeline.output pipeline.catalogue_file pipeline.products pipeline.run pipeline.comparison
+    pipeline.report_page pipeline.report
     simulate.astrometry simulate.seds simulate.morphology simulate.stars simulate.real_morphologies simulate.mixtures
     simulate.population simulate.rendering simulate.noise simulate.saturation simulate.artefacts
     simulate.optics simulate.psf simulate.delivery simulate.given_psf simulate.background simulate.delivered
     simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     injection injection.drawing injection.gain injection.sources injection.insertion injection.summary
     injection.recovery injection.command
-    cli
+    terminal cli __main__
 """.split()
 
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
-    "surveys", "input_image", "pair", "embedding", "matching", "cli",
+    "surveys", "input_image", "pair", "embedding", "matching", "cli", "terminal",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",

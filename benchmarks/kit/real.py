@@ -42,6 +42,7 @@ def euclid_q1(data, name):
             sides[side][band] = NDData(
                 image * njy, uncertainty=VarianceUncertainty(np.where(mask, np.inf, sigma * njy) ** 2), mask=mask,
                 wcs=WCS(hdu.header), unit=u.nJy, psf=psf,
+                meta={"survey": EUCLID.name if side == "space" else label.rpartition("_")[0]},
             )  # fmt: skip
     ground = {band: sides["ground"][band] for band in RUBIN.band_names if band in sides["ground"]}
     return SkyPair(ground or None, {band: sides["space"][band] for band in EUCLID.band_names})

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
+from ..display import html_table
 from ..flags import Flag
 from ..images.image import extent
 from ..images.positions import offset_coord, plain_icrs, tangent
@@ -87,6 +88,33 @@ class AstrometricSolution:
             "verdict": self.verdict, "reason": self.reason, "center": self.center,
             "box": [list(corner) for corner in self.box], "model": {"version": 1, "bands": deepcopy(self.fields)},
         }
+
+    def __repr__(self):
+        what = "; ".join(filter(None, [self.at_center(), self.reason]))
+        return f"<AstrometricSolution {self.verdict}: {what}>"
+
+    def _repr_html_(self):
+        rows = [
+            (band, self.kind(band), self.frame(band), *(f"{v:+.1f} ± {s:.1f}" for v, s in self._central(band)))
+            for band in sorted(self.bands, key=lambda band: band != "joint")
+        ]
+        header = ("band", "model", "field of", "east (mas)", "north (mas)") if rows else ()
+        note = "Offsets at the centre; corrected = ground + offset." if rows else ""
+        return html_table(
+            f"AstrometricSolution: {self.verdict}", header, rows, " ".join(filter(None, [self.reason, note]))
+        )
+
+    def _central(self, band):
+        """((offset, error) to the east, (offset, error) to the north) at the centre, mas."""
+        center = self.center.reshape(1)
+        return tuple(zip(self.offset_at(center, band)[0], self.sigma_at(center, band)[0], strict=True))
+
+    def at_center(self):
+        """The joint offset at the centre of the reference image, as text; empty if the alignment abstained."""
+        if "joint" not in self.fields:
+            return ""
+        (east, east_error), (north, north_error) = self._central("joint")
+        return f"{east:+.1f} ± {east_error:.1f} mas east, {north:+.1f} ± {north_error:.1f} mas north"
 
     @property
     def bands(self):

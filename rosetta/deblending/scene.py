@@ -2,6 +2,7 @@
 """The deblender's result: every source's template, and what each band makes of it."""
 
 import copy
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.table import QTable
 
 from ..astrometry.solution import AstrometricSolution, as_solution
+from ..display import html_table
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images
@@ -24,6 +26,7 @@ from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
+from .one_source import Source
 from .sky_plane import painted_sky
 from .sources import placed_on, seen_at
 
@@ -110,8 +113,46 @@ class DeblendedScene:
     def __len__(self):
         return len(self._table)
 
+    def __getitem__(self, label):
+        """One source.
+
+        Parameters
+        ----------
+        label : int
+
+        Returns
+        -------
+        `~rosetta.deblending.one_source.Source`
+
+        Raises
+        ------
+        ValueError
+            If the label is not in this scene.
+        """
+        row = self._table[self._row(label)]
+        return Source(self, {name: row[name] for name in self._table.colnames})
+
+    def __iter__(self):
+        """All sources, in the order of ``labels``."""
+        return (self[label] for label in self.labels)
+
     def __repr__(self):
         return f"<DeblendedScene {len(self)} sources in {' '.join(self.bands)}>"
+
+    def _repr_html_(self):
+        pair, rows = self._embedding.pair, []
+        for side, band, _ in pair.images():
+            if band in self._fits:
+                fit = self._fits[band]
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    snr = fit.flux / np.sqrt(fit.covariance.diagonal())
+                rows.append((pair.survey_name(side), band, int(fit.measured.sum()), int(np.sum(snr > 5))))
+        flagged = Counter(flag.name for row in self._table["flags"] for flag in Flag(row))
+        note = ", ".join(f"{name} {n}" for name, n in flagged.most_common()) or "none"
+        return html_table(
+            f"DeblendedScene: {len(self)} sources", ("survey", "band", "measured", "S/N > 5"), rows,
+            f"Rows with flags: {note}. One source: scene[label].",
+        )
 
     def to_table(self):
         """One row per source.
@@ -258,11 +299,15 @@ class DeblendedScene:
             )
         return self._placements[band]
 
-    def _stamps(self, band, rows):
-        """Unit-flux `~rosetta.deblending.engine.rendering.Stamps` of some of the sources in a band."""
+    def _drawn(self, band, rows):
+        """What draws some of the sources in a band: their light, how they lie on the image, sizes of their stamps."""
         placed, templates = self._placed(band).of(rows), self._templates
         seen = broadened(templates.mixtures[rows], self._fits[band].breadth[rows], placed, templates.config)
-        sizes = stamp_sizes(seen, placed.jacobian, placed.image.psf, placed.truncation)
+        return seen, placed, stamp_sizes(seen, placed.jacobian, placed.image.psf, placed.truncation)
+
+    def _stamps(self, band, rows):
+        """Unit-flux `~rosetta.deblending.engine.rendering.Stamps` of some of the sources in a band."""
+        seen, placed, sizes = self._drawn(band, rows)
         return render(seen, placed.xy, placed.jacobian, placed.image.psf, sizes=sizes)
 
     def _designs(self, band):
@@ -270,10 +315,17 @@ class DeblendedScene:
         for rows in np.split(np.arange(len(self)), range(PAINTED, len(self), PAINTED)):
             yield rows, Design(self._stamps(band, rows), self.images[band].shape, len(rows))
 
-    def _painted(self, band):
-        """All sources on the whole image of a band, nJy."""
-        flux, blank = np.nan_to_num(self._fits[band].flux), np.zeros(self.images[band].shape)
-        return sum((design.image(flux[rows]) for rows, design in self._designs(band)), blank)
+    def _painted(self, band, cut=None):
+        """All sources on the image of a band, or on a cut of it (slices of y and x), nJy."""
+        flux = np.nan_to_num(self._fits[band].flux)
+        if cut is None:
+            blank = np.zeros(self.images[band].shape)
+            return sum((design.image(flux[rows]) for rows, design in self._designs(band)), blank)
+        _, placed, sizes = self._drawn(band, np.arange(len(self)))
+        low, high = (np.array([getattr(part, end) for part in cut[::-1]]) for end in ("start", "stop"))  # (x, y)
+        reach = 0.5 * (sizes[:, None] + high - low) + 1  # (n, 2)
+        near = np.flatnonzero((np.abs(placed.xy - 0.5 * (low + high)) < reach).all(axis=1))
+        return Design(self._stamps(band, near), self.images[band].shape, len(near)).image(flux[near])[cut]
 
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.
@@ -344,6 +396,33 @@ class DeblendedScene:
             If the band is not in this scene.
         """
         return self.model_and_residual(band)[1]
+
+    def residual_at(self, label, band):
+        """The residual on the pixels of ``model(label, band)``; much quicker than `residual` on a large image.
+
+        Parameters
+        ----------
+        label : int
+        band : str
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            nJy, with the image's mask and variance; NaN where masked.
+
+        Raises
+        ------
+        ValueError
+            If the label or the band is not in this scene, or the source has no pixel in the band.
+        """
+        own = self.model(label, band)
+        x0, y0 = own.meta["ORIGINX"], own.meta["ORIGINY"]
+        cut = slice(y0, y0 + own.shape[0]), slice(x0, x0 + own.shape[1])
+        pixels = self.images[band].pixels
+        mask = pixels.mask[cut]
+        data = np.where(mask, np.nan, pixels.data[cut] - self._painted(band, cut))
+        uncertainty = VarianceUncertainty(np.where(mask, np.nan, pixels.uncertainty.array[cut]))
+        return CCDData(data, unit=u.nJy, wcs=own.wcs, mask=mask.copy(), uncertainty=uncertainty, meta=own.meta)
 
     def model_and_residual(self, band):
         """``model(None, band)`` and ``residual(band)``, with the sources drawn once.

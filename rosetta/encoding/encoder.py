@@ -180,8 +180,11 @@ class CrossSurveyEncoder:
             lonely = np.ones(len(seen), bool) if not other else other[0] == 0
             arrays["flags"][lonely] |= int(Flag.ONE_SIDED)
             sides[side] = {name: array[seen] for name, array in arrays.items()}
+        files = {band: image.meta.get("file") for _, band, image in pair.images()}
         inputs = {
             image.band: {
+                "survey": pair.survey_name(image.side),
+                **({"file": str(files[image.band])} if files[image.band] else {}),
                 "side": image.side,
                 "shape": list(image.data.shape),
                 "depth": round(image.depth, 3),

@@ -89,8 +89,8 @@ def read_image(
     `~astropy.nddata.CCDData`
         Data of shape (ny, nx) in nJy, float32; `~astropy.nddata.VarianceUncertainty`, infinite where there are no
         data, or None; boolean mask (True: do not use); WCS of the region. ``meta`` holds ``file``, ``unit`` (where
-        the unit comes from), ``ORIGINX`` and ``ORIGINY`` (of the first pixel in the image, 0-based), and ``band``,
-        ``survey`` where they are given.
+        the unit comes from), ``ORIGINX`` and ``ORIGINY`` (of the first pixel in the image, 0-based), ``band`` and
+        ``survey`` where they are given, and the cards ``TELESCOP`` and ``INSTRUME`` where there are any.
 
     Raises
     ------
@@ -152,6 +152,7 @@ def read_image(
         psf = np.array(psf, dtype=np.float64)
         if psf.ndim != 2:
             raise ValueError(f"psf must be a two-dimensional image, got {psf.ndim} dimensions; pick one stamp")
+    meta |= {card: str(header[card]) for card in ("TELESCOP", "INSTRUME") if card in header}
     return CCDData(
         data,
         unit=u.nJy,

@@ -16,7 +16,10 @@ except ImportError:  # Windows: two writers of one directory are not told apart
 
 __all__ = ["PRODUCTS", "check_output", "replaced"]
 
-PRODUCTS = ("catalogue.ecsv", "offsets.ecsv", "models.fits", "sources.reg", "overview.png")
+# All that a run can write, and its report, which belongs to no other run.
+PRODUCTS = (
+    "catalogue.ecsv", "catalogue.fits", "offsets.ecsv", "models.fits", "sources.reg", "overview.png", "report.html",
+)  # fmt: skip
 
 
 def check_output(directory, overwrite, products=PRODUCTS):
@@ -52,7 +55,10 @@ def check_output(directory, overwrite, products=PRODUCTS):
     if not os.access(home, os.W_OK):
         raise ValueError(f"output {str(directory)!r}: {str(home)!r} cannot be written to, choose another directory")
     if directory.is_dir() and not overwrite and any(not _is_ours(path.name) for path in directory.iterdir()):
-        raise ValueError(f"output {str(directory)!r} is not empty: choose another directory, or allow overwriting")
+        raise ValueError(
+            f"output {str(directory)!r} is not empty: choose another directory, or allow overwriting (overwrite=True, "
+            "--overwrite)"
+        )
 
 
 def _is_ours(name):

@@ -8,16 +8,17 @@ from astropy.io import fits
 
 from ..files import naming
 from ..images.wcs import cards_of
-from .output import PRODUCTS, check_output, replaced
+from .catalogue_file import check_format, write_catalogue
+from .output import check_output, replaced
 
-__all__ = ["MODELS", "PRODUCTS", "write", "write_models"]
+__all__ = ["MODELS", "write", "write_models"]
 
 MODELS = ("none", "bands", "sources")
 BLOCK = 2880  # bytes; FITS comes in blocks
 STAMP_SHARE = 1e-4  # of a model's peak; fainter borders are cut off its stamp
 
 
-def write(result, directory, *, truth=None, overwrite=False, models="sources"):
+def write(result, directory, *, truth=None, overwrite=False, models="sources", format="ecsv", progress=None):
     """Write the products of a run: all of them, or none. See `~rosetta.Result.write`.
 
     Parameters
@@ -27,6 +28,8 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources"):
     truth : `~astropy.table.QTable`, optional
     overwrite : bool
     models : {"none", "bands", "sources"}
+    format : {"ecsv", "fits"}
+    progress : callable, optional
 
     Returns
     -------
@@ -35,26 +38,36 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources"):
     Raises
     ------
     ValueError
-        If the directory cannot be used, another process writes to it, or ``models`` is unknown.
+        If the directory cannot be used, another process writes to it, or ``models`` or ``format`` is
+        unknown.
     OSError
         If a file cannot be written, for instance because the disk is full; the message names it.
     """
     if models not in MODELS:
         raise ValueError(f"models must be one of {', '.join(MODELS)}, got {models!r}")
+    check_format(format)
     check_output(directory, overwrite)
+    writers = _writers(result, truth, models, format)
     with replaced(directory) as folder:
-        catalog = _with_shapes(result)
-        _write(directory, folder, "catalogue.ecsv", lambda path: catalog.write(path, format="ascii.ecsv"))
-        if result.offsets is not None:
-            _write(directory, folder, "offsets.ecsv", lambda path: result.offsets.write(path, format="ascii.ecsv"))
-        if models != "none":
-            sources = models == "sources"
-            _write(directory, folder, "models.fits", lambda path: write_models(result.scene, path, sources=sources))
-        regions = result.scene.to_regions()
-        _write(directory, folder, "sources.reg", lambda path: regions.write(path, format="ds9"))
-        _write(directory, folder, "overview.png", lambda path: _write_overview(result, path, truth))
+        for done, (name, writer) in enumerate(writers.items()):
+            if progress is not None:
+                progress(done, len(writers))
+            _write(directory, folder, name, writer)
         names = sorted(path.name for path in folder.iterdir())
     return [Path(directory).absolute() / name for name in names]
+
+
+def _writers(result, truth, models, format):
+    """The functions that write the files of a run, by name."""
+    scene, offsets = result.scene, result.offsets
+    writers = {f"catalogue.{format}": lambda path: write_catalogue(_with_shapes(result), path)}
+    if offsets is not None:
+        writers["offsets.ecsv"] = lambda path: offsets.write(path, format="ascii.ecsv")
+    if models != "none":
+        writers["models.fits"] = lambda path: write_models(scene, path, sources=models == "sources")
+    writers["sources.reg"] = lambda path: scene.to_regions().write(path, format="ds9")
+    writers["overview.png"] = lambda path: _write_overview(result, path, truth)
+    return writers
 
 
 def _write(directory, folder, name, write):
@@ -69,8 +82,6 @@ def _with_shapes(result):
     for name in table.colnames:
         if name not in catalog.colnames:
             catalog[name] = table[name]
-    if len(catalog) == 0:
-        del catalog["flux_cov"]  # ECSV cannot be read back with an empty column of matrices
     return catalog
 
 

@@ -8,6 +8,7 @@ import astropy.units as u
 from astropy.table import QTable
 
 from ..astrometry.aligner import LearnedAligner
+from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.scene import DeblendedScene
 from ..embedding import SkyEmbedding
@@ -46,11 +47,23 @@ class Result:
     catalog: QTable
     seconds: ReadOnlyDict
 
-    def write(self, directory, *, overwrite=False, models="sources", truth=None):
+    def __repr__(self):
+        verdict = "one survey only" if self.offsets is None else f"alignment {self.offsets.meta['verdict']}"
+        return (
+            f"<Result {len(self.catalog)} sources in {' '.join(self.scene.bands)}; {verdict}; "
+            f"{sum(self.seconds.values()):.0f} s>"
+        )
+
+    def _repr_html_(self):
+        solution = None if self.offsets is None else as_solution(self.offsets)
+        parts = [self.pair, self.scene, *([] if solution is None else [solution])]
+        return "".join(part._repr_html_() for part in parts)
+
+    def write(self, directory, *, overwrite=False, models="sources", truth=None, format="ecsv", progress=None):
         """Write the results into a directory: all of them, or none.
 
-        ``catalogue.ecsv`` (fluxes, then the columns of the scene's table); ``offsets.ecsv`` (with both surveys);
-        ``models.fits``; ``sources.reg`` (DS9); ``overview.png`` (needs matplotlib).
+        ``catalogue.ecsv`` or ``catalogue.fits`` (fluxes, then the columns of the scene's table); ``offsets.ecsv``
+        (with both surveys); ``models.fits``; ``sources.reg`` (DS9); ``overview.png`` (needs matplotlib).
 
         Parameters
         ----------
@@ -64,6 +77,10 @@ class Result:
             every source in the reference band; "none", the file is not written.
         truth : `~astropy.table.QTable`, optional
             As from `rosetta.simulate.simulate_pair`; drawn in the overview.
+        format : {"ecsv", "fits"}
+            Of the catalogue. In FITS its provenance is the extension ``CATALOGUE_META``, as JSON.
+        progress : callable, optional
+            Called as ``progress(done, total)`` before each file.
 
         Returns
         -------
@@ -73,9 +90,12 @@ class Result:
         Raises
         ------
         ValueError
-            If the directory cannot be used, another process writes to it, or ``models`` is unknown.
+            If the directory cannot be used, another process writes to it, or ``models`` or ``format`` is
+            unknown.
         """
-        return products.write(self, directory, truth=truth, overwrite=overwrite, models=models)
+        return products.write(
+            self, directory, truth=truth, overwrite=overwrite, models=models, format=format, progress=progress
+        )
 
 
 def measure(

@@ -6,11 +6,12 @@ Images are drawn north up, east left, in arcsec about a stated centre.
 """
 
 from .astrometry import plot_offsets, plot_residuals
-from .blends import choose_blend, plot_blend
+from .blends import choose_blend, plot_blend, plot_residual
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources, rgb
 from .page import overview
 from .recovery import plot_recovery
+from .residual_images import plot_residual_images
 
 __all__ = [
     "choose_blend",
@@ -21,6 +22,8 @@ __all__ = [
     "plot_offsets",
     "plot_pulls",
     "plot_recovery",
+    "plot_residual",
+    "plot_residual_images",
     "plot_residuals",
     "plot_rgb",
     "plot_sed",

@@ -51,7 +51,14 @@ class _Grid:
 
     def read(self, array, wcs):
         """Linear interpolation; NaN off the image."""
-        return map_coordinates(array, self.pixels(wcs), order=1, cval=np.nan).reshape(self.shape)
+        return self._read(array, wcs, 1)
+
+    def nearest(self, array, wcs):
+        """The nearest pixels, whose noise is that of the image all over the picture; NaN off the image."""
+        return self._read(array, wcs, 0)
+
+    def _read(self, array, wcs, order):
+        return map_coordinates(array, self.pixels(wcs), order=order, cval=np.nan).reshape(self.shape)
 
 
 def grid_of(image, center=None, half=None):

@@ -34,3 +34,25 @@ def unit_gaussian(ax):
     ax.set_ylim(0, 1.35 * ax.get_ylim()[1])
     ax.set_ylabel("density")
     ax.legend(fontsize=8, loc="upper left")
+
+
+def round_number(value):
+    """1, 2 or 5 times a power of ten, next to ``value``."""
+    power = 10 ** np.floor(np.log10(value))
+    return float(min((1, 2, 5, 10), key=lambda k: abs(np.log(k * power / value))) * power)
+
+
+def round_below(value):
+    """The largest of 1, 2 and 5 times a power of ten that is at most ``value``."""
+    power = 10 ** np.floor(np.log10(value))
+    return float(max(k for k in (1, 2, 5) if k * power <= value) * power)
+
+
+def colour_bar(ax, drawn, ticks, unit, *, scale=1.0):
+    """A bar to the right of the axes, with its unit above; ticks are written in units of ``scale``."""
+    shown = {"ticks": ticks, "format": lambda value, _: f"{value / scale:g}"}
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.04, 0, 0.06, 1]), **shown)
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.set_title(unit, fontsize=7, pad=3)
+    return bar

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..astrometry.solution import as_solution
 from ._grid import offsets_of, sky_axes
-from ._style import BLUE, GREY, ORANGE, axes_of, pull_histogram, unit_gaussian
+from ._style import BLUE, GREY, ORANGE, axes_of, pull_histogram, round_number, unit_gaussian
 
 __all__ = ["plot_offsets", "plot_residuals"]
 
@@ -56,7 +56,7 @@ def plot_offsets(offsets, *, center=None, half_size=None, truth=None, ax=None):
         )
         return ax
     typical = float(np.median(np.hypot(*offset[good].T)))
-    key = _round_number(max(typical, 1.0))
+    key = round_number(max(typical, 1.0))
     length = key / (0.14 * half_size)  # mas per arcsec of the plot
     arrows = {"angles": "xy", "scale_units": "xy", "scale": length, "units": "dots"}
     ax.quiver(
@@ -158,9 +158,3 @@ def plot_residuals(offsets, *, truth=None, axes=None):
 
 def _pm(value, sigma):
     return f"{value:+.1f} ± {sigma:.1f}"
-
-
-def _round_number(value):
-    """1, 2 or 5 times a power of ten, next to ``value``."""
-    power = 10 ** np.floor(np.log10(value))
-    return float(min((1, 2, 5, 10), key=lambda k: abs(np.log(k * power / value))) * power)

@@ -1,14 +1,15 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""A deblended source: image, models and residual in either survey."""
+"""Deblended sources: image, models and residual in either survey, and the residual of a whole image."""
 
 import astropy.units as u
 import numpy as np
 
 from ..astrometry.solution import as_solution
 from ..flags import Flag
-from ._grid import grid_of, offsets_of
+from ._grid import grid_of, offsets_of, sky_axes
+from ._style import axes_of, colour_bar, round_below
 
-__all__ = ["choose_blend", "plot_blend"]
+__all__ = ["choose_blend", "plot_blend", "plot_residual"]
 
 
 def choose_blend(scene):
@@ -63,7 +64,7 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
     Returns
     -------
     ndarray of `~matplotlib.axes.Axes`, shape (n_side, 4)
-        Images share one asinh scale per row; residuals are in units of the noise, from -5 to 5.
+        Images share one asinh scale per row (nJy per pixel); residuals are in units of the noise, from -5 to 5.
 
     Raises
     ------
@@ -102,18 +103,24 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
             pass
         data = np.where(image.mask, np.nan, image.data)
         wcs = image.wcs
-        pictures = [grid.read(panel, wcs) for panel in (data, model.data, own, significance)]
+        pictures = [grid.nearest(panel, wcs) for panel in (data, model.data, own, significance)]
         peak = float(np.nanmax(pictures[1], initial=5 * sigma))
         norm = AsinhNorm(linear_width=2 * sigma, vmin=-2 * sigma, vmax=peak)
         east, north = offsets_of(shown, sky)
-        names = (f"{band}", "model", f"source {label}", "residual / σ")
+        names = (f"{band}", "model of all", f"source {label}", "residual")
         how = {"origin": "lower", "extent": grid.extent, "interpolation": "nearest"}
         for k, (ax, picture, name) in enumerate(zip(line, pictures, names, strict=True)):
             if k < 3:
-                ax.imshow(picture, norm=norm, cmap="cividis", **how)
+                drawn = ax.imshow(picture, norm=norm, cmap="cividis", **how)
             else:
                 drawn = ax.imshow(picture, vmin=-5, vmax=5, cmap="RdBu_r", **how)
-                ax.figure.colorbar(drawn, cax=ax.inset_axes([1.04, 0, 0.06, 1]), ticks=[-5, 0, 5])
+            if k == 2:
+                top = round_below(0.95 * peak)
+                marks = [0, top / 10, top] if top > 50 * sigma else [0, top]
+                unit, scale = ("µJy", 1e3) if top >= 1e3 else ("nJy", 1)
+                colour_bar(ax, drawn, marks, unit, scale=scale)
+            elif k == 3:
+                colour_bar(ax, drawn, [-5, 0, 5], "σ")
             ax.set_facecolor("0.6")
             if k in (0, 3):
                 inside = (np.abs(east) < half_size) & (np.abs(north) < half_size)
@@ -125,14 +132,55 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
             ax.set_title(name, fontsize=9)
             ax.tick_params(labelsize=7)
             ax.label_outer()
-        line[0].set_ylabel(f"{scene.embedding.pair.survey(side).name}\nnorth (arcsec)", fontsize=8)
+        line[0].set_ylabel(f"{scene.embedding.pair.survey_name(side)}\nnorth (arcsec)", fontsize=8)
     for ax in axes[-1]:
         ax.set_xlabel("east (arcsec)", fontsize=8)
     return axes
 
 
+def plot_residual(scene, band=None, *, center=None, half_size=None, ax=None):
+    """What the models of all sources leave of an image, in units of its noise.
+
+    Parameters
+    ----------
+    scene : `~rosetta.DeblendedScene`
+    band : str, optional
+        Default: the reference band.
+    center : `~astropy.coordinates.SkyCoord`, optional
+        Centre of the picture; default, that of the image.
+    half_size : float, optional
+        Half its side, arcsec.
+    ax : `~matplotlib.axes.Axes`, optional
+
+    Returns
+    -------
+    `~matplotlib.axes.Axes`
+        From -5 to 5 sigma; grey where there are no data.
+
+    Raises
+    ------
+    ValueError
+        If the band is not in the scene.
+    """
+    if band is None:
+        _, band = bands_to_show(scene)[0]
+    ax = axes_of(ax)
+    residual = scene.residual(band)
+    side = next(side for side, name, _ in scene.embedding.pair.images() if name == band)
+    image = getattr(scene.embedding.pair, side)[band]
+    grid = grid_of(image, center, half_size)
+    with np.errstate(invalid="ignore"):
+        picture = grid.nearest(residual.data / np.sqrt(residual.uncertainty.array), image.wcs)
+    drawn = ax.imshow(
+        picture, vmin=-5, vmax=5, cmap="RdBu_r", origin="lower", extent=grid.extent, interpolation="nearest"
+    )
+    ax.set_facecolor("0.6")
+    colour_bar(ax, drawn, [-5, 0, 5], "σ")
+    return sky_axes(ax, grid.extent, f"{scene.embedding.pair.survey_name(side)} {band}: residual")
+
+
 def bands_to_show(scene):
-    """The reference band, and the ground band whose wavelength is next to it.
+    """The reference band, and the ground band whose wavelength is next to it; with one survey, another of its bands.
 
     Parameters
     ----------
@@ -151,4 +199,7 @@ def bands_to_show(scene):
     if sides[reference] == "space" and ground:
         band = min(ground, key=lambda b: abs(np.log(pivot[b] / pivot[reference])))
         chosen.append(("ground", band))
+    elif others := [band for band in scene.bands if band != reference]:
+        band = others[len(others) // 2]
+        chosen.append((sides[band], band))
     return chosen

@@ -204,6 +204,8 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     ticks = [400, 600, 1000, 1500]
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.set_xticks([], minor=True)
+    if len(bands):
+        ax.set_xlim(0.95 * (x - dx).min(), 1.05 * (x + dx).max())
     ax.set_xlabel("wavelength (nm)")
     ax.set_ylabel("magnitude (AB)")
     if len(labels):

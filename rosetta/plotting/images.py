@@ -110,7 +110,7 @@ def plot_rgb(pair, side, *, center=None, half_size=None, ax=None):
     ax = axes_of(ax)
     ax.imshow(picture, origin="lower", extent=extent, interpolation="nearest")
     bands = " ".join(getattr(pair, side))
-    sky_axes(ax, extent, f"{pair.survey(side).name}: {bands}")
+    sky_axes(ax, extent, f"{pair.survey_name(side)}: {bands}")
     _compass(ax)
     return ax
 

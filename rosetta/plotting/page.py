@@ -9,7 +9,7 @@ from ._grid import field_of
 from ._style import SKY_BLUE
 from ._tables import bands_of
 from .astrometry import plot_offsets
-from .blends import bands_to_show, choose_blend, plot_blend
+from .blends import bands_to_show, choose_blend, plot_blend, plot_residual
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources
 
@@ -40,12 +40,9 @@ def overview(result, truth=None):
     sides = [side for side in ("ground", "space") if getattr(pair, side)]
     images = getattr(pair, sides[-1])
     center, half = field_of(images.get("VIS", next(iter(images.values()))))
-    axes = _axes(figure, 1, 3, (0.8, 15.8), (0.8, 5.2), 0.8)[0]
-    for ax, side in zip(axes, ("ground", "space"), strict=False):
-        if side not in sides:
-            ax.set_axis_off()
-            ax.text(0.5, 0.5, f"no {side} images", transform=ax.transAxes, ha="center")
-            continue
+    across = (0.8, 15.8) if len(sides) == 2 else (3.0, 13.6)
+    *of_sides, last = _axes(figure, 1, len(sides) + 1, across, (0.8, 5.2), 0.8)[0]
+    for ax, side in zip(of_sides, sides, strict=True):
         plot_rgb(pair, side, center=center, half_size=half, ax=ax)
         coord = catalog["sky_centroid"]
         if side == "ground" and offsets is not None and len(catalog):
@@ -54,38 +51,35 @@ def overview(result, truth=None):
             plot_sources(catalog, center=center, coord=coord, ax=ax)
             ax.legend(loc="upper left", fontsize=8, framealpha=0.7)
     if offsets is not None:
-        plot_offsets(offsets, center=center, half_size=half, truth=truth, ax=axes[2])
+        plot_offsets(offsets, center=center, half_size=half, truth=truth, ax=last)
     else:
-        axes[2].set_axis_off()
-        axes[2].text(0.5, 0.5, "one survey only: nothing to align", transform=axes[2].transAxes, ha="center")
+        plot_residual(scene, center=center, half_size=half, ax=last)
     _title(figure, 8.0, 0.3, f"{len(catalog)} sources in {' '.join(scene.bands)}", 12)
     if not len(catalog):
         return figure
 
     label = choose_blend(scene)
     shown = bands_to_show(scene)
-    plot_blend(scene, label, axes=_axes(figure, len(shown), 4, (0.8, 9.8), (6.7, 6.7 + 2.1 * len(shown)), 0.35))
+    plot_blend(scene, label, axes=_axes(figure, len(shown), 4, (0.8, 9.8), (6.7, 6.7 + 2.1 * len(shown)), 0.6))
     _title(figure, 5.3, 6.2, f"Source {label} and its neighbours, deblended", 11)
     near = _neighbours(catalog, label)
     plot_sed(catalog, near, pair.surveys, truth=truth, ax=_axes(figure, 1, 1, (11.4, 15.8), (6.5, 10.8), 0)[0, 0])
     _title(figure, 13.6, 6.2, f"Fluxes of source{'s' * (len(near) > 1)} {', '.join(map(str, near))}", 11)
 
-    axes = _axes(figure, 1, 3, (0.8, 15.8), (11.8, 14.2), 0.8)[0]
-    groups = [[b for b in getattr(pair, side) or () if b in bands_of(catalog)] for side in ("ground", "space")]
-    for ax, side, bands in zip(axes, ("ground", "space"), groups, strict=False):
-        if not bands:
-            ax.set_axis_off()
-            continue
+    groups = {side: [band for band in getattr(pair, side) if band in bands_of(catalog)] for side in sides}
+    groups = {side: bands for side, bands in groups.items() if bands}
+    *of_sides, last = _axes(figure, 1, len(groups) + 1, (0.8, 15.8), (11.8, 14.2), 0.8)[0]
+    for ax, (side, bands) in zip(of_sides, groups.items(), strict=True):
         if truth is not None:
             plot_flux_truth(catalog, truth, bands=bands, ax=ax)
-            ax.set_title(f"{pair.survey(side).name} flux against truth (S/N > 5)", fontsize=10)
+            ax.set_title(f"{pair.survey_name(side)} flux against truth (S/N > 5)", fontsize=10)
         else:
             plot_errors(catalog, bands=bands, ax=ax)
-            ax.set_title(f"{pair.survey(side).name} errors (dotted: S/N 5)", fontsize=10)
+            ax.set_title(f"{pair.survey_name(side)} errors (dotted: S/N 5)", fontsize=10)
     if truth is not None:
-        plot_pulls(catalog, truth, ax=axes[2]).set_title("Are the errors right?", fontsize=10)
+        plot_pulls(catalog, truth, ax=last).set_title("Are the errors right?", fontsize=10)
     else:
-        _plot_counts(catalog, scene.meta["reference_band"], axes[2])
+        _plot_counts(catalog, scene.meta["reference_band"], last)
     return figure
 
 

@@ -1,0 +1,254 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""One HTML page on the results of a run, made from its files."""
+
+import io
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import QTable
+
+from ..astrometry.solution import AstrometricSolution
+from ..display import html_table
+from ..files import atomic_write
+from ..flags import Flag
+from .catalogue_file import find_catalogue, read_catalogue
+from .output import PRODUCTS
+from .report_page import page, picture, section
+
+__all__ = ["MAX_ROWS", "write_report"]
+
+MAX_ROWS = 10_000  # of the table
+PNG = b"\x89PNG\r\n\x1a\n"
+NUMBERS = ("snr", "half_light_radius", "blendedness", "blend_probability")  # columns that are shown if they are there
+
+
+def write_report(directory, path=None):
+    """Write one HTML page on the results of a run.
+
+    It holds all that it shows, loads nothing, and can be sent as one file: the overview picture, the aligner's verdict
+    and offsets, the residuals, the number of rows with each flag, the catalogue as a table that can be sorted (of more
+    than 10,000 rows, the 10,000 of highest S/N), and provenance.
+
+    Parameters
+    ----------
+    directory : path-like
+        Of the results of `rosetta.Result.write`, ``rosetta run`` or ``rosetta demo``.
+    path : path-like, optional
+        The page; replaced if it exists. Default: ``report.html`` in the directory.
+
+    Returns
+    -------
+    `~pathlib.Path`
+
+    Raises
+    ------
+    ValueError
+        If the directory holds no results of a run, or one of its files is damaged; the message names it.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{str(directory)!r} is no folder: name the one that rosetta run -o made")
+    source = find_catalogue(directory)
+    path = directory / "report.html" if path is None else Path(path)
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise ValueError(f"output {str(path)!r}: name a file in a folder that exists")
+    catalog = read_catalogue(source)
+    bands = _bands(catalog, source)
+    sections = [
+        f"<p>{escape(_summary(catalog, bands))}</p>",
+        section("Overview", _overview(directory / "overview.png")),
+        section("Alignment", *_alignment(directory / "offsets.ecsv")),
+        section("Residuals", *_residuals(directory / "models.fits", catalog)),
+        section("Flags", *_flags(catalog, bands)),
+        section("Catalogue", *_table(catalog, source)),
+        section("Provenance", *_provenance(catalog, directory)),
+    ]
+    text = page(f"rosetta: {directory.resolve().name}", sections, _rows(catalog, bands))
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _bands(catalog, source):
+    """Bands that the catalogue has fluxes in."""
+    missing = [name for name in ("label", "sky_centroid", "snr", "flags") if name not in catalog.colnames]
+    if missing:
+        raise ValueError(f"{str(source)!r} has no column {missing[0]!r}: it is no catalogue of a run")
+    return [name.removeprefix("flux_err_") for name in catalog.colnames if name.startswith("flux_err_")]
+
+
+def _summary(catalog, bands):
+    blended = int(np.count_nonzero(np.asarray(catalog["flags"]) & int(Flag.BLENDED)))
+    return f"{len(catalog)} sources in {' '.join(bands)}; {blended} of them blended."
+
+
+# ---------------------------------------------------------------------------- pictures
+def _png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
+def _overview(path):
+    if not path.is_file():
+        return "<p>There is no overview.png.</p>"
+    content = path.read_bytes()
+    if not content.startswith(PNG):
+        raise ValueError(f"{str(path)!r} is no PNG picture: run the job again")
+    return picture(content, "Colour images with the sources, one deblended source, and fluxes with their errors.")
+
+
+def _alignment(path):
+    """The aligner's verdict, the offsets, and what the field leaves of them."""
+    from ..plotting import plot_residuals
+
+    if not path.is_file():
+        yield "<p>Not measured: images of one survey only.</p>"
+        return
+    try:
+        offsets = QTable.read(path, format="ascii.ecsv")
+        solution = AstrometricSolution.from_table(offsets)
+    except OSError:
+        raise
+    except Exception as error:  # astropy raises many types for a damaged table
+        raise ValueError(f"{str(path)!r} cannot be read as offsets ({error}): run the job again") from error
+    what = "; ".join(filter(None, [solution.at_center(), solution.reason]))
+    verdict = escape(solution.verdict)
+    yield f'<p>Verdict: <strong class="{verdict}">{verdict}</strong>. {escape(what)}</p>'
+    yield solution._repr_html_()
+    if solution.bands:
+        axes = plot_residuals(offsets)
+        yield picture(_png(axes[0].figure), "Offsets before and after the field is subtracted, and their pulls.")
+
+
+def _residuals(path, catalog):
+    """What the models leave of each image."""
+    from ..plotting import plot_residual_images
+
+    if not path.is_file():
+        yield "<p>There is no models.fits: the run was made with --models none.</p>"
+        return
+    rows, images = [], {}
+    try:
+        with fits.open(path) as file:
+            for hdu in file:
+                if not hdu.name.startswith("RESIDUAL_"):
+                    continue
+                band = str(hdu.header["BAND"])
+                image = np.asarray(hdu.data, np.float32)
+                good = image[np.isfinite(image)]
+                scatter = 1.4826 * float(np.median(np.abs(good - np.median(good)))) if good.size else np.nan
+                far = np.mean(np.abs(good) > 5 * scatter) if good.size else np.nan
+                rows.append((band, f"{scatter:.4g}", f"{1e3 * far:.2f}", f"{_median(catalog, f'chi2_{band}'):.2f}"))
+                images[band] = image
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as models ({error}): run the job again") from error
+    yield html_table(
+        "", ("band", "scatter (nJy per pixel)", "pixels beyond 5 scatters, per 1000", "median chi2 of sources"), rows
+    )
+    yield "<p>Each image in units of its own scatter (NMAD), on its own pixels; red: the image is brighter.</p>"
+    yield picture(_png(plot_residual_images(images)), "Residual of each band.")
+
+
+def _median(catalog, name):
+    values = np.asarray(catalog[name], float) if name in catalog.colnames else np.zeros(0)
+    values = values[np.isfinite(values)]
+    return np.median(values) if values.size else np.nan
+
+
+# ---------------------------------------------------------------------------- tables
+def _flags(catalog, bands):
+    """Rows with each flag, and, for each band, rows with it there."""
+    bands = [band for band in bands if f"flags_{band}" in catalog.colnames]
+    columns = ["flags", *(f"flags_{band}" for band in bands)]
+    rows = []
+    for flag in Flag:
+        counts = [int(np.count_nonzero(np.asarray(catalog[name]) & int(flag))) for name in columns]
+        if any(counts):
+            rows.append((flag.name, *counts))
+    yield html_table("", ("flag", "rows", *bands), rows)
+    yield "<p>Rows of the catalogue with each flag; in the columns of the bands, those for which it holds there.</p>"
+
+
+def _table(catalog, source):
+    shown = ""
+    if len(catalog) > MAX_ROWS:
+        shown = f"The {MAX_ROWS} rows of highest S/N; the catalogue has {len(catalog)}. "
+    yield f"<p>{shown}Fluxes in nJy. Click on a column's name to sort. All columns are in {escape(source.name)}.</p>"
+    yield "<noscript><p>The table needs JavaScript.</p></noscript>"
+    yield (
+        '<p><button id="previous">previous</button> <button id="next">next</button> <span id="shown"></span></p>'
+        '<div class="wide"><table id="catalogue"></table></div>'
+    )
+
+
+def _rows(catalog, bands):
+    """What the script of the page draws."""
+    if len(catalog) > MAX_ROWS:
+        snr = np.nan_to_num(np.asarray(catalog["snr"], float))
+        catalog = catalog[np.sort(np.argsort(-snr, kind="stable")[:MAX_ROWS])]
+    sky = catalog["sky_centroid"].icrs
+    columns = {
+        "label": np.asarray(catalog["label"]).tolist(), "RA (deg)": np.round(sky.ra.deg, 7).tolist(),
+        "Dec (deg)": np.round(sky.dec.deg, 7).tolist(),
+    }  # fmt: skip
+    for name in NUMBERS:
+        if name in catalog.colnames:
+            unit = f" ({catalog[name].unit})" if getattr(catalog[name], "unit", None) else ""
+            columns[f"{name}{unit}"] = _numbers(catalog[name])
+    for band in bands:
+        columns[band] = list(zip(_numbers(catalog[f"flux_{band}"]), _numbers(catalog[f"flux_err_{band}"]), strict=True))
+    columns["flags"] = np.asarray(catalog["flags"]).tolist()
+    return {
+        "columns": list(columns), "rows": [list(row) for row in zip(*columns.values(), strict=True)],
+        "flags": [flag.name for flag in Flag], "flag": len(columns) - 1,
+    }  # fmt: skip
+
+
+def _numbers(column):
+    """Four digits of each value; None where it is not finite."""
+    values = np.asarray(getattr(column, "value", column), float)
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
+
+
+# ---------------------------------------------------------------------------- provenance
+def _provenance(catalog, directory):
+    """Inputs, models, versions and files."""
+    meta = _plain(catalog.meta)
+    told = meta.get("rosetta", {})
+    inputs = told.get("inputs", {})
+    order = [band for band in meta.get("bands", []) if band in inputs] or list(inputs)
+    rows = [
+        (band, *(inputs[band].get(key, "") for key in ("survey", "side", "file", "shape", "depth", "psf_fwhm")),
+         str(Flag(inputs[band].get("flags", 0))))
+        for band in order
+    ]  # fmt: skip
+    header = ("band", "survey", "side", "file", "shape (ny, nx)", "depth (AB, 5 sigma)", "PSF FWHM (arcsec)", "assumed")
+    yield html_table("Images", header, rows)
+    deblender = meta.get("deblender", {}).get("rosetta", {})
+    models = {
+        "encoder": told.get("encoder_fingerprint"), "photometry": told.get("head_fingerprint"),
+        "deblender": deblender.get("head_fingerprint"),
+    }  # fmt: skip
+    yield html_table("Models", (), [(name, value) for name, value in models.items() if value])
+    yield html_table("Versions", (), told.get("versions", {}).items())
+    files = [directory / name for name in PRODUCTS if name != "report.html" and (directory / name).is_file()]
+    yield html_table("Files", (), [(path.name, *_size_and_time(path.stat())) for path in files])
+    text = json.dumps(meta, indent=1, default=str)
+    yield f"<details><summary>All of the catalogue's meta</summary><pre>{escape(text)}</pre></details>"
+
+
+def _size_and_time(status):
+    return f"{status.st_size / 1e6:.2f} MB", f"{datetime.fromtimestamp(status.st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _plain(value):
+    """A meta as plain dicts with strings as keys."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if key != "__attributes__"}
+    return value

@@ -1,0 +1,129 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""The report of a run: one page that loads nothing, in which text stays text."""
+
+import json
+import re
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.table import QTable
+
+from rosetta import Flag
+from rosetta.cli import main
+from rosetta.pipeline import report
+from rosetta.pipeline.catalogue_file import FORMATS, read_catalogue, write_catalogue
+
+pytest.importorskip("matplotlib")
+
+EVIL = "</script><script>alert(1)</script>"
+
+
+def catalogue(n=3):
+    table = QTable({"label": np.arange(1, n + 1)})
+    table["sky_centroid"] = SkyCoord(150 + np.arange(n) * 1e-4, np.full(n, 2.2), unit="deg")
+    for band, flux in (("r", 100.0), ("VIS", 200.0)):
+        table[f"flux_{band}"] = (flux + np.arange(n)) * u.nJy
+        table[f"flux_err_{band}"] = np.full(n, 3.0) * u.nJy
+        table[f"chi2_{band}"] = np.full(n, 1.25)
+        table[f"flags_{band}"] = np.where(np.arange(n) == 0, int(Flag.EDGE), 0)
+    table["flux_r"][-1] = np.nan * u.nJy
+    table["flux_cov"] = np.ones((n, 2, 2)) * u.nJy**2
+    table["snr"] = np.arange(n, dtype=float)
+    table["flags"] = np.where(np.arange(n) == 0, int(Flag.EDGE | Flag.BLENDED), 0)
+    told = {"head_fingerprint": "0123", "inputs": {"r": {"file": EVIL, "shape": [10, 10], "flags": 0}}}
+    table.meta.update(rosetta=told, bands=["r", "VIS"])
+    return table
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of one survey."""
+    folder = tmp_path / "a & b"
+    folder.mkdir()
+    write_catalogue(catalogue(), folder / "catalogue.ecsv")
+    (folder / "overview.png").write_bytes(report.PNG + b"picture")
+    residual = np.random.default_rng(0).normal(0, 2, (450, 450)).astype(np.float32)
+    hdu = fits.ImageHDU(residual, name="RESIDUAL_VIS")
+    hdu.header["BAND"] = "VIS"
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(folder / "models.fits")
+    return folder
+
+
+def rows_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="rows">(.*?)</script>', text)[1])
+
+
+def test_report(run, capsys):
+    assert main(["report", str(run)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    text = (run / "report.html").read_text()
+    assert "3 sources in r VIS; 1 of them blended" in text
+    assert "<title>rosetta: a &amp; b</title>" in text
+    assert "data:image/png;base64,iVBORw0KGgo" in text
+    assert re.search(r"<td>EDGE</td><td>1</td><td>1</td><td>1</td>", text)
+    assert re.search(r"<td>BLENDED</td><td>1</td><td>0</td><td>0</td>", text)
+    assert "images of one survey only" in text
+    scatter, far, chi2 = re.search(r"<td>VIS</td><td>([\d.]+)</td><td>([\d.]+)</td><td>([\d.]+)</td>", text).groups()
+    assert abs(float(scatter) - 2) < 0.02
+    assert (float(far), float(chi2)) == (0, 1.25)
+    rows = rows_of(text)
+    assert len(rows["rows"]) == 3
+    assert dict(zip(rows["columns"], rows["rows"][2], strict=True))["r"] == [None, 3.0]
+    assert dict(zip(rows["columns"], rows["rows"][2], strict=True))["VIS"] == [202.0, 3.0]
+    assert rows["columns"][rows["flag"]] == "flags"
+    assert rows["flags"][14] == "BLENDED"
+
+
+def test_nothing_is_loaded_and_text_stays_text(run):
+    text = report.write_report(run).read_text()
+    assert all(value.startswith("data:") for value in re.findall(r"(?:src|href)\s*=\s*[\"']?([^\s>]*)", text))
+    assert "http" not in text.replace("http-equiv", "")
+    assert EVIL not in text
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in text
+    assert text.count("<script") == 2 == text.count("</script")
+
+
+def test_size_is_bounded(run, monkeypatch):
+    """Of too many rows the brightest are shown, in the order of the catalogue, and the page says so."""
+    monkeypatch.setattr(report, "MAX_ROWS", 2)
+    text = report.write_report(run).read_text()
+    assert [row[0] for row in rows_of(text)["rows"]] == [2, 3]
+    assert "The 2 rows of highest S/N; the catalogue has 3." in text
+
+
+def test_what_is_no_run(run, tmp_path, capsys):
+    def refused(*argv):
+        assert main(["report", *map(str, argv)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    assert "no folder: name the one that rosetta run -o made" in refused(tmp_path / "absent")
+    assert "holds no catalogue: name the folder of one run" in refused(tmp_path)
+    assert "name a file in a folder that exists" in refused(run, "-o", tmp_path / "no" / "page.html")
+    (run / "overview.png").write_text("text")
+    assert "overview.png' is no PNG picture" in refused(run)
+    (run / "offsets.ecsv").write_text("text")
+    (run / "overview.png").unlink()
+    assert "offsets.ecsv' cannot be read as offsets" in refused(run)
+    (run / "catalogue.ecsv").write_text("text")
+    assert "catalogue.ecsv'" in refused(run)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("n", [0, 3])
+def test_catalogue_comes_back(format, n, tmp_path):
+    table = catalogue(3)[:n]
+    write_catalogue(table, tmp_path / f"catalogue.{format}")
+    again = read_catalogue(tmp_path / f"catalogue.{format}")
+    assert len(again) == n
+    assert again["flux_r"].unit == u.nJy
+    assert again.meta["rosetta"]["inputs"]["r"]["shape"] == [10, 10]
+    if n:
+        np.testing.assert_array_equal(again["flux_VIS"], table["flux_VIS"])
+        np.testing.assert_array_equal(again["flux_cov"], table["flux_cov"])
+        assert again["sky_centroid"][2].separation(table["sky_centroid"][2]) < 1 * u.uas
