@@ -15,6 +15,7 @@ from ..astrometry.solution import AstrometricSolution, as_solution
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images
+from ..images.positions import offset_coord
 from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
 from ..io._store import check_format, document, document_hdu, extensions, new_path, record, record_hdus, save
@@ -24,6 +25,7 @@ from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
+from .shapes import centroids
 from .sources import placed_on, seen_at
 
 __all__ = ["DeblendedScene", "Templates"]
@@ -115,7 +117,9 @@ class DeblendedScene:
         Returns
         -------
         `~astropy.table.QTable`
-            ``label``, ``sky_centroid`` (of the template, in the space image's frame), ``blendedness``
+            ``label``, ``listed`` (only where positions were given: whether the source is one of them, or a
+            neighbour), ``sky_centroid`` (of the template, in the space image's frame; a listed position stays
+            as it was given unless it was to be recentred), ``blendedness``
             (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
             ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
             (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
@@ -290,10 +294,11 @@ class DeblendedScene:
         """
         row = self._row(label)
         mixture = self._templates.mixtures[row].copy()
+        middle_of_light = offset_coord(self._templates.coord[row], *centroids(mixture))
         mixture[:, 1:3] -= centroids(mixture)  # it is shown about its own middle
         image = evaluate(mixture)
         middle = (image.shape[1] // 2, image.shape[0] // 2)
-        wcs = blank(self._table["sky_centroid"][row].icrs, middle, np.diag([-REFERENCE_SCALE, REFERENCE_SCALE]))
+        wcs = blank(middle_of_light, middle, np.diag([-REFERENCE_SCALE, REFERENCE_SCALE]))
         return CCDData(image, unit=u.dimensionless_unscaled, wcs=wcs, meta={"label": int(label)})
 
     def residual(self, band):
@@ -514,11 +519,6 @@ def _columns(table):
     return {name: table[name] for name in table.colnames}
 
 
-def centroids(mixtures):
-    """Mean position (east, north) of the light of mixtures, (..., 2)."""
-    return (mixtures[..., :1] * mixtures[..., 1:3]).sum(axis=-2)
-
-
 def shape_columns(mixtures):
     """Half-light radius (arcsec) and distortion (e1, e2) of mixtures."""
     weight, (east, north) = mixtures[..., 0], np.moveaxis(mixtures[..., 1:3] - centroids(mixtures)[:, None], -1, 0)
@@ -528,12 +528,14 @@ def shape_columns(mixtures):
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 
 
-def source_columns(field, sharp, blended):
+def source_columns(field, fixed, sharp, blended):
     """Columns of a scene's table that follow from the fits.
 
     Parameters
     ----------
     field : `~rosetta.deblending.tiles.FieldFit`
+    fixed : (n,) bool array
+        Whether a position is what a user says, and not where the template's light is.
     sharp, blended : `~rosetta.deblending.band_fit.BandFit`
         Of the reference band, and of the band that blendedness is measured in.
 
@@ -547,7 +549,7 @@ def source_columns(field, sharp, blended):
     flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
     flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
     radius, e1, e2 = shape_columns(field.mixtures)
-    shift = centroids(field.mixtures) * u.arcsec
+    shift = np.where(fixed[:, None], 0.0, centroids(field.mixtures)) * u.arcsec
     return {
         "sky_centroid": field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1]),
         "blendedness": blended.blendedness,
