@@ -128,6 +128,19 @@ def _parser():
         "--center", nargs=2, type=float, metavar=("RA", "DEC"), help="measure only a region around this (degrees)"
     )
     job.add_argument("--size", type=float, metavar="ARCSEC", help="side of that region")
+    job.add_argument(
+        "--sources", metavar="FILE",
+        help="a table of positions to measure, with sky_centroid, or ra and dec in degrees; default: what is detected",
+    )
+    job.add_argument(
+        "--neighbours", choices=("detect", "listed"), default="detect",
+        help="with --sources; whether sources that are not in the table are modelled (default) or not",
+    )
+    job.add_argument(
+        "--shape", choices=("fit", "point", "table"), default="fit",
+        help="with --sources; fitted (default), points, or half_light_radius, e1 and e2 of the table",
+    )
+    job.add_argument("--recentre", action="store_true", help="with --sources; positions may move to where the light is")
     job.add_argument("-o", "--output", required=True, metavar="DIR", help="for the results")
     job.add_argument("--window", type=float, default=38.4, metavar="ARCSEC", help="of the encoder; default: 38.4")
     _job_options(job)
@@ -234,9 +247,10 @@ def _run(arguments):
     from .pipeline.output import check_output
 
     check_output(arguments.output, arguments.overwrite)
+    listed = _listed(arguments)
     pair = _pair(arguments)
     start = time.perf_counter()
-    result = _measure(pair, arguments, arguments.window)
+    result = _measure(pair, arguments, arguments.window, listed)
     written = _write(result, arguments)
     for line in _summary(result):
         print(line)
@@ -332,14 +346,50 @@ def _image(option, text, survey, center, size):
     return image.meta["band"], image
 
 
-def _measure(pair, arguments, window=38.4):
+def _listed(arguments):
+    """What ``rosetta.measure`` is told of the positions in the file of --sources (dict)."""
+    if arguments.sources is None:
+        if arguments.neighbours != "detect" or arguments.shape != "fit" or arguments.recentre:
+            raise ValueError("--neighbours, --shape and --recentre are of no use without --sources: give positions")
+        return {}
+    import astropy.units as u
+    from astropy.coordinates import SkyCoord
+    from astropy.io.registry import IORegistryError
+    from astropy.table import QTable
+
+    path = Path(arguments.sources)
+    if not path.is_file():
+        raise ValueError(f"--sources {path}: there is no such file")
+    try:
+        table = QTable.read(path)
+    except IORegistryError as error:
+        raise ValueError(f"--sources {path}: not a kind of table that astropy knows by name: use .ecsv") from error
+    except Exception as error:  # readers of tables fail in as many ways as there are formats
+        raise ValueError(f"--sources {path}: {error}") from error
+    if "sky_centroid" not in table.colnames:
+        if missing := [name for name in ("ra", "dec") if name not in table.colnames]:
+            raise ValueError(f"--sources {path}: no column {' and '.join(missing)}: give sky_centroid, or ra and dec")
+        try:
+            ra, dec = (u.Quantity(table[name], getattr(table[name], "unit", None) or u.deg) for name in ("ra", "dec"))
+            table["sky_centroid"] = SkyCoord(ra, dec)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--sources {path}: ra and dec are no positions in degrees: {error}") from error
+    shape = table if arguments.shape == "table" else arguments.shape
+    return {
+        "sources": table, "neighbours": arguments.neighbours, "shape": shape, "recentre": arguments.recentre,
+    }  # fmt: skip
+
+
+def _measure(pair, arguments, window=38.4, listed=None):
     import astropy.units as u
 
     from . import measure
     from .pipeline.run import STEPS
 
     with _Steps(STEPS) as progress:
-        return measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
+        return measure(
+            pair, device=arguments.device, window=window * u.arcsec, progress=progress, **(listed or {})
+        )
 
 
 def _write(result, arguments, truth=None):

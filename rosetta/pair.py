@@ -9,6 +9,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io.fits import Header
 from astropy.nddata import NDData, VarianceUncertainty
 
+from .arithmetic import plain_arithmetic
 from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
 from .input_image import checked_image
 from .readonly import ReadOnlyDict
@@ -58,6 +59,7 @@ class SkyPair:
         if the two sides do not overlap on the sky.
     """
 
+    @plain_arithmetic
     def __init__(self, ground, space=None, *, surveys=(RUBIN, EUCLID), psf=None):
         if ground is None and space is None:
             raise ValueError("ground and space are both None: give at least one side as a dict of band to NDData")
@@ -153,6 +155,7 @@ class SkyPair:
             polygons.append(PolygonSkyRegion(corners.icrs, meta={"text": band}))
         return Regions(polygons)
 
+    @plain_arithmetic
     def cutout(self, center, size):
         """The pair around ``center``, cut on whole pixels of every image.
 

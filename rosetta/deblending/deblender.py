@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import as_solution, solution_for
 from ..detection.detection import detected
 from ..head import Head
@@ -57,6 +58,7 @@ class JEPADeblender(Head):
     def _build(config):
         return blend_probability.BlendNet(config.blend)
 
+    @plain_arithmetic
     def __call__(
         self, x, sources=None, *, offsets=None, neighbours="detect", shape="fit", recentre=False, progress=None
     ):

@@ -57,13 +57,16 @@ def with_listed(sources, owners, mixtures, listed, match):
     kept = known & alone & listed.free[:, SIZE] & agrees
     index, named = sources.index.copy(), sources.listed.copy()
     index[row[kept]], named[row[kept]] = listed.index[kept], True
+    sources = replace(sources, index=index, listed=named)
+    if kept.all():
+        return sources, False
     more, same = listed.of(~kept), (known & listed.free[:, SIZE])[~kept]
     start, largest, snr = more.start.copy(), more.largest.copy(), more.snr.copy()
     for own, of_all in ((start, sources.start), (largest, sources.largest), (snr, sources.snr)):
         own[same] = of_all[row[~kept][same]]
     more = replace(more, start=start, largest=largest, snr=snr)
     rest = np.flatnonzero(~np.isin(owners, row[known & ~kept]))
-    return replace(sources, index=index, listed=named).of(rest).joined(more), bool((~kept).any())
+    return sources.of(rest).joined(more), True
 
 
 def placed_where_listed(sources, mixtures, listed):

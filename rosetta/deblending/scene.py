@@ -11,6 +11,7 @@ from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.table import QTable
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import AstrometricSolution, as_solution
 from ..embedding import SkyEmbedding
 from ..flags import Flag
@@ -181,6 +182,7 @@ class DeblendedScene:
         """
         return self._fit(band).covariance.copy()
 
+    @plain_arithmetic
     def model(self, label, band):
         """The model of one source, or of all.
 
@@ -258,6 +260,7 @@ class DeblendedScene:
             )
         return self._placements[band]
 
+    @plain_arithmetic
     def _stamps(self, band, rows):
         """Unit-flux `~rosetta.deblending.engine.rendering.Stamps` of some of the sources in a band."""
         placed, templates = self._placed(band).of(rows), self._templates
@@ -275,6 +278,7 @@ class DeblendedScene:
         flux, blank = np.nan_to_num(self._fits[band].flux), np.zeros(self.images[band].shape)
         return sum((design.image(flux[rows]) for rows, design in self._designs(band)), blank)
 
+    @plain_arithmetic
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.
 
@@ -320,6 +324,7 @@ class DeblendedScene:
         """
         return self.model_and_residual(band)[1]
 
+    @plain_arithmetic
     def model_and_residual(self, band):
         """``model(None, band)`` and ``residual(band)``, with the sources drawn once.
 
@@ -355,6 +360,7 @@ class DeblendedScene:
         wcs, residual = self._fits_wcs[band]
         return wcs, {"band": band} if residual is None else {"band": band, "WCSRES": residual}
 
+    @plain_arithmetic
     def write(self, path, *, overwrite=False):
         """Write the scene, with its embedding and its pair, to one FITS file, without loss.
 
@@ -397,6 +403,7 @@ class DeblendedScene:
         save(hdus, path)
 
     @classmethod
+    @plain_arithmetic
     def read(cls, path):
         """Read a scene written by `write`.
 
@@ -435,6 +442,7 @@ class DeblendedScene:
                 templates["shape_covariance"], fits, offsets, document(found, "SCENE_META"),
             )
 
+    @plain_arithmetic
     def to_regions(self):
         """Half-light ellipses of all sources.
 

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.table import QTable
 
 from .. import checkpoint
+from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
@@ -74,6 +75,7 @@ class EmbeddingPhotometry(Head):
             )
         self._deblender = deblender
 
+    @plain_arithmetic
     def __call__(self, x, sources, *, offsets=None, neighbours="detect", shape="fit", recentre=False):
         """Measure a catalogue.
 

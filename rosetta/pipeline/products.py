@@ -66,6 +66,9 @@ def _write(directory, folder, name, write):
 def _with_shapes(result):
     """The catalogue with the sizes, shapes and blendedness of the scene's table."""
     catalog, table = result.catalog.copy(), result.scene.to_table()
+    if "listed" in table.colnames:
+        table = table[table["listed"]]
+        del table["listed"]
     for name in table.colnames:
         if name not in catalog.colnames:
             catalog[name] = table[name]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import astropy.units as u
 from astropy.table import QTable
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.aligner import LearnedAligner
 from ..deblending.deblender import JEPADeblender
 from ..deblending.scene import DeblendedScene
 from ..embedding import SkyEmbedding
 from ..encoding.encoder import CrossSurveyEncoder
 from ..pair import SkyPair
-from ..photometry.catalogue import EmbeddingPhotometry
+from ..photometry.catalogue import EmbeddingPhotometry, with_columns_of
 from ..readonly import ReadOnlyDict
 from . import products
 
@@ -45,6 +46,7 @@ class Result:
     catalog: QTable
     seconds: ReadOnlyDict
 
+    @plain_arithmetic
     def write(self, directory, *, overwrite=False, models="sources", truth=None):
         """Write the results into a directory: all of them, or none.
 
@@ -77,9 +79,10 @@ class Result:
         return products.write(self, directory, truth=truth, overwrite=overwrite, models=models)
 
 
+@plain_arithmetic
 def measure(
-    pair, *, device=None, window=38.4 * u.arcsec, progress=None, encoder=None, aligner=None, deblender=None,
-    photometry=None,
+    pair, sources=None, *, neighbours="detect", shape="fit", recentre=False, device=None, window=38.4 * u.arcsec,
+    progress=None, encoder=None, aligner=None, deblender=None, photometry=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -89,6 +92,10 @@ def measure(
     Parameters
     ----------
     pair : `~rosetta.SkyPair`
+    sources : `~astropy.coordinates.SkyCoord` or table, optional
+        Positions to measure; the catalogue then has their rows. None: what is detected.
+    neighbours, shape, recentre
+        Of ``sources``, as for `~rosetta.JEPADeblender`.
     device : str, optional
         "cpu", "cuda" or "cuda:N", for models that are loaded here; None: CUDA where there is one.
     window : `~astropy.units.Quantity`
@@ -139,6 +146,7 @@ def measure(
     offsets = None
     if pair.ground and pair.space:
         offsets = timed("align", lambda _: heads["aligner"](embedding))
-    scene = timed("deblend", lambda within: heads["deblender"](embedding, offsets=offsets, progress=within))
-    catalog = timed("measure", lambda _: heads["photometry"](embedding, scene))
+    how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "offsets": offsets}
+    scene = timed("deblend", lambda within: heads["deblender"](embedding, sources, progress=within, **how))
+    catalog = timed("measure", lambda _: with_columns_of(sources, heads["photometry"](embedding, scene)))
     return Result(pair, embedding, offsets, scene, catalog, ReadOnlyDict(seconds))
