@@ -138,15 +138,12 @@ class JEPADeblender(Head):
                 progress(next(steps), 3 * len(field))
 
         for tile in field:
-            sees, listed = tile.sees(job.coord), None
-            some, detections = sees, None
-            if search:
-                some, detections = sees & ~job.listed, found
-                if job.listed.any():
-                    listed = Sources.of_job(np.flatnonzero(sees & job.listed), job, found, solution, config)
-            some = Sources.of_job(np.flatnonzero(some), job, found, solution, config)
-            pieces = tile.cut(images)
-            parts.append(fit_tile(engine, pieces, roles, some, listed, detections, tile.owns, config, report))
+            sees, beside = tile.sees(job.coord), job.listed & search
+            some, listed = (
+                Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config) for part in (~beside, beside)
+            )
+            given = (some, listed if beside.any() else None, found if search else None)
+            parts.append(fit_tile(engine, tile.cut(images), roles, *given, tile.owns, config, report))
         return joined_field(parts, images)
 
     def _rows(self, pair, truth, index, seed):

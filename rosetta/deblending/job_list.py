@@ -88,9 +88,6 @@ class JobList:
                 for name in ("label", "listed", "start", "free"))  # fmt: skip
         return JobList(joined([self.coord, other.coord]), *rows)
 
-    def __len__(self):
-        return len(self.label)
-
 
 def _given_shapes(shape, n):
     """Shapes to start from (n, N_PARAMETER), NaN where they are fitted, and what of them is fixed (n_shape,)."""
