@@ -52,7 +52,7 @@ def ours(folder=None, *, bands=tuple(BANDS), learned=True):
         wcs = wcs_of("VIS")
         sources = None if place is None else wcs.pixel_to_world(*to_pixel(place, "VIS").T)
         start = time.process_time()
-        catalog = photometry(embedding, deblender(embedding, sources))
+        catalog = photometry(embedding, deblender(embedding, sources, neighbours="listed", recentre=True))
         seconds = time.process_time() - start
         at = catalog["sky_centroid"] if place is None else sources
         columns = ("flux", "flux_err")

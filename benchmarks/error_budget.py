@@ -61,7 +61,9 @@ def measured(seed, folder, encoder, aligner, deblender):
     reference = scene.meta["reference_band"]
     rows, true = match(table, truth, reference)
     missed = np.setdiff1d(np.arange(len(truth)), true)
-    clean = deblender(without(engine, pair, truth[missed]), table["sky_centroid"], offsets=offsets)
+    clean = deblender(
+        without(engine, pair, truth[missed]), table["sky_centroid"], offsets=offsets, neighbours="listed", recentre=True
+    )
     every, noise = solved(engine, images[BAND], truth, images[reference].wavelength)
     fluxes = {
         "as measured": scene.flux(BAND).value[rows],

@@ -181,7 +181,7 @@ def measured_blends(data, encoder, deblender, photometry):
         peaks = wcs.pixel_to_world(content["centers"][:, 1], content["centers"][:, 0])
         blend += [k] * len(known)
         for name, sources in (("own detection", None), ("catalogued peaks", peaks)):
-            catalog = photometry(embedding, deblender(embedding, sources))
+            catalog = photometry(embedding, deblender(embedding, sources, neighbours="listed", recentre=True))
             index, apart, _ = place.match_to_catalog_sky(catalog["sky_centroid"])
             columns = ([f"{kind}_{b}" for b in BANDS] for kind in ("flux", "flux_err"))
             flux, error = (np.stack([catalog[c].value[index] for c in names], -1) for names in columns)

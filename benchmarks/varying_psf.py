@@ -115,7 +115,7 @@ def errors(band, how, seed, deblender):
     pair = SkyPair(*((side, None) if band == "r" else (None, side)), psf={band: given(band, how)})
     center = SkyCoord(53.1, -28.1, unit="deg")
     coord = center.spherical_offsets_by(place[:, 0] * u.arcsec, place[:, 1] * u.arcsec)
-    return deblender(pair, coord).flux(band).value / flux - 1, star
+    return deblender(pair, coord, neighbours="listed", recentre=True).flux(band).value / flux - 1, star
 
 
 def main():

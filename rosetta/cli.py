@@ -142,6 +142,19 @@ def _parser():
         "--psf", nargs="+", default=[], metavar="BAND=FILE",
         help="FITS images of PSFs, on the pixel grid of the band's image and with odd sides; they replace its own",
     )
+    job.add_argument(
+        "--sources", metavar="FILE",
+        help="a table of positions to measure, with sky_centroid, or ra and dec in degrees; default: what is detected",
+    )
+    job.add_argument(
+        "--neighbours", choices=("detect", "listed"), default="detect",
+        help="with --sources; whether sources that are not in the table are modelled (default) or not",
+    )
+    job.add_argument(
+        "--shape", choices=("fit", "point", "table"), default="fit",
+        help="with --sources; fitted (default), points, or half_light_radius, e1 and e2 of the table",
+    )
+    job.add_argument("--recentre", action="store_true", help="with --sources; positions may move to where the light is")
     job.add_argument("-o", "--output", required=True, metavar="DIR", help="for the results")
     job.add_argument("--window", type=float, default=38.4, metavar="ARCSEC", help="of the encoder; default: 38.4")
     _job_options(job)
@@ -271,8 +284,9 @@ def _run(arguments):
     with _progress(arguments) as progress:
         progress("read", 0, 1)
         arguments.progress = progress.of("read")
+        listed = _listed(arguments)
         pair = _pair(arguments)
-        result, written = _measure_and_write(pair, arguments, progress, window=arguments.window)
+        result, written = _measure_and_write(pair, arguments, progress, window=arguments.window, listed=listed)
     terminal.say(_summary(result), arguments.verbosity)
     terminal.say(_ending(written, start), arguments.verbosity)
 
@@ -282,7 +296,7 @@ def _progress(arguments):
     return terminal.Steps(steps, arguments.verbosity, first="encode")
 
 
-def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None):
+def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None, listed=None):
     import astropy.units as u
 
     for side, band, image in pair.images():
@@ -292,7 +306,9 @@ def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None):
     from . import measure  # with the networks, which take as long to import as the images to read
 
     with _options("window", "device"):
-        result = measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress)
+        result = measure(
+            pair, device=arguments.device, window=window * u.arcsec, progress=progress, **(listed or {})
+        )
     written = result.write(
         arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth, format=arguments.format,
         progress=progress.of("write"),
@@ -471,6 +487,40 @@ def _image(argument, path, band, survey, center, size):
         raise ValueError(f"{argument}: {error}{hint}") from error
     except OSError as error:
         raise ValueError(f"{argument}: {error.strerror or error}") from error
+
+
+def _listed(arguments):
+    """What ``rosetta.measure`` is told of the positions in the file of --sources (dict)."""
+    if arguments.sources is None:
+        if arguments.neighbours != "detect" or arguments.shape != "fit" or arguments.recentre:
+            raise ValueError("--neighbours, --shape and --recentre are of no use without --sources: give positions")
+        return {}
+    import astropy.units as u
+    from astropy.coordinates import SkyCoord
+    from astropy.io.registry import IORegistryError
+    from astropy.table import QTable
+
+    path = Path(arguments.sources)
+    if not path.is_file():
+        raise ValueError(f"--sources {path}: there is no such file")
+    try:
+        table = QTable.read(path)
+    except IORegistryError as error:
+        raise ValueError(f"--sources {path}: not a kind of table that astropy knows by name: use .ecsv") from error
+    except Exception as error:  # readers of tables fail in as many ways as there are formats
+        raise ValueError(f"--sources {path}: {error}") from error
+    if "sky_centroid" not in table.colnames:
+        if missing := [name for name in ("ra", "dec") if name not in table.colnames]:
+            raise ValueError(f"--sources {path}: no column {' and '.join(missing)}: give sky_centroid, or ra and dec")
+        try:
+            ra, dec = (u.Quantity(table[name], getattr(table[name], "unit", None) or u.deg) for name in ("ra", "dec"))
+            table["sky_centroid"] = SkyCoord(ra, dec)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--sources {path}: ra and dec are no positions in degrees: {error}") from error
+    shape = table if arguments.shape == "table" else arguments.shape
+    return {
+        "sources": table, "neighbours": arguments.neighbours, "shape": shape, "recentre": arguments.recentre,
+    }  # fmt: skip
 
 
 def _summary(result):

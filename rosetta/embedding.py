@@ -9,6 +9,7 @@ from astropy.nddata import NDData
 from astropy.table import QTable
 from astropy.wcs import WCS
 
+from .arithmetic import plain_arithmetic
 from .display import html_table
 from .flags import Flag
 from .images.positions import plain_icrs
@@ -72,6 +73,7 @@ class SkyEmbedding:
         known = [s for side in self._sides for s in (side, self._pair.survey(side).name)]
         raise ValueError(f"unknown survey {name!r}: this embedding knows {known}")
 
+    @plain_arithmetic
     def tokens_at(self, coord, survey):
         """Tokens at sky positions, each read in the window whose centre is nearest.
 
@@ -105,6 +107,7 @@ class SkyEmbedding:
         tokens[outside] = np.nan
         return tokens
 
+    @plain_arithmetic
     def ood_at(self, coord):
         """Out-of-distribution flags of the windows whose centres are nearest to sky positions.
 
@@ -150,6 +153,7 @@ class SkyEmbedding:
         table.meta.update(self.meta)
         return table
 
+    @plain_arithmetic
     def similarity(self, other):
         """Cosine similarity of every row of ``self.to_table()`` with every row of ``other.to_table()``.
 
@@ -213,6 +217,7 @@ class SkyEmbedding:
         tokens = self.tokens_at(wcs.celestial.pixel_to_world(x.ravel(), y.ravel()), survey)
         return NDData(np.moveaxis(tokens.reshape(ny, nx, -1), -1, 0), wcs=wcs, meta=self.meta)
 
+    @plain_arithmetic
     def write(self, path, *, overwrite=False):
         """Write the embedding, together with its pair, to one FITS file, without loss.
 
@@ -248,6 +253,7 @@ class SkyEmbedding:
         return [*hdus, document_hdu("EMBEDDING_META", self._meta)]
 
     @classmethod
+    @plain_arithmetic
     def read(cls, path):
         """Read an embedding written by `write`, or the one in the file of a scene.
 

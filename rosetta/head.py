@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from . import checkpoint
+from .arithmetic import plain_arithmetic
 from .display import html_table
 from .embedding import SkyEmbedding
 from .encoding.encoder import CrossSurveyEncoder
@@ -44,6 +45,7 @@ class Head:
     _needs_truth = True
     _owner_kinds = ("encoder",)  # kinds of checkpoints whose fingerprints stand in this head's, see `_trained_on`
 
+    @plain_arithmetic
     def __init__(self, encoder=None):
         if encoder is not None and not isinstance(encoder, CrossSurveyEncoder):
             raise TypeError(f"encoder must be a CrossSurveyEncoder or None, got {type(encoder).__name__}")
@@ -119,6 +121,7 @@ class Head:
         return {**asdict(self._config), **self._owners}
 
     @classmethod
+    @plain_arithmetic
     def from_pretrained(cls, path=None, *, encoder=None, device=None):
         """Load a trained head.
 
@@ -166,6 +169,7 @@ class Head:
         head._provenance, head._fingerprint = found.provenance, found.fingerprint
         return head
 
+    @plain_arithmetic
     def fit(self, pairs, truth=None, *, seed, checkpoint=None, workers=1):
         """Train the head's network; the encoder stays frozen.
 

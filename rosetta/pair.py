@@ -9,6 +9,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io.fits import Header
 from astropy.nddata import NDData, VarianceUncertainty
 
+from .arithmetic import plain_arithmetic
 from .display import html_table
 from .flags import Flag
 from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
@@ -60,6 +61,7 @@ class SkyPair:
         if the two sides do not overlap on the sky.
     """
 
+    @plain_arithmetic
     def __init__(self, ground, space=None, *, surveys=(RUBIN, EUCLID), psf=None):
         if ground is None and space is None:
             raise ValueError("ground and space are both None: give at least one side as a dict of band to NDData")
@@ -182,6 +184,7 @@ class SkyPair:
             polygons.append(PolygonSkyRegion(corners.icrs, meta={"text": band}))
         return Regions(polygons)
 
+    @plain_arithmetic
     def cutout(self, center, size):
         """The pair around ``center``, cut on whole pixels of every image.
 
@@ -274,7 +277,7 @@ class SkyPair:
         ValueError
             If this pair has no such band, or a PSF cannot be used.
         """
-        given = {self._band_name(band, "psf"): value for band, value in _psf_by_band(psf, self._surveys).items()}
+        given = {self._band_name(band, "psf"): value for band, value in by_band("psf", "PSF", psf, self._surveys).items()}
         sides, flags = {side: {} for side in SIDES}, dict(self._flags)
         for side, band, image in self.images():
             if band in given:

@@ -152,7 +152,7 @@ def test_products(result, sky, tmp_path):
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
     with fits.open(out / "models.fits") as hdus:
         for band in ("r", "VIS"):
-            total = hdus[f"MODEL_{band}"].data + hdus[f"RESIDUAL_{band}"].data
+            total = sum(hdus[f"{part}_{band}"].data for part in ("MODEL", "SKY", "RESIDUAL"))
             side = "ground" if band == "r" else "space"
             np.testing.assert_allclose(total, getattr(sky[0], side)[band].data, atol=2e-3)
         sources = {hdu.header["LABEL"]: hdu for hdu in hdus if hdu.name == "SOURCE"}

@@ -78,7 +78,9 @@ def test_a_misfit_enlarges_the_error_of_its_band_alone():
     many = scenes.MANY
     pair = make_pair(many, np.full(9, 6000.0), np.repeat(MIXTURES[:1], 9, axis=0))
     coord = from_tangent(many, CENTER)
-    right, wrong = (photometry()(scenes.with_wrong(pair, "g", how), coord) for how in ("none", "shifted"))
+    right, wrong = (
+        photometry()(scenes.with_wrong(pair, "g", how), coord, **scenes.LISTED) for how in ("none", "shifted")
+    )
     pull = (wrong["flux_g"] - 6000.0 * u.nJy) / wrong["flux_err_g"]
     assert np.all(np.abs(pull) < 3)
     assert np.all(wrong["flux_err_g"] > 3 * right["flux_err_g"])

@@ -130,7 +130,7 @@ def fit(flux, error):
     unseen = BandFit.unseen(len(flux), 1)
     values = {name: getattr(unseen, name) for name in BandFit.per_source()}
     values.update(flux=np.array(flux, float), measured=np.isfinite(flux))
-    return BandFit(covariance=sparse.diags_array(np.square(error, dtype=float)).tocsc(), noise=1.0, **values)
+    return BandFit(covariance=sparse.diags_array(np.square(error, dtype=float)).tocsc(), point_noise=1.0, **values)
 
 
 EDGES = {"r": (552, 691), "i": (691, 818), "z": (818, 922), "VIS": (540, 890), "J_E": (1168, 1567)}
@@ -158,7 +158,7 @@ def test_a_bright_neighbour_hides_what_a_band_would_show():
     assert only(fits) == [True, False]
     near = fits["i"]
     values = {name: getattr(near, name) for name in BandFit.per_source()}
-    fits["i"] = BandFit(covariance=sparse.csc_array(noise), noise=1.0, **values)
+    fits["i"] = BandFit(covariance=sparse.csc_array(noise), point_noise=1.0, **values)
     assert not any(only(fits))
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    registry surveys flags readonly display files checkpoint
+    registry surveys flags readonly arithmetic display files checkpoint
     images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
     images.wcs images.wcs_fit
     images.filtering images.lines images.sharp_pixels images.artefacts images.image images.noise images.resampling
@@ -38,7 +38,8 @@ ORDER = """
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
     deblending.engine.shape_fit deblending.engine.engine deblending.config
-    deblending.source_list deblending.sources deblending.chance_neighbours deblending.merging
+    deblending.source_list deblending.job_list deblending.sources deblending.listed deblending.chance_neighbours
+    deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source deblending.scene
     deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
@@ -60,8 +61,9 @@ ASTROPY = {
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
-    "deblending.source_list", "deblending.sources", "deblending.residual_search", "deblending.tile_fit",
-    "deblending.tiles", "deblending.scene", "deblending.flagging", "deblending.features", "deblending.deblender",
+    "deblending.source_list", "deblending.job_list", "deblending.sources", "deblending.listed",
+    "deblending.residual_search", "deblending.tile_fit", "deblending.tiles", "deblending.scene",
+    "deblending.flagging", "deblending.features", "deblending.deblender",
     "photometry.catalogue",
 }  # fmt: skip
 ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection"}

@@ -12,6 +12,7 @@ from astropy.table import QTable, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
+from ..arithmetic import plain_arithmetic
 from ..detection.detection import DetectionConfig, detected
 from ..flags import Flag
 from ..head import Head
@@ -111,6 +112,7 @@ class LearnedAligner(Head):
     def _build(config):
         return excess_noise.ExcessNoise(config.network)
 
+    @plain_arithmetic
     def __call__(self, x, *, bands=None, model="auto"):
         """Measure the offsets.
 
@@ -165,6 +167,7 @@ class LearnedAligner(Head):
         meta["reference"] = reference
         return _table(images, sources, found, extras, model, meta, self._config)
 
+    @plain_arithmetic
     def correct_wcs(self, wcs, offsets, *, band="joint", form="sip"):
         """A new WCS that carries the offset field.
 
@@ -199,6 +202,7 @@ class LearnedAligner(Head):
         """
         return _correct(wcs, as_solution(offsets), band, form)[0]
 
+    @plain_arithmetic
     def align(self, pair):
         """All ground images with corrected WCS; their pixels are untouched.
 
@@ -246,6 +250,7 @@ class LearnedAligner(Head):
             )
         return aligned
 
+    @plain_arithmetic
     def field(self, offsets, wcs, shape, *, band="joint"):
         """The offset field on a pixel grid.
 

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
+from ..arithmetic import plain_arithmetic
 from ..display import html_table
 from ..flags import Flag
 from ..images.image import extent
@@ -154,6 +155,7 @@ class AstrometricSolution:
         """
         return self._field(band).get("borrowed", band)
 
+    @plain_arithmetic
     def offset_at(self, coord, band="joint"):
         """Offsets at true positions.
 
@@ -177,6 +179,7 @@ class AstrometricSolution:
         """
         return evaluate(self._field(band), tangent(coord, self.center), covariance=False)[0]
 
+    @plain_arithmetic
     def sigma_at(self, coord, band="joint"):
         """One-sigma errors of `offset_at`.
 
@@ -194,6 +197,7 @@ class AstrometricSolution:
         covariance = evaluate(self._field(band), tangent(coord, self.center))[1]
         return np.sqrt(covariance[:, [0, 1], [0, 1]])
 
+    @plain_arithmetic
     def ground_position(self, coord, band="joint"):
         """Where an image's header puts sources of true positions ``coord``.
 
@@ -212,6 +216,7 @@ class AstrometricSolution:
             return coord
         return offset_coord(coord, *(-1e-3 * self.offset_at(coord, band)).T)
 
+    @plain_arithmetic
     def true_position(self, header_coord, band="joint"):
         """The true positions of sources that an image's header puts at ``header_coord``: undoes `ground_position`.
 

@@ -11,6 +11,7 @@ import numpy as np
 from astropy.table import QTable
 from astropy.utils.exceptions import AstropyUserWarning
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import as_solution, solution_for
 from ..detection.detection import detected
 from ..head import Head
@@ -23,10 +24,10 @@ from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
 from .flagging import flagged
+from .job_list import JobList
 from .point_sources import is_point
 from .scene import DeblendedScene, Templates, source_columns, template_covariance
 from .sky_plane import BACKGROUNDS
-from .source_list import user_sources
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
@@ -61,7 +62,11 @@ class JEPADeblender(Head):
     def _build(config):
         return blend_probability.BlendNet(config.blend)
 
-    def __call__(self, x, sources=None, *, offsets=None, background="plane", progress=None):
+    @plain_arithmetic
+    def __call__(
+        self, x, sources=None, *, offsets=None, neighbours="detect", shape="fit", recentre=False, background="plane",
+        progress=None,
+    ):
         """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
 
         Parameters
@@ -69,14 +74,27 @@ class JEPADeblender(Head):
         x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
         sources : `~astropy.coordinates.SkyCoord` or table, optional
             Positions in the space image's frame, or a table with a column ``sky_centroid`` (and, if it
-            has one, ``label``: different integers, none of them -1). Light of sources that are not listed is
-            not modelled. Positions within 0.02 arcsec are one place, that of the first: their flux is shared
-            equally (flag ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there
-            is none), then once more on the residuals; fragments of one galaxy are merged into one source.
+            has one, ``label``: different integers, none of them -1). They are the first rows of the scene, in their
+            order. Positions within 0.02 arcsec are one place, that of the first: their flux is shared equally (flag
+            ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there is none), then
+            once more on the residuals; fragments of one galaxy are merged into one source.
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
+        neighbours : {"detect", "listed"}
+            Light around the given positions. "detect": what is found in the images, and is none of the positions, is
+            modelled too. A detection within 0.3 arcsec of a position (half its width for large galaxies) is that
+            source, which starts from its shape; a fragment of it is merged into it. The others are the last
+            rows of the scene, with the next free labels and ``listed`` False. "listed": only the positions; light of
+            other sources goes into their fluxes.
+        shape : {"fit", "point"} or table
+            Of the sources at the given positions. A table has a row for each, with ``half_light_radius`` (arcsec; of
+            the circle of equal area), ``e1`` and ``e2`` as in `DeblendedScene.to_table`: exponential discs, which
+            stay as they are.
+        recentre : bool
+            Whether the given positions may move to where the light is. False: they are the positions of the templates
+            in all bands.
         background : {"plane", None}
             What the images still hold of the sky: "plane", in each band and tile a plane is solved for together with
             the fluxes, whose errors include its own; it has a prior of a tenth of the sky noise per pixel. None: the
@@ -92,7 +110,7 @@ class JEPADeblender(Head):
         Raises
         ------
         TypeError, ValueError
-            If ``x``, ``sources``, ``offsets`` or ``background`` cannot be used; the message says what to do.
+            If an argument cannot be used; the message says what to do.
 
         Warns
         -----
@@ -111,22 +129,24 @@ class JEPADeblender(Head):
             roles = replace(roles, shape=(roles.reference.band,))  # the ground may show other sources there
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
         if sources is None:
-            coord, label = found.table["sky_centroid"], np.asarray(found.table["label"])
+            job = JobList.of_detections(found)
         else:
-            coord, label = user_sources(sources)
-            label = np.arange(1, len(coord) + 1) if label is None else label
+            how = {"neighbours": neighbours, "shape": shape, "recentre": recentre}
+            job = JobList.of_positions(sources, found, **how)
+        search = sources is None or neighbours == "detect"
         while True:
-            whole = self._fitted(images, roles, (coord, found, solution, sources is None), background, progress)
+            whole = self._fitted(images, roles, job, found, solution, search, background, progress)
             wrong = set(wrong_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
             if not wrong:
                 break
             # A band that contradicts the templates must not have shaped them.
             roles = replace(roles, shape=tuple(band for band in roles.shape if band not in wrong))
-        return self._scene(embedding, images, roles, whole, _labels(whole.index, label), offsets)
+        listed = None if sources is None else np.isin(whole.index, np.flatnonzero(job.listed))
+        fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
+        return self._scene(embedding, images, roles, whole, _labels(whole.index, job.label), listed, fixed, offsets)
 
-    def _fitted(self, images, roles, sources, background, progress):
+    def _fitted(self, images, roles, job, found, solution, search, background, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
-        coord, found, solution, detected_here = sources
         config, engine = self._config, SparseEngine(self._config.engine)
         field, parts, steps = tiles(images), [], count(1)
 
@@ -135,11 +155,12 @@ class JEPADeblender(Head):
                 progress(next(steps), 3 * len(field))
 
         for tile in field:
-            index = np.flatnonzero(tile.sees(coord))
-            some = Sources.at(index, coord[index], found, solution, config)
-            detections = found if detected_here else None
-            pieces = tile.cut(images)
-            parts.append(fit_tile(engine, pieces, roles, some, detections, tile.owns, config, report, background))
+            sees, beside = tile.sees(job.coord), job.listed & search
+            some, listed = (
+                Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config) for part in (~beside, beside)
+            )
+            given = (some, listed if beside.any() else None, found if search else None)
+            parts.append(fit_tile(engine, tile.cut(images), roles, *given, tile.owns, config, report, background))
         return joined_field(parts, images)
 
     def _rows(self, pair, truth, index, seed):
@@ -162,18 +183,20 @@ class JEPADeblender(Head):
     def _finish(self, network, data, held_out):
         return blend_probability.report(network, data, held_out)
 
-    def _scene(self, embedding, images, roles, field, label, offsets):
+    def _scene(self, embedding, images, roles, field, label, listed, fixed, offsets):
         fits, reference = field.bands, roles.reference.band
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
         # hold this source show in the residual. The shape of a point is known.
         misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
         covariance = field.covariance * misfit[:, None, None]
-        columns = source_columns(field, fits[reference], fits[roles.blend])
+        columns = source_columns(field, fixed, fits[reference], fits[roles.blend])
         solution = as_solution(offsets) if offsets is not None else None
         flags, of_bands = flagged(fits, images, embedding.pair, field.coord, reference, solution)
         flags |= columns.pop("flags")
         flags |= embedding.ood_at(field.coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})
+        if listed is not None:
+            table.add_column(listed, index=1, name="listed")
         for band, own in of_bands.items():
             table[f"flags_{band}"] = own
         probability, seen = np.full(len(label), np.nan), table["n_band"] > 0

@@ -12,11 +12,13 @@ from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.table import QTable
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import AstrometricSolution, as_solution
 from ..display import html_table
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images
+from ..images.positions import offset_coord
 from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
 from ..io._store import check_format, document, document_hdu, extensions, new_path, record, record_hdus, save
@@ -27,6 +29,7 @@ from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
 from .one_source import Source
+from .shapes import centroids
 from .sky_plane import painted_sky
 from .sources import placed_on, seen_at
 
@@ -160,7 +163,9 @@ class DeblendedScene:
         Returns
         -------
         `~astropy.table.QTable`
-            ``label``, ``sky_centroid`` (of the template, in the space image's frame), ``blendedness``
+            ``label``, ``listed`` (only where positions were given: whether the source is one of them, or a
+            neighbour), ``sky_centroid`` (of the template, in the space image's frame; a listed position stays
+            as it was given unless it was to be recentred), ``blendedness``
             (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
             ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
             (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
@@ -222,6 +227,7 @@ class DeblendedScene:
         """
         return self._fit(band).covariance.copy()
 
+    @plain_arithmetic
     def model(self, label, band):
         """The model of one source, or of all.
 
@@ -305,6 +311,7 @@ class DeblendedScene:
         seen = broadened(templates.mixtures[rows], self._fits[band].breadth[rows], placed, templates.config)
         return seen, placed, stamp_sizes(seen, placed.jacobian, placed.image.psf, placed.truncation)
 
+    @plain_arithmetic
     def _stamps(self, band, rows):
         """Unit-flux `~rosetta.deblending.engine.rendering.Stamps` of some of the sources in a band."""
         seen, placed, sizes = self._drawn(band, rows)
@@ -327,6 +334,7 @@ class DeblendedScene:
         near = np.flatnonzero((np.abs(placed.xy - 0.5 * (low + high)) < reach).all(axis=1))
         return Design(self._stamps(band, near), self.images[band].shape, len(near)).image(flux[near])[cut]
 
+    @plain_arithmetic
     def template(self, label):
         """The light of one source before any PSF, at the reference resolution.
 
@@ -346,10 +354,11 @@ class DeblendedScene:
         """
         row = self._row(label)
         mixture = self._templates.mixtures[row].copy()
+        middle_of_light = offset_coord(self._templates.coord[row], *centroids(mixture))
         mixture[:, 1:3] -= centroids(mixture)  # it is shown about its own middle
         image = evaluate(mixture)
         middle = (image.shape[1] // 2, image.shape[0] // 2)
-        wcs = blank(self._table["sky_centroid"][row].icrs, middle, np.diag([-REFERENCE_SCALE, REFERENCE_SCALE]))
+        wcs = blank(middle_of_light, middle, np.diag([-REFERENCE_SCALE, REFERENCE_SCALE]))
         return CCDData(image, unit=u.dimensionless_unscaled, wcs=wcs, meta={"label": int(label)})
 
     def sky(self, band):
@@ -420,10 +429,11 @@ class DeblendedScene:
         cut = slice(y0, y0 + own.shape[0]), slice(x0, x0 + own.shape[1])
         pixels = self.images[band].pixels
         mask = pixels.mask[cut]
-        data = np.where(mask, np.nan, pixels.data[cut] - self._painted(band, cut))
+        data = np.where(mask, np.nan, pixels.data[cut] - self._painted(band, cut) - self._sky(band)[cut])
         uncertainty = VarianceUncertainty(np.where(mask, np.nan, pixels.uncertainty.array[cut]))
         return CCDData(data, unit=u.nJy, wcs=own.wcs, mask=mask.copy(), uncertainty=uncertainty, meta=own.meta)
 
+    @plain_arithmetic
     def model_and_residual(self, band):
         """``model(None, band)`` and ``residual(band)``, with the sources drawn once.
 
@@ -459,6 +469,7 @@ class DeblendedScene:
         wcs, residual = self._fits_wcs[band]
         return wcs, {"band": band} if residual is None else {"band": band, "WCSRES": residual}
 
+    @plain_arithmetic
     def write(self, path, *, overwrite=False):
         """Write the scene, with its embedding and its pair, to one FITS file, without loss.
 
@@ -501,6 +512,7 @@ class DeblendedScene:
         save(hdus, path)
 
     @classmethod
+    @plain_arithmetic
     def read(cls, path):
         """Read a scene written by `write`.
 
@@ -539,6 +551,7 @@ class DeblendedScene:
                 templates["shape_covariance"], fits, offsets, document(found, "SCENE_META"),
             )
 
+    @plain_arithmetic
     def to_regions(self):
         """Half-light ellipses of all sources.
 
@@ -628,11 +641,6 @@ def _columns(table):
     return {name: table[name] for name in table.colnames}
 
 
-def centroids(mixtures):
-    """Mean position (east, north) of the light of mixtures, (..., 2)."""
-    return (mixtures[..., :1] * mixtures[..., 1:3]).sum(axis=-2)
-
-
 def shape_columns(mixtures):
     """Half-light radius (arcsec) and distortion (e1, e2) of mixtures."""
     weight, (east, north) = mixtures[..., 0], np.moveaxis(mixtures[..., 1:3] - centroids(mixtures)[:, None], -1, 0)
@@ -642,12 +650,14 @@ def shape_columns(mixtures):
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 
 
-def source_columns(field, sharp, blended):
+def source_columns(field, fixed, sharp, blended):
     """Columns of a scene's table that follow from the fits.
 
     Parameters
     ----------
     field : `~rosetta.deblending.tiles.FieldFit`
+    fixed : (n,) bool array
+        Whether a position is what a user says, and not where the template's light is.
     sharp, blended : `~rosetta.deblending.band_fit.BandFit`
         Of the reference band, and of the band that blendedness is measured in.
 
@@ -661,7 +671,7 @@ def source_columns(field, sharp, blended):
     flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
     flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
     radius, e1, e2 = shape_columns(field.mixtures)
-    shift = centroids(field.mixtures) * u.arcsec
+    shift = np.where(fixed[:, None], 0.0, centroids(field.mixtures)) * u.arcsec
     return {
         "sky_centroid": field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1]),
         "blendedness": blended.blendedness,

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.special import expit
 
-__all__ = ["DIRECTIONS", "N_PARAMETER", "base_parameters", "mixture", "overlap", "tangents"]
+__all__ = ["DIRECTIONS", "N_PARAMETER", "base_parameters", "centroids", "mixture", "overlap", "tangents"]
 
 # Widths of the Gaussians in units of the shape's scale (about a half-light radius).
 WIDTHS = np.geomspace(0.04, 4.0, 8)
@@ -110,6 +110,11 @@ def tangents(parameters, mixtures):
     """Derivatives of ``mixtures``, those of ``parameters``, along `DIRECTIONS`: (n, n_shape, K, 6)."""
     moved = [mixture(parameters + step * row) for step, row in zip(STEP, DIRECTIONS, strict=True)]
     return np.stack([(new - mixtures) / step for step, new in zip(STEP, moved, strict=True)], axis=1)
+
+
+def centroids(mixtures):
+    """Mean position (east, north) of the light of mixtures, (..., 2)."""
+    return (mixtures[..., :1] * mixtures[..., 1:3]).sum(axis=-2)
 
 
 def overlap(left, right, blur):

@@ -35,6 +35,10 @@ class Sources:
         Shapes to start from.
     largest : (n,) array
         The largest half-light radius that each may have, arcsec.
+    free : (n, n_shape) bool array
+        What the fit may change of each shape.
+    listed : (n,) bool array
+        Whether a user gave the position: such a source is no fragment of another.
     solution : `~rosetta.AstrometricSolution` or None
         Says where the ground headers put the sources; None: at their true positions.
     """
@@ -44,15 +48,20 @@ class Sources:
     snr: np.ndarray
     start: np.ndarray
     largest: np.ndarray
+    free: np.ndarray
+    listed: np.ndarray
     solution: object
     _places: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def at(cls, index, coord, detections, solution, config):
-        """Sources at positions, which start from the moments of the nearest detection."""
+    def of_job(cls, index, job, detections, solution, config):
+        """Some of a job's sources; where no shape is given they start from the moments of the nearest detection."""
+        coord, given, free = job.coord[index], job.start[index], job.free[index]
         coord = coord[coincident(coord)]
         start, snr, largest = _start(detections, coord, config)
-        return cls(index, coord, snr, start, largest, solution)
+        start = np.where(np.isnan(given), start, given)
+        largest = np.where(free[:, shapes.SIZE], largest, np.inf)
+        return cls(index, coord, snr, start, largest, free, job.listed[index], solution)
 
     def __len__(self):
         return len(self.index)
@@ -65,8 +74,14 @@ class Sources:
     def of(self, rows):
         """Some of the sources."""
         places = {band: (xy[rows], jacobian[rows]) for band, (xy, jacobian) in self._places.items()}
-        arrays = (getattr(self, name)[rows] for name in ("index", "coord", "snr", "start", "largest"))
+        arrays = (getattr(self, name)[rows] for name in ("index", "coord", "snr", "start", "largest", "free", "listed"))
         return Sources(*arrays, self.solution, places)
+
+    def joined(self, other):
+        """These sources and others."""
+        names = ("index", "snr", "start", "largest", "free", "listed")
+        arrays = {name: np.concatenate([getattr(one, name) for one in (self, other)]) for name in names}
+        return Sources(coord=joined([self.coord, other.coord]), solution=self.solution, **arrays)
 
     def starting_from(self, start):
         """The same sources with other shapes to start from."""
@@ -74,12 +89,12 @@ class Sources:
 
     def and_at(self, coord, detections, config):
         """These sources and more, at positions that the residuals showed."""
-        new = Sources.at(np.full(len(coord), -1), coord, detections, self.solution, config)
-        new = replace(new, largest=np.minimum(new.largest, config.engine.largest_residual))
-        index, snr, start, largest = (
-            np.concatenate([getattr(one, name) for one in (self, new)]) for name in ("index", "snr", "start", "largest")
+        n, free = len(coord), np.ones((len(coord), self.free.shape[1]), bool)
+        start, snr, largest = _start(detections, coord, config)
+        largest = np.minimum(largest, config.engine.largest_residual)
+        return self.joined(
+            Sources(np.full(n, -1), coord, snr, start, largest, free, np.zeros(n, bool), self.solution)
         )
-        return Sources(index, joined([self.coord, new.coord]), snr, start, largest, self.solution)
 
     def on(self, image, wavelength, config, light=1.0):
         """How the sources lie on an image, a `Placement`.
@@ -126,10 +141,10 @@ def _start(detections, coord, config):
     cannot tell, because it is faint or a neighbour has taken its light, would otherwise grow until it fills the image.
     """
     n, engine = len(coord), config.engine
-    largest = np.full(n, engine.largest_scale)
+    largest = np.full(n, engine.largest_residual)
     a, b = np.full((2, n), config.start_radius)
     theta, snr = np.zeros((2, n))
-    if n and detections is not None and len(detections):
+    if n and len(detections):
         found, image = detections.table, detections.image
         index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
         nearest, _, _ = found["sky_centroid"].match_to_catalog_sky(coord)

@@ -10,6 +10,7 @@ from ..detection.detection import reference_band
 from ..images.positions import tangent
 from . import merging, shapes
 from .band_fit import fit_band, misfits
+from .listed import placed_where_listed, with_listed
 from .point_sources import point_sources
 from .residual_search import missed
 from .source_list import coincident
@@ -85,7 +86,7 @@ class TileFit:
         return len(self.own)
 
 
-def fit_tile(engine, images, roles, sources, detections, owns, config, report, background):
+def fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, background):
     """Fit the sources of a tile.
 
     Parameters
@@ -95,8 +96,10 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report, b
         Cut to the tile.
     roles : `Roles`
     sources : `~rosetta.deblending.sources.Sources`
+    listed : `~rosetta.deblending.sources.Sources` or None
+        What a user lists: some of ``sources``, or beside them.
     detections : `~rosetta.detection.detection.Detections` or None
-        None where a user gave the positions: then no source is added, and none is merged with another.
+        None: no source is added, and none is merged with another.
     owns : callable
         coord -> (n,) bool: whether positions belong to the tile.
     config : `~rosetta.deblending.config.DeblenderConfig`
@@ -118,17 +121,22 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report, b
             sources = sources.and_at(extra, detections, config)
     report()
     # From the initial shapes: a shape that absorbed an undetected neighbour would stay too large.
+    merges = detections is not None and roles.reference.band in images
     parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
+    owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
+    if listed is not None:
+        sources, new = with_listed(sources, owners, mixtures, listed, config.match)
+        if new:
+            parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
+            owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
     report()
-    place, mixtures = coincident(sources.coord), shapes.mixture(parameters)
-    reference = images.get(roles.reference.band)
-    if detections is not None and reference is not None and len(sources):
-        others = [image for image in images.values() if image is not reference]
-        trusted = [image for image in others if image.side == reference.side or sources.aligned]
-        placed = [sources.on(image, wavelength, config.engine) for image in (reference, *trusted)]
-        whole, mixtures = _merged(engine, placed, sources, mixtures, config)
-        sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
-        place = np.arange(len(whole))
+    whole = np.flatnonzero(owners == np.arange(len(owners)))
+    sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
+    home = sources.coord
+    if listed is not None:
+        sources, mixtures, home = placed_where_listed(sources, mixtures, listed)
+    place = coincident(sources.coord)
+    mixtures = mixtures[place]
     bands, products, overlaps, skies, slopes = {}, {}, {}, {}, []
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
@@ -139,7 +147,7 @@ def fit_tile(engine, images, roles, sources, detections, owns, config, report, b
         bands[band], products[band], overlaps[band], skies[band] = found
     report()
     return TileFit(
-        index=sources.index, own=owns(sources.coord), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
+        index=sources.index, own=owns(home), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
         covariance=covariance, bands=bands, products=products, overlaps=overlaps, skies=skies,
     )
 
@@ -161,28 +169,33 @@ def _fit_shapes(engine, images, roles, sources):
         placed = sources.on(image, roles.reference.wavelength, engine.config, light=3.0).of(alone)
         placements.append(replace(placed, truncation=np.maximum(placed.truncation, 1e-4)))
     start = sources.start[alone]
-    moved, covariance = engine.fit_shapes(start, placements, sources.largest[alone])
+    moved, covariance = engine.fit_shapes(start, placements, sources.largest[alone], sources.free[alone])
     parameters, point = start + moved @ shapes.DIRECTIONS, np.zeros(len(alone), bool)
     if placements:
-        point = point_sources(engine, shapes.mixture(parameters), placements[0])
+        point = point_sources(engine, shapes.mixture(parameters), placements[0]) & sources.free[alone, shapes.SIZE]
         parameters[point, shapes.LN_SCALE] = shapes.POINT
         parameters[point, shapes.SHEAR_1 : shapes.SHEAR_2 + 1] = 0.0
     first = np.searchsorted(alone, place)
     return parameters[first], covariance[first], point[first]
 
 
-def _merged(engine, placements, sources, mixtures, config):
-    """Rows of the sources that are no fragments of others, and their templates with all their fragments.
-
-    ``placements`` are on the reference image, then on the others whose colours count.
-    """
-    image, design = placements[0].image, engine.render(mixtures, placements[0])
-    flux, _ = engine.fluxes(design, image)
+def _merged(engine, images, roles, sources, parameters, merges, config):
+    """The source that each is a fragment of, and the templates of those that are none, with all their fragments."""
+    mixtures = shapes.mixture(parameters)
+    if not merges or len(sources) == 0:
+        return np.arange(len(sources)), mixtures
+    reference = images[roles.reference.band]
+    others = [image for image in images.values() if image is not reference]
+    trusted = [image for image in others if image.side == reference.side or sources.aligned]
+    placements = [sources.on(image, roles.reference.wavelength, config.engine) for image in (reference, *trusted)]
+    design = engine.render(mixtures, placements[0])
+    flux, _ = engine.fluxes(design, reference)
     place = tangent(sources.coord, sources.coord[0])
-    misfit, _ = misfits(design, image.data - design.image(flux), image.sky_weight)
+    misfit, _ = misfits(design, reference.data - design.image(flux), reference.sky_weight)
     bands = _colours(engine, placements, mixtures)
     owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands)
-    return np.flatnonzero(owners == np.arange(len(owners))), merging.merged(mixtures, place, flux, owners)
+    owners[sources.listed] = np.flatnonzero(sources.listed)  # what a user lists is no fragment
+    return owners, merging.merged(mixtures, place, flux, owners)
 
 
 def _colours(engine, placements, mixtures):

@@ -57,6 +57,7 @@ class Tile:
         sky = from_tangent(np.stack([east.ravel(), north.ravel()], -1), self.center)
         pieces = {}
         for band, image in images.items():
+            image = image.trimmed  # so that a masked rim changes nothing
             (nx, ny), xy = image.shape[::-1], np.stack(image.sky_to_pixel(sky), -1)
             if not np.isfinite(xy).all():
                 xy = np.array([[-1.0, -1.0], [nx, ny]])  # a WCS that does not reach the tile's corners: all of it
@@ -81,7 +82,7 @@ def tiles(images):
     -------
     list of `Tile`
     """
-    center, low, high = extent(list(images.values()))
+    center, low, high = extent([image.trimmed for image in images.values()])
     # A rim that a tile can take is not worth a tile of its own.
     count = np.maximum(1, np.ceil((high - low) / CORE - 0.1)).astype(int)
     edges = [np.linspace(a, b, n + 1) for a, b, n in zip(low, high, count, strict=True)]

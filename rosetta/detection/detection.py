@@ -82,7 +82,8 @@ class Detections:
 @once_per_pair
 def detected(pair, config):
     """The `Detections` of a pair, found once: sources of all tables bear their labels."""
-    return detect(detection_image(band_images(pair)), config)
+    images = {band: image.trimmed for band, image in band_images(pair).items()}  # masked rims say nothing of the sky
+    return detect(detection_image(images), config)
 
 
 def reference_band(images):

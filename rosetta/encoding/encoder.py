@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 
 from .. import checkpoint
+from ..arithmetic import plain_arithmetic
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images, extent
@@ -49,6 +50,7 @@ class CrossSurveyEncoder:
     <CrossSurveyEncoder ...>
     """
 
+    @plain_arithmetic
     def __init__(self, *, config=None, seed=0, device=None):
         config = EncoderConfig() if config is None else config
         self._set(config, inference.Model.seeded(config, seed), device, {"trained": False, "seed": seed})
@@ -60,6 +62,7 @@ class CrossSurveyEncoder:
         self._fingerprint = None  # not known until it is asked for
 
     @classmethod
+    @plain_arithmetic
     def from_pretrained(cls, path=None, *, device=None):
         """Load a trained encoder.
 
@@ -134,6 +137,7 @@ class CrossSurveyEncoder:
             path, self._model.packed(), kind="encoder", config=asdict(self._config), provenance=self._provenance
         )
 
+    @plain_arithmetic
     def __call__(self, pair, *, window=38.4 * u.arcsec, progress=None):
         """Embed a pair.
 
@@ -228,6 +232,7 @@ class CrossSurveyEncoder:
         arrays["flags"] = flags
         return arrays
 
+    @plain_arithmetic
     def predict(self, embedding, survey):
         """Predict the tokens and the embedding of ``survey`` from those of the other survey.
 
@@ -278,6 +283,7 @@ class CrossSurveyEncoder:
             meta={**embedding.meta, "predicted_from": source},
         )
 
+    @plain_arithmetic
     def search(self, embedding, other, *, reach):
         """Find the windows of one embedding in another, wherever they lie in its windows.
 
@@ -344,6 +350,7 @@ class CrossSurveyEncoder:
         table["sky_match"] = centers.spherical_offsets_by(*(place.T * u.arcsec))
         return table
 
+    @plain_arithmetic
     def fit(self, pairs, *, config=None, validation=None, checkpoint=None, progress=None):
         """Train on pairs of images of one sky.
 

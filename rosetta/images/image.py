@@ -106,6 +106,15 @@ class BandImage:
         piece.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
         return piece
 
+    @cached_property
+    def trimmed(self):
+        """The image without the rows and columns of its rim that have no valid pixel; itself where there are none."""
+        rows, columns = (np.flatnonzero(self.valid.any(axis=axis)) for axis in (1, 0))
+        ny, nx = self.shape
+        if len(rows) == 0 or (rows[0], rows[-1], columns[0], columns[-1]) == (0, ny - 1, 0, nx - 1):
+            return self
+        return self.cut((rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
+
     def with_pixels(self, data, variance, **known):
         """The image with other pixels on the same grid, and what is ``known`` of them (``sky_weight``, ``fwhm``)."""
         other = copy.copy(self)

@@ -7,6 +7,7 @@ place. What is linear in the PSF, as its Fourier transform is, is worked out onc
 
 import numpy as np
 
+from ..arithmetic import plain_arithmetic
 from .moments import adaptive_moments, fourier_shift
 from .psf_core import OversampledCore, psf_core
 
@@ -38,6 +39,7 @@ class PSF:
         If ``array`` is no PSF or ``oversampling`` no positive whole number; the message says what to do.
     """
 
+    @plain_arithmetic
     def __init__(self, array, *, oversampling=1):
         _check_oversampling(oversampling)
         self._set(checked_array(array, "array")[None], (np.zeros(1), np.zeros(1)), True, int(oversampling))
@@ -92,6 +94,7 @@ class PSF:
         return new
 
     @classmethod
+    @plain_arithmetic
     def on_grid(cls, cells, x, y, *, oversampling=1, smooth=True, name="cells"):
         """A PSF that is known at the nodes of a rectangular grid.
 

@@ -6,6 +6,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import solution_for
 from ..detection.detection import DetectionConfig, detected, reference_band
 from ..images.image import band_images
@@ -19,6 +20,7 @@ SEPARATION = 5.0 * u.arcsec
 MAGNITUDE = (20.0, 26.0)
 
 
+@plain_arithmetic
 def inject(
     pair, sources=None, *, seed, n=None, population="all", band=None, magnitude=MAGNITUDE, density=DENSITY,
     separation=SEPARATION, offsets=None, existing=None,

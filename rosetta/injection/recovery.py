@@ -13,6 +13,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import QTable, vstack
 from scipy.spatial import cKDTree
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.aligner import LearnedAligner
 from ..checkpoint import versions
 from ..deblending.deblender import JEPADeblender
@@ -86,6 +87,7 @@ class Recovery:
         return paths
 
 
+@plain_arithmetic
 def recover(
     pair, sources=None, *, seed, rounds=10, n=None, population="all", band=None, magnitude=MAGNITUDE, density=DENSITY,
     separation=SEPARATION, result=None, directory=None, device=None, progress=None, encoder=None, aligner=None,

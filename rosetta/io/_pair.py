@@ -1,12 +1,14 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Both sides of one piece of sky from lists of files."""
 
+from ..arithmetic import plain_arithmetic
 from ..surveys import EUCLID, RUBIN
 from . import euclid, rubin
 
 __all__ = ["read_pair"]
 
 
+@plain_arithmetic
 def read_pair(rubin_paths=(), euclid_paths=(), *, center=None, size=None):
     """Read the files of both surveys into the two sides of a `~rosetta.SkyPair`.
 

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.utils.exceptions import AstropyUserWarning
 
+from ..arithmetic import plain_arithmetic
 from ..images.psf import PSF
 from ..surveys import EUCLID, RUBIN
 from ._euclid_names import band_of, contents, plane, product
@@ -24,6 +25,7 @@ _INVALID = 1
 _NO_RMS = 1e10
 
 
+@plain_arithmetic
 def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
     """Read one band of a Euclid MER mosaic or cutout, or a region of it.
 
@@ -95,6 +97,7 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
     return _read(token, parts, center, size)
 
 
+@plain_arithmetic
 def read_bands(paths, *, center=None, size=None):
     """Read several Euclid bands of one tile: MER product files, or multi-extension cutouts.
 

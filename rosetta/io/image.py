@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 from astropy.nddata import CCDData, VarianceUncertainty
 
+from ..arithmetic import plain_arithmetic
 from ..surveys import Survey
 from ._fits import image_hdu, native, open_fits, source_name
 from ._photometric_unit import parsed_unit, photometric_unit
@@ -21,6 +22,7 @@ NO_WEIGHT = 1e12  # times the variance of good pixels: brighter than any star
 BLOCK = 2**24  # pixels that are held in double precision at a time
 
 
+@plain_arithmetic
 def read_image(
     source,
     *,

@@ -9,6 +9,7 @@ from astropy.io import fits
 from astropy.nddata import NDData, VarianceUncertainty
 
 from .. import surveys as _surveys
+from ..arithmetic import plain_arithmetic
 from ..flags import Flag
 from ..images.psf import PSF
 from ..images.wcs import cards_of, is_fits_wcs
@@ -24,6 +25,7 @@ FORMAT = 3
 _KNOWN = {s.name: s for s in vars(_surveys).values() if isinstance(s, _surveys.Survey)}
 
 
+@plain_arithmetic
 def write(pair, path, *, overwrite=False):
     """Write a pair to one FITS file, without loss.
 
@@ -114,6 +116,7 @@ def _extensions(side, band, image, flags):
             yield document_hdu(f"CELLS_{band}", parts, ver=1 + SIDES.index(side))
 
 
+@plain_arithmetic
 def read(path):
     """Read a pair written by `write` or ``rosetta simulate --pair``, or the one in the file of an embedding or scene.
 

@@ -7,6 +7,7 @@ import astropy.units as u
 from astropy.nddata import VarianceUncertainty
 from astropy.utils.exceptions import AstropyUserWarning
 
+from ..arithmetic import plain_arithmetic
 from ..surveys import RUBIN
 from ._image import SurveyImage
 from ._rubin_file import look
@@ -17,6 +18,7 @@ from ._wcs import region
 __all__ = ["read", "read_bands", "read_noise"]
 
 
+@plain_arithmetic
 def read(path, *, center=None, size=None):
     """Read one Rubin image, or a region of it.
 
@@ -74,6 +76,7 @@ def read(path, *, center=None, size=None):
     return _assembled([look(path, "path")], center, size)
 
 
+@plain_arithmetic
 def read_bands(paths, *, center=None, size=None):
     """Read several Rubin images of one piece of sky.
 
@@ -111,6 +114,7 @@ def read_bands(paths, *, center=None, size=None):
     return images
 
 
+@plain_arithmetic
 def read_noise(path, *, center=None, size=None):
     """Read the noise realisations of a coadd: images of noise that went through the same steps as the data.
 

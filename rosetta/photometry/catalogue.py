@@ -8,6 +8,7 @@ import numpy as np
 from astropy.table import QTable
 
 from .. import checkpoint
+from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
@@ -24,10 +25,11 @@ from ..training.rows import joined_rows, views
 from . import error_model
 from .zeropoints import zeropoint_errors
 
-__all__ = ["EmbeddingPhotometry", "training_rows"]
+__all__ = ["EmbeddingPhotometry", "training_rows", "with_columns_of"]
 
 log = logging.getLogger("rosetta")
 
+LIMIT = 3.0  # S/N below which a listed source has an upper limit, and sigma that it lies above the flux
 MIN_FLUXES = 30  # with fewer the quantile that scales the errors is known to worse than a tenth
 
 
@@ -75,7 +77,11 @@ class EmbeddingPhotometry(Head):
             )
         self._deblender = deblender
 
-    def __call__(self, x, sources, *, offsets=None, background="plane", zeropoint_err=None):
+    @plain_arithmetic
+    def __call__(
+        self, x, sources, *, offsets=None, neighbours="detect", shape="fit", recentre=False, background="plane",
+        zeropoint_err=None,
+    ):
         """Measure a catalogue.
 
         Parameters
@@ -86,9 +92,13 @@ class EmbeddingPhotometry(Head):
             A scene is measured as it is, with the offsets it remembers. For positions, or a table
             with ``sky_centroid``, a scene is made first by the deblender that was given, else by the bundled one, or
             by an untrained one where the bundled one belongs to another encoder.
-            ``meta["rosetta"]["options"]["deblender"]`` is its fingerprint, or "untrained".
+            ``meta["rosetta"]["options"]["deblender"]`` is its fingerprint, or "untrained". The catalogue then has the
+            rows of ``sources``, in their order, and its other columns, except those whose names it has itself.
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
+        neighbours, shape, recentre
+            Of positions, as for `~rosetta.JEPADeblender`: whether sources that are not listed are modelled, what
+            shape the listed ones have, and whether they may move; only where ``sources`` is no scene.
         background : {"plane", None}
             What the images still hold of the sky, see `~rosetta.JEPADeblender`; a scene keeps what it was made with.
         zeropoint_err : dict of str to float, optional
@@ -103,7 +113,10 @@ class EmbeddingPhotometry(Head):
             flux is most correlated with this one's; -1: none) and ``neighbor_corr_<band>`` (its correlation
             from the overlap, NaN where unmeasured), ``chi2_<band>`` (reduced, over the source's footprint),
             ``flags`` and ``flags_<band>`` (what of them is true in that band). Bands that were not observed have no
-            column; a source without a usable pixel in a band has NaN and the flag ``NO_DATA``.
+            column; a source without a usable pixel in a band has NaN and the flag ``NO_DATA``. Where positions were
+            given, or the scene was made from some, the rows are the listed ones (``neighbor_label`` may be that of
+            another source of the scene), and ``upper_limit_<band>`` is max(flux, 0) + 3 flux_err, nJy, where flux <
+            3 flux_err, else NaN.
 
         Raises
         ------
@@ -111,19 +124,22 @@ class EmbeddingPhotometry(Head):
             If an argument cannot be used, or the scene is of another deblender than the errors were calibrated on;
             the message says what to do.
         """
-        measured = isinstance(sources, DeblendedScene)
-        if measured:
+        if isinstance(sources, DeblendedScene):
             _check_of_scene(x, sources)
             self._check_deblender("sources is a scene of", sources.meta["rosetta"]["head_fingerprint"])
             if offsets is not None and not _same_offsets(as_solution(offsets), sources.offsets):
                 raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
-            embedding = self._embedding(sources.embedding)
+            if recentre or neighbours != "detect" or not (isinstance(shape, str) and shape == "fit"):
+                raise ValueError("neighbours, shape and recentre are for positions, but sources is a DeblendedScene")
+            scene, embedding = sources, self._embedding(sources.embedding)
+            zeropoints = zeropoint_errors(zeropoint_err, embedding.pair.surveys)
         else:
             deblender = self._own_deblender()
             self._check_deblender("positions are measured through", deblender.fingerprint)
             embedding = self._embedding(x)
-        zeropoints = zeropoint_errors(zeropoint_err, embedding.pair.surveys)
-        scene = sources if measured else deblender(embedding, sources, offsets=offsets, background=background)
+            zeropoints = zeropoint_errors(zeropoint_err, embedding.pair.surveys)
+            how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background}
+            scene = deblender(embedding, sources, offsets=offsets, **how)
         made_by = scene.meta["rosetta"]["head_fingerprint"]
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
@@ -134,11 +150,15 @@ class EmbeddingPhotometry(Head):
         _add_relative_errors(catalog, {band: flux_error(fit, images[band]) for band, fit in scene.fits.items()})
         zeropoints = {band: zeropoints.get(band, 0.0) for band in scene.bands}
         _add_relative_errors(catalog, zeropoints)
+        table = scene.to_table()
+        if "listed" in table.colnames:
+            catalog = catalog[table["listed"]]
+            _add_upper_limits(catalog, scene.bands)
         options = {"deblender": made_by or "untrained", "zeropoint_err": zeropoints}
         catalog.meta.update(self._provenance_of(embedding, **options))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
-        return catalog
+        return catalog if isinstance(sources, DeblendedScene) else with_columns_of(sources, catalog)
 
     def _trained_on(self):
         return {**super()._trained_on(), "deblender": self._own_deblender().fingerprint}
@@ -318,6 +338,22 @@ def _add_covariance(catalog, bands, more):
     catalog["flux_cov"] = cov * u.nJy**2
     for k, band in enumerate(bands):
         catalog[f"flux_err_{band}"] = np.sqrt(cov[:, k, k]) * u.nJy
+
+
+def _add_upper_limits(catalog, bands):
+    """What the fluxes are below where they are not significant; one-sided, 99.9 %."""
+    for band in bands:
+        flux, error = catalog[f"flux_{band}"], catalog[f"flux_err_{band}"]
+        limit = np.maximum(flux, 0 * u.nJy) + LIMIT * error
+        catalog[f"upper_limit_{band}"] = np.where(flux < LIMIT * error, limit, np.nan * u.nJy)
+
+
+def with_columns_of(sources, catalog):
+    """The catalogue of listed sources with the columns of a user's table that it does not have itself."""
+    for name in getattr(sources, "colnames", ()):
+        if name not in catalog.colnames:
+            catalog[name] = sources[name]
+    return catalog
 
 
 def _add_relative_errors(catalog, errors):

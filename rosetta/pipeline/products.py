@@ -79,6 +79,9 @@ def _write(directory, folder, name, write):
 def _with_shapes(result):
     """The catalogue with the sizes, shapes and blendedness of the scene's table."""
     catalog, table = result.catalog.copy(), result.scene.to_table()
+    if "listed" in table.colnames:
+        table = table[table["listed"]]
+        del table["listed"]
     for name in table.colnames:
         if name not in catalog.colnames:
             catalog[name] = table[name]
@@ -92,10 +95,10 @@ def _write_overview(result, path, truth):
 
 
 def write_models(scene, path, *, sources=True):
-    """Models and residuals of a scene as one FITS file.
+    """Models, sky and residuals of a scene as one FITS file.
 
-    Per band, ``MODEL_<band>`` (sum of all sources) and ``RESIDUAL_<band>`` (NaN where masked), nJy on
-    the native grid, ``EXTVER`` 1 on the ground and 2 in space. Then one ``SOURCE`` image per source,
+    Per band, ``MODEL_<band>`` (sum of all sources), ``SKY_<band>`` (what was found of the sky) and ``RESIDUAL_<band>``
+    (NaN where masked), which sum to the image: nJy on the native grid, ``EXTVER`` 1 on the ground and 2 in space. Then one ``SOURCE`` image per source,
     its model in the reference band (card ``BAND``; VIS where there is one), with its own WCS and
     ``EXTVER`` its label; borders below 1e-4 of the peak are cut off. A source without a pixel in that band has none.
 
@@ -120,11 +123,8 @@ def write_models(scene, path, *, sources=True):
         header["BUNIT"], header["BAND"] = "nJy", band
         with fits.open(path, mode="append") as file:
             for hdu in (
-                # GZIP_2 without quantisation is lossless. Tiles of two rows take a fifth less time than one or eight.
-                fits.CompImageHDU(
-                    model.data.astype(np.float32), header, name=f"MODEL_{band}", compression_type="GZIP_2",
-                    quantize_level=0, tile_shape=(min(2, model.shape[0]), model.shape[1]),
-                ),
+                _compressed(model.data, header, f"MODEL_{band}"),
+                _compressed(scene.sky(band).data, header, f"SKY_{band}"),
                 # Noise takes as long to compress as a model, for a twelfth of its size.
                 fits.ImageHDU(residual.data.astype(np.float32), header, name=f"RESIDUAL_{band}"),
             ):
@@ -134,6 +134,14 @@ def write_models(scene, path, *, sources=True):
             of_sources = header
     if sources:
         _write_sources(scene, reference, of_sources, path)
+
+
+def _compressed(image, header, name):
+    # GZIP_2 without quantisation is lossless. Tiles of two rows take a fifth less time than one or eight.
+    return fits.CompImageHDU(
+        image.astype(np.float32), header, name=name, compression_type="GZIP_2", quantize_level=0,
+        tile_shape=(min(2, image.shape[0]), image.shape[1]),
+    )  # fmt: skip
 
 
 def _write_sources(scene, band, header, path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import astropy.units as u
 from astropy.table import QTable
 
+from ..arithmetic import plain_arithmetic
 from ..astrometry.aligner import LearnedAligner
 from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
@@ -14,7 +15,7 @@ from ..deblending.scene import DeblendedScene
 from ..embedding import SkyEmbedding
 from ..encoding.encoder import CrossSurveyEncoder
 from ..pair import SkyPair
-from ..photometry.catalogue import EmbeddingPhotometry
+from ..photometry.catalogue import EmbeddingPhotometry, with_columns_of
 from ..photometry.zeropoints import zeropoint_errors
 from ..readonly import ReadOnlyDict
 from . import products
@@ -59,6 +60,7 @@ class Result:
         parts = [self.pair, self.scene, *([] if solution is None else [solution])]
         return "".join(part._repr_html_() for part in parts)
 
+    @plain_arithmetic
     def write(self, directory, *, overwrite=False, models="sources", truth=None, format="ecsv", progress=None):
         """Write the results into a directory: all of them, or none.
 
@@ -98,9 +100,10 @@ class Result:
         )
 
 
+@plain_arithmetic
 def measure(
-    pair, *, device=None, window=38.4 * u.arcsec, background="plane", zeropoint_err=None, progress=None, encoder=None,
-    aligner=None, deblender=None, photometry=None,
+    pair, sources=None, *, neighbours="detect", shape="fit", recentre=False, device=None, window=38.4 * u.arcsec,
+    background="plane", zeropoint_err=None, progress=None, encoder=None, aligner=None, deblender=None, photometry=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -110,6 +113,10 @@ def measure(
     Parameters
     ----------
     pair : `~rosetta.SkyPair`
+    sources : `~astropy.coordinates.SkyCoord` or table, optional
+        Positions to measure; the catalogue then has their rows. None: what is detected.
+    neighbours, shape, recentre
+        Of ``sources``, as for `~rosetta.JEPADeblender`.
     device : str, optional
         "cpu", "cuda" or "cuda:N", for models that are loaded here; None: CUDA where there is one.
     window : `~astropy.units.Quantity`
@@ -165,9 +172,10 @@ def measure(
     offsets = None
     if pair.ground and pair.space:
         offsets = timed("align", lambda _: heads["aligner"](embedding))
+    how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background}
     scene = timed(
-        "deblend",
-        lambda within: heads["deblender"](embedding, offsets=offsets, background=background, progress=within),
+        "deblend", lambda within: heads["deblender"](embedding, sources, offsets=offsets, progress=within, **how)
     )
     catalog = timed("measure", lambda _: heads["photometry"](embedding, scene, zeropoint_err=zeropoint_err))
+    catalog = with_columns_of(sources, catalog)
     return Result(pair, embedding, offsets, scene, catalog, ReadOnlyDict(seconds))

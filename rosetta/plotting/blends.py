@@ -45,6 +45,8 @@ def choose_blend(scene):
         near, apart, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
         close = np.clip(1.5 / np.maximum(apart.to_value(u.arcsec), 0.5), 0, 1)
         merit = merit * close * np.sqrt(np.clip(snr[near], 0, 300))
+    if "listed" in table.colnames and table["listed"].any():
+        merit = np.where(table["listed"], merit, -1.0)  # the others are in no catalogue
     return int(table["label"][int(np.argmax(merit))])
 
 

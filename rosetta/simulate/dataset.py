@@ -17,6 +17,7 @@ from astropy.table import QTable
 from astropy.utils.console import ProgressBar
 from safetensors.numpy import save
 
+from ..arithmetic import plain_arithmetic
 from ..files import atomic_write
 from ..images.positions import from_tangent
 from ..surveys import EUCLID, RUBIN
@@ -38,6 +39,7 @@ _REFERENCE = 6  # VIS among the ten bands
 _CLIP = 6e4  # below the largest float16
 
 
+@plain_arithmetic
 def write_training_set(
     directory,
     n_tiles,

@@ -7,6 +7,7 @@ import astropy.units as u
 import numpy as np
 from scipy import fft
 
+from ..arithmetic import plain_arithmetic
 from ..images.psf import PSF
 from ..pair import SkyPair
 from .delivered import STREAMS, deliver
@@ -22,6 +23,7 @@ _EDGE = 2.0  # arcsec at the border of a tile that lack the light of sources bey
 _CUT = 1e-3  # of the base PSF's transform, below which it is not divided by
 
 
+@plain_arithmetic
 def observe(pair, *, seed, delivery=REAL):
     """Give a noise-free pair the PSFs, depths, noise, sky and artefacts of an observation.
 

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 
+from ..arithmetic import plain_arithmetic
 from ..pair import SkyPair
 from ..surveys import EUCLID, RUBIN
 from .astrometry import AstrometricError
@@ -25,6 +26,7 @@ __all__ = ["simulate_pair"]
 _MARGIN = 6.0  # arcsec around the field in which sources still shed light into it
 
 
+@plain_arithmetic
 def simulate_pair(
     *,
     seed,

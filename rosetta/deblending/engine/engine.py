@@ -22,10 +22,10 @@ class Engine(Protocol):
     def render(self, mixtures, placed, breadth=None, sizes=None):
         """The design of sources as an image sees them: of a ``breadth`` (n,), on stamps of ``sizes`` (n,)."""
 
-    def fit_shapes(self, start, placements, largest):
+    def fit_shapes(self, start, placements, largest, free=None):
         """Shapes from several images: ``moved`` (n, n_shape) along ``DIRECTIONS``, and its covariance.
 
-        No half-light radius exceeds ``largest`` (n,), arcsec.
+        No half-light radius exceeds ``largest`` (n,), arcsec; what is not ``free`` (n, n_shape) stays as it is.
         """
 
     def fit_breadths(self, mixtures, placed, *, iterations=2):
@@ -57,8 +57,8 @@ class SparseEngine:
             mixtures = broadened(mixtures, breadth, placed, self.config)
         return design_of(mixtures, placed, sizes)
 
-    def fit_shapes(self, start, placements, largest):
-        return fit_shapes(start, placements, largest, self.config)
+    def fit_shapes(self, start, placements, largest, free=None):
+        return fit_shapes(start, placements, largest, self.config, free)
 
     def fit_breadths(self, mixtures, placed, *, iterations=2):
         return fit_breadths(mixtures, placed, self.config, iterations=iterations)

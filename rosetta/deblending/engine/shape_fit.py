@@ -22,6 +22,7 @@ LARGEST_DERIVED = 405  # largest stamp of a derivative, pixels
 BRIGHTEST = 1e3  # S/N is capped here: above it, covariances in single precision would not be positive definite
 PRECISION = 0.03  # sigma, of the solution of the normal equations
 MOST_TURNS = 200  # of conjugate gradients
+HELD = 1e-6  # width of the prior of what a fit may not change
 
 
 def broadened(mixtures, breadth, placed, config):
@@ -51,7 +52,7 @@ def _breadth_tangent(mixtures, placed, config):
     return tangent[:, None]
 
 
-def fit_shapes(start, placements, largest, config):
+def fit_shapes(start, placements, largest, config, free=None):
     """Fit shapes to images.
 
     Parameters
@@ -63,6 +64,8 @@ def fit_shapes(start, placements, largest, config):
     largest : (n,) array
         The largest half-light radius that each source may have, arcsec.
     config : `EngineConfig`
+    free : (n, n_shape) bool array, optional
+        What the fit may change; None: everything.
 
     Returns
     -------
@@ -71,8 +74,9 @@ def fit_shapes(start, placements, largest, config):
     covariance : (n, n_shape, n_shape) array
         Of ``moved``, from the noise and the prior.
     """
-    n, n_shape, prior = len(start), len(DIRECTIONS), np.array(config.prior_sigma)
-    moved, covariance = np.zeros((n, n_shape)), np.tile(np.diag(prior**2), (n, 1, 1))
+    n, n_shape = len(start), len(DIRECTIONS)
+    prior = np.where(np.ones((n, n_shape), bool) if free is None else free, config.prior_sigma, HELD)  # (n, n_shape)
+    moved, covariance = np.zeros((n, n_shape)), prior[:, :, None] ** 2 * np.eye(n_shape)
     rows, breadth = np.arange(n), np.zeros((n, len(placements)))
     if n == 0:
         return moved, covariance
@@ -86,7 +90,7 @@ def fit_shapes(start, placements, largest, config):
         models = [design.image(flux[:, k]) for k, design in enumerate(designs)]
         along = tangents(start[rows] + moved[rows] @ DIRECTIONS, mixtures[rows])
         step, shape, own = _joint_step(
-            mixtures[rows], along, moved[rows], prior, flux[rows], breadth[rows], here, models, config
+            mixtures[rows], along, moved[rows], prior[rows], flux[rows], breadth[rows], here, models, config
         )
         # One overlong coordinate shortens the whole step, so that it keeps its direction.
         length = np.abs(step[:, :n_shape] / config.largest_step).max(axis=1)
@@ -137,7 +141,7 @@ def fit_breadths(mixtures, placed, config, *, iterations=2):
             break
         some, here = mixtures[rows], placed.of(rows)
         step, covariance, own = _joint_step(
-            some, np.zeros((len(rows), 0, *some.shape[1:])), np.zeros((len(rows), 0)), np.zeros(0),
+            some, np.zeros((len(rows), 0, *some.shape[1:])), np.zeros((len(rows), 0)), np.zeros((len(rows), 0)),
             flux[rows, None], breadth[rows, None], [here], [design.image(flux)], config,
         )
         flux[rows] += step[:, 0]
@@ -180,11 +184,11 @@ def _joint_step(mixtures, along, moved, prior_sigma, flux, breadth, placements, 
     """
     n, n_shape, n_image = len(mixtures), along.shape[1], len(placements)
     size = n_shape + 2 * n_image
-    precision = np.r_[1.0 / prior_sigma**2, np.tile([1e-12, 1.0], n_image)]
+    precision = np.hstack([1.0 / prior_sigma**2, np.tile([1e-12, 1.0], (n, n_image))])  # (n, size)
     right = np.zeros((n, size))
     right[:, :n_shape] = -moved / prior_sigma**2
     right[:, n_shape + 1 :: 2] = -breadth
-    blocks = {(i, i): np.diag(precision) for i in range(n)}
+    blocks = {(i, i): np.diag(precision[i]) for i in range(n)}
     for k, (placed, model) in enumerate(zip(placements, models, strict=True)):
         seen = broadened(mixtures, breadth[:, k], placed, config)
         root = np.sqrt(shape_weight(placed.image, model, config)).astype(np.float32)

@@ -1,0 +1,132 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What a job measures: the detections, or the positions that a user lists and the detections around them."""
+
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.table import Table
+
+from ..images.positions import joined
+from . import shapes
+from .source_list import user_sources
+
+__all__ = ["NEIGHBOURS", "JobList"]
+
+NEIGHBOURS = ("detect", "listed")
+SMALLEST, LONGEST = 1e-3, 0.98  # arcsec: smaller sources are points; of |e|: no galaxy is longer
+PLAIN = 10.0  # of `shapes.INNER`: inner light is as long as the outer
+SHAPE_COLUMNS = ("half_light_radius", "e1", "e2")
+
+
+@dataclass(frozen=True, eq=False)
+class JobList:
+    """Sources before anything is fitted; those that a user listed come first, in the user's order.
+
+    Attributes
+    ----------
+    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        In the space image's frame.
+    label : (n,) int array
+    listed : (n,) bool array
+        Whether a user gave the position.
+    start : (n, N_PARAMETER) array
+        Shapes to start from; NaN: that of the nearest detection.
+    free : (n, n_shape) bool array
+        What the fit may change of each shape, along `rosetta.deblending.shapes.DIRECTIONS`.
+    """
+
+    coord: SkyCoord
+    label: np.ndarray
+    listed: np.ndarray
+    start: np.ndarray
+    free: np.ndarray
+
+    @classmethod
+    def of_detections(cls, found):
+        """The detections, all free."""
+        return cls._free(found.table["sky_centroid"], np.asarray(found.table["label"]))
+
+    @classmethod
+    def of_positions(cls, sources, found, *, neighbours="detect", shape="fit", recentre=False):
+        """The positions that a user gives and, if asked for, the detections.
+
+        Parameters
+        ----------
+        sources, neighbours, shape, recentre
+            As for `~rosetta.JEPADeblender`.
+        found : `~rosetta.detection.detection.Detections`
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument cannot be used; the message says what to do.
+        """
+        if neighbours not in NEIGHBOURS:
+            raise ValueError(f"neighbours is {neighbours!r}: use one of {', '.join(map(repr, NEIGHBOURS))}")
+        coord, label = user_sources(sources)
+        n = len(coord)
+        label = np.arange(1, n + 1) if label is None else label
+        start, fixed = _given_shapes(shape, n)
+        free = np.tile(~fixed, (n, 1))
+        free[:, shapes.EAST : shapes.NORTH + 1] = recentre
+        listed = cls(coord, label, np.ones(n, bool), start, free)
+        if neighbours == "listed":
+            return listed
+        others = label.max(initial=0) + 1 + np.arange(len(found))
+        return listed._and(cls._free(found.table["sky_centroid"], others))
+
+    @classmethod
+    def _free(cls, coord, label):
+        n = len(label)
+        start = np.full((n, shapes.N_PARAMETER), np.nan)
+        return cls(coord, label, np.zeros(n, bool), start, np.ones((n, len(shapes.DIRECTIONS)), bool))
+
+    def _and(self, other):
+        rows = (np.concatenate([getattr(one, name) for one in (self, other)])
+                for name in ("label", "listed", "start", "free"))  # fmt: skip
+        return JobList(joined([self.coord, other.coord]), *rows)
+
+
+def _given_shapes(shape, n):
+    """Shapes to start from (n, N_PARAMETER), NaN where they are fitted, and what of them is fixed (n_shape,)."""
+    fixed = np.zeros(len(shapes.DIRECTIONS), bool)
+    if isinstance(shape, str) and shape == "fit":
+        return np.full((n, shapes.N_PARAMETER), np.nan), fixed
+    fixed[shapes.NORTH + 1 :] = True
+    if isinstance(shape, str) and shape == "point":
+        return _points(n), fixed
+    if not isinstance(shape, Table):
+        raise TypeError(
+            f"shape is {shape!r}: use 'fit', 'point', or a table with the columns {', '.join(SHAPE_COLUMNS)}"
+        )
+    return _discs(shape, n), fixed
+
+
+def _points(n):
+    start = shapes.base_parameters(np.ones(n), np.zeros(n), np.zeros(n))
+    start[:, shapes.LN_SCALE] = shapes.POINT
+    return start
+
+
+def _discs(table, n):
+    """Exponential discs of a table's half-light radii and distortions."""
+    if missing := [name for name in SHAPE_COLUMNS if name not in table.colnames]:
+        raise ValueError(f"shape has no column {', '.join(missing)}: give {', '.join(SHAPE_COLUMNS)}")
+    if len(table) != n:
+        raise ValueError(f"shape has {len(table)} rows for {n} positions: give one for each")
+    radius, e1, e2 = (table[name] for name in SHAPE_COLUMNS)
+    try:
+        radius = u.Quantity(radius, getattr(radius, "unit", None) or u.arcsec).to_value(u.arcsec)
+    except u.UnitConversionError as error:
+        raise ValueError(f"shape has half_light_radius in {radius.unit}: give an angle") from error
+    radius, e1, e2 = (np.ma.filled(np.ma.asarray(v, float), np.nan) for v in (radius, e1, e2))
+    size = np.hypot(e1, e2)
+    bad = ~(np.isfinite(radius) & (radius >= 0) & (size < 1))
+    if bad.any():
+        raise ValueError(f"shape has {bad.sum()} rows with a negative or missing radius or |e| >= 1: correct those")
+    size = np.minimum(size, LONGEST)
+    start = shapes.base_parameters(np.maximum(radius, SMALLEST), np.arctanh(size), 0.5 * np.arctan2(e2, e1))
+    start[:, shapes.INNER] = PLAIN
+    return start

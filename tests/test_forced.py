@@ -1,0 +1,247 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Forced photometry: fluxes at given positions, and that a caller's own settings change none of them."""
+
+import importlib.util
+import warnings
+from argparse import Namespace
+from functools import lru_cache
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pytest
+import torch
+from astropy.nddata import NDData, VarianceUncertainty
+from astropy.table import QTable
+
+from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, LearnedAligner, SkyPair
+from rosetta.cli import _listed
+from rosetta.encoding.network import EncoderConfig
+from rosetta.images.positions import from_tangent
+from rosetta.pipeline.run import measure
+
+# Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
+_spec = importlib.util.spec_from_file_location("deblender_scenes", Path(__file__).with_name("test_deblender.py"))
+scenes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(scenes)
+CENTER, FLUX, MIXTURES, XY = scenes.CENTER, scenes.FLUX, scenes.MIXTURES, scenes.XY
+deblender, make_pair, scene = scenes.deblender, scenes.make_pair, scenes.scene
+STAR = 3  # row of XY
+
+
+@lru_cache
+def photometry():
+    return EmbeddingPhotometry(deblender=deblender())
+
+
+@lru_cache
+def whole():
+    """The whole run."""
+    return photometry()(scene().embedding, scene())
+
+
+def forced(positions, **options):
+    return photometry()(scene().embedding, positions, **options)
+
+
+def pulls(table, rows):
+    """Differences from the whole run in its sigmas, (n, n_band)."""
+    full = whole()[rows]
+    return np.stack([((table[f"flux_{b}"] - full[f"flux_{b}"]) / full[f"flux_err_{b}"]).value for b in scenes.FWHM], -1)
+
+
+def test_a_position_given_alone_has_the_flux_of_the_whole_run():
+    for row in range(len(XY)):
+        alone = forced(whole()["sky_centroid"][row : row + 1])
+        assert len(alone) == 1 and np.abs(pulls(alone, [row])).max() < 0.05
+        assert alone["sky_centroid"][0].separation(whole()["sky_centroid"][row]) < 1e-3 * u.mas
+
+
+def test_only_listed_sources_are_modelled_if_that_is_wanted():
+    rows = scenes.match(whole(), XY[:2])
+    alone = forced(whole()["sky_centroid"][rows[1:2]], neighbours="listed")
+    assert pulls(alone, rows[1:2])[0, 2] > 20  # the neighbour's light is in it (VIS)
+    with pytest.raises(ValueError, match="neighbours is 'all': use one of 'detect', 'listed'"):
+        forced(whole()["sky_centroid"], neighbours="all")
+
+
+def test_rows_are_those_of_the_list():
+    order = np.array([2, 0])
+    table = QTable({"id": ["b", "a"], "sky_centroid": whole()["sky_centroid"][order], "label": [70, 20]})
+    table["flux_i"] = 1.0 * u.nJy  # the catalogue has its own
+    found = forced(table)
+    assert list(found["label"]) == [70, 20] and list(found["id"]) == ["b", "a"]
+    assert np.abs(pulls(found, order)).max() < 0.05
+    result = deblender()(scene().embedding, table)
+    rows = result.to_table()
+    assert list(rows["listed"]) == [True, True, False, False] and list(rows["label"][:2]) == [70, 20]
+    assert len(np.unique(rows["label"])) == 4 and set(found["neighbor_label"]) <= {-1, *rows["label"]}
+    same = photometry()(scene().embedding, result)
+    for name in same.colnames:
+        if name != "sky_centroid":
+            np.testing.assert_array_equal(same[name], found[name])
+    with pytest.raises(ValueError, match="neighbours, shape and recentre are for positions"):
+        photometry()(scene().embedding, result, recentre=True)
+
+
+def test_positions_stay_where_they_are_unless_they_may_move():
+    off = from_tangent(XY[[STAR]] + [0.08, 0.0], CENTER)
+    fixed, moved = forced(off), forced(off, recentre=True)
+    assert fixed["sky_centroid"][0].separation(off[0]) < 1e-3 * u.mas
+    assert moved["sky_centroid"][0].separation(from_tangent(XY[[STAR]], CENTER)[0]) < 10 * u.mas
+    assert fixed["flux_VIS"][0].value < 0.97 * FLUX[STAR]
+    assert abs(moved["flux_VIS"][0].value - FLUX[STAR]) < 3 * moved["flux_err_VIS"][0].value
+
+
+def test_a_position_without_a_detection_is_a_source_of_its_own():
+    """A star in the light of a galaxy, found by nobody, whose place is known."""
+    xy, flux = np.array([[0.0, 0.0], [0.55, 0.0]]), np.array([20000.0, 400.0])
+    pair = make_pair(xy, flux, MIXTURES[[2, 3]])
+    found = photometry()(pair, from_tangent(xy, CENTER)[1:], shape="point")
+    assert len(found) == 1
+    for band in ("i", "VIS"):
+        assert abs(found[f"flux_{band}"][0].value - 400) < 4 * found[f"flux_err_{band}"][0].value
+
+
+def test_a_galaxy_with_its_knots_is_one_position():
+    pair, places = scenes.knotted()
+    full = deblender()(pair).to_table()
+    result = deblender()(pair, full["sky_centroid"][:1])
+    assert len(result) == 2
+    assert result.flux("i")[0].value == pytest.approx(39600, rel=0.03)
+
+
+def test_shapes_may_be_given():
+    star = from_tangent(XY[[STAR]], CENTER)
+    point = deblender()(scene().embedding, star, shape="point").to_table()
+    assert point["half_light_radius"][0] < 0.005 * u.arcsec
+    given = QTable({"half_light_radius": [0.5] * u.arcsec, "e1": [0.3], "e2": [-0.2]})
+    disc = deblender()(scene().embedding, star, shape=given).to_table()
+    assert disc["half_light_radius"][0].value == pytest.approx(0.5, rel=0.03)
+    assert (disc["e1"][0], disc["e2"][0]) == (pytest.approx(0.3, abs=0.01), pytest.approx(-0.2, abs=0.01))
+    for bad, message in (
+        ("disc", "shape is 'disc': use 'fit', 'point', or a table with the columns half_light_radius, e1, e2"),
+        (given["e1", "e2"], "shape has no column half_light_radius: give half_light_radius, e1, e2"),
+        (given[[0, 0]], "shape has 2 rows for 1 positions: give one for each"),
+        (_with(given, e1=[1.2]), "shape has 1 rows with a negative or missing"),
+        (_with(given, half_light_radius=[1.0] * u.nJy), "shape has half_light_radius in nJy: give an angle"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            forced(star, shape=bad)
+
+
+def _with(table, **columns):
+    table = table.copy()
+    for name, values in columns.items():
+        table[name] = values
+    return table
+
+
+def test_what_is_not_seen_has_an_upper_limit():
+    found = forced(from_tangent(np.array([XY[STAR], [-5.0, -5.0]]), CENTER), shape="point")
+    assert np.isnan(found["upper_limit_VIS"][0])
+    flux, error = found["flux_VIS"][1], found["flux_err_VIS"][1]
+    assert flux < 3 * error and found["upper_limit_VIS"][1] == max(flux, 0 * u.nJy) + 3 * error
+    assert "upper_limit_VIS" not in whole().colnames
+
+
+# ---------------------------------------------------------------------------- the state of the caller
+def job():
+    """All of it: a pair, its scene, residuals and catalogue."""
+    given = scene().embedding.pair
+    result = deblender()(SkyPair(dict(given.ground), dict(given.space)))
+    return result.residual("i").data, photometry()(result.embedding, result)
+
+
+@lru_cache
+def without():
+    """The job without the setting."""
+    return job()
+
+
+@pytest.fixture(params=["dtype", "numpy", "warnings"])
+def state(request):
+    """A setting of the caller, which must still be there at the end."""
+    without()
+    if request.param == "dtype":
+        torch.set_default_dtype(torch.float64)
+        yield
+        assert torch.get_default_dtype() == torch.float64
+        torch.set_default_dtype(torch.float32)
+    elif request.param == "numpy":
+        with np.errstate(all="raise"):
+            yield
+            assert set(np.geterr().values()) == {"raise"}
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+
+
+def test_the_callers_state_changes_nothing(state):
+    config = EncoderConfig(dim=16, depth=1, heads=2, proj_dim=8, predictor_dim=12, predictor_depth=1, predictor_heads=2)
+    assert CrossSurveyEncoder(config=config, device="cpu").fingerprint == deblender().encoder.fingerprint
+    assert LearnedAligner.from_pretrained(device="cpu").fingerprint  # it agrees with its encoder
+    (image, table), (known_image, known) = job(), without()
+    np.testing.assert_array_equal(image, known_image)
+    for band in scenes.FWHM:
+        np.testing.assert_array_equal(table[f"flux_{band}"].value, known[f"flux_{band}"].value)
+        np.testing.assert_array_equal(table[f"flux_err_{band}"].value, known[f"flux_err_{band}"].value)
+
+
+def test_masked_pixels_around_a_field_move_no_flux():
+    sides = {"ground": {}, "space": {}}
+    for side, band, image in make_pair(XY, FLUX, MIXTURES).images():
+        (below, above), (left, right) = (7, 60), (40, 12)
+        wcs = image.wcs.deepcopy()
+        wcs.wcs.crpix, wcs.array_shape = wcs.wcs.crpix + [left, below], None
+        data, variance, mask = (
+            np.pad(values, ((below, above), (left, right)), constant_values=fill)
+            for values, fill in ((image.data, 0.0), (image.uncertainty.array, 1.0), (image.mask, True))
+        )
+        sides[side][band] = NDData(
+            data, uncertainty=VarianceUncertainty(variance), mask=mask, wcs=wcs, unit=u.nJy, psf=np.asarray(image.psf)
+        )
+    padded = deblender()(SkyPair(sides["ground"], sides["space"]))
+    table = photometry()(padded.embedding, padded)
+    rows = scenes.match(table, XY)
+    assert np.abs(pulls(table[rows], scenes.match(whole(), XY))).max() < 0.05
+
+
+# ---------------------------------------------------------------------------- the main job and the command line
+def test_the_main_job_measures_a_list(tmp_path):
+    pytest.importorskip("matplotlib")
+    pair = scene().embedding.pair
+    table = QTable({"id": ["one"], "sky_centroid": whole()["sky_centroid"][2:3]})
+    models = {"aligner": LearnedAligner(deblender().encoder), "deblender": deblender(), "photometry": photometry()}
+    result = measure(pair, table, **models)
+    assert list(result.catalog["id"]) == ["one"] and len(result.scene) == 4
+    result.write(tmp_path / "out")
+    written = QTable.read(tmp_path / "out" / "catalogue.ecsv")
+    assert len(written) == 1 and "half_light_radius" in written.colnames and "listed" not in written.colnames
+
+
+def test_a_file_of_positions(tmp_path):
+    def read(path, **options):
+        given = {"sources": None if path is None else str(path), "neighbours": "detect", "shape": "fit"}
+        return _listed(Namespace(**given | {"recentre": False} | options))
+
+    coord = from_tangent(XY, CENTER)
+    path = tmp_path / "list.ecsv"
+    QTable({"id": [5, 6, 7, 8], "ra": coord.ra, "dec": coord.dec}).write(path)
+    known = read(path, shape="table")
+    assert known["sources"]["sky_centroid"].separation(coord).max() < 1e-3 * u.mas
+    assert known["shape"] is known["sources"]
+    QTable({"ra": coord.ra.deg, "dec": coord.dec.deg}).write(tmp_path / "list.csv")
+    assert read(tmp_path / "list.csv")["sources"]["sky_centroid"].separation(coord).max() < 1e-3 * u.mas
+    assert read(None) == {}
+    QTable({"ra": coord.ra}).write(path, overwrite=True)
+    (tmp_path / "list.unknown").write_text("1 2")
+    for what, message in (
+        (lambda: read(path), "no column dec: give sky_centroid, or ra and dec"),
+        (lambda: read(tmp_path / "none.ecsv"), "there is no such file"),
+        (lambda: read(tmp_path / "list.unknown"), "not a kind of table that astropy knows by name"),
+        (lambda: read(None, recentre=True), "of no use without --sources"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            what()
