@@ -277,7 +277,8 @@ class SkyPair:
         ValueError
             If this pair has no such band, or a PSF cannot be used.
         """
-        given = {self._band_name(band, "psf"): value for band, value in by_band("psf", "PSF", psf, self._surveys).items()}
+        given = by_band("psf", "PSF", psf, self._surveys)
+        given = {self._band_name(band, "psf"): value for band, value in given.items()}
         sides, flags = {side: {} for side in SIDES}, dict(self._flags)
         for side, band, image in self.images():
             if band in given:

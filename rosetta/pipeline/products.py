@@ -98,9 +98,10 @@ def write_models(scene, path, *, sources=True):
     """Models, sky and residuals of a scene as one FITS file.
 
     Per band, ``MODEL_<band>`` (sum of all sources), ``SKY_<band>`` (what was found of the sky) and ``RESIDUAL_<band>``
-    (NaN where masked), which sum to the image: nJy on the native grid, ``EXTVER`` 1 on the ground and 2 in space. Then one ``SOURCE`` image per source,
-    its model in the reference band (card ``BAND``; VIS where there is one), with its own WCS and
-    ``EXTVER`` its label; borders below 1e-4 of the peak are cut off. A source without a pixel in that band has none.
+    (NaN where masked), which sum to the image: nJy on the native grid, ``EXTVER`` 1 on the ground and 2 in space. Then
+    one ``SOURCE`` image per source, its model in the reference band (card ``BAND``; VIS where there is one), with its
+    own WCS and ``EXTVER`` its label; borders below 1e-4 of the peak are cut off. A source without a pixel in that band
+    has none.
 
     Parameters
     ----------
