@@ -5,10 +5,11 @@ Every comparison of two versions is made on this sky. Nothing is trained, chosen
 from resampling fields or blends.
 
 Run: python benchmarks/frozen_sky.py FOLDER [--fields 40] [--blends 500] [--workers 2] [--heads FOLDER]
-     [--rows FOLDER] [--tables FOLDER] [--freeze]
+     [--rows FOLDER] [--before FOLDER] [--tables FOLDER] [--freeze]
 
 FOLDER keeps the simulated sky, and --rows (FOLDER/rows) what was measured on it, so that a second run goes on where the
-first ended. --freeze writes the hashes of a new sky; without it they are compared, and a sky that differs is an error.
+first ended. --before reads the rows of another version. --freeze writes the hashes of a new sky; without it they are
+compared, and a sky that differs is an error.
 """
 
 import argparse
@@ -234,6 +235,47 @@ def blend_lines(blends):
     yield ["one sigma in i", cell(lambda p: covered(p[np.isfinite(p)]), pull)]
 
 
+def field_tables(fields):
+    """Name, title, header and lines of every table of the fields."""
+    header = ("Kind", *(f"i = {low}-{high}" for low, high in MAG_BINS))
+    yield "frozen_found", "Found, of the true sources", header, found_lines(fields)
+    yield "frozen_rows", "Rows that are no true source", ("What", "measured"), row_lines(fields)
+    header = ("i (AB)", "n", "bias", "NMAD", "1 sigma", "pull NMAD", "> 25 % off")
+    cuts = {}
+    for low, high in MAG_BINS:
+        cuts[f"{low}-{high}"] = "i", lambda s, m, x, f, lo=low, hi=high: (m >= lo) & (m < hi)
+    for low, high in MAG_BINS:
+        cuts[f"{low}-{high}, blended"] = "i", lambda s, m, x, f, lo=low, hi=high: (m >= lo) & (m < hi) & x
+    yield "frozen_magnitudes", "i-band flux against truth", header, flux_lines(fields, cuts)
+    cuts = {}
+    for band in BANDS:
+        cuts[f"{band}, isolated"] = band, lambda s, m, x, f: (s > 10) & ~x
+        cuts[f"{band}, blended"] = band, lambda s, m, x, f: (s > 10) & x
+    for band in ("r", "i", "VIS", "H_E"):
+        cuts[f"{band}, stars"] = band, lambda s, m, x, f: (s > 10) & (f == "star")
+        cuts[f"{band}, irregular galaxies"] = band, lambda s, m, x, f: (s > 10) & (f == "irregular")
+    header = ("Band, kind", *header[1:])
+    yield "frozen_bands", "Flux against truth where S/N > 10", header, flux_lines(fields, cuts)
+    yield "frozen_offsets", "Joint offset field", ("What", "measured"), offset_lines(fields)
+    odd = [(rows["window_flags"] & int(Flag.OUT_OF_DISTRIBUTION)) != 0 for rows in fields]
+    title = "Windows flagged OUT_OF_DISTRIBUTION"
+    yield "frozen_strange", title, ("What", "share"), [["windows flagged as unfamiliar", cell(np.mean, odd)]]
+
+
+def change_lines(before, now):
+    """What two versions measure on the same fields."""
+    for (name, _, header, old), (_, _, _, new) in zip(field_tables(before), field_tables(now), strict=True):
+        new = {line[0]: line[1:] for line in new}
+        for title, *cells in old:
+            for column, one, two in zip(header[1:], cells, new.get(title, cells), strict=True):
+                if len(header) == 2:
+                    yield [title, one, two]
+                elif name == "frozen_found":
+                    yield [f"found, {title}: {column}", one, two]
+                elif column in ("NMAD", "1 sigma", "> 25 % off"):
+                    yield [f"{title}: {column}", one, two]
+
+
 def report(tables, fields, blends):
     """Show all tables."""
     if blends:
@@ -243,29 +285,8 @@ def report(tables, fields, blends):
     cpu = np.median([rows["seconds"] for rows in fields])
     print(f"{len(fields)} fields, {n_star} stars of i < {FAINTEST}, {n_odd} irregular galaxies of i < 23")
     print(f"{cpu:.0f} CPU-s for a field, median")
-    header = ("Kind", *(f"i = {low}-{high}" for low, high in MAG_BINS))
-    tables.show("frozen_found", "Found, of the true sources", header, found_lines(fields))
-    tables.show("frozen_rows", "Rows that are no true source", ("What", "measured"), row_lines(fields))
-    header = ("i (AB)", "n", "bias", "NMAD", "1 sigma", "pull NMAD", "> 25 % off")
-    cuts = {}
-    for low, high in MAG_BINS:
-        cuts[f"{low}-{high}"] = "i", lambda s, m, x, f, lo=low, hi=high: (m >= lo) & (m < hi)
-    for low, high in MAG_BINS:
-        cuts[f"{low}-{high}, blended"] = "i", lambda s, m, x, f, lo=low, hi=high: (m >= lo) & (m < hi) & x
-    tables.show("frozen_magnitudes", "i-band flux against truth", header, flux_lines(fields, cuts))
-    cuts = {}
-    for band in BANDS:
-        cuts[f"{band}, isolated"] = band, lambda s, m, x, f: (s > 10) & ~x
-        cuts[f"{band}, blended"] = band, lambda s, m, x, f: (s > 10) & x
-    for band in ("r", "i", "VIS", "H_E"):
-        cuts[f"{band}, stars"] = band, lambda s, m, x, f: (s > 10) & (f == "star")
-        cuts[f"{band}, irregular galaxies"] = band, lambda s, m, x, f: (s > 10) & (f == "irregular")
-    header = ("Band, kind", *header[1:])
-    tables.show("frozen_bands", "Flux against truth where S/N > 10", header, flux_lines(fields, cuts))
-    tables.show("frozen_offsets", "Joint offset field", ("What", "measured"), offset_lines(fields))
-    odd = [(rows["window_flags"] & int(Flag.OUT_OF_DISTRIBUTION)) != 0 for rows in fields]
-    title = "Windows flagged OUT_OF_DISTRIBUTION"
-    tables.show("frozen_strange", title, ("What", "share"), [["all", cell(np.mean, odd)]])
+    for table in field_tables(fields):
+        tables.show(*table)
 
 
 def check(found, freeze):
@@ -289,6 +310,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--heads", type=Path)
     parser.add_argument("--rows", type=Path)
+    parser.add_argument("--before", type=Path, help="rows of another version, to be compared on the same fields")
     parser.add_argument("--freeze", action="store_true")
     add_option(parser)
     options = parser.parse_args()
@@ -300,7 +322,11 @@ def main():
             found[seed] = dict(np.load(path))
             print(f"{len(found)} of {len(seeds)} measured", file=sys.stderr)
     check({str(seed): json.loads(str(one["described"])) for seed, one in found.items()}, options.freeze)
-    report(Tables(options.tables), *([found[s] for s in seeds if (s in kind)] for kind in (FIELDS, BLENDS)))
+    tables, fields = Tables(options.tables), [found[seed] for seed in seeds if seed in FIELDS]
+    report(tables, fields, [found[seed] for seed in seeds if seed in BLENDS])
+    if options.before is not None:
+        before = [dict(np.load(options.before / f"{seed}.npz")) for seed in seeds if seed in FIELDS]
+        tables.show("frozen_changes", "Before and after", ("What", "before", "after"), change_lines(before, fields))
 
 
 if __name__ == "__main__":
