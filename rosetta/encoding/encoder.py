@@ -134,7 +134,7 @@ class CrossSurveyEncoder:
             path, self._model.packed(), kind="encoder", config=asdict(self._config), provenance=self._provenance
         )
 
-    def __call__(self, pair, *, window=38.4 * u.arcsec, progress=None):
+    def __call__(self, pair, *, window=38.4 * u.arcsec, centers=None, progress=None):
         """Embed a pair.
 
         Parameters
@@ -143,6 +143,9 @@ class CrossSurveyEncoder:
         window : `~astropy.units.Quantity`
             Side of the windows: a multiple of 3.2 arcsec, at least 12.8 arcsec. Smaller fields are read in windows of
             the largest allowed side that fits into them.
+        centers : `~astropy.coordinates.SkyCoord`, shape (n,), optional
+            Centres of the windows, which then have the side ``window`` whatever the field; those without a valid pixel
+            are left out. None: windows cover the field, and none hangs over its edges.
         progress : callable, optional
             Called as ``progress(done, total)`` after every few windows of a side.
 
@@ -160,8 +163,10 @@ class CrossSurveyEncoder:
         if not isinstance(pair, SkyPair):
             raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: wrap the images in SkyPair(...)")
         images = list(band_images(pair).values())
-        window = windows.fitting_window(images, _checked_window(window))
-        centers = windows.window_grid(images, window)
+        window = _checked_window(window)
+        if centers is None:
+            window = windows.fitting_window(images, window)
+            centers = windows.window_grid(images, window)
         sides, done = {}, 0
         of_sides = {side: [image for image in images if image.side == side] for side in SIDES}
         of_sides = {side: of_side for side, of_side in of_sides.items() if of_side}

@@ -10,7 +10,7 @@ from ..files import naming
 from ..images.wcs import cards_of
 from .output import PRODUCTS, check_output, replaced
 
-__all__ = ["MODELS", "PRODUCTS", "write", "write_models"]
+__all__ = ["MODELS", "PRODUCTS", "with_shapes", "write", "write_models"]
 
 MODELS = ("none", "bands", "sources")
 BLOCK = 2880  # bytes; FITS comes in blocks
@@ -43,7 +43,7 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources"):
         raise ValueError(f"models must be one of {', '.join(MODELS)}, got {models!r}")
     check_output(directory, overwrite)
     with replaced(directory) as folder:
-        catalog = _with_shapes(result)
+        catalog = with_shapes(result)
         _write(directory, folder, "catalogue.ecsv", lambda path: catalog.write(path, format="ascii.ecsv"))
         if result.offsets is not None:
             _write(directory, folder, "offsets.ecsv", lambda path: result.offsets.write(path, format="ascii.ecsv"))
@@ -63,7 +63,7 @@ def _write(directory, folder, name, write):
         write(folder / name)
 
 
-def _with_shapes(result):
+def with_shapes(result):
     """The catalogue with the sizes, shapes and blendedness of the scene's table."""
     catalog, table = result.catalog.copy(), result.scene.to_table()
     for name in table.colnames:

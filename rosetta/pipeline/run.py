@@ -78,8 +78,8 @@ class Result:
 
 
 def measure(
-    pair, *, device=None, window=38.4 * u.arcsec, progress=None, encoder=None, aligner=None, deblender=None,
-    photometry=None,
+    pair, *, device=None, window=38.4 * u.arcsec, centers=None, progress=None, encoder=None, aligner=None,
+    deblender=None, photometry=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -93,6 +93,8 @@ def measure(
         "cpu", "cuda" or "cuda:N", for models that are loaded here; None: CUDA where there is one.
     window : `~astropy.units.Quantity`
         Side of the encoder's windows (angle).
+    centers : `~astropy.coordinates.SkyCoord`, optional
+        Centres of these windows, see `~rosetta.CrossSurveyEncoder`; None: windows that cover the pair.
     progress : callable, optional
         Called as ``progress(step, done, total)`` when a step ("encode", "align", "deblend", "measure") begins
         (``done`` is 0) and, within those that go window by window or tile by tile, after each.
@@ -135,7 +137,7 @@ def measure(
         seconds[step] = time.perf_counter() - start
         return result
 
-    embedding = timed("encode", lambda within: encoder(pair, window=window, progress=within))
+    embedding = timed("encode", lambda within: encoder(pair, window=window, centers=centers, progress=within))
     offsets = None
     if pair.ground and pair.space:
         offsets = timed("align", lambda _: heads["aligner"](embedding))
