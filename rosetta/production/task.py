@@ -2,6 +2,7 @@
 """Measuring one cell. Every engine calls the same function."""
 
 import os
+import platform
 import resource
 import sys
 import time
@@ -115,6 +116,8 @@ def run_cell(cell, config, *, limit=np.inf):
         "seconds": time.time() - start,
         "cpu_seconds": time.process_time() - cpu,
         "peak_memory_gib": _peak(),
+        "host": platform.node(),
+        "process": os.getpid(),
         "finished": time.time(),
     }
     store.finish(cell.index, record)
