@@ -49,8 +49,9 @@ ORDER = """
     simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     injection injection.drawing injection.gain injection.sources injection.insertion injection.summary
     injection.recovery injection.command
-    production production.cells production.area production.inputs production.survey production.plan production.store
-    production.task production.engines production.run production.status production.command
+    production production.cells production.area production.inputs production.models production.survey
+    production.plan production.store production.task production.engines production.run
+    production.status production.command
     cli
 """.split()
 

@@ -13,9 +13,10 @@ from ..surveys import EUCLID, PIXEL_SCALE, RUBIN
 from . import inputs
 from .area import read_area
 from .cells import clipped, core_box, depth_in, grown, numbers_in, owner, polygon_area, sample
+from .models import fingerprint
 from .survey import Config, Survey
 
-__all__ = ["CORE", "MARGIN", "WINDOW", "fingerprint", "make_plan", "summary"]
+__all__ = ["CORE", "MARGIN", "WINDOW", "make_plan", "summary"]
 
 WINDOW = 38.4  # arcsec
 OVERLAP = 12.8  # arcsec shared by neighbouring windows, as everywhere (`rosetta.encoding.windows`)
@@ -111,38 +112,6 @@ def _config(folder, core, margin, window, models):
         folder=str(Path(folder).absolute()), core=round(core, 6), margin=margin, window=window, step=round(step, 6),
         models=models, **{kind: fingerprint(models, kind) for kind in KINDS},
     )  # fmt: skip
-
-
-def fingerprint(folder, kind):
-    """The fingerprint in the header of a checkpoint; the model itself is not loaded.
-
-    Parameters
-    ----------
-    folder : str
-        Where ``<kind>.safetensors`` is; empty: the bundled one.
-    kind : str
-        One of `rosetta.registry.KINDS`.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ValueError
-        If there is no such checkpoint.
-    """
-    import json
-
-    from safetensors import safe_open
-
-    home = Path(folder) if folder else Path(__file__).parents[1] / "weights"
-    path = home / f"{kind}.safetensors"
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return json.loads(file.metadata()["rosetta"])["fingerprint"]
-    except Exception as error:  # safetensors raises its own type for every kind of damage
-        raise ValueError(f"--models: {path} is not there, or no checkpoint: {error}") from error
 
 
 # ---------------------------------------------------------------------------- files

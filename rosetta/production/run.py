@@ -6,7 +6,7 @@ from functools import partial
 from ..registry import KINDS
 from . import engines
 from .inputs import check_unchanged
-from .plan import fingerprint
+from .models import fingerprint
 from .store import Store
 from .survey import read
 from .task import AGAIN, FAILED, attempt

@@ -7,8 +7,6 @@ import resource
 import sys
 import time
 import warnings
-from functools import lru_cache
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
@@ -18,6 +16,7 @@ from ..pair import SkyPair
 from ..surveys import EUCLID
 from .cells import owner, within_core
 from .inputs import check_unchanged
+from .models import loaded
 from .store import TRIES, Store
 
 __all__ = ["AGAIN", "DONE", "FAILED", "BadInput", "attempt", "run_cell"]
@@ -175,21 +174,6 @@ def _has_core(image, cell):
 
 
 # ---------------------------------------------------------------------------- measuring
-@lru_cache(maxsize=1)
-def _models(folder):
-    """The models, loaded once per process; one thread, since every worker has a core."""
-    import torch
-
-    from ..encoding.encoder import CrossSurveyEncoder
-    from ..registry import HEADS, head_class
-
-    torch.set_num_threads(1)
-    paths = {kind: Path(folder) / f"{kind}.safetensors" if folder else None for kind in ("encoder", *HEADS)}
-    encoder = CrossSurveyEncoder.from_pretrained(paths["encoder"])
-    heads = {kind: head_class(kind).from_pretrained(paths[kind], encoder=encoder) for kind in HEADS}
-    return {"encoder": encoder, **heads}
-
-
 def _windows(cell, config):
     """Centres of the encoder's windows: the core, cut into squares of one step."""
     y0, _, x0, _ = cell.core
@@ -206,7 +190,7 @@ def _measure(pair, cell, config, store, progress):
 
     result = measure(
         pair, window=config.window * u.arcsec, centers=_windows(cell, config), progress=progress,
-        **_models(config.models),
+        **loaded(config.models),
     )  # fmt: skip
     objects = _objects(result, cell, config)
     windows = result.embedding.to_table()
