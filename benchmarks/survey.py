@@ -36,8 +36,8 @@ NIR = {"Y_E": "NIR_Y", "J_E": "NIR_J", "H_E": "NIR_H"}
 
 # ---------------------------------------------------------------------------- files
 def write_files(folder, pair):
-    """The images of a pair as patches and tiles."""
-    for name in ("rubin", "euclid"):
+    """The images of a pair as patches and tiles, and as one tile."""
+    for name in ("rubin", "euclid", "euclid_whole"):
         (folder / name).mkdir(parents=True)
     for band, image in pair.ground.items():
         ny, nx = image.data.shape
@@ -46,11 +46,15 @@ def write_files(folder, pair):
                              for n, half in zip((ny, nx), divmod(patch, 2), strict=True))  # fmt: skip
             write_patch(folder / "rubin" / f"{band}_{patch}.fits", image, (rows, columns), band, patch)
     nx = next(iter(pair.space.values())).data.shape[1]
-    for tile, columns in ((1, slice(0, int(0.65 * nx))), (2, slice(int(0.25 * nx), nx))):
+    tiles = {
+        "euclid/tile1": slice(0, int(0.65 * nx)), "euclid/tile2": slice(int(0.25 * nx), nx),
+        "euclid_whole/tile": slice(0, nx),
+    }  # fmt: skip
+    for name, columns in tiles.items():
         hdus = [fits.PrimaryHDU()]
         for band, image in pair.space.items():
             hdus += planes(image, columns, NIR.get(band, band))
-        fits.HDUList(hdus).writeto(folder / "euclid" / f"tile{tile}.fits")
+        fits.HDUList(hdus).writeto(folder / f"{name}.fits")
 
 
 def write_patch(path, image, part, band, patch):
@@ -90,11 +94,8 @@ def command(*arguments):
     return [sys.executable, "-m", "rosetta.cli", "survey", *map(str, arguments)]
 
 
-def planned(files, folder, core):
-    subprocess.run(
-        command("plan", "--rubin", files / "rubin", "--euclid", files / "euclid", "--core", core, "-o", folder),
-        check=True,
-    )
+def planned(rubin, euclid, folder, core):
+    subprocess.run(command("plan", "--rubin", rubin, "--euclid", euclid, "--core", core, "-o", folder), check=True)
     return folder
 
 
@@ -194,7 +195,8 @@ def main():
     write_files(files, pair)
     names = ("serial", "processes", "whole")
     serial, processes, whole = (
-        planned(files, options.folder / name, (2 if name == "whole" else 1) * options.core) for name in names
+        planned(files / "rubin", files / euclid, options.folder / name, factor * options.core)
+        for name, euclid, factor in zip(names, ("euclid", "euclid", "euclid_whole"), (1, 1, 2), strict=True)
     )
     seconds = [timed_run(serial, "--serial"), killed_run(processes), timed_run(whole, "--serial")]
     tables = Tables(options.tables)

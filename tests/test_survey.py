@@ -548,6 +548,24 @@ def test_dask(done, tmp_path):
     assert str(new) == str(old)
 
 
+def test_two_runners_of_one_cell(done, tmp_path, monkeypatch):
+    """The second one begins while the first is at work; both end, with one result."""
+    folder = copied(done, tmp_path / "s", (TRACT, 1))
+    measure, outcomes = task._measure, []
+
+    def again(*args):
+        monkeypatch.setattr(task, "_measure", measure)
+        cell = next(read(folder).cells([(TRACT, 1)]))
+        outcomes.append(task.attempt(cell, read(folder).config, 7200))
+        return measure(*args)
+
+    monkeypatch.setattr(task, "_measure", again)
+    assert main(["survey", "run", str(folder), "--serial"]) == 0
+    assert outcomes == [task.DONE] and status(folder)["done"] == 2
+    new, old = (rows_of(where, (TRACT, 1)).to_pylist() for where in (folder, done))
+    assert str(new) == str(old) and not list(folder.rglob("try-*"))
+
+
 def test_an_interruption_is_no_try(done, tmp_path):
     store = Store(copied(done, tmp_path / "s", (TRACT, 1)))
     with pytest.raises(KeyboardInterrupt), store.trying((TRACT, 1)):

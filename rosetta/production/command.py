@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 __all__ = ["add_commands"]
 
@@ -83,22 +84,33 @@ def _every(report, seconds=5.0):
 def _run(arguments):
     from .run import failures, run_survey
 
-    if threading.current_thread() is threading.main_thread():
-        # Queues ask with this signal before they kill: what is at work is then no try of its cell.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     steps = run_survey(
         arguments.folder, _engine(arguments), part=arguments.shard, retry_failed=arguments.retry_failed,
         **_given(arguments, "limit"),
     )  # fmt: skip
-    for done, total, index, failure in steps:
-        name = f"  tract {index[0]} cell {index[1]}" if index else ""
-        arguments.report(f"{done} of {total} cells{name}{' failed' if failure else ''}")
+    with _ended_politely():
+        for done, total, index, failure in steps:
+            name = f"  tract {index[0]} cell {index[1]}" if index else ""
+            arguments.report(f"{done} of {total} cells{name}{' failed' if failure else ''}")
     found = failures(arguments.folder, arguments.shard)
     yield f"{total - len(found)} of {total} cells are done"
     if not found:
         return 0
     yield from _listed(found)
     return SOME_FAILED
+
+
+@contextmanager
+def _ended_politely():
+    """Take SIGTERM for Ctrl-C: queues send it before they kill, and what is at work is then no try of its cell."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _engine(arguments):

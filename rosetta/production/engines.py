@@ -81,9 +81,13 @@ def processes(n):
     """``n`` processes, each with one thread. One that dies takes no other with it, and is replaced."""
     for name in THREADS:
         os.environ.setdefault(name, "1")
-    pools = _Pools(n)
+    pools, others = _Pools(n), set(multiprocessing.active_children())
     try:
         yield pools, n, (BrokenExecutor,)
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()  # what is at work is given back
+        raise
     finally:
         pools.shutdown()
 

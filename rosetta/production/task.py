@@ -3,7 +3,6 @@
 
 import os
 import platform
-import resource
 import sys
 import time
 import warnings
@@ -135,6 +134,8 @@ def _clock(start, limit):
 
 def _peak():
     """The most memory that this process has had, GiB."""
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
@@ -186,6 +187,7 @@ def _windows(cell, config):
 def _measure(pair, cell, config, store, progress):
     """Measure a pair and write the tables; what the record says of it."""
     from ..astrometry.solution import as_solution
+    from ..checkpoint import versions
     from ..pipeline.run import measure
 
     result = measure(
@@ -200,6 +202,7 @@ def _measure(pair, cell, config, store, progress):
     store.write_table(cell.index, "windows", windows)
     verdict = None if result.offsets is None else as_solution(result.offsets).verdict
     return {
+        "versions": versions(),
         "bands": list(result.scene.bands),
         "n_rows": len(objects),
         "n_primary": int(objects["is_primary"].sum()),
