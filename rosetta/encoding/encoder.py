@@ -179,10 +179,11 @@ class CrossSurveyEncoder:
 
         for side, of_side in of_sides.items():
             sides[side] = self._embed_side(side, of_side, centers, window, report)
-        seen = np.any([arrays["coverage"] > 0 for arrays in sides.values()], axis=0)
+        looked = {side: arrays["coverage"] > 0 for side, arrays in sides.items()}
+        seen = np.any(list(looked.values()), axis=0)
         for side, arrays in sides.items():
-            other = [a["coverage"] for s, a in sides.items() if s != side]
-            lonely = np.ones(len(seen), bool) if not other else other[0] == 0
+            others = [at for other, at in looked.items() if other != side]
+            lonely = ~others[0] if others else seen
             arrays["flags"][lonely] |= int(Flag.ONE_SIDED)
             sides[side] = {name: array[seen] for name, array in arrays.items()}
         inputs = {
