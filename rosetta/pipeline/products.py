@@ -11,7 +11,7 @@ from ..images.wcs import cards_of
 from .catalogue_file import check_format, write_catalogue
 from .output import check_output, replaced
 
-__all__ = ["MODELS", "write", "write_models"]
+__all__ = ["MODELS", "with_shapes", "write", "write_models"]
 
 MODELS = ("none", "bands", "sources")
 BLOCK = 2880  # bytes; FITS comes in blocks
@@ -60,7 +60,7 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources", f
 def _writers(result, truth, models, format):
     """The functions that write the files of a run, by name."""
     scene, offsets = result.scene, result.offsets
-    writers = {f"catalogue.{format}": lambda path: write_catalogue(_with_shapes(result), path)}
+    writers = {f"catalogue.{format}": lambda path: write_catalogue(with_shapes(result), path)}
     if offsets is not None:
         writers["offsets.ecsv"] = lambda path: offsets.write(path, format="ascii.ecsv")
     if models != "none":
@@ -76,7 +76,7 @@ def _write(directory, folder, name, write):
         write(folder / name)
 
 
-def _with_shapes(result):
+def with_shapes(result):
     """The catalogue with the sizes, shapes and blendedness of the scene's table."""
     catalog, table = result.catalog.copy(), result.scene.to_table()
     if "listed" in table.colnames:
