@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosetta.deblending import merging, shapes
+from rosetta.deblending import band_fit, merging, shapes
 from rosetta.deblending.chance_neighbours import log_odds
 from rosetta.deblending.config import MergingConfig
 from rosetta.deblending.engine import fluxes, rendering, shape_fit
@@ -285,6 +285,24 @@ def test_wings_below_the_noise_follow_from_the_core(engine, index):
         design = engine.render(shapes.mixture(guess + moved @ shapes.DIRECTIONS), placed)
         flux.append(engine.fluxes(design, placed.image)[0][0])
     assert np.mean(flux) == pytest.approx(2000.0, rel=0.02)
+
+
+def test_light_that_a_model_misses_is_in_the_error(engine):
+    """Ten per cent of a galaxy's light lies in a ring that no profile of the family has."""
+    rng = np.random.default_rng(5)
+    psf, xy, jacobian = PSF(gaussian_psf(3.0)), np.array([[60.0, 60.0]]), grid_jacobian(0.2, 0, True)[None]
+    y, x = np.indices((121, 121)) - 60.0
+    ring = np.exp(-0.5 * ((np.hypot(x, y) - 9.0) / 1.5) ** 2)
+    source = disc(0.6)[None]
+    data = Design(rendering.render(source, xy, jacobian, psf, sizes=np.array([119])), (121, 121), 1).image([9000.0])
+    data += 1000.0 * ring / ring.sum() + rng.normal(0, 1, data.shape)
+    image = image_of(data, psf)
+    image.valid, image.mean_psf, image.fwhm, image.pixel_scale = np.ones(data.shape, bool), gaussian_psf(3.0), 0.6, 0.2
+    placed = Placement(image, xy, jacobian, np.array([1e-3]))
+    fit, *_ = band_fit.fit_band(engine, source, placed, np.zeros((1, 1)), np.zeros(1, int))
+    assert fit.chi2[0] > band_fit.POOR_CHI2
+    assert fit.unmodelled[0] == pytest.approx(10000.0 - fit.flux[0], rel=0.25)
+    assert fit.unmodelled[0] > 5 * np.sqrt(fit.covariance.diagonal()[0])
 
 
 @pytest.mark.parametrize("start", [0.2, 1.2, 6.0])
