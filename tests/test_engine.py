@@ -390,6 +390,35 @@ def test_other_galaxies_are_as_frequent_as_the_counts_say():
     assert near[0] - near[1] == pytest.approx(0.8 * np.log(10.0))
 
 
+def test_faint_fragments_are_gaussians_of_their_moments():
+    mixtures, place, flux = pieces_of_one()
+    flux = flux.copy()
+    flux[1] = 0.01 * flux[0]
+    owners = np.zeros(len(flux), int)
+    whole = merging.merged(mixtures, place, flux, owners)[0]
+    assert len(whole) == 8 * (len(flux) - 1) + 1
+    parts = [np.column_stack([m[:, 0] * f, m[:, 1:3] + at - place[0], m[:, 3:]])
+             for m, f, at in zip(mixtures, flux / flux.sum(), place, strict=True)]  # fmt: skip
+    for light in (whole, np.concatenate(parts)):
+        weight, at = light[:, 0], light[:, 1:3]
+        moments = weight @ at, weight @ (light[:, 3:] + np.stack([at[:, 0] ** 2, at.prod(axis=1), at[:, 1] ** 2], -1))
+        if light is whole:
+            first = moments
+    np.testing.assert_allclose(weight.sum(), 1.0)
+    for one, other in zip(first, moments, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 10**9])
+def test_components_in_parts_are_all_components(chunk, monkeypatch):
+    mixtures, place, flux = pieces_of_one()
+    whole, psf = merging.merged(mixtures, place, flux, np.zeros(len(flux), int)), PSF(gaussian_psf(2.0))
+    how = np.array([[50.2, 49.9]]), np.diag([-10.0, 10.0])[None], psf
+    expected = rendering.render(whole, *how)[0].values
+    monkeypatch.setattr(rendering, "CHUNK", chunk)
+    np.testing.assert_allclose(rendering.render(whole, *how)[0].values, expected, atol=1e-7)
+
+
 def test_a_gathered_template_draws_its_pieces():
     """Seen by an undersampled PSF, where pieces far from the middle need their own folded frequencies."""
     mixtures, place, flux = pieces_of_one()

@@ -18,6 +18,7 @@ __all__ = ["merged", "fragment_owners"]
 RADII = 2.5  # half-light radii of a large galaxy within which its fragments lie
 SHARE = 0.35  # of the brighter source's flux: a source of more is no mere part of it
 CONFIDENT = 1.0  # least logarithm of the odds
+FAINT = 0.02  # of a galaxy's flux: a fragment of less is one Gaussian of its moments
 
 
 def fragment_owners(mixtures, place, flux, misfit, config, bands=None):
@@ -83,15 +84,28 @@ def merged(mixtures, place, flux, owners):
     """
     whole = np.flatnonzero(owners == np.arange(len(owners)))
     members = [np.flatnonzero(owners == row) for row in whole]
-    n_component = mixtures.shape[1]
-    out = np.zeros((len(whole), n_component * max(map(len, members), default=1), 6))
-    for k, (row, rows) in enumerate(zip(whole, members, strict=True)):
-        parts = mixtures[rows].copy()
-        if len(rows) > 1:
-            parts[:, :, 0] *= (flux[rows] / flux[rows].sum())[:, None]
-            parts[:, :, 1:3] += (place[rows] - place[row])[:, None]
-        out[k, : parts[..., 0].size] = parts.reshape(-1, 6)
+    templates = []
+    for row, rows in zip(whole, members, strict=True):
+        share = flux[rows] / flux[rows].sum() if len(rows) > 1 else np.ones(1)
+        parts = []
+        for one, part in zip(rows, share, strict=True):
+            light = mixtures[one] if one == row or part > FAINT else _gaussian(mixtures[one])
+            apart = place[one] - place[row]
+            parts.append(np.column_stack([part * light[:, 0], light[:, 1:3] + apart, light[:, 3:]]))
+        templates.append(np.concatenate(parts))
+    out = np.zeros((len(whole), max(map(len, templates), default=mixtures.shape[1]), 6))
+    for row, template in zip(out, templates, strict=True):
+        row[: len(template)] = template
     return out
+
+
+def _gaussian(mixture):
+    """One Gaussian (1, 6) with the light, the centre and the second moments of a mixture (K, 6)."""
+    weight = mixture[:, 0] / mixture[:, 0].sum()
+    center = weight @ mixture[:, 1:3]
+    east, north = (mixture[:, 1:3] - center).T
+    spread = np.stack([east**2, east * north, north**2], axis=1)
+    return np.concatenate([[mixture[:, 0].sum()], center, weight @ (mixture[:, 3:] + spread)])[None]
 
 
 def _overlap(one, two, apart, blur):

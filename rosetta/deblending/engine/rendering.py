@@ -261,11 +261,8 @@ def _transforms(mixtures, tangents, center, jacobian, fy, fx):
     quadratic = -2.0 * np.pi**2 * np.stack(
         [np.broadcast_to(fx**2, (len(fy), len(fx))), 2.0 * fy[:, None] * fx, np.tile(fy[:, None] ** 2, len(fx))]
     ).reshape(3, -1).astype(np.float32)
-    basis = _pixel_covariance(mixtures[..., 3:], jacobian).astype(np.float32) @ quadratic  # (n, K, frequency)
-    np.exp(np.maximum(basis, SMALLEST, out=basis), out=basis)
+    covariance = _pixel_covariance(mixtures[..., 3:], jacobian).astype(np.float32)
     common = np.ptp(shift, axis=1).max(initial=0.0) < 1e-9
-    if not common:
-        basis = basis * _phase(shift.reshape(-1, 2), fx, fy).reshape(basis.shape)
     rows, terms = [weight], [(0, None)]  # each row of weights of Gaussians is part of one image
     if tangents is not None:
         along = _pixel_covariance(tangents[..., 3:], jacobian[:, None])  # (n, D, K, 3)
@@ -275,7 +272,14 @@ def _transforms(mixtures, tangents, center, jacobian, fy, fx):
                 if row.any():
                     rows.append(row)
                     terms.append((1 + d, q))
-    images = np.stack(rows, axis=1).astype(np.float32) @ basis  # (n, n_row, frequency)
+    rows, images = np.stack(rows, axis=1).astype(np.float32), 0.0
+    step = max(1, CHUNK // (n * quadratic.shape[1]))  # a galaxy of many fragments has hundreds of components
+    for some in (slice(start, start + step) for start in range(0, n_component, step)):
+        basis = covariance[:, some] @ quadratic  # (n, k, frequency)
+        np.exp(np.maximum(basis, SMALLEST, out=basis), out=basis)
+        if not common:
+            basis = basis * _phase(shift[:, some].reshape(-1, 2), fx, fy).reshape(basis.shape)
+        images = images + rows[:, :, some] @ basis  # (n, n_row, frequency)
     out = np.zeros((n, 1 if tangents is None else 1 + tangents.shape[1], quadratic.shape[1]), images.dtype)
     for row, (k, q) in enumerate(terms):
         out[:, k] += images[:, row] if q is None else images[:, row] * quadratic[q]
