@@ -24,6 +24,8 @@ _HOME = {
     "AstrometricSolution": "astrometry.solution",
     "DeblendedScene": "deblending.scene",
     **{name: module for module, name in (place.split(":") for place in HEADS.values())},
+    "magnitudes": "photometry.magnitudes",
+    "colour": "photometry.magnitudes",
     "measure": "pipeline.run",
     "Result": "pipeline.run",
     "inject": "injection.insertion",

@@ -235,7 +235,8 @@ def _job_options(parser):
         help="in models.fits: nothing (no file); model and residual of each band; these and each source (default)",
     )
     parser.add_argument(
-        "--format", choices=("ecsv", "fits"), default="ecsv", help="of the catalogue; default: ecsv"
+        "--format", choices=("ecsv", "fits", "parquet", "votable"), default="ecsv",
+        help="of the catalogue; default: ecsv",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
     loudness = parser.add_mutually_exclusive_group()
@@ -258,10 +259,13 @@ def _demo(arguments):
 
     from .io import pair as pair_io
     from .pipeline.comparison import compare
+    from .pipeline.catalogue_file import check_format
     from .pipeline.output import check_output
 
     with _options("output"):
         check_output(arguments.output, arguments.overwrite)
+    with _options("format"):
+        check_format(arguments.format)
     data = files("rosetta") / "data"
     start = time.perf_counter()
     with _progress(arguments) as progress:
@@ -276,10 +280,13 @@ def _demo(arguments):
 
 
 def _run(arguments):
+    from .pipeline.catalogue_file import check_format
     from .pipeline.output import check_output
 
     with _options("output"):
         check_output(arguments.output, arguments.overwrite)
+    with _options("format"):
+        check_format(arguments.format)
     start = time.perf_counter()
     with _progress(arguments) as progress:
         progress("read", 0, 1)

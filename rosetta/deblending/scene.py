@@ -14,6 +14,7 @@ from astropy.table import QTable
 
 from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import AstrometricSolution, as_solution
+from ..columns import describe
 from ..display import html_table
 from ..embedding import SkyEmbedding
 from ..flags import Flag
@@ -29,7 +30,7 @@ from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
 from .one_source import Source
-from .shapes import centroids
+from .shapes import EAST, NORTH, centroids
 from .sky_plane import painted_sky
 from .sources import placed_on, seen_at
 
@@ -165,7 +166,10 @@ class DeblendedScene:
         `~astropy.table.QTable`
             ``label``, ``listed`` (only where positions were given: whether the source is one of them, or a
             neighbour), ``sky_centroid`` (of the template, in the space image's frame; a listed position stays
-            as it was given unless it was to be recentred), ``blendedness``
+            as it was given unless it was to be recentred), ``ra_err``, ``dec_err`` (mas on the sky, towards east and
+            north, in the frame of the sharpest image) and their correlation ``ra_dec_corr`` (from the noise, its
+            autocorrelation and what the template leaves in the residuals, not from the light of neighbours; NaN where
+            the position was given and not recentred, or no pixel is valid), ``blendedness``
             (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
             ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
             (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
@@ -175,6 +179,7 @@ class DeblendedScene:
             ``flags_<band>`` (what of it is true in that band).
         """
         table = self._table.copy()
+        describe(table, self.bands)
         table.meta.update(self.meta)
         return table
 
@@ -650,7 +655,7 @@ def shape_columns(mixtures):
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 
 
-def source_columns(field, fixed, sharp, blended):
+def source_columns(field, fixed, covariance, sharp, blended):
     """Columns of a scene's table that follow from the fits.
 
     Parameters
@@ -658,6 +663,8 @@ def source_columns(field, fixed, sharp, blended):
     field : `~rosetta.deblending.tiles.FieldFit`
     fixed : (n,) bool array
         Whether a position is what a user says, and not where the template's light is.
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes, along `~rosetta.deblending.shapes.DIRECTIONS`.
     sharp, blended : `~rosetta.deblending.band_fit.BandFit`
         Of the reference band, and of the band that blendedness is measured in.
 
@@ -671,15 +678,42 @@ def source_columns(field, fixed, sharp, blended):
     flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
     flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
     radius, e1, e2 = shape_columns(field.mixtures)
+    n_band = sum(fit.measured.astype(int) for fit in field.bands.values())
     shift = np.where(fixed[:, None], 0.0, centroids(field.mixtures)) * u.arcsec
+    place = field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
     return {
-        "sky_centroid": field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1]),
+        "sky_centroid": place,
+        **position_errors(covariance * (sharp.noise**2)[:, None, None], known=~fixed & (n_band > 0)),
         "blendedness": blended.blendedness,
         "n_pixel": sum(fit.pixels for fit in field.bands.values()),
-        "n_band": sum(fit.measured.astype(int) for fit in field.bands.values()),
+        "n_band": n_band,
         "half_light_radius": radius * u.arcsec,
         "e1": e1,
         "e2": e2,
         "snr": snr,
         "flags": flags,
     }
+
+
+def position_errors(covariance, known):
+    """Columns of the errors of positions.
+
+    Parameters
+    ----------
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes, arcsec^2 for the centres.
+    known : (n,) bool array
+        Whether a position was fitted to pixels.
+
+    Returns
+    -------
+    dict of str to column
+        ``ra_err`` (on the sky, towards east) and ``dec_err`` (towards north), mas, and their correlation
+        ``ra_dec_corr``; NaN where the position was not fitted.
+    """
+    own = np.where(known[:, None, None], covariance[:, EAST : NORTH + 1, EAST : NORTH + 1], np.nan)
+    east, north = np.sqrt(own[:, 0, 0]), np.sqrt(own[:, 1, 1])
+    return {
+        "ra_err": (east * u.arcsec).to(u.mas), "dec_err": (north * u.arcsec).to(u.mas),
+        "ra_dec_corr": own[:, 0, 1] / (east * north),
+    }  # fmt: skip

@@ -8,7 +8,8 @@ from astropy.io import fits
 
 from ..files import naming
 from ..images.wcs import cards_of
-from .catalogue_file import check_format, write_catalogue
+from ..io.catalogue import write_catalogue
+from .catalogue_file import FILES, check_format
 from .output import check_output, replaced
 
 __all__ = ["MODELS", "write", "write_models"]
@@ -28,7 +29,7 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources", f
     truth : `~astropy.table.QTable`, optional
     overwrite : bool
     models : {"none", "bands", "sources"}
-    format : {"ecsv", "fits"}
+    format : {"ecsv", "fits", "parquet", "votable"}
     progress : callable, optional
 
     Returns
@@ -60,7 +61,7 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources", f
 def _writers(result, truth, models, format):
     """The functions that write the files of a run, by name."""
     scene, offsets = result.scene, result.offsets
-    writers = {f"catalogue.{format}": lambda path: write_catalogue(_with_shapes(result), path)}
+    writers = {FILES[format]: lambda path: write_catalogue(_with_shapes(result), path)}
     if offsets is not None:
         writers["offsets.ecsv"] = lambda path: offsets.write(path, format="ascii.ecsv")
     if models != "none":

@@ -64,8 +64,9 @@ class Result:
     def write(self, directory, *, overwrite=False, models="sources", truth=None, format="ecsv", progress=None):
         """Write the results into a directory: all of them, or none.
 
-        ``catalogue.ecsv`` or ``catalogue.fits`` (fluxes, then the columns of the scene's table); ``offsets.ecsv``
-        (with both surveys); ``models.fits``; ``sources.reg`` (DS9); ``overview.png`` (needs matplotlib).
+        ``catalogue.ecsv``, ``.fits``, ``.parquet`` or ``.vot`` (fluxes, then the columns of the scene's table);
+        ``offsets.ecsv`` (with both surveys); ``models.fits``; ``sources.reg`` (DS9); ``overview.png`` (needs
+        matplotlib).
 
         Parameters
         ----------
@@ -79,8 +80,8 @@ class Result:
             every source in the reference band; "none", the file is not written.
         truth : `~astropy.table.QTable`, optional
             As from `rosetta.simulate.simulate_pair`; drawn in the overview.
-        format : {"ecsv", "fits"}
-            Of the catalogue. In FITS its provenance is the extension ``CATALOGUE_META``, as JSON.
+        format : {"ecsv", "fits", "parquet", "votable"}
+            Of the catalogue; `rosetta.io.read_catalogue` reads all of them. Parquet needs pyarrow.
         progress : callable, optional
             Called as ``progress(done, total)`` before each file.
 
