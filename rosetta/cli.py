@@ -258,8 +258,8 @@ def _demo(arguments):
     from astropy.table import QTable
 
     from .io import pair as pair_io
-    from .pipeline.comparison import compare
     from .pipeline.catalogue_file import check_format
+    from .pipeline.comparison import compare
     from .pipeline.output import check_output
 
     with _options("output"):

@@ -44,6 +44,7 @@ def table_of(n):
     table["flux_y"][:1] = np.nan * u.nJy
     table["flux_y"].info.description, table["flux_y"].info.format = "flux", ".1f"
     table["flux_cov"] = rng.normal(0, 1, (n, 2, 2)) * u.nJy**2
+    table["chi2"] = Column(rng.normal(0, 1, n), format=".2f")
     table["spectrum"] = rng.normal(0, 1, (n, 3)).astype("f4")
     table["flags"] = np.full(n, 1 << 40)
     table["good"] = np.arange(n) % 2 == 0

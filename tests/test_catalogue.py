@@ -1,0 +1,199 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""What a catalogue says beside fluxes: errors of positions, magnitudes and colours, words for columns and flags."""
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.table import QTable
+
+import rosetta
+from rosetta import EmbeddingPhotometry, Flag, SkyPair, io
+from rosetta.images.positions import from_tangent, tangent
+from rosetta.io.catalogue import ENDINGS
+
+_spec = importlib.util.spec_from_file_location("deblender_scenes", Path(__file__).with_name("test_deblender.py"))
+scenes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(scenes)
+POINT = np.eye(1, 6).repeat(3, 0) / 3
+
+
+@lru_cache
+def catalog():
+    """Two stars that were listed, one of them outside, and the galaxy beside them that was not."""
+    pair = scenes.make_pair(scenes.XY[[2, 3]], scenes.FLUX[[2, 3]], np.stack([scenes.light(0.4), POINT]))
+    pair = SkyPair({"i": pair.ground["i"]}, {"VIS": pair.space["VIS"]})
+    places = from_tangent(np.array([[5.0, -5.0], [50.0, 0.0]]), scenes.CENTER)
+    head = EmbeddingPhotometry(scenes.deblender().encoder, scenes.deblender())
+    return head(pair, QTable({"sky_centroid": places, "own": ["a", "b"]}), recentre=True)
+
+
+def galaxy(radius, ratio, angle):
+    """A disc of three Gaussians whose major axis is ``angle`` from east towards north."""
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    cov = turn @ np.diag([radius**2, (ratio * radius) ** 2]) @ turn.T
+    out = scenes.light(radius)
+    out[:, 3:] = np.array([0.4, 0.9, 1.5])[:, None] ** 2 * cov[[0, 0, 1], [0, 1, 1]]
+    return out
+
+
+def field(kind, seed):
+    """Errors of the positions of 25 sources that stand apart, in their own sigma, and the correlations."""
+    rng = np.random.default_rng(seed)
+    axis = np.arange(-7.2, 8.0, 3.6)
+    xy = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2) + rng.uniform(-0.3, 0.3, (25, 2))
+    angle = rng.uniform(0, np.pi, 25)
+    flux, lights = (600.0, np.tile(POINT, (25, 1, 1))) if kind == "star" else (
+        2100.0, np.stack([galaxy(0.3, 0.4, a) for a in angle]))  # fmt: skip
+    pair = scenes.make_pair(xy, np.full(25, flux), lights, sides=("space",), seed=seed)
+    table = scenes.deblender()(SkyPair(None, {"VIS": pair.space["VIS"]})).to_table()
+    row = scenes.match(table, xy)
+    off = (tangent(table["sky_centroid"][row], scenes.CENTER) - xy) * 1e3
+    error = np.stack([table[name][row].to_value(u.mas) for name in ("ra_err", "dec_err")], axis=1)
+    return off / error, np.asarray(table["ra_dec_corr"][row]), angle
+
+
+@pytest.mark.parametrize("kind", ["star", "galaxy"])
+def test_errors_of_positions_are_the_scatter_of_realisations(kind):
+    """50 sources: the standard deviation of a pull is known to a tenth, the mean of 50 chi2 to 0.28."""
+    pull, corr, angle = (np.concatenate(part) for part in zip(*(field(kind, seed) for seed in (1, 2)), strict=True))
+    assert np.all(np.abs(pull.std(axis=0) - 1.0) < 0.3)
+    assert np.all(np.abs(pull.mean(axis=0)) < 4 / np.sqrt(50))
+    chi2 = (pull[:, 0] ** 2 + pull[:, 1] ** 2 - 2 * corr * pull[:, 0] * pull[:, 1]) / (1 - corr**2)
+    assert abs(chi2.mean() - 2.0) < 1.0
+    if kind == "star":
+        assert np.abs(corr).max() < 0.1
+    else:  # a galaxy is known worse along its major axis
+        assert np.corrcoef(corr, np.sin(2 * angle))[0, 1] > 0.9
+        product = pull[:, 0] * pull[:, 1]
+        assert (product * np.sign(corr)).mean() == pytest.approx(np.abs(corr).mean(), abs=0.45)
+
+
+def test_given_positions_have_no_error():
+    table = catalog()
+    assert table["ra_err"].unit == u.mas and 0 < table["ra_err"][0] < 10 * u.mas  # recentred
+    assert np.isnan(table["ra_err"][1]) and np.isnan(table["ra_dec_corr"][1])  # no image
+    pair = scenes.make_pair(scenes.XY[[2, 3]], scenes.FLUX[[2, 3]], np.stack([POINT, POINT]), sides=("space",))
+    pair = SkyPair(None, {"VIS": pair.space["VIS"]})
+    fixed = scenes.deblender()(pair, from_tangent(scenes.XY[[3]], scenes.CENTER)).to_table()
+    np.testing.assert_array_equal(np.isnan(fixed["dec_err"]), fixed["listed"])
+    assert len(fixed) == 2
+
+
+def test_every_column_has_a_description_and_a_unit_if_it_has_a_dimension():
+    table = catalog()
+    plain = {"label", "sky_centroid", "ra_dec_corr", "neighbor_label", "own"}
+    for name in table.colnames:
+        assert name == "own" or table[name].info.description, name
+        without = name in plain or name.startswith(("flags", "chi2", "neighbor_corr"))
+        assert without or table[name].unit is not None, name
+    assert table["flux_VIS"].info.description.startswith("Total flux in VIS")
+
+
+def test_numbers_are_shown_to_a_tenth_of_their_error():
+    table = catalog()
+    smallest, form = np.nanmin(table["flux_err_VIS"].value), table["flux_VIS"].info.format
+    last = 10.0 ** -int(form[1:-1])
+    assert smallest / 100 < last <= smallest / 10
+    assert table["flux_err_VIS"].info.format == form
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_catalogue_comes_back(tmp_path, ending):
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    table = catalog()
+    io.write_catalogue(table, tmp_path / f"c{ending}")
+    again = io.read_catalogue(tmp_path / f"c{ending}")
+    assert again.colnames == table.colnames
+    for name in table.colnames:
+        one, two = table[name], again[name]
+        assert one.info.unit == two.info.unit and one.info.description == two.info.description
+        if name == "sky_centroid":
+            np.testing.assert_array_equal(one.ra.deg, two.ra.deg)
+            np.testing.assert_array_equal(one.dec.deg, two.dec.deg)
+        else:
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+    np.testing.assert_equal(_listed(dict(again.meta)), _listed(table.meta))
+
+
+def _listed(content):
+    """Meta with lists for tuples."""
+    if isinstance(content, dict):
+        return {key: _listed(value) for key, value in content.items()}
+    return [_listed(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+# ---------------------------------------------------------------------------- magnitudes and colours
+def fluxes():
+    table = QTable({"label": [1, 2, 3]})
+    table["flux_g"] = [3630.780547701, 100.0, -5.0] * u.nJy
+    table["flux_i"] = [7261.561095402, np.nan, 50.0] * u.nJy
+    cov = np.tile([[100.0, 60.0], [60.0, 400.0]], (3, 1, 1))
+    table["flux_err_g"], table["flux_err_i"] = np.sqrt(cov[:, 0, 0]) * u.nJy, np.sqrt(cov[:, 1, 1]) * u.nJy
+    table["flux_cov"] = cov * u.nJy**2
+    table.meta["bands"] = ["g", "i"]
+    return table
+
+
+def test_magnitudes():
+    found = rosetta.magnitudes(fluxes())
+    assert found["mag_g"].unit == u.ABmag and found["mag_err_g"].unit == u.mag
+    assert found["mag_g"][0].value == pytest.approx(22.5, abs=1e-9)  # 3631 Jy is 0: 3630.78 nJy is 22.5
+    assert found["mag_g"][1].to_value(u.nJy) == pytest.approx(100.0)
+    assert found["mag_err_g"][1].value == pytest.approx(1.0857362 * 0.1)
+    assert np.isnan(found["mag_g"][2].value) and np.isnan(found["mag_err_g"][2].value)
+    assert np.isnan(found["mag_i"][1].value)
+    assert found["mag_err_i"].info.description
+    jansky = fluxes()
+    jansky["flux_g"], jansky["flux_err_g"] = jansky["flux_g"].to(u.Jy), jansky["flux_err_g"].to(u.uJy)
+    np.testing.assert_allclose(rosetta.magnitudes(jansky)["mag_g"].value, found["mag_g"].value)
+
+
+def test_the_error_of_a_colour_knows_the_covariance():
+    found = rosetta.colour(fluxes(), "g", "i")
+    assert found["colour"][0].to_value(u.mag) == pytest.approx(2.5 * np.log10(2))
+    rng, one = np.random.default_rng(3), fluxes()[0]
+    drawn = rng.multivariate_normal([one["flux_g"].value, one["flux_i"].value], one["flux_cov"].value, 20000)
+    scatter = np.std(-2.5 * np.log10(drawn[:, 0] / drawn[:, 1]))
+    assert found["colour_err"][0].value == pytest.approx(scatter, rel=0.03)
+    alone = rosetta.magnitudes(fluxes())
+    assert found["colour_err"][0] < 0.95 * np.hypot(alone["mag_err_g"][0], alone["mag_err_i"][0])
+    assert np.isnan(found["colour"].value[1:]).all()
+    back = rosetta.colour(fluxes(), "i", "g")
+    np.testing.assert_allclose(back["colour"].value[0], -found["colour"].value[0])
+    assert back["colour_err"][0] == found["colour_err"][0]
+
+
+def test_colours_of_a_catalogue():
+    table = catalog()
+    found = rosetta.colour(table, "i", "VIS")
+    mags = rosetta.magnitudes(table)
+    np.testing.assert_allclose(found["colour"][0].value, (mags["mag_i"] - mags["mag_VIS"])[0].value)
+    assert 0 < found["colour_err"][0].value < 0.2 and np.isnan(found["colour"][1].value)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: rosetta.magnitudes({}), TypeError, "catalog must be a table, got dict"),
+        (lambda: rosetta.magnitudes(QTable({"label": [1]})), ValueError, "catalog has no columns flux_<band> and"),
+        (lambda: rosetta.magnitudes(QTable({"flux_g": [1.0], "flux_err_g": [1]})), ValueError, "no unit for 'flux_g'"),
+        (lambda: rosetta.colour(fluxes(), "g", "z"), ValueError, "second is 'z': use one of g, i"),
+        (lambda: rosetta.colour(fluxes()["label", "flux_g", "flux_err_g"], "g", "g"), ValueError, "has no flux_cov"),
+    ],
+)
+def test_what_is_no_catalogue_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_names_of_a_column_of_flags():
+    values = np.array([[0, int(Flag.EDGE | Flag.BLENDED)], [int(Flag.EDGE), 0]])
+    names = Flag.names(values)
+    assert names.tolist() == [["none", "EDGE | BLENDED"], ["EDGE", "none"]]
+    assert Flag.names(catalog()["flags"]).tolist() == [str(Flag(value)) for value in catalog()["flags"]]
+    assert Flag.names([]).shape == (0,) and Flag.names([]).dtype.kind == "U"
