@@ -238,6 +238,10 @@ def _job_options(parser):
         "--format", choices=("ecsv", "fits", "parquet", "votable"), default="ecsv",
         help="of the catalogue; default: ecsv",
     )
+    parser.add_argument(
+        "--pixel-positions", action="store_true", help="add x_BAND and y_BAND to the catalogue: 0-based pixels"
+    )
+    parser.add_argument("--segmentation", action="store_true", help="write segmentation.fits: the source of each pixel")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument(
@@ -318,7 +322,7 @@ def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None, li
         )
     written = result.write(
         arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth, format=arguments.format,
-        progress=progress.of("write"),
+        pixel_positions=arguments.pixel_positions, segmentation=arguments.segmentation, progress=progress.of("write"),
     )
     for path in written:
         log.info("wrote %s, %.1f MB", path, path.stat().st_size / 1e6)

@@ -8,12 +8,16 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import QTable
+from astropy.wcs import WCS
 
 import rosetta
 from rosetta import EmbeddingPhotometry, Flag, SkyPair, io
 from rosetta.images.positions import from_tangent, tangent
 from rosetta.io.catalogue import ENDINGS
+from rosetta.pipeline import products
+from rosetta.pipeline.output import PRODUCTS
 
 _spec = importlib.util.spec_from_file_location("deblender_scenes", Path(__file__).with_name("test_deblender.py"))
 scenes = importlib.util.module_from_spec(_spec)
@@ -197,3 +201,62 @@ def test_names_of_a_column_of_flags():
     assert names.tolist() == [["none", "EDGE | BLENDED"], ["EDGE", "none"]]
     assert Flag.names(catalog()["flags"]).tolist() == [str(Flag(value)) for value in catalog()["flags"]]
     assert Flag.names([]).shape == (0,) and Flag.names([]).dtype.kind == "U"
+
+
+# ---------------------------------------------------------------------------- pixels
+def test_pixel_positions_are_where_the_sources_are_drawn():
+    """With offsets, so that the ground is elsewhere than its header says; against the models' middle."""
+    pair = scenes.make_pair(scenes.XY[[2, 3]], scenes.FLUX[[2, 3]], np.stack([scenes.light(0.4), POINT]))
+    pair = SkyPair({"i": pair.ground["i"]}, {"VIS": pair.space["VIS"]})
+    scene = scenes.deblender()(pair, offsets=scenes.shift_offsets(200.0, -100.0))
+    table = scene.pixel_positions()
+    for band in ("i", "VIS"):
+        for row in table:
+            model = scene.model(row["label"], band)
+            y, x = np.indices(model.shape)
+            weight = model.data * (model.data > 1e-3 * model.data.max())
+            middle = [(c * weight).sum() / weight.sum() for c in (x, y)]
+            found = row[f"x_{band}"] - model.meta["ORIGINX"], row[f"y_{band}"] - model.meta["ORIGINY"]
+            np.testing.assert_allclose(found, middle, atol=0.05)
+    header = pair.space["VIS"].wcs.world_to_pixel(scene.to_table()["sky_centroid"])
+    np.testing.assert_allclose(table["x_VIS"], header[0], atol=1e-3)
+    np.testing.assert_allclose(table["y_VIS"], header[1], atol=1e-3)
+    header = pair.ground["i"].wcs.world_to_pixel(scene.to_table()["sky_centroid"])
+    np.testing.assert_allclose(np.abs(table["x_i"] - header[0]), 1.0, atol=0.02)  # 200 mas
+    np.testing.assert_allclose(np.abs(table["y_i"] - header[1]), 0.5, atol=0.02)
+
+
+def test_segmentation():
+    scene = scenes.scene()
+    found = scene.segmentation()
+    assert found.meta["band"] == "VIS" and found.data.dtype == np.int32
+    assert set(np.unique(found.data)) == {0, *scene.labels}
+    at = scene.pixel_positions()
+    y, x = (np.rint(at[name]).astype(int) for name in ("y_VIS", "x_VIS"))
+    assert found.data[y, x].tolist() == at["label"].tolist()
+    models = {label: scene.model(label, "VIS") for label in scene.labels}
+    for label, model in models.items():
+        y0, x0 = model.meta["ORIGINY"], model.meta["ORIGINX"]
+        own = found.data[y0 : y0 + model.shape[0], x0 : x0 + model.shape[1]] == label
+        assert model.data[own].min() > 0.95 * scenes.SIGMA["VIS"]
+    assert np.count_nonzero(scene.segmentation(threshold=5.0).data) < np.count_nonzero(found.data)
+    assert scene.segmentation("i").shape == scene.residual("i").shape
+    with pytest.raises(ValueError, match="threshold is -1: give a positive number"):
+        scene.segmentation(threshold=-1)
+
+
+def test_products_on_request(tmp_path):
+    scene = scenes.scene()
+    table = EmbeddingPhotometry(scenes.deblender().encoder)(scene.embedding, scene)
+    result = rosetta.Result(scene.embedding.pair, scene.embedding, None, scene, table, {})
+    products._write_segmentation(scene, tmp_path / "segmentation.fits")
+    with fits.open(tmp_path / "segmentation.fits") as file:
+        np.testing.assert_array_equal(file["SEGMENTATION"].data, scene.segmentation().data)
+        assert file["SEGMENTATION"].header["BAND"] == "VIS"
+        place = WCS(file["SEGMENTATION"].header).world_to_pixel(table["sky_centroid"])
+    whole = products._whole(result, pixel_positions=True)
+    np.testing.assert_allclose(whole["x_VIS"], place[0], atol=1e-3)
+    assert {"y_g", "half_light_radius"} <= set(whole.colnames) and whole["x_VIS"].info.description
+    assert "x_VIS" not in products._whole(result, pixel_positions=False).colnames
+    writers = products._writers(result, None, "none", "votable", True, True)
+    assert {"catalogue.vot", "segmentation.fits"} <= set(writers) and set(writers) <= set(PRODUCTS)

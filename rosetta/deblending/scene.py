@@ -18,7 +18,7 @@ from ..columns import describe
 from ..display import html_table
 from ..embedding import SkyEmbedding
 from ..flags import Flag
-from ..images.image import band_images
+from ..images.image import FAR, band_images
 from ..images.positions import offset_coord
 from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
@@ -29,6 +29,7 @@ from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
+from .label_map import label_map
 from .one_source import Source
 from .shapes import EAST, NORTH, centroids
 from .sky_plane import painted_sky
@@ -182,6 +183,55 @@ class DeblendedScene:
         describe(table, self.bands)
         table.meta.update(self.meta)
         return table
+
+    def pixel_positions(self):
+        """Where all sources lie on the images.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``label``, and ``x_<band>``, ``y_<band>``: 0-based pixels of the band's image (the centre of the first one
+            is 0), also outside it. On the ground the astrometric solution is applied. NaN where the WCS gives none.
+        """
+        table = QTable({"label": self.labels})
+        for band in self.bands:
+            placed = self._placed(band)
+            light = centroids(self._templates.mixtures)  # arcsec (east, north) from where the source is placed
+            xy = placed.xy + np.einsum("nij,nj->ni", placed.jacobian, light)
+            xy[(np.abs(placed.xy) >= FAR).any(axis=1)] = np.nan
+            table[f"x_{band}"], table[f"y_{band}"] = xy.T
+        describe(table, self.bands)
+        return table
+
+    @plain_arithmetic
+    def segmentation(self, band=None, *, threshold=1.0):
+        """Which source each pixel belongs to.
+
+        Parameters
+        ----------
+        band : str, optional
+            None: the reference band, ``meta["reference_band"]``.
+        threshold : float, optional
+            In standard deviations of the sky in one pixel. A pixel belongs to the source whose model is brightest there
+            and brighter than this. A source that is fainter everywhere has no pixel.
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            Labels, int32, on the native grid; 0 where there is no source or the pixel is masked.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene, or the threshold is not a positive number.
+        """
+        band = self._meta["reference_band"] if band is None else band
+        self._fit(band)
+        if not (np.ndim(threshold) == 0 and 0 < threshold < np.inf):
+            raise ValueError(f"threshold is {threshold!r}: give a positive number")
+        labels = label_map(self.source_models(band), self.images[band].sky_weight, threshold)
+        wcs, meta = self._wcs_of(band)
+        return CCDData(labels, unit=u.dimensionless_unscaled, wcs=wcs.deepcopy(), meta=meta)
 
     def _row(self, label):
         found = np.flatnonzero(np.asarray(self._table["label"]) == label) if np.ndim(label) == 0 else ()

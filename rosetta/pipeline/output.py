@@ -19,7 +19,7 @@ __all__ = ["PRODUCTS", "check_output", "replaced"]
 
 # All that a run can write, and its report, which belongs to no other run.
 PRODUCTS = (
-    *FILES.values(), "offsets.ecsv", "models.fits", "sources.reg", "overview.png", "report.html",
+    *FILES.values(), "offsets.ecsv", "models.fits", "segmentation.fits", "sources.reg", "overview.png", "report.html",
 )  # fmt: skip
 
 
