@@ -26,6 +26,7 @@ _HOME = {
     **{name: module for module, name in (place.split(":") for place in HEADS.values())},
     "magnitudes": "photometry.magnitudes",
     "colour": "photometry.magnitudes",
+    "aperture_photometry": "photometry.apertures",
     "measure": "pipeline.run",
     "Result": "pipeline.run",
     "inject": "injection.insertion",

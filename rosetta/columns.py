@@ -35,6 +35,10 @@ OF_BANDS = {
     "upper_limit": "max(flux, 0) + 3 flux_err in {} where flux < 3 flux_err, else NaN",
     "mag": "AB magnitude in {}; NaN where the flux is not positive",
     "mag_err": "Standard error of the magnitude in {}, to first order",
+    "aper_flux": "Flux in {} in circles of meta['radii_arcsec'], without the models of other sources",
+    "aper_flux_err": "Standard error of aper_flux in {}",
+    "kron_flux": "Flux in {} in the ellipse of 2.5 Kron radii",
+    "kron_flux_err": "Standard error of kron_flux in {}",
     "x": "Column of the source in the image of {}; the centre of the first pixel is 0",
     "y": "Row of the source in the image of {}; the centre of the first pixel is 0",
 }

@@ -260,3 +260,43 @@ def test_products_on_request(tmp_path):
     assert "x_VIS" not in products._whole(result, pixel_positions=False).colnames
     writers = products._writers(result, None, "none", "votable", True, True)
     assert {"catalogue.vot", "segmentation.fits"} <= set(writers) and set(writers) <= set(PRODUCTS)
+
+
+# ---------------------------------------------------------------------------- apertures
+def test_fluxes_in_apertures_are_those_of_the_light_inside():
+    """Stars under a Gaussian PSF, of which the share in a circle is known; two of them are neighbours."""
+    xy = np.array([[0.0, 0.0], [1.0, 0.3], [-5.0, 4.0], [5.0, -5.0]])
+    flux = np.array([20000.0, 20000.0, 20000.0, 5000.0])
+    pair = scenes.make_pair(xy, flux, np.tile(POINT, (4, 1, 1)), mask=masked_core)
+    scene = scenes.deblender()(SkyPair({"i": pair.ground["i"]}, {"VIS": pair.space["VIS"]}))
+    table = rosetta.aperture_photometry(scene, [300, 600] * u.mas)
+    row = scenes.match(scene.to_table(), xy)
+    assert table.meta["radii_arcsec"] == [0.3, 0.6]
+    for band in ("i", "VIS"):
+        inside = 1 - np.exp(-0.5 * (np.array([0.3, 0.6]) / (scenes.FWHM[band] / 2.3548)) ** 2)
+        found, error = (table[f"aper_flux{kind}_{band}"][row].to_value(u.nJy) for kind in ("", "_err"))
+        assert found.shape == (4, 2)
+        assert np.all(np.abs(found - flux[:, None] * inside) < 4 * error + 0.02 * flux[:, None])
+        area = np.pi * np.array([0.3, 0.6]) ** 2 / (0.2 if band == "i" else 0.1) ** 2
+        expected = scenes.SIGMA[band] * np.sqrt(area) * scene.meta["noise_factor"][band]
+        np.testing.assert_allclose(error[:2], np.tile(expected, (2, 1)), rtol=0.05)
+        kron, sigma = (table[f"kron_flux{kind}_{band}"][row].to_value(u.nJy) for kind in ("", "_err"))
+        assert np.abs(kron[3] / flux[3] - 1) < 0.1 + 4 * sigma[3] / flux[3]
+        assert table[f"kron_flux_{band}"].info.description
+
+
+def masked_core(band, n):
+    """A masked pixel near the third star."""
+    mask = np.zeros((n, n), bool)
+    scale = 0.2 if band in "gi" else 0.1
+    mask[round((n - 1) / 2 + 4.0 / scale), round((n - 1) / 2 + 5.0 / scale)] = True
+    return mask
+
+
+def test_apertures_that_cannot_be_used_are_named():
+    with pytest.raises(TypeError, match="scene must be a DeblendedScene, got QTable: give result.scene"):
+        rosetta.aperture_photometry(QTable())
+    with pytest.raises(ValueError, match=r"radii is 1.0: give angles, such as \[0.5, 1\] \* u.arcsec"):
+        rosetta.aperture_photometry(scenes.scene(), 1.0)
+    with pytest.raises(ValueError, match="radii must be positive angles in one row"):
+        rosetta.aperture_photometry(scenes.scene(), -1 * u.arcsec)
