@@ -27,6 +27,7 @@ _HOME = {
     "magnitudes": "photometry.magnitudes",
     "colour": "photometry.magnitudes",
     "aperture_photometry": "photometry.apertures",
+    "ebv": "photometry.reddening",
     "measure": "pipeline.run",
     "Result": "pipeline.run",
     "inject": "injection.insertion",

@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.nddata import NDData
 from astropy.table import QTable
 from astropy.wcs import WCS
 
@@ -300,3 +301,32 @@ def test_apertures_that_cannot_be_used_are_named():
         rosetta.aperture_photometry(scenes.scene(), 1.0)
     with pytest.raises(ValueError, match="radii must be positive angles in one row"):
         rosetta.aperture_photometry(scenes.scene(), -1 * u.arcsec)
+
+
+# ---------------------------------------------------------------------------- reddening
+def test_reddening_is_that_of_the_map(make_wcs):
+    wcs = make_wcs(20, 60.0)
+    y, x = np.indices((20, 20))
+    image = NDData(0.01 * x + 0.002 * y, wcs=wcs, unit=u.mag, mask=(x == 15) & (y == 15))
+    place = wcs.pixel_to_world([3.25, 0.0, 14.5, 40.0], [7.5, 19.0, 15.0, 5.0])
+    table = QTable({"sky_centroid": place})
+    found = rosetta.ebv(table, image)
+    np.testing.assert_allclose(found[:2].to_value(u.mag), [0.0475, 0.038], atol=1e-9)
+    assert np.isnan(found[2:]).all()  # beside a masked pixel, and outside
+    np.testing.assert_array_equal(rosetta.ebv(place, image), found)
+    assert rosetta.ebv(table, lambda at: at.ra.deg / 1000)[0].to_value(u.mag) == place[0].ra.deg / 1000
+    assert rosetta.ebv(table[:0], image).shape == (0,)
+    galactic = WCS(naxis=2)
+    galactic.wcs.ctype, galactic.wcs.cdelt, galactic.wcs.crpix = ["GLON-CAR", "GLAT-CAR"], [-1.0, 1.0], [180.5, 90.5]
+    whole = NDData(np.indices((181, 361))[0] - 89.5, wcs=galactic)  # the galactic latitude
+    np.testing.assert_allclose(rosetta.ebv(table, whole).value, place.galactic.b.deg, atol=1e-6)
+    with pytest.raises(ValueError, match="dust_map must be a two-dimensional image with a celestial WCS"):
+        rosetta.ebv(table, NDData(image.data))
+    with pytest.raises(TypeError, match="dust_map must be an NDData image or a function, got float"):
+        rosetta.ebv(table, 0.1)
+    with pytest.raises(ValueError, match="dust_map is in nJy: give E"):
+        rosetta.ebv(table, NDData(image.data, wcs=wcs, unit=u.nJy))
+    with pytest.raises(ValueError, match=r"dust_map gives an array of shape \(1,\) for 4 positions"):
+        rosetta.ebv(table, lambda _: [0.1])
+    with pytest.raises(TypeError, match="catalog must be a table with sky_centroid or a SkyCoord, got list"):
+        rosetta.ebv([1], image)

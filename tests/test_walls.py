@@ -46,7 +46,7 @@ ORDER = """
     deblending.label_map deblending.scene
     deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.magnitudes photometry.apertures
-    photometry.catalogue
+    photometry.reddening photometry.catalogue
     pipeline pipeline.catalogue_file pipeline.output pipeline.products pipeline.run pipeline.comparison
     pipeline.report_page pipeline.report
     simulate.astrometry simulate.seds simulate.morphology simulate.stars simulate.real_morphologies simulate.mixtures
@@ -67,7 +67,7 @@ ASTROPY = {
     "deblending.source_list", "deblending.job_list", "deblending.sources", "deblending.listed",
     "deblending.residual_search", "deblending.tile_fit", "deblending.tiles", "deblending.scene",
     "deblending.flagging", "deblending.features", "deblending.deblender",
-    "photometry.catalogue", "photometry.magnitudes", "photometry.apertures",
+    "photometry.catalogue", "photometry.magnitudes", "photometry.apertures", "photometry.reddening",
 }  # fmt: skip
 ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection"}
 # The one place where astropy and torch meet.
