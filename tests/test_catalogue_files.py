@@ -2,6 +2,7 @@
 """Catalogues as files: the table that is read is the one that was written."""
 
 import json
+import sys
 
 import astropy.units as u
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from rosetta import io
 from rosetta.io.catalogue import ENDINGS
-from rosetta.pipeline.catalogue_file import FILES, find_catalogue
+from rosetta.pipeline.catalogue_file import FILES, check_format, find_catalogue
 
 
 def format_or_skip(ending):
@@ -192,6 +193,25 @@ def test_what_cannot_be_written_is_named(tmp_path):
     with pytest.raises(TypeError, match="catalog must be a table, got dict"):
         io.write_catalogue({}, tmp_path / "c.fits")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_differ_in_case_alone_stay_apart(tmp_path, ending):
+    table = QTable({"Mag": [1.0], "mag": [2.0], "MAG": [3], "mag_": [4]})
+    table["x"] = MaskedColumn([5.0], mask=[True])
+    table["X_masked"] = [6]
+    io.write_catalogue(table, tmp_path / f"c{ending}")
+    same(table, io.read_catalogue(tmp_path / f"c{ending}"))
+
+
+def test_a_missing_pyarrow_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match="Parquet files need pyarrow: install it"):
+        io.write_catalogue(table_of(1), tmp_path / "c.parquet")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("rosetta.pipeline.catalogue_file.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="format 'parquet' needs pyarrow: install it, or choose ecsv, fits or votable"):
+        check_format("parquet")
+    check_format("votable")
 
 
 def test_a_run_has_one_catalogue(tmp_path):

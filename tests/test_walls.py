@@ -75,7 +75,7 @@ TORCH_AND_ASTROPY = {"encoding.windows"}
 # Rooms whose extras are loaded only when somebody enters.
 EXTRAS = {
     "galsim": {"simulate", "injection"}, "speclite": {"simulate", "injection"}, "matplotlib": {"plotting"},
-    "tqdm": {"simulate"},
+    "tqdm": {"simulate"}, "pyarrow": {"io"},
 }  # fmt: skip
 LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
 

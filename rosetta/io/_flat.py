@@ -62,12 +62,12 @@ def flat(table):
         If a column is of a kind that is not known; the message names it.
     """
     columns, known = {}, []
-    taken = {name.lower() for name in table.colnames}  # FITS cannot tell ra from RA
+    own_names, used = {name.lower() for name in table.colnames}, set()  # FITS cannot tell ra from RA
 
-    def add(name, *args):
-        while name.lower() in taken:
+    def add(name, *args, own=False):
+        while name.lower() in used or (not own and name.lower() in own_names):
             name += "_"
-        taken.add(name.lower())
+        used.add(name.lower())
         columns[name] = FlatColumn(*args)
         return name
 
@@ -80,7 +80,7 @@ def flat(table):
         text = column.info.description
         if isinstance(column, SkyCoord):
             _check_position(name, column)
-            own = name == POSITION and not {"ra", "dec"} & taken
+            own = name == POSITION and not {"ra", "dec"} & (own_names | used)
             parts = {"ra": column.ra.deg, "dec": column.dec.deg}
             info["parts"] = [
                 add(axis if own else f"{name}_{axis}", values, u.deg, f"{axis.upper()} (ICRS) of {text or name}",
@@ -100,9 +100,9 @@ def flat(table):
             info |= {"dtype": values.dtype.newbyteorder("=").str, "shape": list(values.shape[1:])}
             if column.info.unit is not None:
                 info["unit"] = column.info.unit.to_string()
-            taken.discard(name.lower())
             values = values.astype(STORED.get(values.dtype.newbyteorder("=").name, values.dtype))
-            add(name, values, _plain(column.info.unit), text, UCDS.get(name) if name == "label" else None)
+            ucd = UCDS["label"] if name == "label" else None
+            info["column"] = add(name, values, _plain(column.info.unit), text, ucd, own=True)
             if mask is not None:
                 info["mask"] = add(f"{name}_masked", mask, None, f"whether {name} has no value", None)
         else:
@@ -136,7 +136,7 @@ def restored(columns, known, meta):
             column = Time(jd1, jd2, format="jd", scale=info["scale"])
             column.format = info["format"]
         else:
-            values = _cast(columns(name), info["dtype"]).reshape(-1, *info["shape"])
+            values = _cast(columns(info["column"]), info["dtype"]).reshape(-1, *info["shape"])
             column = _column(values, info, columns)
         table[name] = column
         for key in ("description", "meta"):
