@@ -169,8 +169,9 @@ class DeblendedScene:
             neighbour), ``sky_centroid`` (of the template, in the space image's frame; a listed position stays
             as it was given unless it was to be recentred), ``ra_err``, ``dec_err`` (mas on the sky, towards east and
             north, in the frame of the sharpest image) and their correlation ``ra_dec_corr`` (from the noise, its
-            autocorrelation and what the template leaves in the residuals, not from the light of neighbours; NaN where
-            the position was given and not recentred, or no pixel is valid), ``blendedness``
+            autocorrelation and what the template leaves in the residuals, not from the light of neighbours; too small
+            for irregular galaxies; NaN where the position was given and not recentred, or no pixel is valid),
+            ``blendedness``
             (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
             ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
             (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
