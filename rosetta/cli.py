@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import terminal
+from .production.command import add_commands as add_survey
 from .registry import HEADS, KINDS, head_class
 
 __all__ = ["main"]
@@ -54,7 +55,9 @@ def main(argv=None):
 
 def _text_of(error):
     if isinstance(error, ImportError) and not isinstance(error, ValueError):
-        extra = {"matplotlib": "plot", "galsim": "sim", "speclite": "sim"}.get(error.name)
+        extra = {
+            "matplotlib": "plot", "galsim": "sim", "speclite": "sim", "pyarrow": "survey", "astropy_healpix": "survey",
+        }.get(error.name)
         if extra:
             return f"{error.name} is not installed: pip install 'astro-rosetta[{extra}]'"
     return terminal.one_line(error)
@@ -176,6 +179,8 @@ def _parser():
     inject.add_argument("--band", help="of --mag; default: the sharpest space band, or else ground band")
     inject.add_argument("--seed", type=int, default=0, help="default: 0")
     inject.add_argument("--device", help="with --measure; cpu, cuda or cuda:N; default: CUDA where there is one")
+
+    add_survey(command("survey", _survey, "the main job over an area: plan, run, status"))
 
     simulate = command("simulate", _simulate, "noise-free training tiles, or one noisy pair with its truth")
     what = simulate.add_mutually_exclusive_group(required=True)
@@ -618,6 +623,17 @@ def _inject(arguments):
     arguments.report = lambda text: print(f"{time.perf_counter() - start:7.1f} s  {text}", file=sys.stderr, flush=True)
     for line in command.run(arguments):
         print(line)
+
+
+def _survey(arguments):
+    start = time.perf_counter()
+    arguments.report = lambda text: print(f"{time.perf_counter() - start:7.1f} s  {text}", file=sys.stderr, flush=True)
+    lines = arguments.survey(arguments)
+    while True:
+        try:
+            print(next(lines), flush=True)
+        except StopIteration as end:
+            return end.value
 
 
 # ---------------------------------------------------------------------------- simulation

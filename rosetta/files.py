@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_write", "naming"]
+__all__ = ["atomic_write", "has_ended", "machine", "naming"]
 
 OLD = 24 * 3600  # seconds without a change after which a temporary file belongs to nobody
 
@@ -40,7 +40,7 @@ def atomic_write(path):
         If the file cannot be written, for instance because the disk is full; the message names ``path``.
     """
     path = Path(path)
-    temporary = path.with_name(f".rosetta-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".rosetta-{machine()}-{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
     try:
         with naming(path):
             _remove_leftovers(path)
@@ -61,7 +61,7 @@ def naming(path):
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
-def _machine():
+def machine():
     """Eight hex digits of where a process number means something: the host and, in a container, its name space."""
     space = ""
     with suppress(OSError):
@@ -77,12 +77,13 @@ def _remove_leftovers(path):
         if match is None:
             continue
         with suppress(OSError):  # it is gone, or another user's
-            ended = match[1] == _machine() and _has_ended(int(match[2]))
+            ended = match[1] == machine() and has_ended(int(match[2]))
             if ended or time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD:
                 os.unlink(entry.path)
 
 
-def _has_ended(process):
+def has_ended(process):
+    """Whether a process of this machine, given by its number, is known to have ended."""
     if os.name != "posix":  # elsewhere signal 0 is not a question
         return False
     try:

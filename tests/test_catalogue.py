@@ -255,10 +255,10 @@ def test_products_on_request(tmp_path):
         np.testing.assert_array_equal(file["SEGMENTATION"].data, scene.segmentation().data)
         assert file["SEGMENTATION"].header["BAND"] == "VIS"
         place = WCS(file["SEGMENTATION"].header).world_to_pixel(table["sky_centroid"])
-    whole = products._whole(result, pixel_positions=True)
+    whole = products.with_shapes(result, pixel_positions=True)
     np.testing.assert_allclose(whole["x_VIS"], place[0], atol=1e-3)
     assert {"y_g", "half_light_radius"} <= set(whole.colnames) and whole["x_VIS"].info.description
-    assert "x_VIS" not in products._whole(result, pixel_positions=False).colnames
+    assert "x_VIS" not in products.with_shapes(result).colnames
     writers = products._writers(result, None, "none", "votable", True, True)
     assert {"catalogue.vot", "segmentation.fits"} <= set(writers) and set(writers) <= set(PRODUCTS)
 

@@ -178,7 +178,7 @@ def test_models_file_holds_what_is_asked_for(result, tmp_path):
             with fits.open(path) as hdus:
                 hdus.verify("exception")
                 names[models] = {hdu.name for hdu in hdus[1:]}
-    assert names["bands"] == {f"{kind}_{band}" for kind in ("MODEL", "RESIDUAL") for band in ("R", "VIS")}
+    assert names["bands"] == {f"{kind}_{band}" for kind in ("MODEL", "SKY", "RESIDUAL") for band in ("R", "VIS")}
     assert names["sources"] - names["bands"] == {"SOURCE"}
     with pytest.raises(ValueError, match="models must be one of none, bands, sources, got 'all'"):
         result.write(tmp_path / "out", overwrite=True, models="all")

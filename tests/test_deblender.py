@@ -248,7 +248,8 @@ def test_what_is_left_of_the_sky_is_found_with_its_error():
     """Stars: the shape of a galaxy, which is fitted to the images as they are, takes some of the sky."""
     pair = with_sky(make_pair(XY, FLUX, MIXTURES[[3, 3, 3, 3]]), 0.2, 0.1)
     places = from_tangent(XY, CENTER)
-    results = {background: deblender()(pair, places, background=background) for background in ("plane", None)}
+    how = {"neighbours": "listed", "recentre": True}
+    results = {background: deblender()(pair, places, background=background, **how) for background in ("plane", None)}
     pulls = {background: [] for background in results}
     for background, result in results.items():
         for band in result.bands:

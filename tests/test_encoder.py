@@ -117,6 +117,15 @@ def test_one_side_and_small_fields_are_flagged(tiny_encoder, make_image):
     assert not np.any(whole["flags"] & Flag.LOW_COVERAGE) and np.isfinite(whole["ood_score"]).all()
 
 
+def test_windows_at_given_places(tiny_encoder, pair):
+    """They keep their side and their places, whatever the field; where nothing is seen there is none."""
+    middle = pair.ground["r"].wcs.pixel_to_world(*(0.5 * np.array(pair.ground["r"].data.shape[::-1])))
+    centers = middle.spherical_offsets_by([0.0, 4.0, 500.0] * u.arcsec, [0.0, -3.0, 0.0] * u.arcsec)
+    found = tiny_encoder(pair, window=12.8 * u.arcsec, centers=centers)
+    assert found.window == 12.8 * u.arcsec
+    assert (found.centers.separation(centers[:2]) < 1e-6 * u.arcsec).all()
+
+
 def test_other_surveys_need_no_code(tiny_encoder, make_image):
     pair = SkyPair(
         {"g": make_image(80, 0.168), "i": make_image(80, 0.168)},

@@ -220,3 +220,11 @@ def test_unfamiliar_bands():
     assert not is_extrapolated(774.0, KNOTS["ground"])  # HSC i
     assert is_extrapolated(592.0, KNOTS["space"])  # F606W is far from VIS
     assert is_extrapolated(250.0, KNOTS["ground"])
+
+
+def test_an_image_is_freed_when_nobody_holds_it(make_image):
+    """A circle of references would keep the pixels until the next collection."""
+    pair = SkyPair(None, {"VIS": make_image(60, 0.1)})
+    image = band_images(pair)["VIS"]
+    assert image.trimmed is image
+    assert not any(value is image for value in vars(image).values())

@@ -55,6 +55,9 @@ ORDER = """
     simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     injection injection.drawing injection.gain injection.sources injection.insertion injection.summary
     injection.recovery injection.command
+    production production.cells production.area production.inputs production.models production.survey
+    production.plan production.store production.task production.engines production.run
+    production.status production.command
     terminal cli __main__
 """.split()
 
@@ -69,13 +72,14 @@ ASTROPY = {
     "deblending.flagging", "deblending.features", "deblending.deblender",
     "photometry.catalogue", "photometry.magnitudes", "photometry.apertures", "photometry.reddening",
 }  # fmt: skip
-ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection"}
+ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection", "production"}
 # The one place where astropy and torch meet.
 TORCH_AND_ASTROPY = {"encoding.windows"}
 # Rooms whose extras are loaded only when somebody enters.
 EXTRAS = {
     "galsim": {"simulate", "injection"}, "speclite": {"simulate", "injection"}, "matplotlib": {"plotting"},
-    "tqdm": {"simulate"}, "pyarrow": {"io"},
+    "tqdm": {"simulate"}, "pyarrow": {"io", "production"}, "distributed": {"production"},
+    "astropy_healpix": {"production"},
 }  # fmt: skip
 LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
 

@@ -138,7 +138,7 @@ class CrossSurveyEncoder:
         )
 
     @plain_arithmetic
-    def __call__(self, pair, *, window=38.4 * u.arcsec, progress=None):
+    def __call__(self, pair, *, window=38.4 * u.arcsec, centers=None, progress=None):
         """Embed a pair.
 
         Parameters
@@ -147,6 +147,9 @@ class CrossSurveyEncoder:
         window : `~astropy.units.Quantity`
             Side of the windows: a multiple of 3.2 arcsec, at least 12.8 arcsec. Smaller fields are read in windows of
             the largest allowed side that fits into them.
+        centers : `~astropy.coordinates.SkyCoord`, shape (n,), optional
+            Centres of the windows, which then have the side ``window`` whatever the field; those without a valid pixel
+            are left out. None: windows cover the field, and none hangs over its edges.
         progress : callable, optional
             Called as ``progress(done, total)`` after every few windows of a side.
 
@@ -164,8 +167,10 @@ class CrossSurveyEncoder:
         if not isinstance(pair, SkyPair):
             raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: wrap the images in SkyPair(...)")
         images = list(band_images(pair).values())
-        window = windows.fitting_window(images, _checked_window(window))
-        centers = windows.window_grid(images, window)
+        window = _checked_window(window)
+        if centers is None:
+            window = windows.fitting_window(images, window)
+            centers = windows.window_grid(images, window)
         sides, done = {}, 0
         of_sides = {side: [image for image in images if image.side == side] for side in SIDES}
         of_sides = {side: of_side for side, of_side in of_sides.items() if of_side}
@@ -178,10 +183,11 @@ class CrossSurveyEncoder:
 
         for side, of_side in of_sides.items():
             sides[side] = self._embed_side(side, of_side, centers, window, report)
-        seen = np.any([arrays["coverage"] > 0 for arrays in sides.values()], axis=0)
+        looked = {side: arrays["coverage"] > 0 for side, arrays in sides.items()}
+        seen = np.any(list(looked.values()), axis=0)
         for side, arrays in sides.items():
-            other = [a["coverage"] for s, a in sides.items() if s != side]
-            lonely = np.ones(len(seen), bool) if not other else other[0] == 0
+            others = [at for other, at in looked.items() if other != side]
+            lonely = ~others[0] if others else seen
             arrays["flags"][lonely] |= int(Flag.ONE_SIDED)
             sides[side] = {name: array[seen] for name, array in arrays.items()}
         files = {band: image.meta.get("file") for _, band, image in pair.images()}

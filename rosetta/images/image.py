@@ -106,13 +106,18 @@ class BandImage:
         piece.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
         return piece
 
-    @cached_property
+    @property
     def trimmed(self):
         """The image without the rows and columns of its rim that have no valid pixel; itself where there are none."""
+        return self if self._without_rim is None else self._without_rim
+
+    @cached_property
+    def _without_rim(self):
+        # None where there is no rim: an image that holds itself would keep its memory until the next collection.
         rows, columns = (np.flatnonzero(self.valid.any(axis=axis)) for axis in (1, 0))
         ny, nx = self.shape
         if len(rows) == 0 or (rows[0], rows[-1], columns[0], columns[-1]) == (0, ny - 1, 0, nx - 1):
-            return self
+            return None
         return self.cut((rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
 
     def with_pixels(self, data, variance, **known):

@@ -66,7 +66,7 @@ class RubinFile:
         (ny, nx), and the first pixel (y, x) in the tract.
     planes : tuple of dict
         Of each mask extension, see `mask_planes`.
-    tract : int or None
+    tract, patch : int or None
     tree : Tree or None
     unused : str
         Names of the extensions that are not read.
@@ -85,6 +85,7 @@ class RubinFile:
     origin: tuple
     planes: tuple
     tract: int | None
+    patch: int | None
     tree: Tree | None
     unused: str
     unknown: tuple
@@ -222,6 +223,7 @@ def look(source, argument):
             origin=_origin(header, where),
             planes=tuple(mask_planes(mask, where, tree.planes if tree else ()) for mask in masks),
             tract=tree.tract if tree else header.get(_BUTLER + "TRACT"),
+            patch=tree.patch if tree else header.get(_BUTLER + "PATCH"),
             tree=tree,
             unused=" ".join(hdu.name or "unnamed" for hdu in unused),
             unknown=tuple(_called(hdu) for hdu in unused if not _is_accounted_for(hdu, tree)),

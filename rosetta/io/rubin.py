@@ -204,10 +204,10 @@ def _meta(files, box):
         "noise": min(file.n_noise for file in files),
         "unused": _list(file.unused for file in files),
         "tract": first.tract,
+        "patch": _list(str(file.patch) for file in files if file.patch is not None),
     }
     if first.tree:
         meta |= {"schema": first.tree.schema, "skymap": first.tree.skymap}
-        meta["patch"] = _list(str(file.tree.patch) for file in files if file.tree and file.tree.patch is not None)
     return {key: value for key, value in meta.items() if value is not None and value != ""}
 
 

@@ -18,6 +18,7 @@ from ..deblending.psf_width import flux_error
 from ..deblending.scene import DeblendedScene
 from ..deblending.source_list import NO_LABEL
 from ..embedding import SkyEmbedding
+from ..flags import Flag
 from ..head import Head
 from ..matching import match
 from ..pair import SkyPair
@@ -326,14 +327,18 @@ def _unmodelled_covariance(scene):
     """Covariance of the fluxes (n, n_band, n_band), nJy^2, that no sky with right positions and PSFs has.
 
     Where the ground images are not aligned, what the error of their common frame does to the fluxes. Where chi2 is
-    poor, the flux whose significance is that of the excess in the residuals: it is the band's own.
+    poor, an error of the band's own: that of the pixels times the root of the excess of chi2. Where all sources of
+    another band than the reference are poor, its positions or PSF are wrong: the significance of the whole excess.
     """
-    fits, bands = scene.fits, scene.bands
+    fits, bands, table = scene.fits, scene.bands, scene.to_table()
     displaced = np.stack([fits[band].displaced for band in bands], axis=1)  # (n, n_band, n_point)
     cov = displaced @ np.swapaxes(displaced, 1, 2) / displaced.shape[2]
     for k, band in enumerate(bands):
         fit = fits[band]
-        excess = np.maximum(fit.pixels * (np.nan_to_num(fit.chi2) - POOR_CHI2), 0.0)
+        excess = np.maximum(np.nan_to_num(fit.chi2) - POOR_CHI2, 0.0)
+        poor = (table[f"flags_{band}"] & int(Flag.POOR_FIT)) != 0
+        if band != scene.meta["reference_band"] and poor[fit.measured].all():  # the templates are the reference's own
+            excess = excess * fit.pixels
         cov[:, k, k] += excess * fit.covariance.diagonal() / fit.noise**2
     return cov
 

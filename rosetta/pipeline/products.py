@@ -12,7 +12,7 @@ from ..io.catalogue import write_catalogue
 from .catalogue_file import FILES, check_format
 from .output import check_output, replaced
 
-__all__ = ["MODELS", "write", "write_models"]
+__all__ = ["MODELS", "with_shapes", "write", "write_models"]
 
 MODELS = ("none", "bands", "sources")
 BLOCK = 2880  # bytes; FITS comes in blocks
@@ -66,7 +66,7 @@ def write(
 def _writers(result, truth, models, format, pixel_positions, segmentation):
     """The functions that write the files of a run, by name."""
     scene, offsets = result.scene, result.offsets
-    writers = {FILES[format]: lambda path: write_catalogue(_whole(result, pixel_positions), path)}
+    writers = {FILES[format]: lambda path: write_catalogue(with_shapes(result, pixel_positions), path)}
     if offsets is not None:
         writers["offsets.ecsv"] = lambda path: offsets.write(path, format="ascii.ecsv")
     if models != "none":
@@ -84,7 +84,7 @@ def _write(directory, folder, name, write):
         write(folder / name)
 
 
-def _whole(result, pixel_positions):
+def with_shapes(result, pixel_positions=False):
     """The catalogue with the sizes, shapes and blendedness of the scene's table, and, if asked for, the pixels."""
     catalog, table = result.catalog.copy(), result.scene.to_table()
     if pixel_positions:

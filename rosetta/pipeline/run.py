@@ -112,7 +112,8 @@ class Result:
 @plain_arithmetic
 def measure(
     pair, sources=None, *, neighbours="detect", shape="fit", recentre=False, device=None, window=38.4 * u.arcsec,
-    background="plane", zeropoint_err=None, progress=None, encoder=None, aligner=None, deblender=None, photometry=None,
+    centers=None, background="plane", zeropoint_err=None, progress=None, encoder=None, aligner=None, deblender=None,
+    photometry=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -130,6 +131,8 @@ def measure(
         "cpu", "cuda" or "cuda:N", for models that are loaded here; None: CUDA where there is one.
     window : `~astropy.units.Quantity`
         Side of the encoder's windows (angle).
+    centers : `~astropy.coordinates.SkyCoord`, optional
+        Centres of these windows, see `~rosetta.CrossSurveyEncoder`; None: windows that cover the pair.
     background : {"plane", None}
         What the images still hold of the sky, see `rosetta.JEPADeblender`.
     progress : callable, optional
@@ -177,7 +180,7 @@ def measure(
         seconds[step] = time.perf_counter() - start
         return result
 
-    embedding = timed("encode", lambda within: encoder(pair, window=window, progress=within))
+    embedding = timed("encode", lambda within: encoder(pair, window=window, centers=centers, progress=within))
     offsets = None
     if pair.ground and pair.space:
         offsets = timed("align", lambda _: heads["aligner"](embedding))
