@@ -301,6 +301,8 @@ def _run(arguments):
         progress("read", 0, 1)
         arguments.progress = progress.of("read")
         listed = _listed(arguments)
+        if listed:
+            _check_columns(listed["sources"], arguments)
         pair = _pair(arguments)
         result, written = _measure_and_write(pair, arguments, progress, window=arguments.window, listed=listed)
     terminal.say(_summary(result), arguments.verbosity)
@@ -537,6 +539,21 @@ def _listed(arguments):
     return {
         "sources": table, "neighbours": arguments.neighbours, "shape": shape, "recentre": arguments.recentre,
     }  # fmt: skip
+
+
+def _check_columns(table, arguments):
+    """That the catalogue's file can hold the columns of a user's table: said before the work, not after it."""
+    from tempfile import TemporaryDirectory
+
+    from .io import write_catalogue
+    from .pipeline.catalogue_file import FILES
+
+    own = table[[name for name in table.colnames if name != "sky_centroid"]]  # which the catalogue has itself
+    with TemporaryDirectory() as folder:
+        try:
+            write_catalogue(own, Path(folder) / FILES[arguments.format])
+        except ValueError as error:
+            raise ValueError(f"--sources {arguments.sources}: {error}") from error
 
 
 def _summary(result):

@@ -24,6 +24,10 @@ DESCRIPTIONS = {
     "e2": "Distortion 2 Qxy / (Qxx + Qyy), x east and y north",
     "snr": "Flux over its error from the noise, in the sharpest band",
     "flags": "Bits of rosetta.Flag; 0: nothing to report",
+    "object_id": "Tract times 2^48, plus cell times 2^32, plus row of the cell",
+    "is_primary": "Whether it lies in the core of the cell that was measured, and its tract owns the position",
+    "patch": "Rubin patch in which it lies deepest; -1: not known",
+    "mer_tile": "Euclid MER tile that was read; empty: none",
 }
 #: Of columns that are there once for each band; ``{}`` is the band.
 OF_BANDS = {

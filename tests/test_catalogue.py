@@ -17,6 +17,7 @@ import rosetta
 from rosetta import EmbeddingPhotometry, Flag, SkyPair, io
 from rosetta.images.positions import from_tangent, tangent
 from rosetta.io.catalogue import ENDINGS
+from rosetta.photometry.catalogue import with_columns_of
 from rosetta.pipeline import products
 from rosetta.pipeline.output import PRODUCTS
 
@@ -27,13 +28,20 @@ POINT = np.eye(1, 6).repeat(3, 0) / 3
 
 
 @lru_cache
-def catalog():
+def forced(recentre):
     """Two stars that were listed, one of them outside, and the galaxy beside them that was not."""
     pair = scenes.make_pair(scenes.XY[[2, 3]], scenes.FLUX[[2, 3]], np.stack([scenes.light(0.4), POINT]))
     pair = SkyPair({"i": pair.ground["i"]}, {"VIS": pair.space["VIS"]})
     places = from_tangent(np.array([[5.0, -5.0], [50.0, 0.0]]), scenes.CENTER)
-    head = EmbeddingPhotometry(scenes.deblender().encoder, scenes.deblender())
-    return head(pair, QTable({"sky_centroid": places, "own": ["a", "b"]}), recentre=True)
+    listed = QTable({"sky_centroid": places, "own": ["a", "b"], "ra": places.ra, "dec": places.dec})
+    scene = scenes.deblender()(pair, listed, recentre=recentre)
+    table = with_columns_of(listed, EmbeddingPhotometry(scenes.deblender().encoder)(scene.embedding, scene))
+    return rosetta.Result(pair, scene.embedding, None, scene, table, {})
+
+
+def catalog():
+    """Positions that were given, and moved to where the light is, as they are written to files."""
+    return products.with_shapes(forced(True), pixel_positions=True)
 
 
 def galaxy(radius, ratio, angle):
@@ -78,24 +86,31 @@ def test_errors_of_positions_are_the_scatter_of_realisations(kind):
 
 
 def test_given_positions_have_no_error():
-    table = catalog()
-    assert table["ra_err"].unit == u.mas and 0 < table["ra_err"][0] < 10 * u.mas  # recentred
-    assert np.isnan(table["ra_err"][1]) and np.isnan(table["ra_dec_corr"][1])  # no image
-    pair = scenes.make_pair(scenes.XY[[2, 3]], scenes.FLUX[[2, 3]], np.stack([POINT, POINT]), sides=("space",))
-    pair = SkyPair(None, {"VIS": pair.space["VIS"]})
-    fixed = scenes.deblender()(pair, from_tangent(scenes.XY[[3]], scenes.CENTER)).to_table()
-    np.testing.assert_array_equal(np.isnan(fixed["dec_err"]), fixed["listed"])
-    assert len(fixed) == 2
+    """What was given is not measured: NaN, not 0, which would say that it is exact."""
+    moved, fixed = catalog(), forced(False).catalog
+    assert moved["ra_err"].unit == u.mas and 0 < moved["ra_err"][0] < 10 * u.mas
+    assert np.isnan(moved["ra_err"][1]) and np.isnan(moved["ra_dec_corr"][1])  # no image
+    table = forced(False).scene.to_table()
+    for name in ("ra_err", "dec_err", "ra_dec_corr"):
+        assert np.isnan(fixed[name]).all()
+        np.testing.assert_array_equal(np.isnan(table[name]), table["listed"])
+    assert len(table) == 3
 
 
 def test_every_column_has_a_description_and_a_unit_if_it_has_a_dimension():
-    table = catalog()
-    plain = {"label", "sky_centroid", "ra_dec_corr", "neighbor_label", "own"}
+    table, own = catalog(), {"own", "ra", "dec"}
+    plain = {
+        "label", "sky_centroid", "ra_dec_corr", "neighbor_label", "blendedness", "n_pixel", "n_band", "snr", "e1", "e2",
+        "blend_probability", "own",
+    }  # fmt: skip
     for name in table.colnames:
-        assert name == "own" or table[name].info.description, name
+        assert name in own or table[name].info.description, name
         without = name in plain or name.startswith(("flags", "chi2", "neighbor_corr"))
         assert without or table[name].unit is not None, name
     assert table["flux_VIS"].info.description.startswith("Total flux in VIS")
+    assert {"upper_limit_i", "flags_i", "x_VIS", "half_light_radius"} <= set(table.colnames)
+    for name, column in forced(True).scene.to_table().columns.items():
+        assert column.info.description, name
 
 
 def test_numbers_are_shown_to_a_tenth_of_their_error():
@@ -217,14 +232,14 @@ def test_pixel_positions_are_where_the_sources_are_drawn():
             y, x = np.indices(model.shape)
             weight = model.data * (model.data > 1e-3 * model.data.max())
             middle = [(c * weight).sum() / weight.sum() for c in (x, y)]
-            found = row[f"x_{band}"] - model.meta["ORIGINX"], row[f"y_{band}"] - model.meta["ORIGINY"]
+            found = row[f"x_{band}"].value - model.meta["ORIGINX"], row[f"y_{band}"].value - model.meta["ORIGINY"]
             np.testing.assert_allclose(found, middle, atol=0.05)
     header = pair.space["VIS"].wcs.world_to_pixel(scene.to_table()["sky_centroid"])
-    np.testing.assert_allclose(table["x_VIS"], header[0], atol=1e-3)
-    np.testing.assert_allclose(table["y_VIS"], header[1], atol=1e-3)
+    np.testing.assert_allclose(table["x_VIS"].value, header[0], atol=1e-3)
+    np.testing.assert_allclose(table["y_VIS"].value, header[1], atol=1e-3)
     header = pair.ground["i"].wcs.world_to_pixel(scene.to_table()["sky_centroid"])
-    np.testing.assert_allclose(np.abs(table["x_i"] - header[0]), 1.0, atol=0.02)  # 200 mas
-    np.testing.assert_allclose(np.abs(table["y_i"] - header[1]), 0.5, atol=0.02)
+    np.testing.assert_allclose(np.abs(table["x_i"].value - header[0]), 1.0, atol=0.02)  # 200 mas
+    np.testing.assert_allclose(np.abs(table["y_i"].value - header[1]), 0.5, atol=0.02)
 
 
 def test_segmentation():
@@ -233,7 +248,7 @@ def test_segmentation():
     assert found.meta["band"] == "VIS" and found.data.dtype == np.int32
     assert set(np.unique(found.data)) == {0, *scene.labels}
     at = scene.pixel_positions()
-    y, x = (np.rint(at[name]).astype(int) for name in ("y_VIS", "x_VIS"))
+    y, x = (np.rint(at[name].value).astype(int) for name in ("y_VIS", "x_VIS"))
     assert found.data[y, x].tolist() == at["label"].tolist()
     models = {label: scene.model(label, "VIS") for label in scene.labels}
     for label, model in models.items():
@@ -256,7 +271,7 @@ def test_products_on_request(tmp_path):
         assert file["SEGMENTATION"].header["BAND"] == "VIS"
         place = WCS(file["SEGMENTATION"].header).world_to_pixel(table["sky_centroid"])
     whole = products.with_shapes(result, pixel_positions=True)
-    np.testing.assert_allclose(whole["x_VIS"], place[0], atol=1e-3)
+    np.testing.assert_allclose(whole["x_VIS"].value, place[0], atol=1e-3)
     assert {"y_g", "half_light_radius"} <= set(whole.colnames) and whole["x_VIS"].info.description
     assert "x_VIS" not in products.with_shapes(result).colnames
     writers = products._writers(result, None, "none", "votable", True, True)

@@ -191,8 +191,9 @@ class DeblendedScene:
         Returns
         -------
         `~astropy.table.QTable`
-            ``label``, and ``x_<band>``, ``y_<band>``: 0-based pixels of the band's image (the centre of the first one
-            is 0), also outside it. On the ground the astrometric solution is applied. NaN where the WCS gives none.
+            ``label``, and ``x_<band>``, ``y_<band>`` (pix): 0-based pixels of the band's image (the centre of the
+            first one is 0), also outside it. On the ground the astrometric solution is applied. NaN where the WCS
+            gives none.
         """
         table = QTable({"label": self.labels})
         for band in self.bands:
@@ -200,7 +201,7 @@ class DeblendedScene:
             light = centroids(self._templates.mixtures)  # arcsec (east, north) from where the source is placed
             xy = placed.xy + np.einsum("nij,nj->ni", placed.jacobian, light)
             xy[(np.abs(placed.xy) >= FAR).any(axis=1)] = np.nan
-            table[f"x_{band}"], table[f"y_{band}"] = xy.T
+            table[f"x_{band}"], table[f"y_{band}"] = xy.T * u.pix
         describe(table, self.bands)
         return table
 

@@ -50,7 +50,7 @@ def aperture_photometry(scene, radii=(0.5, 1.0) * u.arcsec):
     places = scene.pixel_positions()
     out = QTable({"label": scene.labels})
     for band in scene.bands:
-        xy = np.stack([places[f"x_{band}"], places[f"y_{band}"]], axis=1)  # (n, 2)
+        xy = np.stack([places[f"{axis}_{band}"].value for axis in "xy"], axis=1)  # (n, 2)
         factor = scene.meta["noise_factor"][band]
         for name, found in (("aper", _circles(scene, band, xy, radii)), ("kron", _ellipses(scene, band))):
             out[f"{name}_flux_{band}"] = found[0] * u.nJy
