@@ -137,7 +137,7 @@ def truncation(snr):
 def _start(detections, coord, config):
     """Shapes to start from, S/N, and largest half-light radii.
 
-    Shapes are discs with the moments of the nearest detection, the PSF's width removed. A source whose size the pixels
+    Shapes are mean galaxies with the moments of the nearest detection, the PSF's width removed. A source whose size the pixels
     cannot tell, because it is faint or a neighbour has taken its light, would otherwise grow until it fills the image.
     """
     n, engine = len(coord), config.engine
@@ -170,4 +170,5 @@ def _start(detections, coord, config):
         image = detections.image
         largest = np.minimum(largest, OF_IMAGE * min(image.shape) * image.pixel_scale)
     radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
-    return shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta), snr, largest
+    disc = shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta)
+    return disc + engine.profile_mean @ shapes.DIRECTIONS[len(engine.prior_sigma) :], snr, largest

@@ -62,7 +62,7 @@ class EmbeddingPhotometry(Head):
 
     _kind = "photometry"
     _config_class = error_model.ErrorConfig
-    trainer = TrainerConfig(steps=1500, batch=4096, look_every=100)
+    trainer = TrainerConfig(steps=4000, batch=4096, look_every=100)
     _owner_kinds = ("encoder", "deblender")
 
     @staticmethod
@@ -149,9 +149,6 @@ class EmbeddingPhotometry(Head):
         if self._provenance.get("trained") and len(catalog):
             _calibrate(catalog, scene, self._network)
         _add_covariance(catalog, scene.bands, _unmodelled_covariance(scene))
-        images = scene.images
-        _add_relative_errors(catalog, {band: images[band].psf_flux_error for band in scene.bands})
-        _add_relative_errors(catalog, {band: flux_error(fit, images[band]) for band, fit in scene.fits.items()})
         zeropoints = {band: zeropoints.get(band, 0.0) for band in scene.bands}
         _add_relative_errors(catalog, zeropoints)
         table = scene.to_table()
@@ -226,8 +223,8 @@ def _same_offsets(one, other):
 
 
 def _formal(scene):
-    """The catalogue with errors from noise, neighbours and the fitted shapes' covariance."""
-    fits, bands, n = scene.fits, scene.bands, len(scene)
+    """The catalogue with errors from noise, neighbours, the fitted shapes' covariance and the PSFs."""
+    fits, bands, images, n = scene.fits, scene.bands, scene.images, len(scene)
     table = scene.to_table()
     catalog = QTable()
     for name in ("label", "sky_centroid", *POSITION_ERRORS):
@@ -250,6 +247,8 @@ def _formal(scene):
     for name in table.colnames:
         if name.startswith("flags"):
             catalog[name] = table[name]
+    _add_relative_errors(catalog, {band: images[band].psf_flux_error for band in bands})
+    _add_relative_errors(catalog, {band: flux_error(fits[band], images[band]) for band in bands})
     return catalog
 
 

@@ -21,7 +21,10 @@ class EngineConfig:
     settled : float
         A source has converged if its last step changed its images by less than this many sigma.
     prior_sigma : tuple of float
-        Widths of the Gaussian prior of a shape about its start, along `rosetta.deblending.shapes.DIRECTIONS`.
+        Widths of the Gaussian prior of a shape about its start: centre (arcsec), ln of the scale, shears.
+    profile_mean, profile_covariance : tuple
+        Gaussian prior of a galaxy's light profile, along the other `rosetta.deblending.shapes.DIRECTIONS`, core to
+        wings, about an exponential disc. Bright cores go with bright wings, which lie below the noise.
     largest_step : tuple of float
         The longest step along each direction.
     largest_scale : float
@@ -55,7 +58,15 @@ class EngineConfig:
     iterations: int = 6
     patience: int = 3
     settled: float = 0.2
-    prior_sigma: tuple = (0.05, 0.05, 0.4, 0.45, 0.45, 1.5, 0.8, 0.5, 0.5, 1.5)
+    prior_sigma: tuple = (0.05, 0.05, 0.4, 0.45, 0.45)
+    profile_mean: tuple = (2.83, 1.26, 0.32, 0.26, -0.11)  # from tools/profile_prior.py, as the covariance
+    profile_covariance: tuple = (
+        (3.71, 1.89, 0.49, 1.23, 0.18),
+        (1.89, 1.34, 0.43, 0.88, 0.13),
+        (0.49, 0.43, 0.37, 0.27, -0.01),
+        (1.23, 0.88, 0.27, 1.43, 0.19),
+        (0.18, 0.13, -0.01, 0.19, 0.24),
+    )
     largest_step: tuple = (0.2, 0.2, 0.7, 0.7, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0)
     largest_scale: float = 5.0
     largest_disc: float = 3.0
@@ -71,5 +82,6 @@ class EngineConfig:
     point_chi2: float = 4.0
 
     def __post_init__(self):
-        for name in ("prior_sigma", "largest_step"):  # a configuration read back from JSON holds lists
+        for name in ("prior_sigma", "profile_mean", "largest_step"):  # a configuration read back from JSON holds lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "profile_covariance", tuple(map(tuple, self.profile_covariance)))

@@ -75,8 +75,8 @@ def fit_shapes(start, placements, largest, config, free=None):
         Of ``moved``, from the noise and the prior.
     """
     n, n_shape = len(start), len(DIRECTIONS)
-    prior = np.where(np.ones((n, n_shape), bool) if free is None else free, config.prior_sigma, HELD)  # (n, n_shape)
-    moved, covariance = np.zeros((n, n_shape)), prior[:, :, None] ** 2 * np.eye(n_shape)
+    covariance = _prior_covariance(np.ones((n, n_shape), bool) if free is None else free, config)
+    moved, prior = np.zeros((n, n_shape)), np.linalg.inv(covariance)  # (n, n_shape), (n, n_shape, n_shape)
     rows, breadth = np.arange(n), np.zeros((n, len(placements)))
     if n == 0:
         return moved, covariance
@@ -112,6 +112,13 @@ def fit_shapes(start, placements, largest, config, free=None):
     return moved, covariance
 
 
+def _prior_covariance(free, config):
+    """Covariance of the shapes about their starts, (n, n_shape, n_shape), where ``free`` (n, n_shape) lets them move."""
+    covariance = np.diag(np.square(np.r_[config.prior_sigma, np.zeros(len(config.profile_mean))]))
+    covariance[len(config.prior_sigma) :, len(config.prior_sigma) :] = config.profile_covariance
+    return np.where(free[:, :, None] & free[:, None, :], covariance, HELD**2 * np.eye(len(covariance)))
+
+
 def fit_breadths(mixtures, placed, config, *, iterations=2):
     """How broad an image sees sources of known shapes, and what that means for their fluxes.
 
@@ -141,7 +148,7 @@ def fit_breadths(mixtures, placed, config, *, iterations=2):
             break
         some, here = mixtures[rows], placed.of(rows)
         step, covariance, own = _joint_step(
-            some, np.zeros((len(rows), 0, *some.shape[1:])), np.zeros((len(rows), 0)), np.zeros((len(rows), 0)),
+            some, np.zeros((len(rows), 0, *some.shape[1:])), np.zeros((len(rows), 0)), np.zeros((len(rows), 0, 0)),
             flux[rows, None], breadth[rows, None], [here], [design.image(flux)], config,
         )
         flux[rows] += step[:, 0]
@@ -172,7 +179,7 @@ def _leading_sizes(mixtures, placed):
     return np.minimum(sizes, LARGEST_DERIVED)
 
 
-def _joint_step(mixtures, along, moved, prior_sigma, flux, breadth, placements, models, config):
+def _joint_step(mixtures, along, moved, prior, flux, breadth, placements, models, config):
     """One Gauss-Newton step of shapes, fluxes and breadths, from the models (ny, nx) of all light in the images.
 
     Returns
@@ -184,11 +191,12 @@ def _joint_step(mixtures, along, moved, prior_sigma, flux, breadth, placements, 
     """
     n, n_shape, n_image = len(mixtures), along.shape[1], len(placements)
     size = n_shape + 2 * n_image
-    precision = np.hstack([1.0 / prior_sigma**2, np.tile([1e-12, 1.0], (n, n_image))])  # (n, size)
+    own = np.tile(np.diag(np.r_[np.zeros(n_shape), np.tile([1e-12, 1.0], n_image)]), (n, 1, 1))
+    own[:, :n_shape, :n_shape] = prior
     right = np.zeros((n, size))
-    right[:, :n_shape] = -moved / prior_sigma**2
+    right[:, :n_shape] = -np.einsum("nij,nj->ni", prior, moved)
     right[:, n_shape + 1 :: 2] = -breadth
-    blocks = {(i, i): np.diag(precision[i]) for i in range(n)}
+    blocks = {(i, i): own[i] for i in range(n)}
     for k, (placed, model) in enumerate(zip(placements, models, strict=True)):
         seen = broadened(mixtures, breadth[:, k], placed, config)
         root = np.sqrt(shape_weight(placed.image, model, config)).astype(np.float32)
