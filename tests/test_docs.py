@@ -31,7 +31,7 @@ def test_no_line_of_code_is_cut(path):
 
 
 def test_code_is_found_in_both_kinds_of_page():
-    assert "pair = SkyPair(ground=rubin, space=euclid)  # any bands; either side may be None" in (
+    assert "pair = SkyPair(ground=rubin, space=euclid)  # any bands of each" in (
         list(code_lines(DOCS / "index.md"))
     )
     assert "rosetta run --pair pair.fits -o out" in list(code_lines(DOCS / "command_line.rst"))
