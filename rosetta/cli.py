@@ -159,6 +159,8 @@ def _parser():
     )
     job.add_argument("--recentre", action="store_true", help="with --sources; positions may move to where the light is")
     job.add_argument("-o", "--output", required=True, metavar="DIR", help="for the results")
+    job.add_argument("--workers", type=int, default=1, metavar="N", help="processes for tiles of a field; default: 1")
+    job.add_argument("--profile", action="store_true", help="print the time that each step took")
     job.add_argument("--window", type=float, default=38.4, metavar="ARCSEC", help="of the encoder; default: 38.4")
     _job_options(job)
 
@@ -304,8 +306,11 @@ def _run(arguments):
         if listed:
             _check_columns(listed["sources"], arguments)
         pair = _pair(arguments)
-        result, written = _measure_and_write(pair, arguments, progress, window=arguments.window, listed=listed)
+        how = {"workers": arguments.workers, **(listed or {})}
+        result, written = _measure_and_write(pair, arguments, progress, window=arguments.window, **how)
     terminal.say(_summary(result), arguments.verbosity)
+    if arguments.profile:
+        terminal.say(progress.profile(), arguments.verbosity)
     terminal.say(_ending(written, start), arguments.verbosity)
 
 
@@ -314,7 +319,7 @@ def _progress(arguments):
     return terminal.Steps(steps, arguments.verbosity, first="encode")
 
 
-def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None, listed=None):
+def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None, **how):
     import astropy.units as u
 
     for side, band, image in pair.images():
@@ -323,10 +328,8 @@ def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None, li
     progress("load", 0, 1)
     from . import measure  # with the networks, which take as long to import as the images to read
 
-    with _options("window", "device"):
-        result = measure(
-            pair, device=arguments.device, window=window * u.arcsec, progress=progress, **(listed or {})
-        )
+    with _options("window", "device", "workers"):
+        result = measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress, **how)
     written = result.write(
         arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth, format=arguments.format,
         pixel_positions=arguments.pixel_positions, segmentation=arguments.segmentation, progress=progress.of("write"),

@@ -14,6 +14,7 @@ from .encoding.encoder import CrossSurveyEncoder
 from .pair import SkyPair
 from .training.loop import seeded, train
 from .training.rows import split_by_pair, training_parts
+from .workers import check_workers
 
 __all__ = ["Head"]
 
@@ -201,6 +202,7 @@ class Head:
         OSError
             If the checkpoint cannot be written.
         """
+        check_workers(workers)
         if truth is None and self._needs_truth:
             raise ValueError("truth is None: this head learns from known fluxes, give one truth table per pair")
         owners = self._trained_on()

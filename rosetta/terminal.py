@@ -2,6 +2,7 @@
 """What a command says while it works: messages, warnings and progress, on the terminal and in a log file."""
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -99,6 +100,11 @@ def say(lines, verbosity=NORMAL):
             log.info("%s", line, extra={"said": True})
 
 
+def _seconds():
+    """The clock, and what this process and its ended children took of the processor."""
+    return time.perf_counter(), sum(os.times()[:4])
+
+
 class Steps:
     """Progress on standard error: a bar on a terminal, elsewhere a line as each step begins, from ``first`` on.
 
@@ -112,13 +118,19 @@ class Steps:
         ``QUIET``: nothing is drawn; ``VERBOSE``: neither, since the messages say it.
     first : str, optional
         Steps before this one look at the input; if it is bad, the error is to be the only line. Default: the first.
+
+    Attributes
+    ----------
+    spent : dict of str to (float, float)
+        Seconds of each step that has ended: by the clock, and of the processor (children that have ended included).
     """
 
     def __init__(self, steps, verbosity=NORMAL, *, first=None):
         self._steps, self._drawn = tuple(steps), verbosity == NORMAL
         self._before = self._steps.index(first) if first else 0
         self._live = self._drawn and sys.stderr.isatty()
-        self._start = self._since = time.perf_counter()
+        self._start = time.perf_counter()
+        self._since, self.spent = _seconds(), {}
         self._step, self._length = None, 0
 
     def __enter__(self):
@@ -147,10 +159,18 @@ class Steps:
             sys.stderr.write("\n" if kind is None else f"\r{' ' * self._length}\r")
 
     def _end(self):
-        now = time.perf_counter()
+        now = _seconds()
         if self._step is not None:
-            log.info("%s took %.1f s", self._step, now - self._since)
+            self.spent[self._step] = tuple(b - a for a, b in zip(self._since, now, strict=True))
+            log.info("%s took %.1f s", self._step, self.spent[self._step][0])
         self._since = now
+
+    def profile(self):
+        """A line for each step that has ended, and one for all of them."""
+        total = [sum(seconds) for seconds in zip(*self.spent.values(), strict=True)]
+        yield f"{'step':<10}{'seconds':>10}{'CPU seconds':>14}{'share of CPU':>14}"
+        for step, (clock, cpu) in [*self.spent.items(), ("all", total)]:
+            yield f"{step:<10}{clock:>10.2f}{cpu:>14.2f}{cpu / max(total[1], 1e-9):>14.0%}"
 
     def _show(self, done, text):
         if not self._drawn:

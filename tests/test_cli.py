@@ -376,6 +376,9 @@ def test_bad_input(capsys, tmp_path):
     assert not out.exists()
 
 
+PROFILE = "step         seconds   CPU seconds  share of CPU"
+
+
 def test_options_that_cannot_be(capsys, sky, tmp_path):
     """The line names the option."""
     out, pair, psf = tmp_path / "out", tmp_path / "pair.fits", tmp_path / "psf.fits"
@@ -394,6 +397,7 @@ def test_options_that_cannot_be(capsys, sky, tmp_path):
     wrong = refused(capsys, *job, "--center", "20", "2", "--size", "10")
     assert "--center 20.0 2.0: center" in wrong and "no image of this pair covers it" in wrong
     assert "--center and --size: give both" in refused(capsys, *job, "--size", "10")
+    assert "--workers must be a positive integer, got 0" in refused(capsys, *job, "--workers", "0")
     assert "--device 'tpu' is not known" in refused(capsys, *job, "--device", "tpu")
     assert "--pair: No such file or directory: absent" in refused(capsys, "run", "--pair", "absent", "-o", out)
     assert "--ground r=absent: No such file" in refused(capsys, "run", "--ground", "r=absent", "-o", out)
@@ -411,8 +415,8 @@ def test_a_run_with_bands_psf_and_a_log(capsys, sky, models, tmp_path, monkeypat
     mine = np.exp(-(x**2 / 2.9**2 + y**2 / 3.1**2) / 1.04)
     fits.PrimaryHDU(mine).writeto(psf)
 
-    def job(found, *, device, window, progress):
-        seen["pair"] = found
+    def job(found, *, device, window, workers, progress):
+        seen.update(pair=found, workers=workers)
         return measure(found, **models, window=12.8 * u.arcsec, progress=progress)
 
     monkeypatch.setattr("rosetta.measure", job)
@@ -440,8 +444,13 @@ def test_a_run_with_bands_psf_and_a_log(capsys, sky, models, tmp_path, monkeypat
     assert main([*again, "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
     assert len(log.read_text().splitlines()) > 1.5 * len(lines)  # added to
-    assert main([*again, "--verbose"]) == 0
+    assert main([*again, "--verbose", "--profile", "--workers", "3"]) == 0
     shown = capsys.readouterr()
+    rows = [line.split() for line in shown.out.splitlines()[shown.out.splitlines().index(PROFILE) + 1 :]]
+    assert [row[0] for row in rows[:8]] == ["read", "load", "encode", "align", "deblend", "measure", "write", "all"]
+    clock, cpu = np.array([row[1:3] for row in rows[:8]], float).T
+    assert clock[:-1].sum() == pytest.approx(clock[-1], abs=0.05) and cpu[:-1].sum() == pytest.approx(cpu[-1], abs=0.05)
+    assert cpu[-1] > 0 and seen["workers"] == 3
     assert "rosetta: encode took " in shown.err and "[" not in shown.err.split("assumed")[0]
     assert shown.err.count("Sources ") == 0 and shown.out.count("Sources ") == 1
 

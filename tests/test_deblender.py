@@ -818,6 +818,20 @@ def test_several_tiles_give_the_scene_of_one(monkeypatch):
         assert np.abs(difference).max() < 0.05 * one.model(None, band).data.max()
 
 
+def test_two_processes_give_the_same_scene(monkeypatch):
+    monkeypatch.setattr(tiles, "CORE", 8.0)
+    pair, seen = make_pair(XY, FLUX, MIXTURES), []
+    one, two = (deblender()(pair, workers=n, progress=lambda *at: seen.append(at)) for n in (1, 2))
+    half = len(seen) // 2
+    assert seen[half:] == seen[:half] and half > 3
+    for band in one.bands:
+        np.testing.assert_array_equal(one.flux(band), two.flux(band))
+        np.testing.assert_array_equal(one.covariance(band).toarray(), two.covariance(band).toarray())
+    for workers in (0, 1.5, True):
+        with pytest.raises(ValueError, match="workers must be a positive integer"):
+            deblender()(pair, workers=workers)
+
+
 def test_a_tile_without_a_band_says_so(monkeypatch):
     """Given positions, one of them off the space image: rows in the order given, and no space flux there."""
     monkeypatch.setattr(tiles, "CORE", 8.0)

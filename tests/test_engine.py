@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosetta.deblending import merging, shapes
+from rosetta.deblending import band_fit, merging, shapes
 from rosetta.deblending.chance_neighbours import log_odds
 from rosetta.deblending.config import MergingConfig
 from rosetta.deblending.engine import fluxes, rendering, shape_fit
@@ -24,6 +24,7 @@ from rosetta.images.cache import cached_by_pixels
 from rosetta.images.moments import adaptive_moments
 from rosetta.images.psf import PSF
 from rosetta.images.psf_core import psf_core
+from rosetta.simulate.mixtures import sersic_mixture
 
 
 def gaussian_psf(sigma, half=20):
@@ -261,6 +262,49 @@ def test_a_local_sky_is_solved_for_with_the_fluxes(engine):
 
 
 # ------------------------------------------------------------------------------------------- shapes
+def mean_profile():
+    """What makes an exponential disc the mean of the prior."""
+    config = EngineConfig()
+    return config.profile_mean @ shapes.DIRECTIONS[len(config.prior_sigma) :]
+
+
+@pytest.mark.parametrize("index", [1.0, 2.5, 4.0])
+def test_wings_below_the_noise_follow_from_the_core(engine, index):
+    """At S/N 190 a de Vaucouleurs galaxy has all its light, and a disc no more than its own."""
+    psf, xy, jacobian = PSF(gaussian_psf(3.0)), np.array([[60.2, 59.7]]), grid_jacobian(0.2, 0, True)[None]
+    weight, sigma = sersic_mixture(index)
+    light = np.zeros((1, len(weight), 6))
+    light[0, :, 0], light[0, :, 3], light[0, :, 5] = weight, (0.6 * sigma) ** 2, (0.6 * sigma) ** 2
+    image = 2000.0 * Design(rendering.render(light, xy, jacobian, psf, sizes=np.array([119])), (121, 121), 1).image([1])
+    flux, rng = [], np.random.default_rng(3)
+    for _ in range(10):
+        data = image + rng.normal(0, 1, (121, 121))
+        placed = Placement(image_of(data, psf), xy, jacobian, np.array([1e-3]), psf_blur=1e-4)
+        guess = shapes.base_parameters(np.array([0.66]), np.array([0.0]), np.array([0.0])) + mean_profile()
+        moved, _ = engine.fit_shapes(guess, [placed], np.array([5.0]))
+        design = engine.render(shapes.mixture(guess + moved @ shapes.DIRECTIONS), placed)
+        flux.append(engine.fluxes(design, placed.image)[0][0])
+    assert np.mean(flux) == pytest.approx(2000.0, rel=0.02)
+
+
+def test_light_that_a_model_misses_is_in_the_error(engine):
+    """Ten per cent of a galaxy's light lies in a ring that no profile of the family has."""
+    rng = np.random.default_rng(5)
+    psf, xy, jacobian = PSF(gaussian_psf(3.0)), np.array([[60.0, 60.0]]), grid_jacobian(0.2, 0, True)[None]
+    y, x = np.indices((121, 121)) - 60.0
+    ring = np.exp(-0.5 * ((np.hypot(x, y) - 9.0) / 1.5) ** 2)
+    source = disc(0.6)[None]
+    data = Design(rendering.render(source, xy, jacobian, psf, sizes=np.array([119])), (121, 121), 1).image([9000.0])
+    data += 1000.0 * ring / ring.sum() + rng.normal(0, 1, data.shape)
+    image = image_of(data, psf)
+    image.valid, image.mean_psf, image.fwhm, image.pixel_scale = np.ones(data.shape, bool), gaussian_psf(3.0), 0.6, 0.2
+    placed = Placement(image, xy, jacobian, np.array([1e-3]))
+    fit, *_ = band_fit.fit_band(engine, source, placed, np.zeros((1, 1)), np.zeros(1, int))
+    assert fit.chi2[0] > band_fit.POOR_CHI2
+    assert fit.unmodelled[0] == pytest.approx(10000.0 - fit.flux[0], rel=0.25)
+    assert fit.unmodelled[0] > 5 * np.sqrt(fit.covariance.diagonal()[0])
+
+
 @pytest.mark.parametrize("start", [0.2, 1.2, 6.0])
 def test_a_shape_that_begins_far_from_the_truth_gets_there(engine, start):
     """A galaxy taken for one of a sixth or of five times its size."""
@@ -269,7 +313,7 @@ def test_a_shape_that_begins_far_from_the_truth_gets_there(engine, start):
     stamps = rendering.render(shapes.mixture(truth), xy, jacobian, psf, sizes=np.array([135]))
     data = 20000.0 * Design(stamps, (161, 161), 1).image([1.0]) + np.random.default_rng(0).normal(0, 1, (161, 161))
     placed = Placement(image_of(data, psf), xy, jacobian, np.array([1e-3]), psf_blur=1e-4)
-    guess = shapes.base_parameters(np.array([start]), np.array([0.0]), np.array([0.0]))
+    guess = shapes.base_parameters(np.array([start]), np.array([0.0]), np.array([0.0])) + mean_profile()
     moved, _ = engine.fit_shapes(guess, [placed], np.array([5.0]))
     found = shapes.mixture(guess + moved @ shapes.DIRECTIONS)
     assert rendering.half_light_radius(found)[0] == pytest.approx(1.2, rel=0.05)

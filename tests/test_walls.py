@@ -14,7 +14,7 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    registry surveys flags columns readonly arithmetic display files checkpoint
+    registry surveys flags columns readonly arithmetic display files workers checkpoint
     images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
     images.wcs images.wcs_fit
     images.filtering images.lines images.sharp_pixels images.artefacts images.image images.noise images.resampling

@@ -7,13 +7,16 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from ..images.noise import DISTANCES, overlap, significance, sky_products
+from .engine.rendering import half_light_radius
 from .psf_width import point_widths
 from .sky_plane import FoundSky, SkyPlane
 
-__all__ = ["DISPLACED", "N_ANGLE", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
+__all__ = ["DISPLACED", "N_ANGLE", "POOR_CHI2", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
 RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
 N_ANGLE = 8
+POOR_CHI2 = 3.0  # reduced chi2 from which a fit is poor
+CIRCLES = (1.0, 2.0, 3.0, 4.0)  # in units of a source's half-light radius on the image
 LIT = 0.5  # of the sky's noise: pixels with more light of sources than this tell nothing of the noise
 _ANGLE = 2.0 * np.pi * np.arange(N_ANGLE) / N_ANGLE
 #: Where residuals are looked at, (east, north) arcsec about a source: its centre, then rings.
@@ -47,6 +50,8 @@ class BandFit:
         The same in units of the sky's variance, without the sources' own photon noise.
     pixels : (n,) int array
         Valid pixels of the footprint.
+    unmodelled : (n,) array
+        nJy, of sources of poor chi2: the largest sum of the residuals in a circle about them, noise removed.
     slope : (n, n_shape) array
         Relative change of the flux along the template's directions.
     blendedness : (n,) array
@@ -75,6 +80,7 @@ class BandFit:
     chi2: np.ndarray
     misfit: np.ndarray
     pixels: np.ndarray
+    unmodelled: np.ndarray
     slope: np.ndarray
     blendedness: np.ndarray
     breadth: np.ndarray
@@ -95,9 +101,9 @@ class BandFit:
         return cls(
             flux=nothing, covariance=sparse.csc_array((n, n)), point_noise=1.0, noise=np.ones(n), measured=none,
             degenerate=none, coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n),
-            pixels=np.zeros(n, int), slope=np.zeros((n, n_shape)), blendedness=np.zeros(n), breadth=np.zeros(n),
-            breadth_error=np.zeros(n), residual_snr=np.zeros((n, len(RINGS))), displaced=np.zeros((n, len(DISPLACED))),
-            width=nothing,
+            pixels=np.zeros(n, int), unmodelled=np.zeros(n), slope=np.zeros((n, n_shape)), blendedness=np.zeros(n),
+            breadth=np.zeros(n), breadth_error=np.zeros(n), residual_snr=np.zeros((n, len(RINGS))),
+            displaced=np.zeros((n, len(DISPLACED))), width=nothing,
         )
 
 
@@ -171,6 +177,7 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
         chi2=chi2,
         misfit=misfit,
         pixels=np.round(pixels).astype(int),
+        unmodelled=_unmodelled(mixtures, placed, residual, np.nan_to_num(chi2) > POOR_CHI2),
         slope=slope,
         blendedness=blendedness,
         breadth=breadth,
@@ -185,6 +192,22 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
     weights = design.times(image.sky_weight * sigma).values
     overlaps = np.array([overlap(values) for values in weights]).reshape(n, len(DISTANCES))
     return result, sky_products(residual * inverse_sigma, unlit), overlaps, found_sky
+
+
+def _unmodelled(mixtures, placed, residual, poor):
+    """The largest sum of the residuals (ny, nx) in circles about poorly fitted sources, (n,) nJy; 0 for the others.
+
+    A fit leaves no residual that looks like its model, but a wrong model misses light in the wings or the core.
+    """
+    out, image = np.zeros(len(mixtures)), placed.image
+    radius = np.hypot(half_light_radius(mixtures), 0.5 * image.fwhm) / image.pixel_scale
+    y, x = np.nonzero(image.valid) if poor.any() else (np.zeros(0, int),) * 2
+    light, noise = residual[y, x], image.variance[y, x]
+    for row in np.flatnonzero(poor):
+        apart = np.hypot(x - placed.xy[row, 0], y - placed.xy[row, 1])
+        inside = [apart < size * radius[row] for size in CIRCLES]
+        out[row] = np.sqrt(max(0.0, *(light[here].sum() ** 2 - noise[here].sum() for here in inside)))
+    return out
 
 
 def _displaced(engine, design, placed, flux, position_error):

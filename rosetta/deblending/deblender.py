@@ -4,6 +4,7 @@
 import logging
 import warnings
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import astropy.units as u
@@ -19,6 +20,7 @@ from ..images.image import band_images
 from ..images.sky import unsubtracted
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows, views
+from ..workers import check_workers, in_order
 from . import blend_probability
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
@@ -37,11 +39,13 @@ __all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
 
 log = logging.getLogger("rosetta")
 
+STEPS = 3  # that a tile reports
+
 
 class JEPADeblender(Head):
     """Separates overlapping sources: a template for each, and their models in every band.
 
-    Every source starts as an exponential disc with the moments of its detection. A few Gauss-Newton steps fit its
+    Every source starts as a mean galaxy with the moments of its detection. A few Gauss-Newton steps fit its
     shape to the sharpest image and the deepest ground bands, with the start as prior; then the fluxes of all
     overlapping sources are solved together in every band. A small network estimates from features of the fits, and
     from the residuals around a source, the probability that it is a blend. It is trained on sky observed by both
@@ -65,7 +69,7 @@ class JEPADeblender(Head):
     @plain_arithmetic
     def __call__(
         self, x, sources=None, *, offsets=None, neighbours="detect", shape="fit", recentre=False, background="plane",
-        progress=None,
+        workers=1, progress=None,
     ):
         """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
 
@@ -99,6 +103,9 @@ class JEPADeblender(Head):
             What the images still hold of the sky: "plane", in each band and tile a plane is solved for together with
             the fluxes, whose errors include its own; it has a prior of a tenth of the sky noise per pixel. None: the
             sky is exactly 0.
+        workers : int
+            Processes that share the tiles. With more than one, a script needs ``if __name__ == "__main__":`` around its
+            own work, as the processes are spawned.
         progress : callable, optional
             Called as ``progress(done, total)`` after every step, of which each tile of the field has three. All
             tiles are fitted again if a ground band that shapes are fitted to contradicts the templates: without it.
@@ -117,6 +124,7 @@ class JEPADeblender(Head):
         AstropyUserWarning
             If the sky of a band was not subtracted.
         """
+        check_workers(workers)
         if background not in BACKGROUNDS:
             raise ValueError(f"background must be 'plane' or None, got {background!r}")
         embedding = self._embedding(x)
@@ -135,7 +143,7 @@ class JEPADeblender(Head):
             job = JobList.of_positions(sources, found, **how)
         search = sources is None or neighbours == "detect"
         while True:
-            whole = self._fitted(images, roles, job, found, solution, search, background, progress)
+            whole = self._fitted(images, roles, job, found, solution, search, background, workers, progress)
             wrong = set(wrong_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
             if not wrong:
                 break
@@ -145,22 +153,30 @@ class JEPADeblender(Head):
         fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
         return self._scene(embedding, images, roles, whole, _labels(whole.index, job.label), listed, fixed, offsets)
 
-    def _fitted(self, images, roles, job, found, solution, search, background, progress):
+    def _fitted(self, images, roles, job, found, solution, search, background, workers, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
-        config, engine = self._config, SparseEngine(self._config.engine)
-        field, parts, steps = tiles(images), [], count(1)
+        config, field, steps = self._config, tiles(images), count(1)
+        found_too = found if search else None
 
         def report():
             if progress is not None:
-                progress(next(steps), 3 * len(field))
+                progress(next(steps), STEPS * len(field))
 
-        for tile in field:
-            sees, beside = tile.sees(job.coord), job.listed & search
-            some, listed = (
-                Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config) for part in (~beside, beside)
-            )
-            given = (some, listed if beside.any() else None, found if search else None)
-            parts.append(fit_tile(engine, tile.cut(images), roles, *given, tile.owns, config, report, background))
+        def tasks():
+            for tile in field:
+                sees, beside = tile.sees(job.coord), job.listed & search
+                some, listed = (
+                    Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config)
+                    for part in (~beside, beside)
+                )
+                yield tile.cut(images), roles, some, listed if beside.any() else None, found_too, tile.owns
+
+        within = report if workers == 1 else _unreported  # a process cannot report from within
+        parts, work = [], partial(_tile, config, within, background)
+        for part in in_order(work, tasks(), workers):
+            parts.append(part)
+            for _ in range(0 if workers == 1 else STEPS):
+                report()
         return joined_field(parts, images)
 
     def _rows(self, pair, truth, index, seed):
@@ -217,6 +233,17 @@ class JEPADeblender(Head):
             embedding=embedding, table=table, templates=templates, shape_covariance=covariance, fits=fits,
             offsets=offsets, meta=meta,
         )
+
+
+def _tile(config, report, background, task):
+    """The fit of one tile; here, so that other processes find it."""
+    images, roles, sources, listed, detections, owns = task
+    engine = SparseEngine(config.engine)
+    return fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, background)
+
+
+def _unreported():
+    pass
 
 
 def _warn_of_sky(images):

@@ -5,14 +5,13 @@ import astropy.units as u
 import numpy as np
 
 from ..flags import Flag
+from .band_fit import POOR_CHI2
 from .psf_width import contradicted
 from .single_band import only_in_reference
 from .source_list import coincident
 from .wrong_bands import wrong_bands
 
-__all__ = ["POOR_CHI2", "flagged"]
-
-POOR_CHI2 = 3.0  # reduced chi2 from which a fit is poor
+__all__ = ["flagged"]
 
 
 def flagged(fits, images, pair, coord, reference, solution):

@@ -37,7 +37,7 @@ from .sources import placed_on, seen_at
 
 __all__ = ["DeblendedScene", "Templates"]
 
-FORMAT = 1  # of files
+FORMAT = 2  # of files
 PAINTED = 256  # sources drawn at a time
 BLENDED_ABOVE, LOWEST_SNR = 0.05, 3.0  # blendedness and S/N at which flags are set
 

@@ -137,8 +137,8 @@ def truncation(snr):
 def _start(detections, coord, config):
     """Shapes to start from, S/N, and largest half-light radii.
 
-    Shapes are mean galaxies with the moments of the nearest detection, the PSF's width removed. A source whose size the pixels
-    cannot tell, because it is faint or a neighbour has taken its light, would otherwise grow until it fills the image.
+    Shapes are mean galaxies with the moments of the nearest detection, the PSF's width removed. A source whose size the
+    pixels cannot tell, because it is faint or a neighbour took its light, would otherwise grow to fill the image.
     """
     n, engine = len(coord), config.engine
     largest = np.full(n, engine.largest_residual)

@@ -11,9 +11,9 @@ from .. import checkpoint
 from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import as_solution
 from ..columns import describe
+from ..deblending.band_fit import POOR_CHI2
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
-from ..deblending.flagging import POOR_CHI2
 from ..deblending.psf_width import flux_error
 from ..deblending.scene import DeblendedScene
 from ..deblending.source_list import NO_LABEL
@@ -326,19 +326,19 @@ def _unmodelled_covariance(scene):
     """Covariance of the fluxes (n, n_band, n_band), nJy^2, that no sky with right positions and PSFs has.
 
     Where the ground images are not aligned, what the error of their common frame does to the fluxes. Where chi2 is
-    poor, an error of the band's own: that of the pixels times the root of the excess of chi2. Where all sources of
-    another band than the reference are poor, its positions or PSF are wrong: the significance of the whole excess.
+    poor, an error of the band's own: the light that the models miss around the source. Where all sources of another
+    band than the reference are poor, its positions or PSF are wrong: the significance of the whole excess of chi2.
     """
     fits, bands, table = scene.fits, scene.bands, scene.to_table()
     displaced = np.stack([fits[band].displaced for band in bands], axis=1)  # (n, n_band, n_point)
     cov = displaced @ np.swapaxes(displaced, 1, 2) / displaced.shape[2]
     for k, band in enumerate(bands):
         fit = fits[band]
-        excess = np.maximum(np.nan_to_num(fit.chi2) - POOR_CHI2, 0.0)
+        cov[:, k, k] += fit.unmodelled**2
         poor = (table[f"flags_{band}"] & int(Flag.POOR_FIT)) != 0
         if band != scene.meta["reference_band"] and poor[fit.measured].all():  # the templates are the reference's own
-            excess = excess * fit.pixels
-        cov[:, k, k] += excess * fit.covariance.diagonal() / fit.noise**2
+            excess = np.maximum(np.nan_to_num(fit.chi2) - POOR_CHI2, 0.0) * fit.pixels
+            cov[:, k, k] += excess * fit.covariance.diagonal() / fit.noise**2
     return cov
 
 

@@ -18,6 +18,7 @@ from ..pair import SkyPair
 from ..photometry.catalogue import EmbeddingPhotometry, with_columns_of
 from ..photometry.zeropoints import zeropoint_errors
 from ..readonly import ReadOnlyDict
+from ..workers import check_workers
 from . import products
 
 __all__ = ["STEPS", "Result", "measure"]
@@ -112,8 +113,8 @@ class Result:
 @plain_arithmetic
 def measure(
     pair, sources=None, *, neighbours="detect", shape="fit", recentre=False, device=None, window=38.4 * u.arcsec,
-    centers=None, background="plane", zeropoint_err=None, progress=None, encoder=None, aligner=None, deblender=None,
-    photometry=None,
+    centers=None, background="plane", zeropoint_err=None, workers=1, progress=None, encoder=None, aligner=None,
+    deblender=None, photometry=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -135,6 +136,8 @@ def measure(
         Centres of these windows, see `~rosetta.CrossSurveyEncoder`; None: windows that cover the pair.
     background : {"plane", None}
         What the images still hold of the sky, see `rosetta.JEPADeblender`.
+    workers : int
+        Processes that share the tiles of a field (of 102 arcsec) in the step "deblend"; see `~rosetta.JEPADeblender`.
     progress : callable, optional
         Called as ``progress(step, done, total)`` when a step ("encode", "align", "deblend", "measure") begins
         (``done`` is 0) and, within those that go window by window or tile by tile, after each.
@@ -160,6 +163,7 @@ def measure(
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: make one with SkyPair(ground, space)")
     zeropoint_errors(zeropoint_err, pair.surveys)  # before the work, not after it
+    check_workers(workers)
     heads = {"aligner": aligner, "deblender": deblender, "photometry": photometry}
     if encoder is None:
         given = [head for head in heads.values() if head is not None]
@@ -184,7 +188,7 @@ def measure(
     offsets = None
     if pair.ground and pair.space:
         offsets = timed("align", lambda _: heads["aligner"](embedding))
-    how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background}
+    how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background, "workers": workers}
     scene = timed(
         "deblend", lambda within: heads["deblender"](embedding, sources, offsets=offsets, progress=within, **how)
     )

@@ -13,7 +13,7 @@ __all__ = ["choose_blend", "plot_blend", "plot_residual"]
 
 
 def choose_blend(scene):
-    """The label of the source that shows deblending best: a bright one whose neighbour is close and bright.
+    """The label of the source that shows deblending best: bright, with a neighbour that is close and as bright.
 
     Parameters
     ----------
@@ -40,11 +40,11 @@ def choose_blend(scene):
     ny, nx = image.data.shape
     x, y = image.wcs.world_to_pixel(table["sky_centroid"])
     clean &= np.minimum.reduce([x, y, nx - 1 - x, ny - 1 - y]) > 0.1 * min(nx, ny)
-    merit = np.where(clean, 1.0, 0.05) * np.clip(blend, 0.01, 0.6) * np.sqrt(np.clip(snr, 0, 300))
+    merit = np.where(clean, 1.0, 0.05) * np.clip(blend, 0.01, 0.3) * np.sqrt(np.clip(snr, 0, 300))
     if len(table) > 1:
         near, apart, _ = table["sky_centroid"].match_to_catalog_sky(table["sky_centroid"], nthneighbor=2)
         close = np.clip(1.5 / np.maximum(apart.to_value(u.arcsec), 0.5), 0, 1)
-        merit = merit * close * np.sqrt(np.clip(snr[near], 0, 300))
+        merit = merit * close * np.sqrt(np.clip(np.minimum(snr, snr[near]), 0, 300))
     if "listed" in table.colnames and table["listed"].any():
         merit = np.where(table["listed"], merit, -1.0)  # the others are in no catalogue
     return int(table["label"][int(np.argmax(merit))])

@@ -5,15 +5,14 @@ import hashlib
 import io
 import os
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from ..files import naming
 from ..pair import SkyPair
+from ..workers import in_order
 
 __all__ = ["RowStore", "held_out_pairs", "joined_rows", "split_by_pair", "training_parts", "views"]
 
@@ -157,7 +156,7 @@ def training_parts(pairs, truth, prepare, *, columns, owner, checkpoint=None, wo
     for i in range(done):
         store.check(i, _mark(None if truth is None else _checked(truth, i, columns)))
     work = partial(_prepared, pairs, truth, prepare, columns)
-    for mark, part in _in_order(work, range(done, len(pairs)), workers):
+    for mark, part in in_order(work, range(done, len(pairs)), workers):
         store.append(mark, part)
     return store.parts
 
@@ -175,20 +174,6 @@ def _checked(truth, index, columns):
         if name not in table.colnames:
             raise ValueError(f"truth[{index}] has no column {name!r}: use tables as rosetta.simulate makes them")
     return table
-
-
-def _in_order(work, indices, workers):
-    """``work(index)`` of all indices, in their order."""
-    if workers == 1:
-        yield from map(work, indices)
-        return
-    # Spawned, not forked: the caller may hold threads (torch does).
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(work, indices)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _mark(table):

@@ -113,7 +113,7 @@ def fit_shapes(start, placements, largest, config, free=None):
 
 
 def _prior_covariance(free, config):
-    """Covariance of the shapes about their starts, (n, n_shape, n_shape), where ``free`` (n, n_shape) lets them move."""
+    """Covariance of shapes about their starts, (n, n_shape, n_shape), where ``free`` (n, n_shape) lets them move."""
     covariance = np.diag(np.square(np.r_[config.prior_sigma, np.zeros(len(config.profile_mean))]))
     covariance[len(config.prior_sigma) :, len(config.prior_sigma) :] = config.profile_covariance
     return np.where(free[:, :, None] & free[:, None, :], covariance, HELD**2 * np.eye(len(covariance)))
