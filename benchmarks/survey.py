@@ -136,7 +136,7 @@ def primary(folder):
             if name != "flux_cov":
                 columns.setdefault(name, []).append(np.array(table[name])[keep])
     columns = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return SkyCoord(columns["sky_centroid.ra"], columns["sky_centroid.dec"], unit="deg"), columns
+    return SkyCoord(columns["ra"], columns["dec"], unit="deg"), columns
 
 
 def identical(one, two):

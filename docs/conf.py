@@ -2,7 +2,6 @@
 """Sphinx configuration; everything not set here is sphinx-astropy's."""
 
 from importlib.metadata import version as installed_version
-from pathlib import Path
 
 from sphinx_astropy.conf.v3 import *  # noqa: F403
 from sphinx_astropy.conf.v3 import extensions
@@ -24,9 +23,9 @@ html_logo = html_favicon = None
 html_title = f"rosetta {release}"
 html_theme_options = {"navbar_end": ["theme-switcher"], "show_toc_level": 2, "navigation_with_keys": False}
 html_show_sourcelink = False
-# Only the API has pages below its own: elsewhere a sidebar would be empty and take the width of the code.
-_alone = {path.stem: [] for path in Path(__file__).parent.glob("*.*") if path.suffix in {".rst", ".md"}}
-html_sidebars = {**_alone, "api": ["sidebar-nav-bs"], "**": ["sidebar-nav-bs"]}
+html_sidebars = {"index": [], "changes": [], "search": [], "**": ["sidebar-nav-bs"]}
+html_static_path = ["_static"]
+html_css_files = ["width.css"]
 automodapi_toctreedirnm = "api"
 automodapi_inheritance_diagram = False
 numpydoc_show_class_members = False

@@ -242,8 +242,13 @@ def _job_options(parser):
         help="in models.fits: nothing (no file); model and residual of each band; these and each source (default)",
     )
     parser.add_argument(
-        "--format", choices=("ecsv", "fits"), default="ecsv", help="of the catalogue; default: ecsv"
+        "--format", choices=("ecsv", "fits", "parquet", "votable"), default="ecsv",
+        help="of the catalogue; default: ecsv",
     )
+    parser.add_argument(
+        "--pixel-positions", action="store_true", help="add x_BAND and y_BAND to the catalogue: 0-based pixels"
+    )
+    parser.add_argument("--segmentation", action="store_true", help="write segmentation.fits: the source of each pixel")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: CUDA where there is one")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument(
@@ -264,11 +269,14 @@ def _demo(arguments):
     from astropy.table import QTable
 
     from .io import pair as pair_io
+    from .pipeline.catalogue_file import check_format
     from .pipeline.comparison import compare
     from .pipeline.output import check_output
 
     with _options("output"):
         check_output(arguments.output, arguments.overwrite)
+    with _options("format"):
+        check_format(arguments.format)
     data = files("rosetta") / "data"
     start = time.perf_counter()
     with _progress(arguments) as progress:
@@ -283,15 +291,20 @@ def _demo(arguments):
 
 
 def _run(arguments):
+    from .pipeline.catalogue_file import check_format
     from .pipeline.output import check_output
 
     with _options("output"):
         check_output(arguments.output, arguments.overwrite)
+    with _options("format"):
+        check_format(arguments.format)
     start = time.perf_counter()
     with _progress(arguments) as progress:
         progress("read", 0, 1)
         arguments.progress = progress.of("read")
         listed = _listed(arguments)
+        if listed:
+            _check_columns(listed["sources"], arguments)
         pair = _pair(arguments)
         how = {"workers": arguments.workers, **(listed or {})}
         result, written = _measure_and_write(pair, arguments, progress, window=arguments.window, **how)
@@ -319,7 +332,7 @@ def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None, **
         result = measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress, **how)
     written = result.write(
         arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth, format=arguments.format,
-        progress=progress.of("write"),
+        pixel_positions=arguments.pixel_positions, segmentation=arguments.segmentation, progress=progress.of("write"),
     )
     for path in written:
         log.info("wrote %s, %.1f MB", path, path.stat().st_size / 1e6)
@@ -529,6 +542,21 @@ def _listed(arguments):
     return {
         "sources": table, "neighbours": arguments.neighbours, "shape": shape, "recentre": arguments.recentre,
     }  # fmt: skip
+
+
+def _check_columns(table, arguments):
+    """That the catalogue's file can hold the columns of a user's table: said before the work, not after it."""
+    from tempfile import TemporaryDirectory
+
+    from .io import write_catalogue
+    from .pipeline.catalogue_file import FILES
+
+    own = table[[name for name in table.colnames if name != "sky_centroid"]]  # which the catalogue has itself
+    with TemporaryDirectory() as folder:
+        try:
+            write_catalogue(own, Path(folder) / FILES[arguments.format])
+        except ValueError as error:
+            raise ValueError(f"--sources {arguments.sources}: {error}") from error
 
 
 def _summary(result):

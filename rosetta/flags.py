@@ -36,5 +36,24 @@ class Flag(IntFlag):
     def _missing_(cls, value):
         return super()._missing_(index(value))  # an element of a column is a numpy integer
 
+    @classmethod
+    def names(cls, values):
+        """Names of the flags of a whole column.
+
+        Parameters
+        ----------
+        values : sequence of int
+            As ``catalog["flags"]``; of any shape.
+
+        Returns
+        -------
+        ndarray of str
+            Of the same shape: as ``str(Flag(value))``, for instance "LOW_SNR | BLENDED", or "none".
+        """
+        import numpy as np  # surveys and flags are read without it
+
+        found, where = np.unique(np.asarray(values, dtype=np.int64), return_inverse=True)
+        return np.array([str(cls(value)) for value in found], dtype=str)[where].reshape(np.shape(values))
+
     def __str__(self):
         return " | ".join(flag.name for flag in Flag if flag in self) or "none"

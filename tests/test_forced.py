@@ -15,7 +15,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.table import QTable
 
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, LearnedAligner, SkyPair
-from rosetta.cli import _listed
+from rosetta.cli import _check_columns, _listed
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.positions import from_tangent
 from rosetta.pipeline.run import measure
@@ -235,6 +235,13 @@ def test_a_file_of_positions(tmp_path):
     QTable({"ra": coord.ra.deg, "dec": coord.dec.deg}).write(tmp_path / "list.csv")
     assert read(tmp_path / "list.csv")["sources"]["sky_centroid"].separation(coord).max() < 1e-3 * u.mas
     assert read(None) == {}
+    own = known["sources"].copy()
+    for form in ("ecsv", "fits", "votable"):
+        _check_columns(own, Namespace(sources="list", format=form))
+    own["old"] = coord.galactic
+    _check_columns(own, Namespace(sources="list", format="ecsv"))
+    with pytest.raises(ValueError, match="--sources list: catalog has positions with a frame"):
+        _check_columns(own, Namespace(sources="list", format="fits"))
     QTable({"ra": coord.ra}).write(path, overwrite=True)
     (tmp_path / "list.unknown").write_text("1 2")
     for what, message in (

@@ -13,8 +13,8 @@ from astropy.table import QTable
 
 from rosetta import Flag
 from rosetta.cli import main
+from rosetta.io import write_catalogue
 from rosetta.pipeline import report
-from rosetta.pipeline.catalogue_file import FORMATS, read_catalogue, write_catalogue
 
 pytest.importorskip("matplotlib")
 
@@ -112,18 +112,3 @@ def test_what_is_no_run(run, tmp_path, capsys):
     (run / "catalogue.ecsv").write_text("text")
     assert "catalogue.ecsv'" in refused(run)
     assert not (run / "report.html").exists()
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("n", [0, 3])
-def test_catalogue_comes_back(format, n, tmp_path):
-    table = catalogue(3)[:n]
-    write_catalogue(table, tmp_path / f"catalogue.{format}")
-    again = read_catalogue(tmp_path / f"catalogue.{format}")
-    assert len(again) == n
-    assert again["flux_r"].unit == u.nJy
-    assert again.meta["rosetta"]["inputs"]["r"]["shape"] == [10, 10]
-    if n:
-        np.testing.assert_array_equal(again["flux_VIS"], table["flux_VIS"])
-        np.testing.assert_array_equal(again["flux_cov"], table["flux_cov"])
-        assert again["sky_centroid"][2].separation(table["sky_centroid"][2]) < 1 * u.uas

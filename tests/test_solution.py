@@ -78,7 +78,7 @@ def test_what_each_verdict_means():
     np.testing.assert_array_equal(coarse.offset_at(true, "r"), np.tile([30.0, -20.0], (3, 1)))
     np.testing.assert_array_equal(coarse.sigma_at(true), np.full((3, 2), 100.0))
     assert (coarse.kind("r"), coarse.frame("r"), coarse.frame("joint")) == ("coarse", "joint", "joint")
-    assert (solution().kind("r"), solution().frame("r")) == ("affine+shift", "r")
+    assert (solution().kind("r"), solution().frame("r")) == ("joint + shift", "r")
     nothing = solution("abstain")
     assert nothing.bands == () and nothing.ground_position(true) is true
     for ask in (nothing.offset_at, nothing.sigma_at):

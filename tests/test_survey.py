@@ -22,10 +22,11 @@ from astropy.wcs import WCS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rosetta import AstrometricSolution
 from rosetta.checkpoint import bundled
 from rosetta.cli import main
 from rosetta.files import machine
-from rosetta.io import euclid, rubin
+from rosetta.io import euclid, read_catalogue, rubin
 from rosetta.production import engines, task
 from rosetta.production.cells import Tract, clipped, core_box, depth_in, numbers_in, owner, polygon_area, within_core
 from rosetta.production.store import Store
@@ -322,11 +323,26 @@ def test_each_star_is_primary_once(done, files):
         assert 0 < primary.sum() < len(primary)  # the margin's rows are kept
         assert set(table["mer_tile"].to_pylist()) == {["101", "102"][index[1]]}
         assert set(table["patch"].to_pylist()) == {4, 5}
-        ra, dec = (np.array(table[f"sky_centroid.{axis}"])[primary] for axis in ("ra", "dec"))
+        ra, dec = (np.array(table[axis])[primary] for axis in ("ra", "dec"))
         places.append(SkyCoord(ra, dec, unit="deg"))
     found = SkyCoord(np.concatenate([p.ra for p in places]), np.concatenate([p.dec for p in places]))
     near = files[1][:, None].separation(found[None]) < 0.3 * u.arcsec
     assert (near.sum(1) == 1).all()
+
+
+def test_tables_are_catalogues(done):
+    """Units, descriptions, covariances and the solution are read back."""
+    place = Store(done).place((TRACT, 0))
+    objects = read_catalogue(place / "objects.parquet")
+    assert [name for name in objects.colnames if not objects[name].info.description] == []
+    assert objects["flux_cov"].shape[1:] == (2, 2) and objects["flux_cov"].unit == u.nJy**2
+    assert objects["ra_err"].unit == u.mas and objects.meta["bands"] == ["r", "VIS"]
+    windows = read_catalogue(place / "windows.parquet")
+    assert windows["embedding"].shape == (len(windows), 256)
+    solution = AstrometricSolution.from_table(read_catalogue(place / "offsets.parquet"))
+    assert solution.verdict == Store(done).record((TRACT, 0))["verdict"]
+    if solution.bands:
+        assert np.isfinite(solution.offset_at(objects["sky_centroid"])).all()
 
 
 def test_windows_lie_on_the_grid_of_the_tract(done):
@@ -334,7 +350,7 @@ def test_windows_lie_on_the_grid_of_the_tract(done):
     centers = []
     for index in survey.indices:
         table = rows_of(done, index, "windows")
-        ra, dec = (np.array(table[f"sky_center.{axis}"]) for axis in ("ra", "dec"))
+        ra, dec = (np.array(table[f"sky_center_{axis}"]) for axis in ("ra", "dec"))
         x, y = tract_wcs().world_to_pixel(SkyCoord(ra, dec, unit="deg"))
         np.testing.assert_allclose([(x + 0.5) % 32, (y + 0.5) % 32], 16, atol=1e-5)
         assert within_core(x, y, index[1], CORE).all()

@@ -14,12 +14,13 @@ PACKAGE = Path(rosetta.__file__).parent
 
 # From the ground up. A module may import those before it, and nothing after it.
 ORDER = """
-    registry surveys flags readonly arithmetic display files workers checkpoint
+    registry surveys flags columns readonly arithmetic display files workers checkpoint
     images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
     images.wcs images.wcs_fit
     images.filtering images.lines images.sharp_pixels images.artefacts images.image images.noise images.resampling
     input_image pair
-    io._structure io._wcs io._fits io._store io._image io._photometric_unit io.image io.survey_file
+    io._structure io._wcs io._fits io._store io._flat io.catalogue
+    io._image io._photometric_unit io.image io.survey_file
     io._euclid_names io._euclid_psf io.euclid io._stitch io._rubin_planes io._rubin_tree io._rubin_file io.rubin
     io.pair io._pair io
     embedding matching
@@ -41,10 +42,12 @@ ORDER = """
     deblending.source_list deblending.job_list deblending.sources deblending.listed deblending.chance_neighbours
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
-    deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source deblending.scene
+    deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source
+    deblending.label_map deblending.scene
     deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
-    photometry photometry.error_model photometry.zeropoints photometry.catalogue
-    pipeline pipeline.output pipeline.catalogue_file pipeline.products pipeline.run pipeline.comparison
+    photometry photometry.error_model photometry.zeropoints photometry.magnitudes photometry.apertures
+    photometry.reddening photometry.catalogue
+    pipeline pipeline.catalogue_file pipeline.output pipeline.products pipeline.run pipeline.comparison
     pipeline.report_page pipeline.report
     simulate.astrometry simulate.seds simulate.morphology simulate.stars simulate.real_morphologies simulate.mixtures
     simulate.population simulate.rendering simulate.noise simulate.saturation simulate.artefacts
@@ -67,7 +70,7 @@ ASTROPY = {
     "deblending.source_list", "deblending.job_list", "deblending.sources", "deblending.listed",
     "deblending.residual_search", "deblending.tile_fit", "deblending.tiles", "deblending.scene",
     "deblending.flagging", "deblending.features", "deblending.deblender",
-    "photometry.catalogue",
+    "photometry.catalogue", "photometry.magnitudes", "photometry.apertures", "photometry.reddening",
 }  # fmt: skip
 ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection", "production"}
 # The one place where astropy and torch meet.
@@ -75,7 +78,8 @@ TORCH_AND_ASTROPY = {"encoding.windows"}
 # Rooms whose extras are loaded only when somebody enters.
 EXTRAS = {
     "galsim": {"simulate", "injection"}, "speclite": {"simulate", "injection"}, "matplotlib": {"plotting"},
-    "tqdm": {"simulate"}, "pyarrow": {"production"}, "distributed": {"production"}, "astropy_healpix": {"production"},
+    "tqdm": {"simulate"}, "pyarrow": {"io", "production"}, "distributed": {"production"},
+    "astropy_healpix": {"production"},
 }  # fmt: skip
 LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
 

@@ -363,9 +363,9 @@ def _about(fitted, xy, offset, cov, scatter, config):
 
 
 def on_top_of(base, fit):
-    """The field of ``base`` (a model) plus one fitted to what it leaves: a `FieldFit`."""
+    """The joint field ``base`` (a model) plus one that a band was fitted with on top of it: a `FieldFit`."""
     model = {
-        "version": 1, "kind": f"{base['kind']}+{fit.model['kind']}", "base": base, "added": fit.model,
+        "version": 1, "kind": f"joint + {fit.model['kind']}", "base": base, "added": fit.model,
         "floor": fit.model["floor"], "score": fit.score, "n_source": fit.model["n_source"],
     }
     return FieldFit(model, fit.weight, fit.outlier, fit.score, fit.floor)

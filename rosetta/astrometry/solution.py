@@ -137,7 +137,8 @@ class AstrometricSolution:
         Returns
         -------
         str
-            "shift", "affine", "polynomial2", "gp", "gp+shift", "coarse", ...
+            "shift", "affine", "polynomial2", "polynomial3", "gp", "affine+gp" or "coarse"; of a band that has the joint
+            field and a shift of its own, "joint + shift", and likewise "joint + affine".
         """
         return self._field(band)["kind"]
 

@@ -205,7 +205,7 @@ class JEPADeblender(Head):
         # hold this source show in the residual. The shape of a point is known.
         misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
         covariance = field.covariance * misfit[:, None, None]
-        columns = source_columns(field, fixed, fits[reference], fits[roles.blend])
+        columns = source_columns(field, fixed, covariance, fits[reference], fits[roles.blend])
         solution = as_solution(offsets) if offsets is not None else None
         flags, of_bands = flagged(fits, images, embedding.pair, field.coord, reference, solution)
         flags |= columns.pop("flags")

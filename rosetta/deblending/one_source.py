@@ -34,71 +34,19 @@ class Source:
         return type(self), (self._scene, dict(self._row))
 
     def flux(self, band):
-        """Its flux in a band, as `~rosetta.DeblendedScene.flux` gives it.
-
-        Parameters
-        ----------
-        band : str
-
-        Returns
-        -------
-        `~astropy.units.Quantity`
-            nJy; NaN where unmeasured.
-        """
+        """Its flux in a band, nJy (`~astropy.units.Quantity`): see `rosetta.DeblendedScene.flux`."""
         return self._scene.flux(band)[self._scene.labels == self.label][0]
 
     def model(self, band):
-        """Its model, as `~rosetta.DeblendedScene.model` gives it.
-
-        Parameters
-        ----------
-        band : str
-
-        Returns
-        -------
-        `~astropy.nddata.CCDData`
-            nJy, the smallest cutout that holds it.
-
-        Raises
-        ------
-        ValueError
-            If the band is not in the scene, or the source has no pixel in it.
-        """
+        """Its model in a band (`~astropy.nddata.CCDData`): see `rosetta.DeblendedScene.model`."""
         return self._scene.model(self.label, band)
 
     def residual(self, band):
-        """What the models of all sources leave of the image, on the pixels of `model`.
-
-        Parameters
-        ----------
-        band : str
-
-        Returns
-        -------
-        `~astropy.nddata.CCDData`
-            nJy, with mask and variance; NaN where masked.
-
-        Raises
-        ------
-        ValueError
-            If the band is not in the scene, or the source has no pixel in it.
-        """
+        """The residual on the pixels of its model: see `rosetta.DeblendedScene.residual_at`."""
         return self._scene.residual_at(self.label, band)
 
     def plot(self, *, half_size=4.0, axes=None):
-        """Draw it and its neighbours: image, model of all, its own model and residual, in either survey.
-
-        Parameters
-        ----------
-        half_size : float
-            Half the side of a panel, arcsec.
-        axes : ndarray of `~matplotlib.axes.Axes`, shape (n_side, 4), optional
-
-        Returns
-        -------
-        ndarray of `~matplotlib.axes.Axes`, shape (n_side, 4)
-            As `~rosetta.plotting.plot_blend` returns them; ``axes[0, 0].figure`` is the figure.
-        """
+        """Draw it and its neighbours: see `rosetta.plotting.plot_blend`."""
         return plot_blend(self._scene, self.label, half_size=half_size, axes=axes)
 
     def _shown(self):

@@ -14,10 +14,11 @@ from astropy.table import QTable
 
 from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import AstrometricSolution, as_solution
+from ..columns import describe
 from ..display import html_table
 from ..embedding import SkyEmbedding
 from ..flags import Flag
-from ..images.image import band_images
+from ..images.image import FAR, band_images
 from ..images.positions import offset_coord
 from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
@@ -28,8 +29,9 @@ from .engine.config import EngineConfig
 from .engine.design import Design
 from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
 from .engine.shape_fit import broadened
+from .label_map import label_map
 from .one_source import Source
-from .shapes import centroids
+from .shapes import EAST, NORTH, centroids
 from .sky_plane import painted_sky
 from .sources import placed_on, seen_at
 
@@ -165,7 +167,11 @@ class DeblendedScene:
         `~astropy.table.QTable`
             ``label``, ``listed`` (only where positions were given: whether the source is one of them, or a
             neighbour), ``sky_centroid`` (of the template, in the space image's frame; a listed position stays
-            as it was given unless it was to be recentred), ``blendedness``
+            as it was given unless it was to be recentred), ``ra_err``, ``dec_err`` (mas on the sky, towards east and
+            north, in the frame of the sharpest image) and their correlation ``ra_dec_corr`` (from the noise, its
+            autocorrelation and what the template leaves in the residuals, not from the light of neighbours; too small
+            for irregular galaxies; NaN where the position was given and not recentred, or no pixel is valid),
+            ``blendedness``
             (0: alone; 1 - sum f^2 / sum f F over the pixels of ``meta["blendedness_band"]``),
             ``n_pixel`` and ``n_band`` (valid pixels and bands that support it), ``blend_probability``
             (that another source of at least a fifth of its flux hides within an arcsecond; NaN unless the deblender
@@ -175,8 +181,59 @@ class DeblendedScene:
             ``flags_<band>`` (what of it is true in that band).
         """
         table = self._table.copy()
+        describe(table, self.bands)
         table.meta.update(self.meta)
         return table
+
+    def pixel_positions(self):
+        """Where all sources lie on the images.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``label``, and ``x_<band>``, ``y_<band>`` (pix): 0-based pixels of the band's image (the centre of the
+            first one is 0), also outside it. On the ground the astrometric solution is applied. NaN where the WCS
+            gives none.
+        """
+        table = QTable({"label": self.labels})
+        for band in self.bands:
+            placed = self._placed(band)
+            light = centroids(self._templates.mixtures)  # arcsec (east, north) from where the source is placed
+            xy = placed.xy + np.einsum("nij,nj->ni", placed.jacobian, light)
+            xy[(np.abs(placed.xy) >= FAR).any(axis=1)] = np.nan
+            table[f"x_{band}"], table[f"y_{band}"] = xy.T * u.pix
+        describe(table, self.bands)
+        return table
+
+    @plain_arithmetic
+    def segmentation(self, band=None, *, threshold=1.0):
+        """Which source each pixel belongs to.
+
+        Parameters
+        ----------
+        band : str, optional
+            None: the reference band, ``meta["reference_band"]``.
+        threshold : float, optional
+            In standard deviations of the sky in one pixel. A pixel belongs to the source whose model is brightest there
+            and brighter than this. A source that is fainter everywhere has no pixel.
+
+        Returns
+        -------
+        `~astropy.nddata.CCDData`
+            Labels, int32, on the native grid; 0 where there is no source or the pixel is masked.
+
+        Raises
+        ------
+        ValueError
+            If the band is not in this scene, or the threshold is not a positive number.
+        """
+        band = self._meta["reference_band"] if band is None else band
+        self._fit(band)
+        if not (np.ndim(threshold) == 0 and 0 < threshold < np.inf):
+            raise ValueError(f"threshold is {threshold!r}: give a positive number")
+        labels = label_map(self.source_models(band), self.images[band].sky_weight, threshold)
+        wcs, meta = self._wcs_of(band)
+        return CCDData(labels, unit=u.dimensionless_unscaled, wcs=wcs.deepcopy(), meta=meta)
 
     def _row(self, label):
         found = np.flatnonzero(np.asarray(self._table["label"]) == label) if np.ndim(label) == 0 else ()
@@ -650,7 +707,7 @@ def shape_columns(mixtures):
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 
 
-def source_columns(field, fixed, sharp, blended):
+def source_columns(field, fixed, covariance, sharp, blended):
     """Columns of a scene's table that follow from the fits.
 
     Parameters
@@ -658,6 +715,8 @@ def source_columns(field, fixed, sharp, blended):
     field : `~rosetta.deblending.tiles.FieldFit`
     fixed : (n,) bool array
         Whether a position is what a user says, and not where the template's light is.
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes, along `~rosetta.deblending.shapes.DIRECTIONS`.
     sharp, blended : `~rosetta.deblending.band_fit.BandFit`
         Of the reference band, and of the band that blendedness is measured in.
 
@@ -671,15 +730,42 @@ def source_columns(field, fixed, sharp, blended):
     flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
     flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
     radius, e1, e2 = shape_columns(field.mixtures)
+    n_band = sum(fit.measured.astype(int) for fit in field.bands.values())
     shift = np.where(fixed[:, None], 0.0, centroids(field.mixtures)) * u.arcsec
+    place = field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
     return {
-        "sky_centroid": field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1]),
+        "sky_centroid": place,
+        **position_errors(covariance * (sharp.noise**2)[:, None, None], known=~fixed & (n_band > 0)),
         "blendedness": blended.blendedness,
         "n_pixel": sum(fit.pixels for fit in field.bands.values()),
-        "n_band": sum(fit.measured.astype(int) for fit in field.bands.values()),
+        "n_band": n_band,
         "half_light_radius": radius * u.arcsec,
         "e1": e1,
         "e2": e2,
         "snr": snr,
         "flags": flags,
     }
+
+
+def position_errors(covariance, known):
+    """Columns of the errors of positions.
+
+    Parameters
+    ----------
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes, arcsec^2 for the centres.
+    known : (n,) bool array
+        Whether a position was fitted to pixels.
+
+    Returns
+    -------
+    dict of str to column
+        ``ra_err`` (on the sky, towards east) and ``dec_err`` (towards north), mas, and their correlation
+        ``ra_dec_corr``; NaN where the position was not fitted.
+    """
+    own = np.where(known[:, None, None], covariance[:, EAST : NORTH + 1, EAST : NORTH + 1], np.nan)
+    east, north = np.sqrt(own[:, 0, 0]), np.sqrt(own[:, 1, 1])
+    return {
+        "ra_err": (east * u.arcsec).to(u.mas), "dec_err": (north * u.arcsec).to(u.mas),
+        "ra_dec_corr": own[:, 0, 1] / (east * north),
+    }  # fmt: skip

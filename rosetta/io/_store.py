@@ -17,7 +17,10 @@ from scipy import sparse
 from ..files import atomic_write
 from ._fits import as_path, open_fits
 
-__all__ = ["check_format", "document", "document_hdu", "extensions", "new_path", "record", "record_hdus", "save"]
+__all__ = [
+    "check_format", "content_of", "document", "document_hdu", "extensions", "new_path", "record", "record_hdus", "save",
+    "text_of",
+]  # fmt: skip
 
 CONTENTS, CHECKSUM = "CONTENTS", "SHA256"
 UNSUMMED = "0" * 64
@@ -205,19 +208,29 @@ def document_hdu(name, content, *, ver=1):
     Positions, quantities and times keep their type, tuples become lists; anything else that JSON does not know is
     kept as its text.
     """
-    try:
-        text = json.dumps(content, default=_jsonable)
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"meta cannot be stored ({error}): use strings as keys, and no deeper nesting") from error
+    text = text_of(content)
     return fits.BinTableHDU(np.array([(text,)], dtype=[("json", f"U{len(text)}")]), name=name, ver=ver)
 
 
 def document(found, name, *, ver=1):
     """The dict that `document_hdu` wrote."""
     try:
-        return json.loads(str(found[name.upper(), ver].data["json"][0]), object_hook=_from_json)
+        return content_of(str(found[name.upper(), ver].data["json"][0]))
     except (ValueError, RecursionError) as error:
         raise OSError(f"{name} holds no JSON") from error
+
+
+def text_of(content):
+    """A dict as JSON, as in `document_hdu`."""
+    try:
+        return json.dumps(content, default=_jsonable)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"meta cannot be stored ({error}): use strings as keys, and no deeper nesting") from error
+
+
+def content_of(text):
+    """The dict that `text_of` wrote."""
+    return json.loads(text, object_hook=_from_json)
 
 
 def _jsonable(value):

@@ -10,6 +10,7 @@ from astropy.table import QTable
 from .. import checkpoint
 from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import as_solution
+from ..columns import describe
 from ..deblending.band_fit import POOR_CHI2
 from ..deblending.deblender import JEPADeblender
 from ..deblending.features import flux_features
@@ -30,6 +31,7 @@ __all__ = ["EmbeddingPhotometry", "training_rows", "with_columns_of"]
 
 log = logging.getLogger("rosetta")
 
+POSITION_ERRORS = ("ra_err", "dec_err", "ra_dec_corr")
 LIMIT = 3.0  # S/N below which a listed source has an upper limit, and sigma that it lies above the flux
 MIN_FLUXES = 30  # with fewer the quantile that scales the errors is known to worse than a tenth
 
@@ -109,7 +111,8 @@ class EmbeddingPhotometry(Head):
         Returns
         -------
         `~astropy.table.QTable`
-            ``label``, ``sky_centroid``, ``flux_<band>``, ``flux_err_<band>`` (nJy), ``flux_cov``
+            ``label``, ``sky_centroid``, ``ra_err``, ``dec_err``, ``ra_dec_corr`` (as in the table of the scene),
+            ``flux_<band>``, ``flux_err_<band>`` (nJy), ``flux_cov``
             (n_band, n_band; nJy^2, bands in the order of ``meta["bands"]``), ``neighbor_label`` (the source whose
             flux is most correlated with this one's; -1: none) and ``neighbor_corr_<band>`` (its correlation
             from the overlap, NaN where unmeasured), ``chi2_<band>`` (reduced, over the source's footprint),
@@ -156,6 +159,7 @@ class EmbeddingPhotometry(Head):
         catalog.meta.update(self._provenance_of(embedding, **options))
         catalog.meta["bands"] = list(scene.bands)
         catalog.meta["deblender"] = scene.meta
+        describe(catalog, scene.bands)
         return catalog if isinstance(sources, DeblendedScene) else with_columns_of(sources, catalog)
 
     def _trained_on(self):
@@ -223,7 +227,9 @@ def _formal(scene):
     fits, bands, images, n = scene.fits, scene.bands, scene.images, len(scene)
     table = scene.to_table()
     catalog = QTable()
-    catalog["label"], catalog["sky_centroid"] = table["label"], table["sky_centroid"]
+    for name in ("label", "sky_centroid", *POSITION_ERRORS):
+        if name in table.colnames:  # scenes of earlier files have no errors
+            catalog[name] = table[name]
     flux = np.stack([fits[b].flux for b in bands], axis=1) if n else np.zeros((0, len(bands)))  # (n, n_band)
     cov = scene.template_covariance * flux[:, :, None] * flux[:, None, :]
     for k, band in enumerate(bands):

@@ -1,22 +1,19 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The catalogue of a run as a file, in one of several formats, with its units and provenance."""
+"""The catalogue among the files of a run, in one of several formats."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from astropy.io import fits
-from astropy.table import QTable
+__all__ = ["FILES", "FORMATS", "check_format", "find_catalogue"]
 
-from ..io._store import document, document_hdu
-
-__all__ = ["FILES", "FORMATS", "check_format", "find_catalogue", "read_catalogue", "write_catalogue"]
-
-FORMATS = ("ecsv", "fits")
-FILES = tuple(f"catalogue.{name}" for name in FORMATS)
-META = "CATALOGUE_META"  # FITS: the extension with the provenance, as JSON
+FILES = {
+    "ecsv": "catalogue.ecsv", "fits": "catalogue.fits", "parquet": "catalogue.parquet", "votable": "catalogue.vot",
+}  # fmt: skip
+FORMATS = tuple(FILES)
 
 
 def check_format(format):
-    """Refuse a format that is not known.
+    """Refuse a format that is not known, or that needs a package that is not installed.
 
     Parameters
     ----------
@@ -28,28 +25,8 @@ def check_format(format):
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-
-
-def write_catalogue(catalog, path):
-    """Write a catalogue; the ending of the file says in which format.
-
-    Parameters
-    ----------
-    catalog : `~astropy.table.QTable`
-    path : `~pathlib.Path`
-    """
-    if path.suffix == ".ecsv":
-        if len(catalog) == 0:
-            catalog = catalog.copy()
-            del catalog["flux_cov"]  # ECSV cannot be read back with an empty column of matrices
-        catalog.write(path, format="ascii.ecsv")
-        return
-    bare = catalog.copy(copy_data=False)
-    bare.meta.clear()  # FITS headers cannot hold what is nested
-    bare.write(path, format="fits")
-    with fits.open(path, mode="append") as file:
-        file[1].name = "CATALOGUE"
-        file.append(document_hdu(META, catalog.meta))
+    if format == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError("format 'parquet' needs pyarrow: install it, or choose ecsv, fits or votable")
 
 
 def find_catalogue(directory):
@@ -69,37 +46,8 @@ def find_catalogue(directory):
         If there is none, or more than one.
     """
     directory = Path(directory)
-    found = [directory / name for name in FILES if (directory / name).is_file()]
+    found = [directory / name for name in FILES.values() if (directory / name).is_file()]
     if len(found) != 1:
         what = " and ".join(path.name for path in found) if found else "no catalogue"
         raise ValueError(f"{str(directory)!r} holds {what}: name the folder of one run, which rosetta run -o made")
     return found[0]
-
-
-def read_catalogue(path):
-    """Read a catalogue written by `write_catalogue`.
-
-    Parameters
-    ----------
-    path : `~pathlib.Path`
-
-    Returns
-    -------
-    `~astropy.table.QTable`
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged; the message names it.
-    """
-    try:
-        if path.suffix == ".ecsv":
-            return QTable.read(path, format="ascii.ecsv")
-        with fits.open(path) as file:
-            catalog = QTable.read(file, hdu=1)
-            catalog.meta = document({(hdu.name, hdu.ver): hdu for hdu in file}, META)
-        return catalog
-    except OSError:
-        raise
-    except Exception as error:  # astropy raises many types for a damaged table
-        raise ValueError(f"{str(path)!r} cannot be read as a catalogue ({error}): run the job again") from error

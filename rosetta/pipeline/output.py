@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..files import naming
+from .catalogue_file import FILES
 
 try:
     import fcntl
@@ -18,7 +19,7 @@ __all__ = ["PRODUCTS", "check_output", "replaced"]
 
 # All that a run can write, and its report, which belongs to no other run.
 PRODUCTS = (
-    "catalogue.ecsv", "catalogue.fits", "offsets.ecsv", "models.fits", "sources.reg", "overview.png", "report.html",
+    *FILES.values(), "offsets.ecsv", "models.fits", "segmentation.fits", "sources.reg", "overview.png", "report.html",
 )  # fmt: skip
 
 

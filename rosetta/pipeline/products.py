@@ -8,7 +8,8 @@ from astropy.io import fits
 
 from ..files import naming
 from ..images.wcs import cards_of
-from .catalogue_file import check_format, write_catalogue
+from ..io.catalogue import write_catalogue
+from .catalogue_file import FILES, check_format
 from .output import check_output, replaced
 
 __all__ = ["MODELS", "with_shapes", "write", "write_models"]
@@ -18,7 +19,10 @@ BLOCK = 2880  # bytes; FITS comes in blocks
 STAMP_SHARE = 1e-4  # of a model's peak; fainter borders are cut off its stamp
 
 
-def write(result, directory, *, truth=None, overwrite=False, models="sources", format="ecsv", progress=None):
+def write(
+    result, directory, *, truth=None, overwrite=False, models="sources", format="ecsv", pixel_positions=False,
+    segmentation=False, progress=None,
+):
     """Write the products of a run: all of them, or none. See `~rosetta.Result.write`.
 
     Parameters
@@ -28,7 +32,9 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources", f
     truth : `~astropy.table.QTable`, optional
     overwrite : bool
     models : {"none", "bands", "sources"}
-    format : {"ecsv", "fits"}
+    format : {"ecsv", "fits", "parquet", "votable"}
+    pixel_positions : bool
+    segmentation : bool
     progress : callable, optional
 
     Returns
@@ -47,7 +53,7 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources", f
         raise ValueError(f"models must be one of {', '.join(MODELS)}, got {models!r}")
     check_format(format)
     check_output(directory, overwrite)
-    writers = _writers(result, truth, models, format)
+    writers = _writers(result, truth, models, format, pixel_positions, segmentation)
     with replaced(directory) as folder:
         for done, (name, writer) in enumerate(writers.items()):
             if progress is not None:
@@ -57,14 +63,16 @@ def write(result, directory, *, truth=None, overwrite=False, models="sources", f
     return [Path(directory).absolute() / name for name in names]
 
 
-def _writers(result, truth, models, format):
+def _writers(result, truth, models, format, pixel_positions, segmentation):
     """The functions that write the files of a run, by name."""
     scene, offsets = result.scene, result.offsets
-    writers = {f"catalogue.{format}": lambda path: write_catalogue(with_shapes(result), path)}
+    writers = {FILES[format]: lambda path: write_catalogue(with_shapes(result, pixel_positions), path)}
     if offsets is not None:
         writers["offsets.ecsv"] = lambda path: offsets.write(path, format="ascii.ecsv")
     if models != "none":
         writers["models.fits"] = lambda path: write_models(scene, path, sources=models == "sources")
+    if segmentation:
+        writers["segmentation.fits"] = lambda path: _write_segmentation(scene, path)
     writers["sources.reg"] = lambda path: scene.to_regions().write(path, format="ds9")
     writers["overview.png"] = lambda path: _write_overview(result, path, truth)
     return writers
@@ -76,9 +84,12 @@ def _write(directory, folder, name, write):
         write(folder / name)
 
 
-def with_shapes(result):
-    """The catalogue with the sizes, shapes and blendedness of the scene's table."""
+def with_shapes(result, pixel_positions=False):
+    """The catalogue with the sizes, shapes and blendedness of the scene's table, and, if asked for, the pixels."""
     catalog, table = result.catalog.copy(), result.scene.to_table()
+    if pixel_positions:
+        pixels = result.scene.pixel_positions()
+        table.add_columns([pixels[name] for name in pixels.colnames[1:]], names=pixels.colnames[1:])
     if "listed" in table.colnames:
         table = table[table["listed"]]
         del table["listed"]
@@ -135,6 +146,15 @@ def write_models(scene, path, *, sources=True):
             of_sources = header
     if sources:
         _write_sources(scene, reference, of_sources, path)
+
+
+def _write_segmentation(scene, path):
+    """Labels of the sources on the grid of the reference band."""
+    found = scene.segmentation()
+    header = cards_of(found.wcs)
+    header["BAND"] = found.meta["band"]
+    labels = fits.CompImageHDU(found.data, header, name="SEGMENTATION", compression_type="GZIP_2")
+    fits.HDUList([fits.PrimaryHDU(), labels]).writeto(path)
 
 
 def _compressed(image, header, name):

@@ -16,7 +16,8 @@ from ..astrometry.solution import AstrometricSolution
 from ..display import html_table
 from ..files import atomic_write
 from ..flags import Flag
-from .catalogue_file import find_catalogue, read_catalogue
+from ..io.catalogue import read_catalogue
+from .catalogue_file import find_catalogue
 from .output import PRODUCTS
 from .report_page import page, picture, section
 

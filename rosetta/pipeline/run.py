@@ -62,11 +62,15 @@ class Result:
         return "".join(part._repr_html_() for part in parts)
 
     @plain_arithmetic
-    def write(self, directory, *, overwrite=False, models="sources", truth=None, format="ecsv", progress=None):
+    def write(
+        self, directory, *, overwrite=False, models="sources", truth=None, format="ecsv", pixel_positions=False,
+        segmentation=False, progress=None,
+    ):
         """Write the results into a directory: all of them, or none.
 
-        ``catalogue.ecsv`` or ``catalogue.fits`` (fluxes, then the columns of the scene's table); ``offsets.ecsv``
-        (with both surveys); ``models.fits``; ``sources.reg`` (DS9); ``overview.png`` (needs matplotlib).
+        ``catalogue.ecsv``, ``.fits``, ``.parquet`` or ``.vot`` (fluxes, then the columns of the scene's table);
+        ``offsets.ecsv`` (with both surveys); ``models.fits``; ``segmentation.fits`` (if asked for);
+        ``sources.reg`` (DS9); ``overview.png`` (needs matplotlib).
 
         Parameters
         ----------
@@ -80,8 +84,12 @@ class Result:
             every source in the reference band; "none", the file is not written.
         truth : `~astropy.table.QTable`, optional
             As from `rosetta.simulate.simulate_pair`; drawn in the overview.
-        format : {"ecsv", "fits"}
-            Of the catalogue. In FITS its provenance is the extension ``CATALOGUE_META``, as JSON.
+        format : {"ecsv", "fits", "parquet", "votable"}
+            Of the catalogue; `rosetta.io.read_catalogue` reads all of them. Parquet needs pyarrow.
+        pixel_positions : bool
+            Whether the catalogue has ``x_<band>`` and ``y_<band>``, see `~rosetta.DeblendedScene.pixel_positions`.
+        segmentation : bool
+            Whether ``segmentation.fits`` is written: `~rosetta.DeblendedScene.segmentation` of the reference band.
         progress : callable, optional
             Called as ``progress(done, total)`` before each file.
 
@@ -97,7 +105,8 @@ class Result:
             unknown.
         """
         return products.write(
-            self, directory, truth=truth, overwrite=overwrite, models=models, format=format, progress=progress
+            self, directory, truth=truth, overwrite=overwrite, models=models, format=format,
+            pixel_positions=pixel_positions, segmentation=segmentation, progress=progress,
         )
 
 

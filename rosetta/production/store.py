@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..files import atomic_write, has_ended, machine
+from ..io.catalogue import write_catalogue
 
 __all__ = ["TRIES", "Store"]
 
@@ -49,11 +50,10 @@ class Store:
         return (self.place(index) / "record.json").is_file()
 
     def write_table(self, index, name, table):
-        """Write one of the tables of a cell: "objects", "offsets" or "windows"."""
+        """Write "objects", "offsets" or "windows" of a cell, as `rosetta.io.write_catalogue` does."""
         place = self.place(index)
         place.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place / f"{name}.parquet") as temporary:
-            table.write(temporary, format="parquet")
+        write_catalogue(table, place / f"{name}.parquet", overwrite=True)
 
     def finish(self, index, record):
         """Write the record of a cell, after its tables."""

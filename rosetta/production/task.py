@@ -10,6 +10,7 @@ import warnings
 import astropy.units as u
 import numpy as np
 
+from ..columns import describe
 from ..io import euclid, rubin
 from ..pair import SkyPair
 from ..surveys import EUCLID
@@ -228,8 +229,7 @@ def _objects(result, cell, config):
     table.add_column(primary, name="is_primary", index=1)
     table["patch"] = _patch(x, y, cell.patches)
     table["mer_tile"] = np.full(len(table), cell.tile)
-    if "flux_cov" in table.colnames:  # Parquet has lists, no matrices
-        table["flux_cov"] = table["flux_cov"].reshape(len(table), -1)
+    describe(table, result.scene.bands)
     return table
 
 
