@@ -217,10 +217,11 @@ def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
     of its own frequency. That difference is added.
     """
     fy, fx = np.fft.fftfreq(size), np.fft.rfftfreq(size)
-    inner = _transforms(mixtures, tangents, center, jacobian, fy, fx)
+    # A source narrower than the PSF has Gaussians of negative variance, which would grow without limit out there.
+    inner = _transforms(mixtures, tangents, center, jacobian, fy, fx, largest=0.0)
     total = np.zeros_like(inner)
     for my, mx, responses in aliases:
-        light = _transforms(mixtures, tangents, center, jacobian, fy + my, fx + mx)
+        light = _transforms(mixtures, tangents, center, jacobian, fy + my, fx + mx, largest=0.0)
         total += (light - inner) * _of_places(responses, weights)
     return fft.irfft2(total, s=(size, size), axes=(2, 3))
 
@@ -250,10 +251,11 @@ def _share(frequency):
     return 0.5 * (1.0 - np.sin(0.5 * np.pi * beyond))
 
 
-def _transforms(mixtures, tangents, center, jacobian, fy, fx):
+def _transforms(mixtures, tangents, center, jacobian, fy, fx, largest=None):
     """Fourier transforms of mixtures and of their derivatives, in closed form.
 
-    At frequencies in cycles per pixel; (n, 1 + D, len(fy), len(fx)) complex64.
+    At frequencies in cycles per pixel; (n, 1 + D, len(fy), len(fx)) complex64. ``largest`` bounds the logarithm of the
+    transform of a Gaussian of unit light.
     """
     n, n_component = mixtures.shape[:2]
     weight = mixtures[..., 0]
@@ -276,7 +278,7 @@ def _transforms(mixtures, tangents, center, jacobian, fy, fx):
     step = max(1, CHUNK // (n * quadratic.shape[1]))  # a galaxy of many fragments has hundreds of components
     for some in (slice(start, start + step) for start in range(0, n_component, step)):
         basis = covariance[:, some] @ quadratic  # (n, k, frequency)
-        np.exp(np.maximum(basis, SMALLEST, out=basis), out=basis)
+        np.exp(np.clip(basis, SMALLEST, largest, out=basis), out=basis)
         if not common:
             basis = basis * _phase(shift[:, some].reshape(-1, 2), fx, fy).reshape(basis.shape)
         images = images + rows[:, :, some] @ basis  # (n, n_row, frequency)
