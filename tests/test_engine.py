@@ -413,7 +413,8 @@ def test_a_source_narrower_than_a_noisy_oversampled_psf():
     """The noise of an empirical PSF at frequencies that the pixels fold is not amplified."""
     samples = gaussian_psf(5.6, half=60)
     samples = samples + 3e-3 * samples.max() * np.random.default_rng(2).normal(size=samples.shape)
-    psf, xy, jacobian = PSF(16 * samples / samples.sum(), oversampling=4), np.array([[40.3, 39.8]]), np.diag([-5.0, 5.0])
+    psf = PSF(16 * samples / samples.sum(), oversampling=4)
+    xy, jacobian = np.array([[40.3, 39.8]]), np.diag([-5.0, 5.0])
     point, narrow = np.zeros((2, 1, 1, 6))
     point[..., 0] = narrow[..., 0] = 1.0
     narrow[..., [3, 5]] = -0.3 / 25  # 0.3 pixel^2
