@@ -263,6 +263,7 @@ def main():
     parser.add_argument("out", type=Path)
     add_option(parser)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     tables, encoder = Tables(options.tables), CrossSurveyEncoder.from_pretrained(device="cpu")
     heads = trained(encoder, *HEADS)
     job = partial(measure, encoder=encoder, **heads)
