@@ -33,10 +33,12 @@ def unit(values):
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def read(encoder, sky, where, window):
-    """Embeddings and spectra of windows: two dicts by side, (n, channel)."""
-    embedding = {side: values[0].numpy() for side, values in seen(encoder, sky, where, window, SEED).items()}
-    return embedding, spectra(encoder, sky, where, window, SEED)
+def phases(values):
+    """Spectra whose waves all have one amplitude (Kuglin & Hines 1975): no statistics of the sky are needed."""
+    n = values.shape[1] // 2
+    waves = values[:, :n] + 1j * values[:, n:]
+    waves /= np.abs(waves)
+    return np.concatenate([waves.real, waves.imag], 1) / np.sqrt(n)
 
 
 def separations(score):
@@ -58,23 +60,25 @@ def main():
         "trained": CrossSurveyEncoder.from_pretrained(device="cpu").model.encoder,
         "untrained": CrossSurveyEncoder(seed=SEED, device="cpu").model.encoder,
     }
+    # A spectrum is over the root of the number of tokens: its statistics are those of any size.
+    known = disjoint(training, WINDOWS[-1], SEED)[: options.most]
+    ordinary = {name: spectra(encoder, training, known, WINDOWS[-1], SEED) for name, encoder in models.items()}
     lines = []
     for window in WINDOWS:
         where = disjoint(sky, window, SEED)[: options.most]
-        known = disjoint(training, window, SEED)[: options.most]
-        compared = {}
+        embedding = {
+            side: values[0].numpy() for side, values in seen(models["trained"], sky, where, window, SEED).items()
+        }
+        compared = {"embedding": embedding}
         for name, encoder in models.items():
-            embedding, spectrum = read(encoder, sky, where, window)
-            ordinary = spectra(encoder, training, known, window, SEED)
-            spectrum = {
-                side: unit((spectrum[side] - ordinary[side].mean(0)) / ordinary[side].std(0)) for side in SIDES
-            }
-            if name == "trained":
-                compared["embedding"] = embedding
+            raw = spectra(encoder, sky, where, window, SEED)
+            usual = ordinary[name]
+            spectrum = {side: unit((raw[side] - usual[side].mean(0)) / usual[side].std(0)) for side in SIDES}
+            both = {side: np.concatenate([embedding[side], spectrum[side]], 1) / np.sqrt(2) for side in SIDES}
             compared[f"spectra, {name}"] = spectrum
-            both = {side: np.concatenate([compared["embedding"][side], spectrum[side]], 1) for side in SIDES}
-            compared[f"embedding and spectra, {name}"] = {side: values / np.sqrt(2) for side, values in both.items()}
-            note(f'{window}": {name} read')
+            compared[f"phases, {name}"] = {side: phases(raw[side] - usual[side].mean(0)) for side in SIDES}
+            compared[f"embedding and spectra, {name}"] = both
+        note(f'{window}": read')
         for name, of in compared.items():
             score = of["ground"] @ of["space"].T
             z, right = separations(score), found(score)

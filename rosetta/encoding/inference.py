@@ -18,9 +18,10 @@ __all__ = ["Model", "READ_OUT", "disc", "encode", "fit", "look", "moved", "predi
 
 STEP = 0.7  # arcsec, between shifts; the finest waves that windows are compared by are 2.9 arcsec long
 
-# Windows about a source whose middle token is read, arcsec: an odd number of patches.
-READ_OUT = {"ground": 16.0, "space": 14.4}
-NEAREST = 9  # tokens about the middle that the trunk gets: more cost more, and tell no more
+# Windows about a source, whose middle token is read: five patches, arcsec. Larger ones cost more, and tell no more;
+# neither do more tokens in the trunk than the nearest to the middle.
+READ_OUT = {"ground": 16.0, "space": 8.0}
+NEAREST = 9
 
 # Windows of 12.8 arcsec on which a trained model is measured; fewer of larger ones.
 _MEASURED = 512
