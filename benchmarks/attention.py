@@ -7,14 +7,15 @@ all tokens get at its distance, from the tokens of all windows, in that layer an
 the centre of a source of S/N > 50; a *halo* one with light beyond all half-light radii, above five times its noise, and
 without the centre of a source of S/N > 5; a *neighbour* one that holds the centre of another source of S/N 10 to 50.
 
-Run: python benchmarks/attention.py --tiles DIR [--fields 10] [--tables FOLDER]
+Run: python benchmarks/attention.py --tiles DIR [--fields 10] [--tables FOLDER] [--picture FILE]
 
-DIR as written by ``rosetta simulate --tiles``.
+DIR as written by ``rosetta simulate --tiles``. The picture is of another field, for the ground token at a galaxy.
 """
 
 import argparse
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 import torch
 from kit.statistics import interval
@@ -24,6 +25,8 @@ from kit.windows import SURVEYS, Where, load, nominal_sigma, note, views
 from rosetta import CrossSurveyEncoder, surveys
 from rosetta.encoding.network import SIDES, patches
 from rosetta.encoding.training_windows import center_range, cut
+from rosetta.plotting import plot_attention
+from rosetta.simulate import IDEAL, simulate_pair
 
 WINDOW = 38.4  # arcsec
 CORE, SOURCE, FAINT = 50, 10, 5  # S/N
@@ -31,6 +34,7 @@ LIGHT = 5  # noise of a patch
 BAND = {"ground": "i", "space": "VIS"}
 CLASSES = ("cores", "haloes", "neighbours")
 SEED = 0
+PICTURE = 7511  # seed of its field
 
 
 def kinds_of(sky, side, where, positions):
@@ -48,7 +52,7 @@ def kinds_of(sky, side, where, positions):
     images, _ = cut([one.pixels[k : k + 1]], np.zeros(1, int), one.affine[None], center[None], still, n)
     pad = (images.shape[-1] - n) // 2
     light = images[0, 0, pad : pad + n, pad : pad + n].float() * one.scale[k]
-    seeing = survey.bands[k].psf_fwhm.to_value("arcsec") / 2
+    seeing = survey.bands[k].psf_fwhm.to_value(u.arcsec) / 2
     radius = np.hypot(np.asarray(sky.truth[tile]["half_light_radius"], float), seeing)
     at = positions.reshape(n // 16, n // 16, 2)
     east = at[0, 0, 0] - pixel * (np.arange(n) - 7.5)
@@ -95,18 +99,32 @@ def measured(encoder, sky, side, wheres):
     return np.stack(out)  # (n_field, depth, heads, 3, seen and by chance)
 
 
+def picture(encoder, path):
+    """Attention of the ground token at the brightest galaxy near the middle of a field."""
+    pair, truth = simulate_pair(seed=PICTURE, size=51.2 * u.arcsec, bands=("g", "r", "i", "z", "VIS"), delivery=IDEAL)
+    image = pair.ground["i"]
+    middle = image.wcs.pixel_to_world(*(0.5 * (n - 1) for n in image.data.shape[::-1]))
+    near = (truth["sky_centroid"].separation(middle) < 6 * u.arcsec) & (truth["type"] == "galaxy")
+    coord = truth["sky_centroid"][near][np.argmax(truth["flux_i"][near])]
+    axes = plot_attention(pair, encoder.attention(pair, coord, "ground"))
+    axes[0, 0].figure.savefig(path, dpi=110)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiles", type=Path, required=True, help="tiles that nothing was trained on")
     parser.add_argument("--fields", type=int, default=10)
+    parser.add_argument("--picture", type=Path, help="draw one place there")
     add_option(parser)
     options = parser.parse_args()
+    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
+    if options.picture:
+        picture(encoder, options.picture)
     sky = load(options.tiles, options.fields)
     wheres = []
     for index, tile in enumerate(sky.tiles):
         low, high = center_range(tile, WINDOW)
         wheres.append(Where(np.array([index]), (low + high)[None] / 2))
-    encoder = CrossSurveyEncoder.from_pretrained(device="cpu")
     untrained = CrossSurveyEncoder(config=encoder.config, seed=SEED, device="cpu")
     tables = Tables(options.tables)
     header = ("Layer, head", *(f"{name}, {of}" for name in CLASSES for of in ("by chance", "more", "untrained: more")))

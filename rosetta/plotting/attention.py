@@ -28,7 +28,7 @@ def plot_attention(pair, attention, *, axes=None):
     -------
     ndarray of `~matplotlib.axes.Axes`, shape (n_layer, n_head)
         Colours: the share of attention of a patch over that of even attention, from 0.1 to 100, logarithmic. Lines: the
-        light of the image with the sharpest pixels. A cross marks the place. The number is the share on CLS, per cent.
+        light of VIS or i, else of the first band. A circle marks the place. CLS: its share, where it is 1 % or more.
     """
     from matplotlib.colors import LogNorm
     from scipy.ndimage import gaussian_filter
@@ -55,9 +55,10 @@ def plot_attention(pair, attention, *, axes=None):
                 extent=grid.extent, interpolation="nearest",
             )
             ax.contour(-offset, offset, light, [np.median(light) + CONTOUR * noise], colors=SKY_BLUE, linewidths=0.5)
-            ax.plot(0, 0, "+", color="white", ms=6, mew=0.9)
+            ax.plot(0, 0, "o", color="white", ms=12, mew=0.9, mfc="none")
             share = 100 * attention.meta["cls"][layer, head]
-            ax.text(0.04, 0.94, f"{share:.0f}", color="white", fontsize=7, va="top", transform=ax.transAxes)
+            if share >= 1:
+                ax.text(0.04, 0.96, f"CLS {share:.0f} %", color="white", fontsize=7, va="top", transform=ax.transAxes)
             ax.set_xlim(half, -half)
             ax.set_ylim(-half, half)
             ax.set_xticks([10, 0, -10])
@@ -67,7 +68,7 @@ def plot_attention(pair, attention, *, axes=None):
             if layer == 0:
                 ax.set_title(f"head {head + 1}", fontsize=8)
         line[0].set_ylabel(f"layer {layer + 1}\nnorth (arcsec)", fontsize=7)
-        colour_bar(line[-1], drawn, [0.1, 1, 10, 100], "even = 1")
+    colour_bar(axes[n_layer // 2, -1], drawn, [0.1, 1, 10, 100], "even = 1")
     for ax in axes[-1]:
         ax.set_xlabel("east (arcsec)", fontsize=7)
     return axes
