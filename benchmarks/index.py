@@ -4,6 +4,7 @@
 Windows that share no sky, anywhere on the tiles, as the surveys would see them. The separation of a window is the
 cosine with its own sky less the mean of all others, over their scatter. *Spectra* are what CLS begins as: Fourier
 coefficients of the window, linear in its pixels. Their channels are standardised by mean and scatter on training sky.
+*Phases* are spectra less that mean, whose waves all have one amplitude.
 
 Run: python benchmarks/index.py --tiles DIR --training-tiles DIR [--most 300] [--tables FOLDER]
 
@@ -25,6 +26,7 @@ from rosetta.encoding.network import SIDES
 
 WINDOWS = (38.4, 12.8)  # arcsec
 SEED = 0
+SHARE = 0.3  # of the embedding in a cosine of both
 MANY = 10**6  # windows of an index
 
 
@@ -34,7 +36,7 @@ def unit(values):
 
 
 def phases(values):
-    """Spectra whose waves all have one amplitude (Kuglin & Hines 1975): no statistics of the sky are needed."""
+    """Spectra whose waves all have one amplitude (phase correlation, Kuglin & Hines 1975)."""
     n = values.shape[1] // 2
     waves = values[:, :n] + 1j * values[:, n:]
     waves /= np.abs(waves)
@@ -74,10 +76,13 @@ def main():
             raw = spectra(encoder, sky, where, window, SEED)
             usual = ordinary[name]
             spectrum = {side: unit((raw[side] - usual[side].mean(0)) / usual[side].std(0)) for side in SIDES}
-            both = {side: np.concatenate([embedding[side], spectrum[side]], 1) / np.sqrt(2) for side in SIDES}
-            compared[f"spectra, {name}"] = spectrum
-            compared[f"phases, {name}"] = {side: phases(raw[side] - usual[side].mean(0)) for side in SIDES}
-            compared[f"embedding and spectra, {name}"] = both
+            phase = {side: phases(raw[side] - usual[side].mean(0)) for side in SIDES}
+            for what, values in (("spectra", spectrum), ("phases", phase)):
+                compared[f"{what}, {name}"] = values
+                parts = {side: (np.sqrt(SHARE) * embedding[side], np.sqrt(1 - SHARE) * values[side]) for side in SIDES}
+                compared[f"{SHARE} embedding, {1 - SHARE} {what}, {name}"] = {
+                    side: np.concatenate(part, 1) for side, part in parts.items()
+                }
         note(f'{window}": read')
         for name, of in compared.items():
             score = of["ground"] @ of["space"].T
