@@ -83,6 +83,10 @@ def test_reading_says_what_is_wrong(tiny_encoder, pair, embedding):
     with pytest.raises(TypeError, match="x must be a SkyPair or a SkyEmbedding"):
         tiny_encoder.at(None, coord, "space")
     assert tiny_encoder.at(pair, coord[:0], "ground").shape == (0, 384)
+    far = coord.spherical_offsets_by(1 * u.deg, 0 * u.deg)
+    assert np.isnan(tiny_encoder.at(pair, far, "ground")).all()
+    with pytest.raises(ValueError, match="coord lies outside of the ground images"):
+        tiny_encoder.attention(pair, far, "ground")
     with pytest.raises(ValueError, match="coord has 2 positions: attention is of one"):
         tiny_encoder.attention(pair, embedding.centers[[0, 0]], "ground")
 

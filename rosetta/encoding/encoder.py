@@ -271,9 +271,10 @@ class CrossSurveyEncoder:
         """
         side, images = self._images_of(x, survey)
         coord = plain_icrs(coord)
-        found = np.empty((len(coord), self._config.dim), np.float32)
-        for start in range(0, len(coord), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
+        found = np.full((len(coord), self._config.dim), np.nan, np.float32)
+        inside = np.flatnonzero(windows.on_images(images, coord))
+        for start in range(0, len(inside), AT_ONCE):
+            some = inside[start : start + AT_ONCE]
             view = windows.side_view(images, coord[some], inference.READ_OUT[side], self._config.knots(side))
             found[some] = inference.read_out(self._model.encoder, side, view)
         return found
@@ -306,12 +307,14 @@ class CrossSurveyEncoder:
             If ``x`` is neither a pair nor an embedding.
         ValueError
             If the survey is not known or has no images here, the embedding is of another encoder, ``coord`` is not one
-            position, or ``window`` is not an allowed size.
+            position on the images, or ``window`` is not an allowed size.
         """
         side, images = self._images_of(x, survey)
         coord = plain_icrs(coord)
         if len(coord) != 1:
             raise ValueError(f"coord has {len(coord)} positions: attention is of one")
+        if not windows.on_images(images, coord)[0]:
+            raise ValueError(f"coord lies outside of the {side} images: ask for a position on them")
         pitch = windows.PATCH * PIXEL_SCALE[side]
         count = int(round(_checked_window(window) / pitch))
         count -= 1 - count % 2

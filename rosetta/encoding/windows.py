@@ -14,7 +14,7 @@ from .network import View, conditions
 
 __all__ = [
     "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "native_corner",
-    "observing_conditions", "patch_wcs", "same_grid", "side_view", "window_grid",
+    "observing_conditions", "on_images", "patch_wcs", "same_grid", "side_view", "window_grid",
 ]
 
 PATCH = 16  # native pixels per token side
@@ -97,6 +97,17 @@ def side_view(images, centers, window, knots):
         fwhm=torch.tensor(per_band["fwhm"], dtype=torch.float32).expand(len(centers), -1),
         depth=torch.tensor(per_band["depth"], dtype=torch.float32).expand(len(centers), -1),
     )
+
+
+def on_images(images, coord):
+    """Whether any of the images reaches into the patch about each position: (n,) bool."""
+    held = []
+    for image in images:
+        reach = 0.5 * PATCH * PIXEL_SCALE[image.side] / image.pixel_scale + 1
+        ny, nx = image.shape
+        x, y = image.sky_to_pixel(coord)
+        held.append((x > -reach) & (x < nx + reach) & (y > -reach) & (y < ny + reach))  # not where it is NaN
+    return np.any(held, axis=0)
 
 
 def patch_wcs(center, pitch, count):
