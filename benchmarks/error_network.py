@@ -37,10 +37,10 @@ SEEDS = 3
 MAGS = (18, 22, 23, 24, 25, 26)
 
 
-def source_tokens(embedding, coord, header_coord):
+def source_tokens(encoder, pair, coord, header_coord):
     """Frozen tokens at sources: space and ground side by side, zeros where a side has no data, (n, 2 * dim)."""
     sides = (("space", coord), ("ground", header_coord))
-    return np.concatenate([np.nan_to_num(embedding.tokens_at(where, side)) for side, where in sides], axis=1)
+    return np.concatenate([np.nan_to_num(encoder.at(pair, where, side)) for side, where in sides], axis=1)
 
 
 class Measured:
@@ -68,8 +68,8 @@ class Measured:
         per_source = {
             "mag": magnitude(truth["flux_i"].value[true]),
             "blended": (np.asarray(table["flags"])[rows] & int(Flag.BLENDED)) != 0,
-            "tokens": source_tokens(embedding, coord, header)[rows],
-            "random": source_tokens(self.untrained(pair), coord, header)[rows],
+            "tokens": source_tokens(self.encoder, pair, coord[rows], header[rows]),
+            "random": source_tokens(self.untrained, pair, coord[rows], header[rows]),
         }
         per_flux = {name: np.repeat(values, len(scene.bands), axis=0) for name, values in per_source.items()}
         return training_rows(scene, truth) | per_flux

@@ -175,7 +175,7 @@ def gauges(table, model, sky):
         table.add(section, f"RankMe of CLS, {side}", len(where), without_each(both[side][1], where.tile), ">= 64")
     sources = choose(sky, SEED, N_SOURCE)
     for side in SIDES:
-        values, _ = tokens(model.encoder, sky, side, sources, SEED)
+        values = tokens(model.encoder, sky, side, sources, SEED)
         table.add(section, f"RankMe of source tokens, {side}", len(values), without_each(values, sources.tile), ">= 64")
 
 

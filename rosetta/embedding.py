@@ -63,49 +63,11 @@ class SkyEmbedding:
     meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
 
     def _side(self, survey):
-        """The side called ``survey``: "ground", "space", a survey's name or the survey itself."""
-        name = getattr(survey, "name", survey)
-        for side in SIDES:
-            if name in (side, self._pair.survey(side).name):
-                if side not in self._sides:
-                    raise ValueError(f"survey {name!r}: this embedding has no {side} side")
-                return side
-        known = [s for side in self._sides for s in (side, self._pair.survey(side).name)]
-        raise ValueError(f"unknown survey {name!r}: this embedding knows {known}")
-
-    @plain_arithmetic
-    def tokens_at(self, coord, survey):
-        """Tokens at sky positions, each read in the window whose centre is nearest.
-
-        Parameters
-        ----------
-        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
-        survey : str or `~rosetta.Survey`
-            "ground", "space" or the survey.
-
-        Returns
-        -------
-        ndarray, shape (n, 384), float32
-            Of the token whose patch centre is nearest; NaN where the survey has no data or no window lies.
-
-        Raises
-        ------
-        ValueError
-            If the survey is not known here or has no side.
-        """
-        side = self._sides[self._side(survey)]
-        window, offset = self._locate(coord)
-        outside = np.abs(offset).max(axis=-1, initial=0) > 0.5 * self._window.to_value(u.arcsec) + 1
-        tokens = np.empty((len(window), side["tokens"].shape[-1]), np.float32)
-        for w in np.unique(window):
-            rows = np.flatnonzero(window == w)
-            d2 = ((offset[rows, None, :] - side["positions"][w][None]) ** 2).sum(-1)  # (n_row, n_token)
-            nearest = d2.argmin(1)
-            tokens[rows] = side["tokens"][w][nearest]
-            if "seen" in side:  # a side that was predicted has no pixels
-                tokens[rows[~side["seen"][w][nearest]]] = np.nan
-        tokens[outside] = np.nan
-        return tokens
+        """Arrays of the side called ``survey``."""
+        side = self._pair.side_of(survey)
+        if side not in self._sides:
+            raise ValueError(f"survey {getattr(survey, 'name', survey)!r}: this embedding has no {side} side")
+        return self._sides[side]
 
     @plain_arithmetic
     def ood_at(self, coord):
@@ -180,6 +142,7 @@ class SkyEmbedding:
         one, two = (np.concatenate([a["embedding"] for a in e.sides.values()]) for e in (self, other))
         return one @ two.T
 
+    @plain_arithmetic
     def token_map(self, survey):
         """The tokens as an image on the sky.
 
@@ -191,15 +154,16 @@ class SkyEmbedding:
         Returns
         -------
         `~astropy.nddata.NDData`, data of shape (384, ny, nx)
-            With a three-axis WCS: right ascension, declination (TAN, one pixel per token), and channel.
-            Each pixel is read as by `tokens_at`.
+            With a three-axis WCS: right ascension, declination (TAN, one pixel per token), and channel. A pixel is the
+            token whose patch is nearest, in the window whose centre is nearest; NaN where the survey has no data. What
+            there is at a source is told better by `rosetta.CrossSurveyEncoder.at`.
 
         Raises
         ------
         ValueError
             If the survey is not known here or has no side.
         """
-        side = self._sides[self._side(survey)]
+        side = self._side(survey)
         positions = side["positions"][0].astype(float)
         pitch = np.ptp(positions[:, 0]) / (np.sqrt(len(positions)) - 1)
         center = self._centers[len(self._centers) // 2]
@@ -214,8 +178,23 @@ class SkyEmbedding:
         wcs.wcs.cdelt = [-pitch / 3600, pitch / 3600, 1]
         wcs.wcs.crpix = [0.5 + (east.max() + half) / pitch, 0.5 + (half - north.min()) / pitch, 1]
         y, x = np.mgrid[:ny, :nx]
-        tokens = self.tokens_at(wcs.celestial.pixel_to_world(x.ravel(), y.ravel()), survey)
+        tokens = self._nearest(side, wcs.celestial.pixel_to_world(x.ravel(), y.ravel()))
         return NDData(np.moveaxis(tokens.reshape(ny, nx, -1), -1, 0), wcs=wcs, meta=self.meta)
+
+    def _nearest(self, side, coord):
+        """Of positions (n,), the tokens of the nearest patches in the nearest windows: (n, dim), NaN where is none."""
+        window, offset = self._locate(coord)
+        outside = np.abs(offset).max(axis=-1, initial=0) > 0.5 * self._window.to_value(u.arcsec) + 1
+        tokens = np.empty((len(window), side["tokens"].shape[-1]), np.float32)
+        for w in np.unique(window):
+            rows = np.flatnonzero(window == w)
+            d2 = ((offset[rows, None, :] - side["positions"][w][None]) ** 2).sum(-1)  # (n_row, n_token)
+            nearest = d2.argmin(1)
+            tokens[rows] = side["tokens"][w][nearest]
+            if "seen" in side:  # a side that was predicted has no pixels
+                tokens[rows[~side["seen"][w][nearest]]] = np.nan
+        tokens[outside] = np.nan
+        return tokens
 
     @plain_arithmetic
     def write(self, path, *, overwrite=False):

@@ -131,6 +131,29 @@ class SkyPair:
             raise ValueError(f"side must be 'ground' or 'space', got {side!r}")
         return self._surveys[SIDES.index(side)]
 
+    def side_of(self, survey):
+        """The side that a survey looks from.
+
+        Parameters
+        ----------
+        survey : str or `~rosetta.Survey`
+            "ground", "space", a survey's name or the survey.
+
+        Returns
+        -------
+        str
+            "ground" or "space".
+
+        Raises
+        ------
+        ValueError
+            If it is neither of this pair's surveys.
+        """
+        name, known = getattr(survey, "name", survey), [n for side in SIDES for n in (side, self.survey(side).name)]
+        if name not in known:
+            raise ValueError(f"unknown survey {name!r}: use one of {known}")
+        return SIDES[known.index(name) // 2]
+
     def survey_name(self, side):
         """What to call the images of one side.
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import astropy.units as u
 import numpy as np
 import pytest
+import torch
 from astropy.nddata import NDData
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
@@ -13,7 +14,7 @@ from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 from rosetta import HSC, HST_ACS, CrossSurveyEncoder, Flag, SkyPair, checkpoint
 from rosetta.checkpoint import CheckpointError
 from rosetta.encoding.pretraining import TrainConfig
-from rosetta.images.positions import from_tangent, tangent
+from rosetta.images.positions import tangent
 
 
 @pytest.fixture
@@ -49,16 +50,69 @@ def test_encoding_is_repeatable_and_bands_matter(tiny_encoder, pair, embedding):
     np.testing.assert_allclose(fewer.sides["space"]["cls"], embedding.sides["space"]["cls"], atol=1e-5)
 
 
-def test_tokens_at_reads_the_nearest_token_of_the_nearest_window(embedding):
-    side = embedding.sides["space"]
-    window, token = len(embedding.centers) // 2, 27
-    position = side["positions"][window, token].astype(float)
-    coord = from_tangent(position[None] * 0.3, embedding.centers[window])  # near the centre of that window
-    nearest = np.hypot(*(side["positions"][window] - position * 0.3).T).argmin()
-    for name in ("space", "Euclid", embedding.pair.surveys[1]):
-        np.testing.assert_array_equal(embedding.tokens_at(coord, name)[0], side["tokens"][window, nearest])
-    with pytest.raises(ValueError, match="unknown survey 'JWST'"):
-        embedding.tokens_at(coord, "JWST")
+def test_a_source_is_read_in_the_middle_of_a_patch(tiny_encoder, pair, embedding):
+    """The same pixels about a source give the same token, wherever the source lies among the patches of a window."""
+    image = pair.space["VIS"]
+    x, y = np.array([90.0, 97.0, 103.0]), np.array([80.0, 99.0, 121.0])
+    coord = image.wcs.pixel_to_world(x, y)
+    tokens = tiny_encoder.at(pair, coord, "space")
+    assert tokens.shape == (3, 384) and np.isfinite(tokens).all()
+    for name in ("Euclid", pair.surveys[1]):
+        np.testing.assert_array_equal(tiny_encoder.at(embedding, coord, name), tokens)
+    one_by_one = np.concatenate([tiny_encoder.at(pair, one, "space") for one in coord])
+    np.testing.assert_allclose(one_by_one, tokens, atol=1e-4)
+    wcs = image.wcs.deepcopy()
+    wcs.wcs.crpix -= 7  # the first seven rows and columns are gone
+    moved = NDData(image.data[7:, 7:], uncertainty=type(image.uncertainty)(image.uncertainty.array[7:, 7:]),
+                   mask=image.mask[7:, 7:], wcs=wcs, unit=image.unit, psf=image.psf)
+    alone = SkyPair(None, {"VIS": image})
+    there = tiny_encoder.at(SkyPair(None, {"VIS": moved}), coord, "space")
+    np.testing.assert_allclose(there, tiny_encoder.at(alone, coord, "space"), atol=0.05)
+    assert np.abs(there[0] - there[1]).max() > 0.3
+
+
+def test_reading_says_what_is_wrong(tiny_encoder, pair, embedding):
+    coord = embedding.centers[:1]
+    other = CrossSurveyEncoder(config=tiny_encoder.config, seed=2, device="cpu")
+    with pytest.raises(ValueError, match="unknown survey 'JWST': use one of"):
+        tiny_encoder.at(pair, coord, "JWST")
+    with pytest.raises(ValueError, match="x has no space images to read"):
+        tiny_encoder.at(SkyPair(dict(pair.ground), None), coord, "space")
+    with pytest.raises(ValueError, match="x was embedded by encoder"):
+        other.at(embedding, coord, "space")
+    with pytest.raises(TypeError, match="x must be a SkyPair or a SkyEmbedding"):
+        tiny_encoder.at(None, coord, "space")
+    assert tiny_encoder.at(pair, coord[:0], "ground").shape == (0, 384)
+    far = coord.spherical_offsets_by(1 * u.deg, 0 * u.deg)
+    assert np.isnan(tiny_encoder.at(pair, far, "ground")).all()
+    with pytest.raises(ValueError, match="coord lies outside of the ground images"):
+        tiny_encoder.attention(pair, far, "ground")
+    with pytest.raises(ValueError, match="coord has 2 positions: attention is of one"):
+        tiny_encoder.attention(pair, embedding.centers[[0, 0]], "ground")
+
+
+def test_attention_is_a_share_on_the_sky(tiny_encoder, pair, embedding):
+    """Shares sum to one, and the patch that shows the place asked about is the middle one."""
+    coord = embedding.centers[0]
+    for survey, pitch, count in (("ground", 3.2, 5), ("space", 1.6, 11)):
+        found = tiny_encoder.attention(pair, coord, survey, window=19.2 * u.arcsec)
+        config = tiny_encoder.config
+        assert found.data.shape == (config.depth, config.heads, count, count)
+        np.testing.assert_allclose(found.data.sum((-1, -2)) + found.meta["cls"], 1, atol=1e-5)
+        np.testing.assert_allclose(found.wcs.world_to_pixel(coord), count // 2, atol=1e-6)
+        east = found.wcs.pixel_to_world(count // 2 - 1, count // 2)
+        np.testing.assert_allclose(tangent(east, coord)[0], [pitch, 0], atol=1e-6)
+
+
+def test_attention_is_what_the_trunk_uses(tiny_encoder):
+    """Values that are mixed by the weights are what the attention of a block gives."""
+    attention = tiny_encoder.model.encoder.blocks[0].attention
+    x = torch.randn(2, 7, tiny_encoder.config.dim, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        value = attention.key_value(x)[..., x.shape[-1] :].view(2, 7, attention.heads, -1).transpose(1, 2)
+        mixed = attention.weights(x, x) @ value
+        expected = attention.out(mixed.transpose(1, 2).reshape(x.shape))
+        torch.testing.assert_close(attention(x, x), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_table_similarity_and_map(embedding):
@@ -74,7 +128,10 @@ def test_table_similarity_and_map(embedding):
         coord = embedding.centers[n // 2]
         x, y = (int(np.round(v)) for v in token_map.wcs.celestial.world_to_pixel(coord))
         pixel = token_map.wcs.celestial.pixel_to_world(x, y)
-        np.testing.assert_array_equal(token_map.data[:, y, x], embedding.tokens_at(pixel, survey)[0])
+        side = embedding.sides["ground" if survey == "Rubin" else "space"]
+        window = embedding.centers.separation(pixel).argmin()
+        nearest = np.hypot(*(side["positions"][window] - tangent(pixel, embedding.centers[window])).T).argmin()
+        np.testing.assert_array_equal(token_map.data[:, y, x], side["tokens"][window, nearest])
         assert np.abs(tangent(pixel, coord)).max() <= 0.51 * pitch
 
 
@@ -283,8 +340,12 @@ def test_there_is_no_token_where_nothing_was_seen(tiny_encoder, make_image):
     mask[:, :40] = True
     half = NDData(image.data, uncertainty=image.uncertainty, wcs=image.wcs, unit=image.unit, mask=mask)
     where = image.wcs.pixel_to_world([10, 55], [32, 32])
-    tokens = tiny_encoder(SkyPair({"r": half}, None), window=12.8 * u.arcsec).tokens_at(where, "ground")
+    pair = SkyPair({"r": half}, None)
+    tokens = tiny_encoder.at(pair, where, "ground")
     assert np.isnan(tokens[0]).all() and np.isfinite(tokens[1]).all()
+    token_map = tiny_encoder(pair, window=12.8 * u.arcsec).token_map("ground")
+    known = np.isfinite(token_map.data[0])
+    assert known.any() and not known.all()
 
 
 @pytest.mark.parametrize("window", [np.inf * u.arcsec, np.nan * u.arcsec, [13, 13] * u.arcsec, "large", None])

@@ -166,3 +166,26 @@ def test_residual_images_are_small_and_in_units_of_their_scatter():
     assert np.isnan(shown["r"][:33]).all() and np.isfinite(shown["r"][34:]).all()
     for band in ("r", "VIS"):
         assert abs(np.nanstd(shown[band]) - 1) < 0.05
+
+
+def test_attention_is_drawn_where_it_is(make_image):
+    """A row per layer, a column per head; the patch to the north-east of the place is drawn there."""
+    image = make_image(100, 0.2)
+    pair = SkyPair({"r": image}, None)
+    weights = np.full((2, 3, 5, 5), 0.02, np.float32)
+    weights[1, 2, 3, 1] = 0.5  # one patch north, one east
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crpix, wcs.wcs.cdelt = ["RA---TAN", "DEC--TAN"], [3, 3], np.array([-3.2, 3.2]) / 3600
+    center = image.wcs.pixel_to_world(49.5, 49.5)
+    wcs.wcs.crval = [center.ra.deg, center.dec.deg]
+    meta = {"survey": "ground", "cls": np.full((2, 3), 0.5)}
+    axes = plotting.plot_attention(pair, NDData(weights, wcs=wcs, meta=meta))
+    assert axes.shape == (2, 3)
+    (drawn,) = axes[1, 2].images
+    left, right, low, high = drawn.get_extent()
+    shown = drawn.get_array()
+    row, column = np.unravel_index(shown.argmax(), shown.shape)
+    east = left + (column + 0.5) / shown.shape[1] * (right - left)
+    north = low + (row + 0.5) / shown.shape[0] * (high - low)
+    np.testing.assert_allclose([east, north], [3.2, 3.2], atol=1e-6)
+    assert shown.max() == 0.5 * 25

@@ -34,8 +34,8 @@ ORDER = """
     astrometry.solution astrometry.corrected_wcs
     astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
     astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner
-    plotting._style plotting._grid plotting._tables plotting.astrometry plotting.images plotting.blends
-    plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
+    plotting._style plotting._grid plotting._tables plotting.astrometry plotting.attention plotting.images
+    plotting.blends plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
     deblending.engine.shape_fit deblending.engine.engine deblending.config

@@ -78,18 +78,26 @@ def _flat(images):
 
 
 @torch.inference_mode()
+def spectra(encoder, sky, where, window, seed, look=AS_SURVEYED):
+    """The plane waves of the spectra that CLS begins as: per side (n, dim / 2)."""
+    both = {}
+    for side in SIDES:
+        views_ = views(sky, side, where, window, seed, look)
+        every = torch.cat([spectrum(encoder.stem[side](view)[0], view.positions) for view in views_])
+        both[side] = every[:, encoder.config.dim // 2 :].numpy()
+    return both
+
+
 def waves(encoder, sky, where, window, seed, look=AS_SURVEYED):
-    """Cosine of the spectra that CLS begins as, every channel scaled to unit variance, (n, n).
+    """Cosine of `spectra`, every channel scaled to unit variance, (n, n).
 
     Of an untrained encoder: what its plane waves know without a network.
     """
     both = []
-    for side in SIDES:
-        seen_ = views(sky, side, where, window, seed, look)
-        found_ = torch.cat([spectrum(encoder.stem[side](view)[0], view.positions) for view in seen_])
-        found_ = found_[:, encoder.config.dim // 2 :]  # the plane waves
-        both.append(torch.nn.functional.normalize((found_ - found_.mean(0)) / found_.std(0), dim=-1))
-    return (both[0] @ both[1].T).numpy()
+    for values in spectra(encoder, sky, where, window, seed, look).values():
+        scaled = (values - values.mean(0)) / values.std(0)
+        both.append(scaled / np.linalg.norm(scaled, axis=1, keepdims=True))
+    return both[0] @ both[1].T
 
 
 # ------------------------------------------------------------------------------------- robustness

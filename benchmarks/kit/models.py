@@ -50,7 +50,10 @@ def without_tokens(embedding):
 
 
 class NoTokens(CrossSurveyEncoder):
-    """An encoder whose embeddings hold zeros."""
+    """An encoder whose representation is zero everywhere."""
+
+    def at(self, x, coord, survey):
+        return np.zeros_like(super().at(x, coord, survey))
 
     def __call__(self, pair, **options):
         return without_tokens(super().__call__(pair, **options))

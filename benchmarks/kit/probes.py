@@ -5,17 +5,16 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
-import torch
 
 from rosetta import surveys
 from rosetta.encoding import training_windows
+from rosetta.encoding.inference import READ_OUT, read_out
 from rosetta.encoding.network import SIDES
 
 from .catalogue import measure, told
 from .statistics import area_under_roc
-from .windows import BANDS, SURVEYS, Where, encode, nominal_sigma, note, views
+from .windows import BANDS, SURVEYS, Where, nominal_sigma, note, views
 
-WINDOW = 12.8  # arcsec
 STAMP = 32  # pixels
 FOLDS = 5
 RIDGES = np.logspace(0, 7, 15)  # on standardised features
@@ -39,7 +38,7 @@ def choose(sky, seed, n=None):
     """Sources of S/N > 10 (VIS, nominal depth), away from the edges of their tile; ``n`` of them, or all."""
     tile, row = [], []
     for index, one in enumerate(sky.tiles):
-        low, high = training_windows.center_range(one, WINDOW)
+        low, high = training_windows.center_range(one, max(READ_OUT.values()))
         inside = ((sky.place[index] > low + 2) & (sky.place[index] < high - 2)).all(1)
         rows = np.flatnonzero(inside & (sky.snr(index) > 10))
         tile.append(np.full(len(rows), index))
@@ -53,45 +52,32 @@ def choose(sky, seed, n=None):
 
 
 def look_at(sky, side, sources, seed):
-    """Windows with the source on the central pixel of a patch near their middle.
+    """Windows with the source on the central pixel of the patch in their middle, as the library reads sources.
 
     Yields
     ------
     view : `~rosetta.encoding.network.View`
-    token : int
-        Index of that patch.
     phase : ndarray, shape (n, 2)
         Where in the pixel the source lies, x and y, pixels from the pixel corner at the patch centre.
     """
-    pixel = surveys.CONDITIONS[side].pixel_scale
-    count = round(WINDOW / pixel / 16)
-    middle = count // 2  # patches on the far side of the middle, in row and in column
-    token = middle * count + middle
-    # x runs west, y north: the patch centre lies half a patch west and north of the window centre.
-    centers = sources.place - np.array([-8, 8]) * pixel
-    where = Where(sources.tile, centers)
+    pixel, where = surveys.CONDITIONS[side].pixel_scale, Where(sources.tile, sources.place)
     start = 0
-    for view in views(sky, side, where, WINDOW, seed, slope=sources.slope):
-        rows = slice(start, start + len(view.pixels))
-        start = rows.stop
-        apart = sources.place[rows] - centers[rows] - view.positions[:, token].numpy()
-        yield view, token, apart / pixel * (-1, 1)
+    for view in views(sky, side, where, READ_OUT[side], seed, slope=sources.slope):
+        start += len(view.pixels)
+        middle = view.positions[:, view.positions.shape[1] // 2].numpy()  # of the patch, about the source
+        yield view, middle / pixel * (1, -1)
+        note(f"probes: {side}, {start} of {len(sources)} sources")
 
 
-def stamps(view, token):
-    """The `STAMP` pixels a side about the centre of a patch, flattened: (n, n_band * 32 * 32)."""
-    count = view.pixels.shape[-1] // 16
-    y, x = (16 * (token // count) - 8, 16 * (token % count) - 8)
-    return view.pixels[:, :, y : y + STAMP, x : x + STAMP].flatten(1).numpy()
+def stamps(view):
+    """The `STAMP` pixels a side about the centre, flattened: (n, n_band * 32 * 32)."""
+    edge = (view.pixels.shape[-1] - STAMP) // 2
+    return view.pixels[:, :, edge : edge + STAMP, edge : edge + STAMP].flatten(1).numpy()
 
 
 def tokens(encoder, sky, side, sources, seed):
-    """The token at each source, (n, dim), and the source's phase in the pixel, (n, 2)."""
-    found, phases = [], []
-    for view, token, phase in look_at(sky, side, sources, seed):
-        found.append(encode(encoder, side, [view], ("tokens",))[0][:, token])
-        phases.append(phase)
-    return torch.cat(found).numpy(), np.concatenate(phases)
+    """The token at each source, (n, dim)."""
+    return np.concatenate([read_out(encoder, side, view) for view, _ in look_at(sky, side, sources, seed)])
 
 
 def magnitude(sky, sources, band):
@@ -164,15 +150,12 @@ def features(encoders, sky, side, sources, seed):
     phase : ndarray, shape (n, 2)
     """
     readable, phases = {name: [] for name in (*encoders, "pixels", "photutils")}, []
-    for view, token, phase in look_at(sky, side, sources, seed):
-        count = view.pixels.shape[-1] // 16
+    for view, phase in look_at(sky, side, sources, seed):
         for name, encoder in encoders.items():
-            readable[name].append(encode(encoder, side, [view], ("tokens",))[0][:, token].numpy())
-        readable["pixels"].append(np.concatenate([stamps(view, token), told(view)], 1))
-        xy = 16 * (token % count) + 7.5, 16 * (token // count) + 7.5
-        readable["photutils"].append(measure(side, view, xy))
+            readable[name].append(read_out(encoder, side, view))
+        readable["pixels"].append(np.concatenate([stamps(view), told(view)], 1))
+        readable["photutils"].append(measure(side, view, [(view.pixels.shape[-1] - 1) / 2] * 2))
         phases.append(phase)
-        note(f"probes: {side}, {sum(map(len, phases))} of {len(sources)} sources")
     return {name: np.concatenate(parts) for name, parts in readable.items()}, np.concatenate(phases)
 
 

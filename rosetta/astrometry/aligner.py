@@ -160,7 +160,7 @@ class LearnedAligner(Head):
         found = _measure(images, sources, wanted, self._config)
         extras = {}
         if self._provenance.get("trained") and found.few is None:  # it has learned from fields of many sources
-            tokens = _tokens(embedding, sources)
+            tokens = self._tokens(embedding, sources)
             for part in found.parts:
                 extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
         meta = self._provenance_of(embedding, bands=wanted, model=model)
@@ -303,7 +303,6 @@ class LearnedAligner(Head):
     def _rows(self, pair, truth, index, seed):
         """Tokens, scalars, residuals and covariances of the usable sources of one pair; None if it has none."""
         _check_sides(pair)
-        embedding = self.encoder(pair)
         images = band_images(pair)
         detections = detected(pair, self._config.detection)
         sources = measurement.find_sources(detections, self._config.measurement)
@@ -319,7 +318,7 @@ class LearnedAligner(Head):
         if found.verdict != "ok":
             log.warning("pairs[%d] left out of training: %s", index, found.reason)
             return None
-        tokens = _tokens(embedding, sources)
+        tokens = self._tokens(pair, sources)
         if truth is not None and len(truth):
             match, apart, _ = sources.sky.match_to_catalog_sky(truth["sky_centroid"])
             known = np.stack([truth[c].to_value(MAS)[match] for c in ("d_ra_cosdec", "d_dec")], -1)
@@ -344,6 +343,10 @@ class LearnedAligner(Head):
             })
         rows = joined_rows(parts)
         return rows if rows and len(rows["residual"]) else None
+
+    def _tokens(self, x, sources):
+        """Frozen tokens at each source: ground, space; zeros where there is no data."""
+        return [np.nan_to_num(self.encoder.at(x, sources.sky, side)) for side in ("ground", "space")]
 
     def _prepared(self, data, held_out):
         n = len(data["residual"]) + len(held_out["residual"])
@@ -475,11 +478,6 @@ def _few_sources(images, sources, ground):
 def _years(image, sources):
     """Epoch of an image less that of the reference, years; NaN where unknown."""
     return epochs.epoch(image.wcs) - epochs.epoch(sources.reference.wcs)
-
-
-def _tokens(embedding, sources):
-    """Frozen tokens at each source: ground, space; zeros where there is no data."""
-    return [np.nan_to_num(embedding.tokens_at(sources.sky, side)) for side in ("ground", "space")]
 
 
 def _scalars(part, sources):

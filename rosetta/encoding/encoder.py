@@ -7,14 +7,16 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+from astropy.nddata import NDData
 
 from .. import checkpoint
 from ..arithmetic import plain_arithmetic
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images, extent
-from ..images.positions import from_tangent
+from ..images.positions import from_tangent, plain_icrs
 from ..pair import SIDES, SkyPair
+from ..surveys import PIXEL_SCALE
 from . import familiar, inference, windows
 from .network import EncoderConfig
 from .pretraining import TrainConfig
@@ -23,6 +25,7 @@ from .training_tiles import training_tiles
 __all__ = ["CrossSurveyEncoder"]
 
 JUDGED = 0.95  # share of a window that must be seen to tell whether its sky is strange: missing pixels look strange too
+AT_ONCE = 64  # positions read at a time
 BATCH = 8  # windows encoded at a time: bounds the memory, whatever the size of the field
 
 
@@ -239,6 +242,105 @@ class CrossSurveyEncoder:
         return arrays
 
     @plain_arithmetic
+    def at(self, x, coord, survey):
+        """The representation at sky positions, each read in a small window that is centred on it.
+
+        What a token tells of a source depends on where in its patch the source lies. So the images are encoded again,
+        with each position in the middle of a patch.
+
+        Parameters
+        ----------
+        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+            Its images are read.
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+            By the WCS of the survey's images.
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+
+        Returns
+        -------
+        ndarray, shape (n, 384), float32
+            NaN where the survey has no valid pixel in the patch of the position.
+
+        Raises
+        ------
+        TypeError
+            If ``x`` is neither a pair nor an embedding.
+        ValueError
+            If the survey is not known or has no images here, or the embedding is of another encoder.
+        """
+        side, images = self._images_of(x, survey)
+        coord = plain_icrs(coord)
+        found = np.full((len(coord), self._config.dim), np.nan, np.float32)
+        inside = np.flatnonzero(windows.on_images(images, coord))
+        for start in range(0, len(inside), AT_ONCE):
+            some = inside[start : start + AT_ONCE]
+            view = windows.side_view(images, coord[some], inference.READ_OUT[side], self._config.knots(side))
+            found[some] = inference.read_out(self._model.encoder, side, view)
+        return found
+
+    @plain_arithmetic
+    def attention(self, x, coord, survey, *, window=38.4 * u.arcsec):
+        """Where the token at a sky position looks, in every layer and head.
+
+        Parameters
+        ----------
+        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+            Its images are read.
+        coord : `~astropy.coordinates.SkyCoord`
+            One position; the window is centred on it.
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+        window : `~astropy.units.Quantity`
+            Side of the window, as for encoding; less by one patch where that is an even number of patches.
+
+        Returns
+        -------
+        `~astropy.nddata.NDData`, data of shape (n_layer, n_head, ny, nx)
+            Share of attention on every patch. ``wcs`` is that of the last two axes, one pixel per patch, the middle one
+            at ``coord``. ``meta``: ``cls``, the share on CLS (n_layer, n_head), with which all shares of a head sum to
+            one; ``survey`` (the side) and ``encoder_fingerprint``.
+
+        Raises
+        ------
+        TypeError
+            If ``x`` is neither a pair nor an embedding.
+        ValueError
+            If the survey is not known or has no images here, the embedding is of another encoder, ``coord`` is not one
+            position on the images, or ``window`` is not an allowed size.
+        """
+        side, images = self._images_of(x, survey)
+        coord = plain_icrs(coord)
+        if len(coord) != 1:
+            raise ValueError(f"coord has {len(coord)} positions: attention is of one")
+        if not windows.on_images(images, coord)[0]:
+            raise ValueError(f"coord lies outside of the {side} images: ask for a position on them")
+        pitch = windows.PATCH * PIXEL_SCALE[side]
+        count = int(round(_checked_window(window) / pitch))
+        count -= 1 - count % 2
+        view = windows.side_view(images, coord, count * pitch, self._config.knots(side))
+        weights = inference.look(self._model.encoder, side, view)[0]  # (n_layer, n_head, 1 + n_token)
+        return NDData(
+            weights[..., 1:].reshape(*weights.shape[:2], count, count),
+            wcs=windows.patch_wcs(coord[0], pitch, count),
+            meta={"survey": side, "cls": weights[..., 0], "encoder_fingerprint": self.fingerprint},
+        )
+
+    def _images_of(self, x, survey):
+        """The side called ``survey``, and the images that a pair, or the pair of an embedding, has of it."""
+        if isinstance(x, SkyEmbedding):
+            if x.fingerprint != self.fingerprint:
+                raise ValueError(f"x was embedded by encoder {x.fingerprint}, this is {self.fingerprint}: give x.pair")
+            x = x.pair
+        if not isinstance(x, SkyPair):
+            raise TypeError(f"x must be a SkyPair or a SkyEmbedding, got {type(x).__name__}")
+        side = x.side_of(survey)
+        images = [image for image in band_images(x).values() if image.side == side]
+        if not images:
+            raise ValueError(f"x has no {side} images to read: ask for the other survey, or give a pair with both")
+        return side, images
+
+    @plain_arithmetic
     def predict(self, embedding, survey):
         """Predict the tokens and the embedding of ``survey`` from those of the other survey.
 
@@ -266,14 +368,10 @@ class CrossSurveyEncoder:
             raise ValueError(
                 f"embedding was made by encoder {embedding.fingerprint}, this is {self.fingerprint}: embed it again"
             )
-        name = getattr(survey, "name", survey)
-        names = {side: (side, embedding.pair.survey(side).name) for side in SIDES}
-        target = next((side for side in SIDES if name in names[side]), None)
-        if target is None:
-            raise ValueError(f"unknown survey {name!r}: use one of {[n for pair in names.values() for n in pair]}")
+        target = embedding.pair.side_of(survey)
         source = SIDES[1 - SIDES.index(target)]
         if source not in embedding.sides:
-            raise ValueError(f"embedding has no {source} side to predict {name!r} from")
+            raise ValueError(f"embedding has no {source} side to predict {getattr(survey, 'name', survey)!r} from")
         window = embedding.window.to_value(u.arcsec)
         conditions = windows.observing_conditions(embedding.pair, target, self._config.knots(target))
         positions = windows.ideal_offsets(target, window)

@@ -14,9 +14,14 @@ from .novelty import Novelty
 from .pretraining import evaluate, train
 from .training_windows import Windows
 
-__all__ = ["Model", "disc", "encode", "fit", "moved", "predict", "set_novelty"]
+__all__ = ["Model", "READ_OUT", "disc", "encode", "fit", "look", "moved", "predict", "read_out", "set_novelty"]
 
 STEP = 0.7  # arcsec, between shifts; the finest waves that windows are compared by are 2.9 arcsec long
+
+# Windows about a source, whose middle token is read: five patches, arcsec. Larger ones cost more, and tell no more;
+# neither do more tokens in the trunk than the nearest to the middle.
+READ_OUT = {"ground": 16.0, "space": 8.0}
+NEAREST = 9
 
 # Windows of 12.8 arcsec on which a trained model is measured; fewer of larger ones.
 _MEASURED = 512
@@ -85,6 +90,53 @@ def encode(model, side, view):
         coverage=valid.mean((-2, -1)),
         ood_score=model.novelty[side](tokens, presence(view)),
     )
+
+
+@torch.inference_mode()
+def read_out(encoder, side, view):
+    """The token in the middle of windows that are centred on what is asked about.
+
+    Parameters
+    ----------
+    encoder : `~rosetta.encoding.network.Encoder`
+    side : {"ground", "space"}
+    view : `~rosetta.encoding.network.View`
+        Of windows of `READ_OUT`.
+
+    Returns
+    -------
+    ndarray, shape (n, dim), float32
+        NaN where the middle patch has no valid pixel.
+    """
+    view, patch = view.to(next(encoder.parameters()).device), encoder.config.patch
+    count = view.pixels.shape[-1] // patch
+    row, column = torch.meshgrid(*[torch.arange(count) - count // 2] * 2, indexing="ij")
+    kept = (row**2 + column**2).flatten().argsort(stable=True)[:NEAREST].to(view.pixels.device)
+    tokens = encoder(side, replace(view, kept=kept.expand(len(view.pixels), -1)))[0][:, 0].float()
+    middle = slice(patch * (count // 2), patch * (count // 2 + 1))
+    there = view.valid[..., middle, middle].flatten(1).any(1)
+    return torch.where(there[:, None], tokens, torch.nan).cpu().numpy()
+
+
+@torch.inference_mode()
+def look(encoder, side, view):
+    """Where the token in the middle of a window looks.
+
+    Parameters
+    ----------
+    encoder : `~rosetta.encoding.network.Encoder`
+    side : {"ground", "space"}
+    view : `~rosetta.encoding.network.View`
+        Of windows of an odd number of patches.
+
+    Returns
+    -------
+    ndarray, shape (n, depth, heads, 1 + n_token), float32
+        Attention to CLS and to every token; sums to one.
+    """
+    view = view.to(next(encoder.parameters()).device)
+    middle = torch.tensor([view.positions.shape[1] // 2], device=view.pixels.device)
+    return encoder.attention(side, view, middle)[..., 0, :].float().cpu().numpy()
 
 
 def disc(radius):

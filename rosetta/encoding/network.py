@@ -261,6 +261,13 @@ class _Attention(nn.Module):
         mixed = _attend(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(n_batch, n_query, dim))
 
+    def weights(self, x, memory):
+        """Attention of x to memory: (n_batch, heads, n_query, n_memory)."""
+        dim = x.shape[-1]
+        key = F.linear(memory, self.key_value.weight[:dim], self.key_value.bias[:dim])
+        query, key = (t.view(*t.shape[:2], self.heads, -1).transpose(1, 2) for t in (self.query(x), key))
+        return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1)
+
 
 def _attend(query, key, value):
     # The backward pass of torch's fused CPU kernel is two (577 tokens) to six times (65) slower than this.
@@ -442,6 +449,29 @@ class Encoder(nn.Module):
         cls = self.cls + condition + spectrum(tokens, view.positions)
         tokens = tokens + sincos(view.positions, self.config.dim) + condition[:, None]
         return view.of_kept(tokens), cls
+
+    def attention(self, side, view, asked):
+        """Where tokens look, in every block and head.
+
+        Parameters
+        ----------
+        side : {"ground", "space"}
+        view : `View`
+        asked : `torch.Tensor` of int
+            Which tokens, (n_asked,).
+
+        Returns
+        -------
+        `torch.Tensor`
+            (n_batch, depth, heads, n_asked, 1 + n_token): to CLS and to every token; sums to one.
+        """
+        tokens, cls = self.embed(side, view)
+        x, found = torch.cat([cls[:, None], tokens], 1), []
+        for block in self.blocks:
+            normed = block.norm1(x)
+            found.append(block.attention.weights(normed[:, 1 + asked], normed))
+            x = block(x)
+        return torch.stack(found, 1)
 
     def trunk(self, x):
         """CLS and tokens through all blocks, (n_batch, 1 + n_token, dim) to the same."""

@@ -4,6 +4,7 @@
 import astropy.units as u
 import numpy as np
 import torch
+from astropy.wcs import WCS
 
 from ..images.image import band_images, extent
 from ..images.positions import from_tangent, tangent
@@ -13,7 +14,7 @@ from .network import View, conditions
 
 __all__ = [
     "band_mix", "fitting_window", "ideal_offsets", "is_extrapolated", "is_native", "native_corner",
-    "observing_conditions", "same_grid", "side_view", "window_grid",
+    "observing_conditions", "on_images", "patch_wcs", "same_grid", "side_view", "window_grid",
 ]
 
 PATCH = 16  # native pixels per token side
@@ -98,6 +99,27 @@ def side_view(images, centers, window, knots):
     )
 
 
+def on_images(images, coord):
+    """Whether any of the images reaches into the patch about each position: (n,) bool."""
+    held = []
+    for image in images:
+        reach = 0.5 * PATCH * PIXEL_SCALE[image.side] / image.pixel_scale + 1
+        ny, nx = image.shape
+        x, y = image.sky_to_pixel(coord)
+        held.append((x > -reach) & (x < nx + reach) & (y > -reach) & (y < ny + reach))  # not where it is NaN
+    return np.any(held, axis=0)
+
+
+def patch_wcs(center, pitch, count):
+    """TAN WCS of ``count`` x ``count`` patches of ``pitch`` arcsec about a sky position."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [center.ra.deg, center.dec.deg]
+    wcs.wcs.cdelt = [-pitch / 3600, pitch / 3600]
+    wcs.wcs.crpix = [(count + 1) / 2] * 2
+    return wcs
+
+
 def band_mix(wavelengths, knots):
     """Linear interpolation weights of bands between knots in ln wavelength: (n_band, n_knot) float32."""
     identity = np.eye(len(knots))
@@ -138,8 +160,9 @@ def _token_offsets(image, corner, centers, n):
     """(east, north) arcsec of every token centre from its window centre: (n_window, n_token, 2) float64."""
     axis = np.arange(n // PATCH) * PATCH + (PATCH - 1) / 2
     y, x = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
-    sky = [image.pixel_to_sky(cx + x, cy + y) for cx, cy in corner]
-    return np.stack([tangent(s, c) for s, c in zip(sky, centers, strict=True)])
+    sky = image.pixel_to_sky(*((corner[:, k, None] + at).ravel() for k, at in enumerate((x, y))))
+    about = centers[np.repeat(np.arange(len(corner)), len(x))]
+    return tangent(sky, about).reshape(len(corner), len(x), 2)
 
 
 def _ideal_offsets(n, scale):
@@ -172,8 +195,11 @@ def _crop(image, corner, n):
     xs, ys = slice(max(x0, 0), min(x0 + n, nx)), slice(max(y0, 0), min(y0 + n, ny))
     if xs.stop > xs.start and ys.stop > ys.start:
         into = (slice(ys.start - y0, ys.stop - y0), slice(xs.start - x0, xs.stop - x0))
-        piece = image.cut((ys.start, ys.stop, xs.start, xs.stop))
-        flux[into], variance[into], good[into] = piece.data, piece.variance, piece.valid
+        # The arrays alone: to slice a WCS takes longer than to encode a small window.
+        seen = ~image.pixels.mask[ys, xs]
+        good[into] = seen
+        flux[into][seen] = image.pixels.data[ys, xs][seen]
+        variance[into][seen] = image.pixels.uncertainty.array[ys, xs][seen]
     return flux, variance, good
 
 

@@ -27,7 +27,7 @@ def joined(coords):
 
 
 def tangent(coord, center):
-    """Gnomonic (east, north) offsets in arcsec of ``coord`` about the scalar ``center``: (n, 2) float64."""
+    """Gnomonic (east, north) offsets in arcsec of ``coord`` about ``center``, one or one each: (n, 2) float64."""
     coord, center = coord.icrs, center.icrs
     ra, dec = coord.ra.rad.ravel() - center.ra.rad, coord.dec.rad.ravel()
     sin0, cos0 = np.sin(center.dec.rad), np.cos(center.dec.rad)

@@ -6,6 +6,7 @@ Images are drawn north up, east left, in arcsec about a stated centre.
 """
 
 from .astrometry import plot_offsets, plot_residuals
+from .attention import plot_attention
 from .blends import choose_blend, plot_blend, plot_residual
 from .fluxes import plot_errors, plot_flux_truth, plot_pulls, plot_sed
 from .images import plot_rgb, plot_sources, rgb
@@ -16,6 +17,7 @@ from .residual_images import plot_residual_images
 __all__ = [
     "choose_blend",
     "overview",
+    "plot_attention",
     "plot_blend",
     "plot_errors",
     "plot_flux_truth",
