@@ -48,11 +48,13 @@ class SkyEmbedding:
         and ``flags`` (n_window,). Arrays are read-only.
     meta : dict
         Provenance.
+    encoder : `~rosetta.CrossSurveyEncoder`, optional
+        That made it; neither pickled nor written to files.
     """
 
-    def __init__(self, pair, *, fingerprint, window, centers, sides, meta):
+    def __init__(self, pair, *, fingerprint, window, centers, sides, meta, encoder=None):
         self._pair, self._fingerprint, self._window = pair, fingerprint, window
-        self._centers, self._meta = centers, meta
+        self._centers, self._meta, self._encoder = centers, meta, encoder
         self._sides = ReadOnlyDict({side: ReadOnlyDict(arrays) for side, arrays in sides.items()})
 
     pair = property(lambda self: self._pair, doc="The images it was made from.")
@@ -61,6 +63,36 @@ class SkyEmbedding:
     centers = property(lambda self: self._centers.copy(), doc="Window centres, shape (n_window,) (a copy).")
     sides = property(lambda self: self._sides, doc="Read-only arrays by side.")
     meta = property(lambda self: copy.deepcopy(self._meta), doc="Provenance (a copy).")
+
+    def __getstate__(self):
+        return {**self.__dict__, "_encoder": None}
+
+    def at(self, coord, survey):
+        """The representation at sky positions, each read in a small window that is centred on it.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+            By the WCS of the survey's images.
+        survey : str or `~rosetta.Survey`
+            "ground", "space" or the survey.
+
+        Returns
+        -------
+        ndarray, shape (n, 384), float32
+            As `CrossSurveyEncoder.at`: NaN where the survey has no valid pixel in the patch of the position.
+
+        Raises
+        ------
+        ValueError
+            If the survey is not known or has no images here, or the embedding came from a file or another process.
+        """
+        if self._encoder is None:
+            raise ValueError(
+                "this embedding came from a file or another process, without its encoder: use encoder.at(embedding, "
+                f"coord, survey) with encoder {self._fingerprint}"
+            )
+        return self._encoder.at(self, coord, survey)
 
     def _side(self, survey):
         """Arrays of the side called ``survey``."""

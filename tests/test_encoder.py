@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """CrossSurveyEncoder and SkyEmbedding: the contract, on an untrained tiny encoder."""
 
+import pickle
 from dataclasses import asdict
 
 import astropy.units as u
@@ -59,6 +60,11 @@ def test_a_source_is_read_in_the_middle_of_a_patch(tiny_encoder, pair, embedding
     assert tokens.shape == (3, 384) and np.isfinite(tokens).all()
     for name in ("Euclid", pair.surveys[1]):
         np.testing.assert_array_equal(tiny_encoder.at(embedding, coord, name), tokens)
+        np.testing.assert_array_equal(embedding.at(coord, name), tokens)
+    sent = pickle.loads(pickle.dumps(embedding))
+    with pytest.raises(ValueError, match="without its encoder: use encoder.at"):
+        sent.at(coord, "space")
+    np.testing.assert_array_equal(tiny_encoder.at(sent, coord, "space"), tokens)
     one_by_one = np.concatenate([tiny_encoder.at(pair, one, "space") for one in coord])
     np.testing.assert_allclose(one_by_one, tokens, atol=1e-4)
     wcs = image.wcs.deepcopy()

@@ -214,8 +214,9 @@ class CrossSurveyEncoder:
             "versions": checkpoint.versions(),
         }
         return SkyEmbedding(
-            pair, fingerprint=fingerprint, window=window * u.arcsec, centers=centers[seen], sides=sides, meta=meta
-        )
+            pair, fingerprint=fingerprint, window=window * u.arcsec, centers=centers[seen], sides=sides, meta=meta,
+            encoder=self,
+        )  # fmt: skip
 
     def _embed_side(self, side, images, centers, window, report):
         knots = self._config.knots(side)
@@ -385,6 +386,7 @@ class CrossSurveyEncoder:
             centers=embedding.centers,
             sides={target: arrays},
             meta={**embedding.meta, "predicted_from": source},
+            encoder=self,
         )
 
     @plain_arithmetic
