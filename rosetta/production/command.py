@@ -14,7 +14,7 @@ WATCH = 10.0  # seconds between two looks
 
 
 def add_commands(parser):
-    """Add ``plan``, ``run`` and ``status`` to the parser of ``rosetta survey``; each sets ``survey``, what to run."""
+    """Add ``plan``, ``run`` and the other commands to the parser of ``rosetta survey``; each sets ``survey``, what to run."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name, run, text):
@@ -46,6 +46,12 @@ def add_commands(parser):
     status = command("status", _status, "how far the survey is")
     status.add_argument("folder", metavar="SURVEY")
     status.add_argument("--watch", action="store_true", help="again every ten seconds, until all cells are done")
+
+    publish = command("publish", _publish, "write catalogues, maps and random positions of the cells that are done")
+    publish.add_argument("folder", metavar="SURVEY")
+    publish.add_argument("--hats", required=True, metavar="DIR", help="folder for the HATS collections and the maps")
+    publish.add_argument("--randoms", type=float, metavar="N", help="random positions per square arcmin; default: 50")
+    publish.add_argument("--workers", type=int, metavar="N", help="processes; default: 1, this one")
 
 
 def _given(arguments, *names):
@@ -167,3 +173,16 @@ def _lines(found):
         yield f"  tract {record['tract']} cell {record['cell']}: {record['seconds']:.0f} s  {steps}".rstrip()
     if found["failures"]:
         yield from _listed(found["failures"])
+
+
+# ---------------------------------------------------------------------------- publish
+def _publish(arguments):
+    from .publish import publish
+
+    options = {"density": arguments.randoms, "workers": arguments.workers}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if not value >= (1 if name == "workers" else 0):
+            raise ValueError(f"--{'randoms' if name == 'density' else name} {value:g}: it is too small")
+    yield from publish(arguments.folder, arguments.hats, **given)
+    return 0

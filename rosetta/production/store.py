@@ -20,7 +20,6 @@ from ..files import atomic_write, has_ended, machine
 __all__ = ["TRIES", "Store"]
 
 TRIES = 3
-TABLES = ("objects", "offsets", "windows")
 
 
 class Store:
@@ -49,11 +48,23 @@ class Store:
         return (self.place(index) / "record.json").is_file()
 
     def write_table(self, index, name, table):
-        """Write one of the tables of a cell: "objects", "offsets" or "windows"."""
+        """Write one of the tables of a cell: "objects", "offsets", "windows" or "maps"."""
         place = self.place(index)
         place.mkdir(parents=True, exist_ok=True)
         with atomic_write(place / f"{name}.parquet") as temporary:
             table.write(temporary, format="parquet")
+
+    def table(self, index, name, columns=None):
+        """One of the tables of a finished cell, or columns of it (`pyarrow.Table`)."""
+        from pyarrow import parquet
+
+        return parquet.read_table(self.place(index) / f"{name}.parquet", columns=columns, partitioning=None)
+
+    def schema(self, index, name):
+        """The columns of one of the tables of a finished cell (`pyarrow.Schema`)."""
+        from pyarrow import parquet
+
+        return parquet.read_schema(self.place(index) / f"{name}.parquet")
 
     def finish(self, index, record):
         """Write the record of a cell, after its tables."""

@@ -13,8 +13,10 @@ import numpy as np
 from ..io import euclid, rubin
 from ..pair import SkyPair
 from ..surveys import EUCLID
+from . import sky_maps
 from .cells import owner, within_core
 from .inputs import check_unchanged
+from .metrics import metrics
 from .models import loaded
 from .store import TRIES, Store
 
@@ -188,6 +190,7 @@ def _measure(pair, cell, config, store, progress):
     """Measure a pair and write the tables; what the record says of it."""
     from ..astrometry.solution import as_solution
     from ..checkpoint import versions
+    from ..images.image import band_images
     from ..pipeline.run import measure
 
     result = measure(
@@ -200,6 +203,8 @@ def _measure(pair, cell, config, store, progress):
     if result.offsets is not None:
         store.write_table(cell.index, "offsets", result.offsets)
     store.write_table(cell.index, "windows", windows)
+    counts = sky_maps.counts(band_images(pair), result.scene.meta["noise_factor"], cell)
+    store.write_table(cell.index, "maps", counts)
     verdict = None if result.offsets is None else as_solution(result.offsets).verdict
     return {
         "versions": versions(),
@@ -208,6 +213,7 @@ def _measure(pair, cell, config, store, progress):
         "n_primary": int(objects["is_primary"].sum()),
         "n_windows": len(windows),
         "verdict": verdict,
+        "metrics": metrics(result, objects, counts),
         "steps": dict(result.seconds),
     }
 
