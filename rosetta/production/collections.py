@@ -81,5 +81,5 @@ def _write_index(collection, name, column):
     }  # fmt: skip
     TableProperties(**properties).to_properties_file(place)
     parquet_metadata.write_parquet_metadata(place, order_by_healpix=False)
-    known = CollectionProperties.read_from_dir(collection)
-    known.model_copy(update={"all_indexes": {column: place.name}, "default_index": column}).to_properties_file(collection)
+    update = {"all_indexes": {column: place.name}, "default_index": column}
+    CollectionProperties.read_from_dir(collection).model_copy(update=update).to_properties_file(collection)

@@ -14,7 +14,7 @@ WATCH = 10.0  # seconds between two looks
 
 
 def add_commands(parser):
-    """Add ``plan``, ``run`` and the other commands to the parser of ``rosetta survey``; each sets ``survey``, what to run."""
+    """Add the commands to the parser of ``rosetta survey``; each sets ``survey``, what to run."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name, run, text):

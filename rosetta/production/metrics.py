@@ -11,7 +11,7 @@ __all__ = ["LIMITS", "VERDICTS", "limit_of", "metrics", "outside"]
 # Lowest and highest value that marks no cell; those of a metric with bands hold for each band.
 LIMITS = {
     "rows_per_arcmin2": [1.0, 2000.0],
-    "chi2": [0.5, 2.0],
+    "chi2": [0.2, 2.0],
     "noise_factor": [0.5, 2.0],
     "align_verdict": [0.0, 0.0],
     "align_rms_mas": [0.0, 50.0],

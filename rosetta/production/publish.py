@@ -51,7 +51,9 @@ def publish(folder, directory, *, density=DENSITY, workers=1):
     ImportError
         If a package of the extra ``hats`` is missing.
     """
-    _check_packages()
+    import hats_import  # noqa: F401
+    import healsparse  # noqa: F401
+
     check_output(directory, False, PRODUCTS)
     survey, store = read(folder), Store(folder)
     records = {index: record for index in survey.indices if (record := store.record(index))}
@@ -87,14 +89,6 @@ def publish(folder, directory, *, density=DENSITY, workers=1):
         shutil.rmtree(parts)
 
 
-def _check_packages():
-    try:
-        import hats_import  # noqa: F401
-        import healsparse  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"publish needs the extra 'hats': pip install 'astro-rosetta[hats]' ({error})") from error
-
-
 @contextmanager
 def _client(workers):
     """Dask workers of our own."""
@@ -127,7 +121,8 @@ def _write_maps(folder, store, records, indices, bands, told):
     _write_map(folder / "area.hsp", pixel, np.minimum(area, 1.0), meta)
     for band in bands:
         having = [index for index in indices if band in records[index]["bands"]]
-        seen, (valid, masked, weight) = _summed(store, having, [f"{name}_{band}" for name in ("valid", "masked", "weight")])
+        names = [f"{name}_{band}" for name in ("valid", "masked", "weight")]
+        seen, (valid, masked, weight) = _summed(store, having, names)
         place = np.searchsorted(pixel, seen)
         for name, values in (("coverage", valid), ("mask", masked)):
             share = np.zeros(len(pixel))
