@@ -2,6 +2,8 @@
 """What a survey publishes: each source once, maps of the sky that was looked at, and random positions in it."""
 
 import json
+import re
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -177,7 +179,8 @@ def test_windows_in_half_precision(folder):
 def test_counts_add_up(folder):
     """Every position of the lattice is counted once, on its own pixel."""
     store = Store(folder)
-    tables = [store.table((TRACT, cell), "maps").to_pandas() for cell in (0, 1)]
+    tables = [store.table((TRACT, cell), "maps") for cell in (0, 1)]
+    tables = [{name: table[name].to_numpy() for name in table.column_names} for table in tables]
     places = 2 * CORE**2 // 16
     assert sum(table["n"].sum() for table in tables) == places
     assert tables[0]["masked_VIS"].sum() == 32 * 32 // 16
@@ -314,3 +317,41 @@ def test_publish_refuses(folder, tmp_path, capsys):
     assert main(["survey", "publish", str(folder), "--hats", str(tmp_path / "new"), "--workers", "0"]) == 2
     assert "--workers 0" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------------------- the page on quality
+def test_a_bad_cell_is_marked(folder, tmp_path, capsys):
+    """On the page and in the list; what two cells share on a border is a metric of the cell whose row stays."""
+    survey = tmp_path / "a & <b>"
+    shutil.copytree(folder, survey)
+    store = Store(survey)
+    for cell, chi2 in ((0, 1.0), (1, 3.5)):
+        record = store.record((TRACT, cell)) | {"metrics": {"chi2_r": chi2, "share_BLENDED": 0.2, "share_EDGE": 0.0}}
+        store.finish((TRACT, cell), record)
+    assert main(["survey", "qa", str(survey)]) == 0
+    assert "tract 9 cell 1: chi2_r 3.5" in capsys.readouterr().out
+    text = (survey / "quality.html").read_text()
+    assert "<title>Quality of a &amp; &lt;b&gt;</title>" in text and "://" not in text
+    assert "2 done" in text and "Outside the limits: 1." in text
+    data = json.loads(re.search(r'<script type="application/json" id="rows">(.*?)</script>', text)[1])
+    assert data["columns"][4:] == ["chi2_r", "share_BLENDED", "duplicates", "orphans", "outside"]
+    good, bad = data["rows"]
+    assert good[4:] == [1.0, 0.2, 0, 1, 0] and bad[4:-1] == [3.5, 0.2, 1, 0]
+    assert [name for bit, name in enumerate(data["flags"]) if bad[-1] >> bit & 1] == ["chi2"]
+    assert data["map"]["limits"][4] == [0.2, 2.0] and data["map"]["states"] == [3, 3]
+    corners = np.array(data["map"]["corners"]).reshape(2, 4, 2)
+    sides = np.hypot(*np.moveaxis(np.roll(corners, -1, 1) - corners, 2, 0)) * 3600
+    np.testing.assert_allclose(sides, 12.8, rtol=0.01)
+    np.testing.assert_allclose(corners[0, 1:3], corners[1, [0, 3]], atol=1e-6)  # they share a side
+
+
+def test_page_of_a_survey_that_has_just_begun(folder, tmp_path, capsys):
+    survey = tmp_path / "s"
+    shutil.copytree(folder, survey)
+    store = Store(survey)
+    for cell in (0, 1):
+        shutil.rmtree(store.place((TRACT, cell)))
+    store.fail((TRACT, 0), "no luck", 3)
+    assert main(["survey", "qa", str(survey), "-o", str(tmp_path / "page.html")]) == 0
+    assert "0 done, 0 empty, 1 failed, 1 not done" in (tmp_path / "page.html").read_text()
+    assert main(["survey", "publish", str(survey), "--hats", str(tmp_path / "out")]) == 2

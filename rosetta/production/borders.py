@@ -58,6 +58,8 @@ def resolve(survey, store, indices):
     -------
     Borders
     """
+    if not indices:
+        return Borders(*[np.zeros(0, np.int64)] * 3, Counter(), Counter())
     parts = [_near_border(store.table(cell.index, "objects", COLUMNS), cell, survey.config)
              for cell in survey.cells(indices)]  # fmt: skip
     number, primary, snr, ra, dec = (np.concatenate([part[name] for part in parts]) for name in COLUMNS)
