@@ -61,7 +61,7 @@ def metrics(result, objects, counts):
     flags = np.asarray(rows["flags"])
     if len(flags):
         found |= {f"share_{flag.name}": float(np.mean(flags & flag != 0)) for flag in Flag}
-    return {name: round(value, 5) for name, value in found.items() if np.isfinite(value)}
+    return {name: float(f"{value:.6g}") for name, value in found.items() if np.isfinite(value)}
 
 
 def _median(values):

@@ -6,6 +6,7 @@ and only if its record is there. ``try-*.json`` beside it notes each try from it
 is known too. ``failed/tract=T/cell=NNNNN.json`` says why a cell was given up.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -78,7 +79,10 @@ class Store:
     # ------------------------------------------------------------------ tries
     @contextmanager
     def trying(self, index):
-        """Note the beginning of a try and, if it fails, its error, which is passed on; an interruption is no try."""
+        """Note the beginning of a try and, if it fails, its error, which is passed on.
+
+        An interruption is no try, and neither is one that ended because the disk is full.
+        """
         place = self.place(index)
         place.mkdir(parents=True, exist_ok=True)
         path = place / f"try-{secrets.token_hex(6)}.json"
@@ -87,6 +91,9 @@ class Store:
         try:
             yield
         except Exception as error:
+            if _no_room(error):
+                path.unlink(missing_ok=True)
+                raise
             text = "".join(traceback.format_exception(error))
             _write(path, {**note, "ended": time.time(), "message": _message(error), "traceback": text})
             raise
@@ -135,6 +142,11 @@ def _came_to_nothing(note, limit):
     if note["machine"] == machine():
         return has_ended(note["process"])
     return time.time() - note["started"] > limit
+
+
+def _no_room(error):
+    """Whether an error says that the disk, or one's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _message(error):

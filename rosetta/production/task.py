@@ -31,7 +31,7 @@ class BadInput(Exception):
 
 
 def attempt(cell, config, limit):
-    """Measure a cell, unless it is done; errors are noted, not raised.
+    """Measure a cell, unless it is done; errors are noted, not raised, unless that is impossible.
 
     Bad input is final. After any other error the cell is to be tried again, three times in all; a process that was
     killed counts as a try.
@@ -47,6 +47,11 @@ def attempt(cell, config, limit):
     -------
     str
         `DONE`, `AGAIN` or `FAILED`.
+
+    Raises
+    ------
+    OSError
+        If the survey's disk is full or cannot be written to.
     """
     store = Store(config.folder)
     if store.is_done(cell.index):
@@ -63,7 +68,11 @@ def attempt(cell, config, limit):
         store.fail(cell.index, str(error), len(tries) + 1)
         return FAILED
     except Exception:
-        tries = store.tries(cell.index, limit)
+        if store.is_done(cell.index):  # by another runner
+            return DONE
+        before, tries = tries, store.tries(cell.index, limit)
+        if len(tries) <= len(before):  # it could not be noted: without end, all cells would be tried again
+            raise
         return AGAIN if len(tries) < TRIES else _given_up(store, cell, tries)
     return DONE
 
