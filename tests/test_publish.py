@@ -17,6 +17,7 @@ from astropy.wcs import WCS
 from rosetta import Flag
 from rosetta.cli import main
 from rosetta.production import sky_maps
+from rosetta.production.cells import Tract, core_box
 from rosetta.production.metrics import outside
 from rosetta.production.store import Store
 
@@ -24,7 +25,7 @@ pa = pytest.importorskip("pyarrow")
 pytest.importorskip("astropy_healpix")
 from pyarrow import parquet  # noqa: E402
 
-from rosetta.production.borders import resolve  # noqa: E402
+from rosetta.production.borders import _owned, resolve  # noqa: E402
 from rosetta.production.merged import Merged  # noqa: E402
 from rosetta.production.survey import Config, Survey, read, read_limits, write  # noqa: E402
 
@@ -150,6 +151,42 @@ def test_borders_are_counted(folder):
     assert (len(found.dropped), len(found.kept), len(found.added)) == (1, 1, 1)
     assert found.dropped[0] == objects(0)["object_id"][1]
     assert not resolve(survey, store, survey.indices[:1]).duplicates
+
+
+@pytest.fixture(scope="module")
+def two_tracts():
+    """The cells of two tracts that overlap, 400 pixels wide."""
+    wcs = {3: tract_wcs(), 7: tract_wcs()}
+    wcs[7].wcs.crval = (53.13, -28.11)
+    tracts = {
+        number: Tract(number, one.to_header().tostring(), ((0, 800, 0, 800),)) for number, one in wcs.items()
+    }  # fmt: skip
+    config = SimpleNamespace(pixels=lambda name: 400)
+    cells = [
+        SimpleNamespace(number=number, tract=one, core=core_box(number, 400), tracts=(tracts[one], tracts[10 - one]))
+        for one in (3, 7) for number in (0, 1, 256, 257)
+    ]  # fmt: skip
+    return tracts, config, cells
+
+
+def test_every_position_has_one_owner(two_tracts):
+    """Also where tracts overlap."""
+    tracts, config, cells = two_tracts
+    x, y = np.random.default_rng(1).uniform(-50, 900, (2, 2000))
+    sky = tracts[3].wcs.pixel_to_world(x, y)
+    owners = np.sum([_owned(*cell.tracts[0].pixels(sky), cell, config) for cell in cells], axis=0)
+    held = tracts[3].holds(sky) | tracts[7].holds(sky)
+    assert (owners == held).all() and 0 < held.sum() < len(held)
+    both = tracts[3].holds(sky) & tracts[7].holds(sky)
+    assert both.sum() > 300
+
+
+def test_maps_count_the_overlap_of_tracts_once(two_tracts):
+    tracts, _, cells = two_tracts
+    n = sum(int(sky_maps.counts({}, {}, cell)["n"].sum()) for cell in cells)
+    x, y = (axis.ravel() + 0.5 for axis in np.mgrid[0:800:2.0, 0:800:2.0])
+    overlap = tracts[7].holds(tracts[3].wcs.pixel_to_world(x, y)).mean() * 800**2
+    assert n * 16 == pytest.approx(2 * 800**2 - overlap, rel=2e-3)
 
 
 # ---------------------------------------------------------------------------- columns
