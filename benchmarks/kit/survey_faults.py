@@ -1,12 +1,14 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """What can go wrong while a survey runs, done to a small one of three by three cells."""
 
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rosetta.production.store import Store
@@ -31,23 +33,13 @@ def lines(folder):
     files that were left.
     """
     reference = plan(folder, "reference")
-    timed_run(reference, "--workers", "2")
+    timed_run(reference, "--serial")
     faults = [
-        (f"a process killed, {KILLS} runs", lambda: [killed(folder, reference, k) for k in range(KILLS)]),
-        ("the whole run killed", lambda: [run_killed(folder, reference)]),
-        ("the disk full", lambda: [disk_full(folder, reference)]),
-        ("a file cut short", lambda: [cut_short(folder, reference)]),
-        ("no time for three cells", lambda: [over_time(folder, reference)]),
-        ("two runs at once", lambda: [two_runs(folder, reference)]),
-    ]
+        (f"{KILLS} times a process killed", killed), ("the whole run killed", run_killed), ("the disk full", disk_full),
+        ("a file cut short", cut_short), ("no time for three cells", over_time), ("two runs at once", two_runs),
+    ]  # fmt: skip
     for name, fault in faults:
-        codes, *numbers = zip(*fault(), strict=True)
-        yield (name, " ".join(sorted(set(codes))), *(_range(values) for values in numbers))
-
-
-def _range(values):
-    low, high = min(values), max(values)
-    return f"{low}" if low == high else f"{low} to {high}"
+        yield name, *fault(folder, reference)
 
 
 # ---------------------------------------------------------------------------- surveys
@@ -84,28 +76,25 @@ def children(process):
     return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def killed(folder, reference, k):
-    """One of two processes is killed at a random moment, while the last three of the cells are measured."""
-    moment = random.Random(k)
-    records = [Store(reference).record(index) for index in read(reference).indices]
-    aim = moment.uniform(0, 1) * (max(r["finished"] for r in records) - min(r["started"] for r in records)) / 3
-    while True:
-        survey = folder / f"killed{k}"
-        shutil.rmtree(survey, ignore_errors=True)
-        shutil.copytree(reference, survey)
-        for index in read(survey).indices[-3:]:
-            shutil.rmtree(Store(survey).place(index))
-        running = subprocess.Popen(command("run", survey, "--workers", "2"))
-        while running.poll() is None and not list(survey.rglob("try-*.json")):
-            time.sleep(0.05)
-        time.sleep(aim)
-        if running.poll() is None and (workers := children(running.pid)):
-            break
-        aim /= 2  # it has ended before
-    os.kill(moment.choice(workers), signal.SIGKILL)
+def killed(folder, reference):
+    """Again and again, one of two processes is killed while it measures; a cell that is met three times is given up."""
+    survey, moment = plan(folder, "killed"), random.Random(0)
+    seconds = sum(Store(reference).record(index)["seconds"] for index in read(reference).indices) / 9
+    running = subprocess.Popen(command("run", survey, "--workers", "2"))
+    kills = 0
+    while kills < KILLS and running.poll() is None:
+        time.sleep(moment.uniform(0, seconds))
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            notes = [json.loads(path.read_text()) for path in survey.rglob("try-*.json")]
+            at_work = sorted(set(children(running.pid)) & {note["process"] for note in notes})
+            if at_work:
+                os.kill(moment.choice(at_work), signal.SIGKILL)
+                kills += 1
     codes = [running.wait()]
+    if kills < KILLS:
+        raise SystemExit(f"the run ended after {kills} of {KILLS} kills")
     before = outcome(survey)
-    codes.append(run(survey, "--workers", "2"))
+    codes.append(run(survey, "--serial", "--retry-failed"))
     return line(survey, reference, codes, before)
 
 
@@ -122,7 +111,7 @@ def run_killed(folder, reference):
     if any(Path(f"/proc/{worker}").exists() for worker in workers):
         raise SystemExit("processes went on after their run was killed")
     before = outcome(survey)
-    codes.append(run(survey, "--workers", "2"))
+    codes.append(run(survey, "--serial"))
     return line(survey, reference, codes, before)
 
 
@@ -136,7 +125,7 @@ def disk_full(folder, reference):
         codes = [run(survey, "--workers", "2")]
         before = outcome(survey)
         subprocess.run(["mount", "-o", f"remount,size={LARGER}", disk], check=True)
-        codes.append(run(survey, "--workers", "2", "--retry-failed"))
+        codes.append(run(survey, "--serial", "--retry-failed"))
         return line(survey, reference, codes, before)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -149,7 +138,7 @@ def cut_short(folder, reference):
     path = next((files / "rubin").glob("*_3.fits"))
     os.truncate(path, path.stat().st_size // 2)
     survey = plan(folder, "cut_short", files)
-    codes = [run(survey, "--workers", "2")]
+    codes = [run(survey, "--serial")]
     before = outcome(survey)
     store, indices = Store(survey), read(survey).indices
     for cell in read(survey).cells(indices):
@@ -157,16 +146,16 @@ def cut_short(folder, reference):
         failure = store.failure(cell.index)
         if needs != (failure is not None) or (failure and path.name not in failure["message"]):
             raise SystemExit(f"{cell.name}: needs the file: {needs}; note: {failure}")
-    codes.append(run(survey, "--workers", "2"))
+    codes.append(run(survey, "--serial"))
     return line(survey, reference, codes, before)
 
 
 def over_time(folder, reference):
     """Three of the cells get a tenth of a second."""
     survey = plan(folder, "over_time")
-    codes = [run(survey, "--serial", "--limit", "0.1", "--shard", "0/3"), run(survey, "--workers", "2")]
+    codes = [run(survey, "--serial", "--limit", "0.1", "--shard", "0/3"), run(survey, "--serial")]
     before = outcome(survey)
-    codes.append(run(survey, "--workers", "2", "--retry-failed"))
+    codes.append(run(survey, "--serial", "--retry-failed"))
     return line(survey, reference, codes, before)
 
 

@@ -18,6 +18,8 @@ INDEX_ROWS = 10_000  # of the index are searched at a time
 def write_collection(folder, name, files, n_rows, client, *, index=None):
     """Write a collection: a catalogue, its margin of 10 arcsec and, if it has identifiers, their index.
 
+    Nothing is written if there are no rows.
+
     Parameters
     ----------
     folder : `~pathlib.Path`
@@ -33,6 +35,8 @@ def write_collection(folder, name, files, n_rows, client, *, index=None):
     index : str, optional
         Column of the identifiers.
     """
+    if not n_rows:
+        return
     from hats_import import CollectionArguments, pipeline_with_client
     from hats_import.catalog.file_readers import ParquetPyarrowReader
 

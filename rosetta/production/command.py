@@ -199,8 +199,8 @@ def _publish(arguments):
 
     options = {"density": arguments.randoms, "workers": arguments.workers}
     given = {name: value for name, value in options.items() if value is not None}
-    for name, value in given.items():
-        if not value >= (1 if name == "workers" else 0):
-            raise ValueError(f"--{'randoms' if name == 'density' else name} {value:g}: it is too small")
+    for name, value in (("--randoms", arguments.randoms), ("--workers", arguments.workers)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} {value:g}: give a number above 0")
     yield from publish(arguments.folder, arguments.hats, **given)
     return 0
