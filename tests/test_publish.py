@@ -334,6 +334,7 @@ def test_published_maps(published):
 def test_provenance_is_in_every_file(published, folder):
     told = json.loads((published / "provenance.json").read_text())
     assert told["survey"] == read(folder).hash and told["settings"]["encoder"] == "a" and told["bands"] == ["r", "VIS"]
+    assert told["borders"] == {"duplicates": 1, "orphans": 1} and told["cells"] == {"planned": 2, "published": 2}
     files = [*published.rglob("*.parquet")]
     assert len(files) >= 6
     for path in files:

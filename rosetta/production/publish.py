@@ -62,7 +62,7 @@ def publish(folder, directory, *, density=DENSITY, workers=1):
         raise ValueError(f"{folder}: no cell is done: run the survey first")
     borders = resolve(survey, store, indices)
     merged = Merged(survey, store, indices, borders)
-    told = _provenance(survey, [records[index] for index in indices], merged.bands)
+    told = _provenance(survey, [records[index] for index in indices], merged.bands, borders)
     meta = {b"rosetta": json.dumps(told).encode()}
     yield (
         f"{len(indices)} of {len(survey.indices)} cells; {len(records) - len(indices)} are empty, "
@@ -77,10 +77,8 @@ def publish(folder, directory, *, density=DENSITY, workers=1):
             files, n_rows = merged.write(name, parts / name, meta)
             write_collection(new, name, files, n_rows, client, index=column)
             yield f"{n_rows} {name}"
-        yield (
-            f"on borders {sum(borders.duplicates.values())} sources were in two cells, one row of each is kept; "
-            f"{sum(borders.orphans.values())} were in none, and are added"
-        )
+        twice, never = told["borders"].values()
+        yield f"on borders: {twice} sources in two cells, of which one row is kept; {never} in none, which are added"
         area = _write_maps(new / "maps", store, records, indices, merged.bands, told)
         yield f"{area:.4g} deg2 in maps of {', '.join(merged.bands)}"
         n_rows = _write_randoms(parts / "randoms.parquet", new / "maps", merged.bands, density, survey.hash, meta)
@@ -98,7 +96,7 @@ def _client(workers):
         yield client
 
 
-def _provenance(survey, records, bands):
+def _provenance(survey, records, bands, borders):
     """What stands in every file."""
     versions = sorted({json.dumps(record["versions"], sort_keys=True) for record in records})
     files = json.dumps(survey.inputs, sort_keys=True).encode()
@@ -106,6 +104,8 @@ def _provenance(survey, records, bands):
         "survey": survey.hash,
         "settings": survey.config.settings,
         "bands": bands,
+        "cells": {"planned": len(survey.rows), "published": len(records)},
+        "borders": {name: sum(getattr(borders, name).values()) for name in ("duplicates", "orphans")},
         "versions": [json.loads(text) for text in versions],
         "inputs": {"table": "inputs.parquet", "n": len(survey.inputs), "sha256": hashlib.sha256(files).hexdigest()},
     }
@@ -124,12 +124,12 @@ def _write_maps(folder, store, records, indices, bands, told):
         names = [f"{name}_{band}" for name in ("valid", "masked", "weight")]
         seen, (valid, masked, weight) = _summed(store, having, names)
         place = np.searchsorted(pixel, seen)
-        for name, values in (("coverage", valid), ("mask", masked)):
-            share = np.zeros(len(pixel))
-            share[place] = values / n[place]
-            _write_map(folder / f"{name}_{band}.hsp", pixel, share, meta)
+        coverage, mask, depth = np.zeros(len(pixel)), np.zeros(len(pixel)), np.full(len(pixel), np.nan)
+        coverage[place], mask[place] = valid / n[place], masked / n[place]
         deep = valid > 0
-        _write_map(folder / f"depth_{band}.hsp", seen[deep], sky_maps.depth(weight[deep] / valid[deep]), meta)
+        depth[place[deep]] = sky_maps.depth(weight[deep] / valid[deep])
+        for name, values in (("coverage", coverage), ("mask", mask), ("depth", depth)):
+            _write_map(folder / f"{name}_{band}.hsp", pixel, values, meta)
     return float(n.sum()) * (sky_maps.PLACE / 3600) ** 2
 
 
@@ -141,10 +141,11 @@ def _summed(store, indices, names):
 
 
 def _write_map(path, pixel, values, meta):
+    """A map; NaN is no value, but its pixels are in the file, so that every map has the same blocks."""
     import healsparse
 
     made = healsparse.HealSparseMap.make_empty(BLOCKS, 2**sky_maps.ORDER, np.float32)
-    made.update_values_pix(pixel, values.astype(np.float32))
+    made.update_values_pix(pixel, np.where(np.isnan(values), made.sentinel, values).astype(np.float32))
     made.metadata = meta
     made.write(str(path))
 
@@ -167,7 +168,7 @@ def _write_randoms(path, folder, bands, density, seed, meta):
             columns = {"ra": sky.ra.deg, "dec": sky.dec.deg}
             for name in names:
                 values = _block(folder / f"{name}.hsp", block).get_values_pos(sky.ra.deg, sky.dec.deg)
-                columns[name] = np.where(values > -1e30, values, np.float32(np.nan))
+                columns[name] = np.where(values == area.sentinel, np.float32(np.nan), values)
             file.write_table(pa.table(columns, schema))
             total += len(sky)
     return total
