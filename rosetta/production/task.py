@@ -212,7 +212,8 @@ def _measure(pair, cell, config, store, progress):
     if result.offsets is not None:
         store.write_table(cell.index, "offsets", result.offsets)
     store.write_table(cell.index, "windows", windows)
-    counts = sky_maps.counts(band_images(pair), result.scene.meta["noise_factor"], cell)
+    images = {band: band_images(pair)[band] for band in result.scene.bands}
+    counts = sky_maps.counts(images, result.scene.meta["noise_factor"], cell)
     store.write_table(cell.index, "maps", counts)
     verdict = None if result.offsets is None else as_solution(result.offsets).verdict
     return {
