@@ -85,9 +85,8 @@ def command(*arguments):
     return [sys.executable, "-m", "rosetta.cli", "survey", *map(str, arguments)]
 
 
-def planned(rubin, euclid, folder, core, *options):
-    places = ("--rubin", rubin, "--euclid", euclid, "--core", core, "-o", folder)
-    subprocess.run(command("plan", *places, *options), check=True)
+def planned(rubin, euclid, folder, core):
+    subprocess.run(command("plan", "--rubin", rubin, "--euclid", euclid, "--core", core, "-o", folder), check=True)
     return folder
 
 

@@ -11,16 +11,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from rosetta.cli import main
 from rosetta.production.store import Store
 from rosetta.production.survey import read
 
-from .mini_survey import command, identical, planned, timed_run
+from .mini_survey import command, identical
 
 __all__ = ["SIZE", "lines"]
 
 SIZE = 38.4  # arcsec: three by three cells
-CORE = 12.8
-SIZES = ("--margin", "4", "--window", "12.8")
+SIZES = ("--core", "12.8", "--margin", "4", "--window", "12.8")
 KILLS = 10
 DISK, LARGER = "256k", "64m"  # the first is too small for all cells
 
@@ -33,7 +33,7 @@ def lines(folder):
     files that were left.
     """
     reference = plan(folder, "reference")
-    timed_run(reference, "--serial")
+    run(reference)
     faults = [
         (f"{KILLS} times a process killed", killed), ("the whole run killed", run_killed), ("the disk full", disk_full),
         ("a file cut short", cut_short), ("no time for three cells", over_time), ("two runs at once", two_runs),
@@ -46,12 +46,14 @@ def lines(folder):
 def plan(folder, name, files=None):
     files = files or folder / "files"
     shutil.rmtree(folder / name, ignore_errors=True)
-    return planned(files / "rubin", files / "euclid", folder / name, CORE, *SIZES)
+    places = ("--rubin", files / "rubin", "--euclid", files / "euclid", "-o", folder / name)
+    main(["survey", "plan", *map(str, places), *SIZES])
+    return folder / name
 
 
 def run(survey, *options):
-    """Exit code of a run."""
-    return subprocess.run(command("run", survey, *options), check=False).returncode
+    """Exit code of a run in this process, which has loaded the models."""
+    return main(["survey", "run", str(survey), "--serial", *options])
 
 
 def outcome(survey):
@@ -94,7 +96,7 @@ def killed(folder, reference):
     if kills < KILLS:
         raise SystemExit(f"the run ended after {kills} of {KILLS} kills")
     before = outcome(survey)
-    codes.append(run(survey, "--serial", "--retry-failed"))
+    codes.append(run(survey, "--retry-failed"))
     return line(survey, reference, codes, before)
 
 
@@ -111,7 +113,7 @@ def run_killed(folder, reference):
     if any(Path(f"/proc/{worker}").exists() for worker in workers):
         raise SystemExit("processes went on after their run was killed")
     before = outcome(survey)
-    codes.append(run(survey, "--serial"))
+    codes.append(run(survey))
     return line(survey, reference, codes, before)
 
 
@@ -122,10 +124,10 @@ def disk_full(folder, reference):
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", disk], check=True)
     try:
         survey = plan(disk, "survey", folder / "files")
-        codes = [run(survey, "--workers", "2")]
+        codes = [run(survey)]
         before = outcome(survey)
         subprocess.run(["mount", "-o", f"remount,size={LARGER}", disk], check=True)
-        codes.append(run(survey, "--serial", "--retry-failed"))
+        codes.append(run(survey, "--retry-failed"))
         return line(survey, reference, codes, before)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -138,7 +140,7 @@ def cut_short(folder, reference):
     path = next((files / "rubin").glob("*_3.fits"))
     os.truncate(path, path.stat().st_size // 2)
     survey = plan(folder, "cut_short", files)
-    codes = [run(survey, "--serial")]
+    codes = [run(survey)]
     before = outcome(survey)
     store, indices = Store(survey), read(survey).indices
     for cell in read(survey).cells(indices):
@@ -146,24 +148,26 @@ def cut_short(folder, reference):
         failure = store.failure(cell.index)
         if needs != (failure is not None) or (failure and path.name not in failure["message"]):
             raise SystemExit(f"{cell.name}: needs the file: {needs}; note: {failure}")
-    codes.append(run(survey, "--serial"))
+    codes.append(run(survey))
     return line(survey, reference, codes, before)
 
 
 def over_time(folder, reference):
     """Three of the cells get a tenth of a second."""
     survey = plan(folder, "over_time")
-    codes = [run(survey, "--serial", "--limit", "0.1", "--shard", "0/3"), run(survey, "--serial")]
+    codes = [run(survey, "--limit", "0.1", "--shard", "0/3"), run(survey)]
     before = outcome(survey)
-    codes.append(run(survey, "--serial", "--retry-failed"))
+    codes.append(run(survey, "--retry-failed"))
     return line(survey, reference, codes, before)
 
 
 def two_runs(folder, reference):
     """Two runs of one survey begin together."""
     survey = plan(folder, "two_runs")
-    running = [subprocess.Popen(command("run", survey, "--serial")) for _ in range(2)]
-    codes = [one.wait() for one in running]
+    other = subprocess.Popen(command("run", survey, "--serial"))
+    while other.poll() is None and not list(survey.rglob("try-*.json")):
+        time.sleep(0.05)
+    codes = [run(survey), other.wait()]
     before = outcome(survey)
-    codes.append(run(survey, "--serial"))
+    codes.append(run(survey))
     return line(survey, reference, codes, before)
