@@ -272,7 +272,7 @@ def test_limits_mark_metrics(folder, tmp_path):
 # ---------------------------------------------------------------------------- the whole
 @pytest.fixture(scope="module")
 def published(folder, tmp_path_factory):
-    for name in ("hats_import", "lsdb", "healsparse", "distributed"):
+    for name in ("hats_import", "healsparse", "distributed"):
         pytest.importorskip(name, reason="needs the extra hats")
     place = tmp_path_factory.mktemp("out") / "published"
     with warnings.catch_warnings():
