@@ -3,9 +3,10 @@
 
 One simulated field is written as four Rubin patches that overlap and two MER tiles whose border is none of the cells'.
 It is measured in four cells in this process, in two other processes, of which one is killed on the way, and in one cell
-that holds all.
+that holds all. With --faults, a field of three by three cells is measured again and again while processes are killed,
+the disk is full, a file is damaged, time runs out, or two runs share the survey.
 
-Run: python benchmarks/survey.py FOLDER [--seed N] [--core ARCSEC] [--bands BAND ...] [--tables FOLDER]
+Run: python benchmarks/survey.py FOLDER [--faults] [--seed N] [--core ARCSEC] [--bands BAND ...] [--tables FOLDER]
 """
 
 import argparse
@@ -14,97 +15,21 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.io import fits
+from kit import survey_faults
+from kit.mini_survey import command, identical, one_thread, planned, rows, timed_run, write_files
 from kit.tables import Tables, add_option
-from pyarrow import parquet
 
 from rosetta.production.status import status
-from rosetta.production.store import Store
-from rosetta.production.survey import read
 from rosetta.simulate import simulate_pair
-
-TRACT = 1
-NIR = {"Y_E": "NIR_Y", "J_E": "NIR_J", "H_E": "NIR_H"}
-
-
-# ---------------------------------------------------------------------------- files
-def write_files(folder, pair):
-    """The images of a pair as patches and tiles, and as one tile."""
-    for name in ("rubin", "euclid", "euclid_whole"):
-        (folder / name).mkdir(parents=True)
-    for band, image in pair.ground.items():
-        ny, nx = image.data.shape
-        for patch in range(4):
-            rows, columns = (slice(0, int(0.6 * n)) if half == 0 else slice(int(0.4 * n), n)
-                             for n, half in zip((ny, nx), divmod(patch, 2), strict=True))  # fmt: skip
-            write_patch(folder / "rubin" / f"{band}_{patch}.fits", image, (rows, columns), band, patch)
-    nx = next(iter(pair.space.values())).data.shape[1]
-    tiles = {
-        "euclid/tile1": slice(0, int(0.65 * nx)), "euclid/tile2": slice(int(0.25 * nx), nx),
-        "euclid_whole/tile": slice(0, nx),
-    }  # fmt: skip
-    for name, columns in tiles.items():
-        hdus = [fits.PrimaryHDU()]
-        for band, image in pair.space.items():
-            hdus += planes(image, columns, NIR.get(band, band))
-        fits.HDUList(hdus).writeto(folder / f"{name}.fits")
-
-
-def write_patch(path, image, part, band, patch):
-    rows, columns = part
-    header = image.wcs[part].to_header(relax=True)
-    header["LTV1"], header["LTV2"] = -float(columns.start), -float(rows.start)
-    header["BUNIT"], header["FILTER"] = "nJy", f"{band}_03"
-    mask_header = header.copy()
-    mask_header["HIERARCH MP_NO_DATA"] = 0
-    primary = fits.PrimaryHDU()
-    for name, value in (("TRACT", TRACT), ("PATCH", patch)):
-        primary.header[f"HIERARCH LSST BUTLER DATAID {name}"] = value
-    fits.HDUList([
-        primary,
-        fits.ImageHDU(image.data[part], header, name="IMAGE"),
-        fits.ImageHDU(image.mask[part].astype(np.int32), mask_header, name="MASK"),
-        fits.ImageHDU(image.uncertainty.array[part], header, name="VARIANCE"),
-        fits.ImageHDU(np.asarray(image.psf, np.float32), name="PSF"),
-    ]).writeto(path)  # fmt: skip
-
-
-def planes(image, columns, name):
-    """The extensions of one band of a tile."""
-    part = slice(None), columns
-    header = image.wcs[part].to_header(relax=True)
-    header["FILTER"], header["MAGZERO"] = name, 31.4
-    rms = np.sqrt(image.uncertainty.array[part])
-    return [
-        fits.ImageHDU(image.data[part], header, name=f"{name}_BGSUB"),
-        fits.ImageHDU(np.where(image.mask[part], np.float32(1e20), rms), header, name=f"{name}_RMS"),
-        fits.ImageHDU(np.asarray(image.psf, np.float32), name=f"{name}_PSF"),
-    ]
 
 
 # ---------------------------------------------------------------------------- runs
-def command(*arguments):
-    return [sys.executable, "-m", "rosetta.cli", "survey", *map(str, arguments)]
-
-
-def planned(rubin, euclid, folder, core):
-    subprocess.run(command("plan", "--rubin", rubin, "--euclid", euclid, "--core", core, "-o", folder), check=True)
-    return folder
-
-
-def timed_run(folder, *options):
-    start = time.perf_counter()
-    subprocess.run(command("run", folder, *options), check=True)
-    return time.perf_counter() - start
-
-
 def killed_run(folder):
     """Two processes, of which one is killed as soon as it has begun a cell."""
     start = time.perf_counter()
@@ -119,14 +44,6 @@ def killed_run(folder):
 
 
 # ---------------------------------------------------------------------------- comparison
-def rows(folder, name="objects"):
-    """One of the tables of each cell."""
-    return [
-        parquet.read_table(Store(folder).place(index) / f"{name}.parquet", partitioning=None)
-        for index in read(folder).indices
-    ]
-
-
 def primary(folder):
     """The primary rows: positions and a dict of columns."""
     columns = {}
@@ -137,15 +54,6 @@ def primary(folder):
                 columns.setdefault(name, []).append(np.array(table[name])[keep])
     columns = {name: np.concatenate(parts) for name, parts in columns.items()}
     return SkyCoord(columns["ra"], columns["dec"], unit="deg"), columns
-
-
-def identical(one, two):
-    """Whether all tables of two runs are the same; as text, in which NaN is NaN."""
-    return all(
-        str(a.to_pylist()) == str(b.to_pylist())
-        for name in ("objects", "offsets", "windows")
-        for a, b in zip(rows(one, name), rows(two, name), strict=True)
-    )
 
 
 def nmad(values):
@@ -181,14 +89,20 @@ def seams(cells, whole, bands, middle):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--faults", action="store_true", help="what goes wrong, instead of the comparison")
     parser.add_argument("--seed", type=int, default=7501)
     parser.add_argument("--core", type=float, default=25.6, help="arcsec, of one of two by two cells; default: 25.6")
     parser.add_argument("--bands", nargs="+", default=["r", "VIS"])
     add_option(parser)
     options = parser.parse_args()
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+    one_thread()
     shutil.rmtree(options.folder, ignore_errors=True)
+    if options.faults:
+        pair, _ = simulate_pair(seed=options.seed, size=survey_faults.SIZE * u.arcsec, bands=options.bands)
+        write_files(options.folder / "files", pair)
+        head = ("fault", "exit codes", "done", "given up", "done after", "cells as before", "left over")
+        Tables(options.tables).show("survey_faults", "What goes wrong", head, survey_faults.lines(options.folder))
+        return
     files = options.folder / "files"
     size = 2 * options.core * u.arcsec
     pair, truth = simulate_pair(seed=options.seed, size=size, bands=options.bands)

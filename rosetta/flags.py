@@ -31,6 +31,7 @@ class Flag(IntFlag):
     POOR_FIT = 1 << 18  #: the model does not describe the pixels (high chi2)
     PSF_SUSPECT = 1 << 19  #: the given PSF cannot be true: the survey's, or the point sources', is of another width
     ARTEFACT = 1 << 20  #: only the sharpest band shows it, although others would: no source of light
+    BORDER = 1 << 21  #: on the border of two cells of a survey, which both or neither took for theirs; one row is kept
 
     @classmethod
     def _missing_(cls, value):

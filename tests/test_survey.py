@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The main job over an area, on a small survey of two patches and two MER tiles that do not line up."""
 
+import errno
 import json
 import operator
 import os
@@ -27,7 +28,8 @@ from rosetta.checkpoint import bundled
 from rosetta.cli import main
 from rosetta.files import machine
 from rosetta.io import euclid, read_catalogue, rubin
-from rosetta.production import engines, task
+from rosetta.production import engines, sky_maps, task
+from rosetta.production import store as store_module
 from rosetta.production.cells import Tract, clipped, core_box, depth_in, numbers_in, owner, polygon_area, within_core
 from rosetta.production.store import Store
 from rosetta.registry import KINDS
@@ -345,6 +347,28 @@ def test_tables_are_catalogues(done):
         assert np.isfinite(solution.offset_at(objects["sky_centroid"])).all()
 
 
+def test_maps_of_the_sky(done):
+    """All that both cells hold is valid; the two images end where the patches and the tiles do."""
+    tables = [rows_of(done, index, "maps") for index in read(done).indices]
+    for table in tables:
+        assert sum(table["n"].to_pylist()) == sum(table["valid_r"].to_pylist()) == 256
+        assert sum(table["masked_r"].to_pylist()) == 0 and sum(table["valid_VIS"].to_pylist()) == 256
+    weight = sum(tables[0]["weight_r"].to_pylist()) / 256
+    factor = Store(done).record((TRACT, 0))["metrics"]["noise_factor_r"]
+    psf = gaussian(0.8, 0.2)
+    expected = 31.4 - 2.5 * np.log10(5 * SIGMA["r"] * factor / np.sqrt((psf**2).sum()))
+    assert sky_maps.depth(weight) == pytest.approx(expected, abs=0.02)
+
+
+def test_metrics_of_a_cell(done):
+    found = Store(done).record((TRACT, 0))["metrics"]
+    primary = np.array(rows_of(done, (TRACT, 0))["is_primary"])
+    assert found["area_arcmin2"] == pytest.approx((12.8 / 60) ** 2, rel=1e-5)
+    assert found["rows_per_arcmin2"] == pytest.approx(primary.sum() / found["area_arcmin2"], rel=1e-4)
+    assert found["align_verdict"] == 0 and found["align_rms_mas"] < 30 and abs(found["align_east_mas"]) < 30
+    assert 0.5 < found["chi2_r"] < 1.5 and 0.7 < found["noise_factor_r"] < 1.4
+
+
 def test_windows_lie_on_the_grid_of_the_tract(done):
     survey = read(done)
     centers = []
@@ -580,6 +604,21 @@ def test_two_runners_of_one_cell(done, tmp_path, monkeypatch):
     assert outcomes == [task.DONE] and status(folder)["done"] == 2
     new, old = (rows_of(where, (TRACT, 1)).to_pylist() for where in (folder, done))
     assert str(new) == str(old) and not list(folder.rglob("try-*"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "read-only")])
+def test_a_disk_that_takes_no_more_ends_the_run(done, tmp_path, monkeypatch, capsys, error):
+    """When a table cannot be written for lack of room, or when not even a try can be noted."""
+    folder = copied(done, tmp_path / "s", *read(done).indices)
+    name, function = (task, "_measure") if error.errno == errno.ENOSPC else (store_module, "_write")
+
+    def refused(*args):
+        raise error
+
+    monkeypatch.setattr(name, function, refused)
+    assert main(["survey", "run", str(folder), "--serial"]) == 2
+    assert error.strerror in capsys.readouterr().err
+    assert not list(folder.rglob("try-*")) and status(folder)["left"] == 2 and not status(folder)["failures"]
 
 
 def test_an_interruption_is_no_try(done, tmp_path):

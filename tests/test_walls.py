@@ -55,9 +55,10 @@ ORDER = """
     simulate.dataset simulate.reader simulate.observed simulate.pair simulate
     injection injection.drawing injection.gain injection.sources injection.insertion injection.summary
     injection.recovery injection.command
-    production production.cells production.area production.inputs production.models production.survey
-    production.plan production.store production.task production.engines production.run
-    production.status production.command
+    production production.cells production.area production.inputs production.models production.sky_maps
+    production.metrics production.survey production.plan production.store production.task production.engines
+    production.run production.status production.borders production.merged production.collections
+    production.publish production.quality_page production.command
     terminal cli __main__
 """.split()
 
@@ -80,6 +81,7 @@ EXTRAS = {
     "galsim": {"simulate", "injection"}, "speclite": {"simulate", "injection"}, "matplotlib": {"plotting"},
     "tqdm": {"simulate"}, "pyarrow": {"io", "production"}, "distributed": {"production"},
     "astropy_healpix": {"production"},
+    "hats": {"production"}, "hats_import": {"production"}, "healsparse": {"production"},
 }  # fmt: skip
 LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
 

@@ -19,7 +19,7 @@ from ..flags import Flag
 from ..io.catalogue import read_catalogue
 from .catalogue_file import find_catalogue
 from .output import PRODUCTS
-from .report_page import page, picture, section
+from .report_page import page, picture, section, sortable
 
 __all__ = ["MAX_ROWS", "write_report"]
 
@@ -181,11 +181,7 @@ def _table(catalog, source):
     if len(catalog) > MAX_ROWS:
         shown = f"The {MAX_ROWS} rows of highest S/N; the catalogue has {len(catalog)}. "
     yield f"<p>{shown}Fluxes in nJy. Click on a column's name to sort. All columns are in {escape(source.name)}.</p>"
-    yield "<noscript><p>The table needs JavaScript.</p></noscript>"
-    yield (
-        '<p><button id="previous">previous</button> <button id="next">next</button> <span id="shown"></span></p>'
-        '<div class="wide"><table id="catalogue"></table></div>'
-    )
+    yield sortable()
 
 
 def _rows(catalog, bands):

@@ -1,12 +1,12 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""The HTML page of a report: its frame, its style, and the script that sorts its table."""
+"""The HTML page of a report: its frame, its style, and a table that can be sorted."""
 
 import base64
 import json
 from html import escape
 from string import Template
 
-__all__ = ["page", "picture", "section"]
+__all__ = ["page", "picture", "section", "sortable"]
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -99,7 +99,7 @@ _SCRIPT = """
 """
 
 
-def page(title, sections, rows):
+def page(title, sections, rows, script=""):
     """The whole page.
 
     Parameters
@@ -110,6 +110,8 @@ def page(title, sections, rows):
     rows : dict
         The table that can be sorted: ``columns`` (names), ``rows`` (lists of numbers, pairs of number and error, or
         None), ``flags`` (names of the bits), ``flag`` (which column holds them).
+    script : str, optional
+        JavaScript of the page's own, which finds ``rows`` in the element of that name.
 
     Returns
     -------
@@ -119,13 +121,22 @@ def page(title, sections, rows):
     for character in "<>&\u2028\u2029":  # nothing in it can end the element that it stands in
         data = data.replace(character, f"\\u{ord(character):04x}")
     return _PAGE.substitute(
-        title=escape(title), style=_STYLE, body="\n".join(sections), rows=data, script=_SCRIPT
+        title=escape(title), style=_STYLE, body="\n".join(sections), rows=data, script=_SCRIPT + script
     )
 
 
 def section(title, *parts):
     """A heading, and HTML below it."""
     return f"<h2>{escape(title)}</h2>\n" + "\n".join(parts)
+
+
+def sortable():
+    """Where the table of the page stands."""
+    return (
+        "<noscript><p>The table needs JavaScript.</p></noscript>"
+        '<p><button id="previous">previous</button> <button id="next">next</button> <span id="shown"></span></p>'
+        '<div class="wide"><table id="catalogue"></table></div>'
+    )
 
 
 def picture(png, text):

@@ -11,10 +11,11 @@ __all__ = ["add_commands"]
 
 SOME_FAILED = 3  # exit code
 WATCH = 10.0  # seconds between two looks
+LISTED = 20  # cells outside the limits that are printed
 
 
 def add_commands(parser):
-    """Add ``plan``, ``run`` and ``status`` to the parser of ``rosetta survey``; each sets ``survey``, what to run."""
+    """Add the commands to the parser of ``rosetta survey``; each sets ``survey``, what to run."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name, run, text):
@@ -46,6 +47,16 @@ def add_commands(parser):
     status = command("status", _status, "how far the survey is")
     status.add_argument("folder", metavar="SURVEY")
     status.add_argument("--watch", action="store_true", help="again every ten seconds, until all cells are done")
+
+    quality = command("qa", _quality, "write a page with a map of the cells, coloured by how well they were measured")
+    quality.add_argument("folder", metavar="SURVEY")
+    quality.add_argument("-o", "--output", metavar="FILE", help="the page; default: quality.html in SURVEY")
+
+    publish = command("publish", _publish, "write catalogues, maps and random positions of the cells that are done")
+    publish.add_argument("folder", metavar="SURVEY")
+    publish.add_argument("--hats", required=True, metavar="DIR", help="folder for the HATS collections and the maps")
+    publish.add_argument("--randoms", type=float, metavar="N", help="random positions per square arcmin; default: 50")
+    publish.add_argument("--workers", type=int, metavar="N", help="processes; default: 1, this one")
 
 
 def _given(arguments, *names):
@@ -167,3 +178,29 @@ def _lines(found):
         yield f"  tract {record['tract']} cell {record['cell']}: {record['seconds']:.0f} s  {steps}".rstrip()
     if found["failures"]:
         yield from _listed(found["failures"])
+
+
+# ---------------------------------------------------------------------------- quality
+def _quality(arguments):
+    from .quality_page import write_page
+
+    path, marked = write_page(arguments.folder, arguments.output)
+    yield f"{len(marked)} cells are outside the limits"
+    for index, found in marked[:LISTED]:
+        values = ", ".join(f"{name} {value:g}" for name, value in found.items())
+        yield f"  tract {index[0]} cell {index[1]}: {values}"
+    yield str(path)
+    return 0
+
+
+# ---------------------------------------------------------------------------- publish
+def _publish(arguments):
+    from .publish import publish
+
+    options = {"density": arguments.randoms, "workers": arguments.workers}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in (("--randoms", arguments.randoms), ("--workers", arguments.workers)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} {value:g}: give a number above 0")
+    yield from publish(arguments.folder, arguments.hats, **given)
+    return 0

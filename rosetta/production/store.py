@@ -6,6 +6,7 @@ and only if its record is there. ``try-*.json`` beside it notes each try from it
 is known too. ``failed/tract=T/cell=NNNNN.json`` says why a cell was given up.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -21,7 +22,6 @@ from ..io.catalogue import write_catalogue
 __all__ = ["TRIES", "Store"]
 
 TRIES = 3
-TABLES = ("objects", "offsets", "windows")
 
 
 class Store:
@@ -50,10 +50,22 @@ class Store:
         return (self.place(index) / "record.json").is_file()
 
     def write_table(self, index, name, table):
-        """Write "objects", "offsets" or "windows" of a cell, as `rosetta.io.write_catalogue` does."""
+        """Write "objects", "offsets", "windows" or "maps" of a cell, as `rosetta.io.write_catalogue` does."""
         place = self.place(index)
         place.mkdir(parents=True, exist_ok=True)
         write_catalogue(table, place / f"{name}.parquet", overwrite=True)
+
+    def table(self, index, name, columns=None):
+        """One of the tables of a finished cell, or columns of it (`pyarrow.Table`)."""
+        from pyarrow import parquet
+
+        return parquet.read_table(self.place(index) / f"{name}.parquet", columns=columns, partitioning=None)
+
+    def schema(self, index, name):
+        """The columns of one of the tables of a finished cell (`pyarrow.Schema`)."""
+        from pyarrow import parquet
+
+        return parquet.read_schema(self.place(index) / f"{name}.parquet")
 
     def finish(self, index, record):
         """Write the record of a cell, after its tables."""
@@ -67,7 +79,10 @@ class Store:
     # ------------------------------------------------------------------ tries
     @contextmanager
     def trying(self, index):
-        """Note the beginning of a try and, if it fails, its error, which is passed on; an interruption is no try."""
+        """Note the beginning of a try and, if it fails, its error, which is passed on.
+
+        An interruption is no try, and neither is one that ended because the disk is full.
+        """
         place = self.place(index)
         place.mkdir(parents=True, exist_ok=True)
         path = place / f"try-{secrets.token_hex(6)}.json"
@@ -76,6 +91,9 @@ class Store:
         try:
             yield
         except Exception as error:
+            if _no_room(error):
+                path.unlink(missing_ok=True)
+                raise
             text = "".join(traceback.format_exception(error))
             _write(path, {**note, "ended": time.time(), "message": _message(error), "traceback": text})
             raise
@@ -124,6 +142,11 @@ def _came_to_nothing(note, limit):
     if note["machine"] == machine():
         return has_ended(note["process"])
     return time.time() - note["started"] > limit
+
+
+def _no_room(error):
+    """Whether an error says that the disk, or one's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _message(error):

@@ -2,7 +2,8 @@
 """A planned survey on disk: its settings, its files and its cells.
 
 ``config.toml`` holds the settings, ``inputs.parquet`` a row per file, ``plan.parquet`` a row per cell. They are written
-once; their hash stands in ``config.toml``, and a survey whose files do not agree with it is refused.
+once; their hash stands in ``config.toml``, and a survey whose files do not agree with it is refused. The limits at the
+end of ``config.toml`` decide no result, and may be changed.
 """
 
 import hashlib
@@ -16,8 +17,9 @@ import numpy as np
 from ..files import atomic_write
 from ..surveys import PIXEL_SCALE
 from .cells import Tract, core_box, grown
+from .metrics import LIMITS
 
-__all__ = ["Cell", "Config", "Survey", "read", "read_rows", "write", "write_rows"]
+__all__ = ["Cell", "Config", "Survey", "read", "read_limits", "read_rows", "write", "write_rows"]
 
 TRACTS = b"rosetta.tracts"  # key of the tracts' WCS in plan.parquet
 
@@ -197,6 +199,8 @@ def write(survey):
     values = {**survey.config.settings, "hash": survey.hash}
     # JSON strings and numbers are TOML's.
     lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    lines += ["", "[limits]", "# Lowest and highest value that mark no cell on the quality page; may be changed."]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in LIMITS.items()]
     with atomic_write(folder / "config.toml") as temporary:  # last: a folder with it is complete
         temporary.write_text("\n".join(lines) + "\n")
 
@@ -223,6 +227,7 @@ def read(folder):
     try:
         values = tomllib.loads((folder / "config.toml").read_text())
         stored = values.pop("hash")
+        values.pop("limits", None)
         config = Config(folder=str(folder.absolute()), **values)
         rows, meta = read_rows(folder / "plan.parquet")
         cards = {int(number): text for number, text in json.loads(meta[TRACTS]).items()}
@@ -235,6 +240,22 @@ def read(folder):
             "put it back, or plan again into a new folder"
         )
     return survey
+
+
+def read_limits(folder):
+    """The limits in the ``config.toml`` of a survey (dict of name to lowest and highest value).
+
+    Raises
+    ------
+    ValueError
+        If one is no pair of numbers.
+    """
+    path = Path(folder) / "config.toml"
+    limits = tomllib.loads(path.read_text()).get("limits", {})
+    for name, pair in limits.items():
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(value, int | float) for value in pair)):
+            raise ValueError(f"{path}: limits.{name} must be a list of the lowest and the highest value, got {pair!r}")
+    return limits
 
 
 def write_rows(rows, path, meta=None):

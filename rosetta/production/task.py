@@ -14,8 +14,10 @@ from ..columns import describe
 from ..io import euclid, rubin
 from ..pair import SkyPair
 from ..surveys import EUCLID
+from . import sky_maps
 from .cells import owner, within_core
 from .inputs import check_unchanged
+from .metrics import metrics
 from .models import loaded
 from .store import TRIES, Store
 
@@ -30,7 +32,7 @@ class BadInput(Exception):
 
 
 def attempt(cell, config, limit):
-    """Measure a cell, unless it is done; errors are noted, not raised.
+    """Measure a cell, unless it is done; errors are noted, not raised, unless that is impossible.
 
     Bad input is final. After any other error the cell is to be tried again, three times in all; a process that was
     killed counts as a try.
@@ -46,6 +48,11 @@ def attempt(cell, config, limit):
     -------
     str
         `DONE`, `AGAIN` or `FAILED`.
+
+    Raises
+    ------
+    OSError
+        If the survey's disk is full or cannot be written to.
     """
     store = Store(config.folder)
     if store.is_done(cell.index):
@@ -62,7 +69,11 @@ def attempt(cell, config, limit):
         store.fail(cell.index, str(error), len(tries) + 1)
         return FAILED
     except Exception:
-        tries = store.tries(cell.index, limit)
+        if store.is_done(cell.index):  # by another runner
+            return DONE
+        before, tries = tries, store.tries(cell.index, limit)
+        if len(tries) <= len(before):  # it could not be noted: without end, all cells would be tried again
+            raise
         return AGAIN if len(tries) < TRIES else _given_up(store, cell, tries)
     return DONE
 
@@ -189,6 +200,7 @@ def _measure(pair, cell, config, store, progress):
     """Measure a pair and write the tables; what the record says of it."""
     from ..astrometry.solution import as_solution
     from ..checkpoint import versions
+    from ..images.image import band_images
     from ..pipeline.run import measure
 
     result = measure(
@@ -201,6 +213,9 @@ def _measure(pair, cell, config, store, progress):
     if result.offsets is not None:
         store.write_table(cell.index, "offsets", result.offsets)
     store.write_table(cell.index, "windows", windows)
+    images = {band: band_images(pair)[band] for band in result.scene.bands}
+    counts = sky_maps.counts(images, result.scene.meta["noise_factor"], cell)
+    store.write_table(cell.index, "maps", counts)
     verdict = None if result.offsets is None else as_solution(result.offsets).verdict
     return {
         "versions": versions(),
@@ -209,6 +224,7 @@ def _measure(pair, cell, config, store, progress):
         "n_primary": int(objects["is_primary"].sum()),
         "n_windows": len(windows),
         "verdict": verdict,
+        "metrics": metrics(result, objects, counts),
         "steps": dict(result.seconds),
     }
 
