@@ -173,7 +173,14 @@ class LearnedAligner(Head):
         meta["reference"] = sharpest if stars is None else "catalogue"
         if sharpest is None:
             return _logged(_star_table(images, sources, stars, wanted, model, meta, self._config))
-        found = _measure(images, sources, wanted, self._config)
+        still = {}
+        if stars is not None:
+            star, _ = catalogue_tie.matched_stars(stars, sources, self._config.measurement)
+            years = {band: _years(images[band], sources) for band in wanted}
+            if np.isfinite(list(years.values())).all():
+                still = {band: stars.motion_in(years[band], star) for band in wanted}
+                sources = replace(sources, point=sources.point & (star < 0))
+        found = _measure(images, sources, wanted, self._config, still)
         extras = {}
         if self._provenance.get("trained") and found.few is None:  # it has learned from fields of many sources
             tokens = _tokens(embedding, sources)
@@ -337,7 +344,7 @@ class LearnedAligner(Head):
                 band: replace(p, wcs=_Shifted(p.wcs, 1e-3 * injected)) if p.side == "ground" else p
                 for band, p in images.items()
             }
-        found = _measure(images, sources, wanted, self._config)
+        found = _measure(images, sources, wanted, self._config, {})
         if found.verdict != "ok":
             log.warning("pairs[%d] left out of training: %s", index, found.reason)
             return None
@@ -442,8 +449,8 @@ def _cards(meta):
     }
 
 
-def _measure(images, sources, wanted, config):
-    """Coarse step, then every band; `_Found`."""
+def _measure(images, sources, wanted, config, still):
+    """Coarse step, then every band; `_Found`. ``still``: band -> known motion of each source, to be taken off."""
     ground = [band for band in wanted if images[band].side == "ground"]
     if len(sources.xy) < 2:
         return _Found(ground, [], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
@@ -457,7 +464,8 @@ def _measure(images, sources, wanted, config):
     parts = []
     for band in wanted:
         image = images[band]
-        parts.append(measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2)))
+        part = measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2))
+        parts.append(part.without(*still[band]) if band in still else part)
     found = _judged(images, sources, ground, parts, match, believed)
     if found.verdict != "abstain":
         return found

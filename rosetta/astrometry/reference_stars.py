@@ -65,6 +65,26 @@ class ReferenceStars:
         sky = offset_coord(self.sky, *(1e-3 * self.motion * years).T)
         return sky, self.error**2 + (self.motion_error * years) ** 2
 
+    def motion_in(self, years, star):
+        """How far sources move.
+
+        Parameters
+        ----------
+        years : float
+        star : numpy.ndarray of int, shape (n_source,)
+            The star that each source is; -1: none, which does not move.
+
+        Returns
+        -------
+        moved, variance : numpy.ndarray, shape (n_source, 2)
+            (east, north), mas and mas^2.
+        """
+        moved, variance = np.zeros((len(star), 2)), np.zeros((len(star), 2))
+        known = star >= 0
+        moved[known] = years * self.motion[star[known]]
+        variance[known] = (years * self.motion_error[star[known]]) ** 2
+        return moved, variance
+
 
 def reference_stars(reference):
     """The stars of a table.

@@ -39,7 +39,8 @@ def tied(offsets, tie, band):
     rows = offsets.copy()
     if verdict != "abstain":
         base = absolute.fields[band]
-        fields = {name: summed(model, base) for name, model in relative.fields.items()} | {band: base}
+        borrowed = {name: {**base, "borrowed": band} for name in set(rows["band"])}  # a space band without a field
+        fields = borrowed | {name: summed(model, base) for name, model in relative.fields.items()} | {band: base}
         moved, added = evaluate(base, tangent(rows["sky_centroid"], relative.center))
         _set(rows, *_numbers(rows, moved, added))
     else:
