@@ -37,11 +37,13 @@ def matched_stars(stars, sources, config):
         Stars of the catalogue that lie on the reference image.
     """
     star = np.full(len(sources.xy), -1)
-    sky, _ = stars.at(epoch(sources.reference.wcs))
-    near = np.flatnonzero(sky.separation(sources.center).deg < 45) if len(stars) else np.zeros(0, int)
+    reference, (sky, _) = sources.reference, stars.at(epoch(sources.reference.wcs))
+    ny, nx = reference.shape
+    corners = reference.pixel_to_sky(np.array([0, nx, 0, nx]), np.array([0, 0, ny, ny]))
+    reach = sources.center.separation(corners).max()  # far away a WCS may have no inverse
+    near = np.flatnonzero(sky.separation(sources.center) < reach) if len(stars) else np.zeros(0, int)
     sky = sky[near]
-    x, y = sources.reference.sky_to_pixel(sky) if len(near) else (np.zeros(0), np.zeros(0))
-    ny, nx = sources.reference.shape
+    x, y = reference.sky_to_pixel(sky) if len(near) else (np.zeros(0), np.zeros(0))
     inside = (x > -0.5) & (y > -0.5) & (x < nx - 0.5) & (y < ny - 0.5)
     near, place = near[inside], tangent(sky[inside], sources.center)
     if len(near) == 0 or len(star) == 0:
