@@ -151,6 +151,10 @@ def _parser():
         help="a table of positions to measure, with sky_centroid, or ra and dec in degrees; default: what is detected",
     )
     job.add_argument(
+        "--gaia", metavar="FILE",
+        help="a table of stars to tie the images to, with the columns of Gaia's archive: ra, dec, ref_epoch, pmra, ...",
+    )
+    job.add_argument(
         "--neighbours", choices=("detect", "listed"), default="detect",
         help="with --sources; whether sources that are not in the table are modelled (default) or not",
     )
@@ -303,11 +307,11 @@ def _run(arguments):
     with _progress(arguments) as progress:
         progress("read", 0, 1)
         arguments.progress = progress.of("read")
-        listed = _listed(arguments)
+        listed, reference = _listed(arguments), _reference(arguments)
         if listed:
             _check_columns(listed["sources"], arguments)
         pair = _pair(arguments)
-        how = {"workers": arguments.workers, **(listed or {})}
+        how = {"workers": arguments.workers, **(listed or {}), **reference}
         result, written = _measure_and_write(pair, arguments, progress, window=arguments.window, **how)
     terminal.say(_summary(result), arguments.verbosity)
     if arguments.profile:
@@ -511,6 +515,36 @@ def _image(argument, path, band, survey, center, size):
         raise ValueError(f"{argument}: {error.strerror or error}") from error
 
 
+def _table(option, path):
+    """The table in the file of an option."""
+    from astropy.io.registry import IORegistryError
+    from astropy.table import QTable
+
+    if not path.is_file():
+        raise ValueError(f"{option} {path}: there is no such file")
+    try:
+        return QTable.read(path)
+    except IORegistryError as error:
+        raise ValueError(f"{option} {path}: not a kind of table that astropy knows by name: use .ecsv") from error
+    except Exception as error:  # readers of tables fail in as many ways as there are formats
+        raise ValueError(f"{option} {path}: {error}") from error
+
+
+def _reference(arguments):
+    """What ``rosetta.measure`` is told of the stars in the file of --gaia (dict)."""
+    if arguments.gaia is None:
+        return {}
+    path = Path(arguments.gaia)
+    table = _table("--gaia", path)
+    from .astrometry.reference_stars import reference_stars
+
+    try:
+        reference_stars(table)
+    except ValueError as error:
+        raise ValueError(f"--gaia {path}: {error}") from error
+    return {"reference": table}
+
+
 def _listed(arguments):
     """What ``rosetta.measure`` is told of the positions in the file of --sources (dict)."""
     if arguments.sources is None:
@@ -519,18 +553,9 @@ def _listed(arguments):
         return {}
     import astropy.units as u
     from astropy.coordinates import SkyCoord
-    from astropy.io.registry import IORegistryError
-    from astropy.table import QTable
 
     path = Path(arguments.sources)
-    if not path.is_file():
-        raise ValueError(f"--sources {path}: there is no such file")
-    try:
-        table = QTable.read(path)
-    except IORegistryError as error:
-        raise ValueError(f"--sources {path}: not a kind of table that astropy knows by name: use .ecsv") from error
-    except Exception as error:  # readers of tables fail in as many ways as there are formats
-        raise ValueError(f"--sources {path}: {error}") from error
+    table = _table("--sources", path)
     if "sky_centroid" not in table.colnames:
         if missing := [name for name in ("ra", "dec") if name not in table.colnames]:
             raise ValueError(f"--sources {path}: no column {' and '.join(missing)}: give sky_centroid, or ra and dec")

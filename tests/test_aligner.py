@@ -310,6 +310,105 @@ def test_stars_of_another_epoch_move_nothing():
     assert (np.abs(value - SHIFT) < 4 * error).all() and (error < 2.0).all()
 
 
+YEARS = {"ground": 2026.0, "VIS": 2016.0}
+TIE = np.array([-30.0, 45.0])  # mas: catalogue minus header of the space image
+
+
+@lru_cache
+def moving():
+    """A pair with dates, whose stars drift by tens of mas per year, and they as a catalogue of epoch 2018."""
+    rng = np.random.default_rng(3)
+    xy, flux, sigma, shape = scene(1)
+    motion = np.where(sigma[:, None] == 0, rng.normal([25.0, -15.0], 20.0, (len(xy), 2)), 0.0)  # mas / yr
+    sides = []
+    for side, year in YEARS.items():
+        sides.append(images(sources=(xy + 1e-3 * motion * (year - 2016), flux, sigma, shape))[side == "VIS"])
+        for band, image in sides[-1].items():
+            wcs = image.wcs if side == "ground" else shifted(image.wcs, *(-1e-3 * TIE))
+            wcs.wcs.mjdobs = 51544.5 + 365.25 * (year - 2000)
+            sides[-1][band] = NDData(image, wcs=wcs)
+    star, error = sigma == 0, 0.3
+    at = from_tangent(xy[star] + 1e-3 * (2 * motion[star] + rng.normal(0, error, (star.sum(), 2))), CENTER)
+    catalogue = QTable({
+        "ra": at.ra, "dec": at.dec, "pmra": motion[star, 0] * u.mas / u.yr, "pmdec": motion[star, 1] * u.mas / u.yr,
+    })
+    catalogue["ref_epoch"], catalogue["ra_error"], catalogue["dec_error"] = 2018.0 * u.yr, error * u.mas, error * u.mas
+    return *sides, catalogue
+
+
+def test_moving_stars_pull_the_frame_neither_with_nor_without_a_catalogue():
+    ground, space, catalogue = moving()
+    pair = SkyPair(ground, space)
+    value, error = joint_field(aligner()(pair))
+    assert (np.abs(value - (SHIFT - TIE)) < 4 * error).all() and (error < 2.0).all()
+    offsets = aligner()(pair, reference=catalogue)
+    assert (offsets.meta["verdict"], offsets.meta["reference"]) == ("ok", "catalogue")
+    for band, true in (("r", SHIFT), ("joint", SHIFT), ("VIS", TIE)):
+        value, error = joint_field(offsets, band)
+        assert (np.abs(value - true) < 4 * error).all() and (error < 1.5).all()
+    frozen = catalogue.copy()
+    frozen["pmra"], frozen["pmdec"] = 0 * u.mas / u.yr, 0 * u.mas / u.yr
+    value = joint_field(aligner()(SkyPair(ground), reference=frozen))[0]
+    assert np.abs(value - SHIFT).max() > 50  # the motions matter
+
+
+def test_the_ground_alone_can_be_tied_to_a_catalogue():
+    ground, _, catalogue = moving()
+    offsets = aligner()(SkyPair(ground), reference=catalogue)
+    assert set(offsets["band"]) == {"r", "joint"}
+    value, error = joint_field(offsets)
+    assert (np.abs(value - SHIFT) < 4 * error).all() and (error < 2.5).all()
+    used = offsets[(offsets["band"] == "r") & (offsets["weight"] > 0)]
+    assert 0.6 < 1.4826 * np.median(np.abs((used["d_dec"].value - SHIFT[1]) / used["d_dec_err"].value)) < 1.5
+    solution = AstrometricSolution.from_table(offsets)
+    sky = offsets["sky_centroid"]
+    assert solution.seen_position(sky).separation(sky).mas.max() == 0  # the scene is that of the ground's header
+
+
+def test_a_scene_stays_in_the_header_frame_of_the_space_image():
+    ground, space, catalogue = moving()
+    solution = AstrometricSolution.from_table(aligner()(SkyPair(ground, space), reference=catalogue))
+    again = AstrometricSolution.from_table(QTable(meta=json.loads(json.dumps(solution.to_meta(), default=str))
+                                                  | {"center": solution.center}))
+    assert again.scene_frame == "VIS" and again.same_as(solution)
+    scene_sky = from_tangent([[3.0, -5.0], [-9.0, 8.0]], CENTER)
+    seen = scene_sky.spherical_offsets_to(solution.seen_position(scene_sky))
+    np.testing.assert_allclose([a.mas.mean() for a in seen], TIE - SHIFT, atol=2.0)
+    true = scene_sky.spherical_offsets_to(solution.true_position(scene_sky, "VIS"))
+    np.testing.assert_allclose([a.mas.mean() for a in true], TIE, atol=1.5)
+
+
+def test_both_sides_are_aligned_to_a_catalogue():
+    ground, space, catalogue = moving()
+    aligned = aligner().align(SkyPair(ground, space), reference=catalogue)
+    for band, given, true in (("r", ground["r"], SHIFT), ("VIS", space["VIS"], TIE)):
+        old, new = given.wcs.pixel_to_world(50, 60), aligned[band].wcs.pixel_to_world(50, 60)
+        np.testing.assert_allclose([a.mas for a in old.spherical_offsets_to(new)], true, atol=2.5)
+
+
+def test_stars_with_flat_cores_do_not_count():
+    ground, _, catalogue = moving()
+    level = 0.15 * ground["r"].data.max()
+    data = np.minimum(ground["r"].data, level)
+    offsets = aligner()(SkyPair({"r": replaced(ground["r"], data)}), reference=catalogue)
+    rows = offsets[(offsets["band"] == "r") & np.isfinite(offsets["d_dec"])]
+    x, y = (np.rint(v).astype(int) for v in ground["r"].wcs.world_to_pixel(rows["sky_centroid"]))
+    flat = ground["r"].data[y, x] > 3 * level
+    assert flat.any() and (rows["weight"][flat] == 0).all() and (rows["flags"][flat] & int(Flag.POOR_FIT) > 0).all()
+    value, error = joint_field(offsets)
+    assert (np.abs(value - SHIFT) < 4 * error).all() and (error < 4.0).all()
+
+
+def test_abstains_where_the_catalogue_is_not_seen():
+    ground, space, catalogue = moving()
+    for given, told in ((catalogue[:1], "1 of 1 stars of the reference on the image is of use, and two are needed"),
+                        (catalogue[:0], "0 of 0 stars")):
+        offsets = aligner()(SkyPair(ground, space), reference=given)
+        assert offsets.meta["verdict"] == "abstain" and told in offsets.meta["reason"]
+        assert np.isnan(offsets["d_dec"]).all() and (offsets["flags"] & int(Flag.UNALIGNED) > 0).all()
+        assert not AstrometricSolution.from_table(offsets).bands
+
+
 def replaced(image, data, mask=None):
     return NDData(data, unit=u.nJy, wcs=image.wcs, mask=mask, uncertainty=image.uncertainty, psf=image.psf)
 
@@ -627,6 +726,8 @@ def test_bad_arguments():
     pair = SkyPair(*images())
     with pytest.raises(ValueError, match="no space side"):
         aligner()(SkyPair(images()[0], None))
+    with pytest.raises(TypeError, match="reference must be a table with sky_centroid"):
+        aligner()(pair, reference="gaia.ecsv")
     with pytest.raises(ValueError, match="'q' cannot be measured against VIS"):
         aligner()(pair, bands=["q"])
     with pytest.raises(ValueError, match="model must be 'auto' or one of"):

@@ -33,7 +33,9 @@ ORDER = """
     astrometry.few_sources
     astrometry.solution astrometry.corrected_wcs
     astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
-    astrometry.cross_correlation astrometry.excess_noise astrometry.measurement astrometry.aligner
+    astrometry.cross_correlation astrometry.excess_noise astrometry.measurement
+    astrometry.star_positions astrometry.reference_stars astrometry.catalogue_tie astrometry.tied_offsets
+    astrometry.aligner
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.attention plotting.images
     plotting.blends plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
@@ -68,6 +70,7 @@ ASTROPY = {
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
+    "astrometry.reference_stars", "astrometry.tied_offsets",
     "deblending.source_list", "deblending.job_list", "deblending.sources", "deblending.listed",
     "deblending.residual_search", "deblending.tile_fit", "deblending.tiles", "deblending.scene",
     "deblending.flagging", "deblending.features", "deblending.deblender",

@@ -18,15 +18,17 @@ from ..flags import Flag
 from ..head import Head
 from ..images.image import band_images, extent
 from ..images.positions import offset_coord
-from ..pair import SkyPair
+from ..pair import SIDES, SkyPair
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
-from . import band_fields, corrected_wcs, epochs, excess_noise, few_sources, measurement
+from . import band_fields, catalogue_tie, corrected_wcs, epochs, excess_noise, few_sources, measurement
 from . import field as offset_field
 from .excess_noise import ExcessNoiseConfig
 from .field_fit import FieldFit, predict_held_out
 from .measurement import MeasurementConfig
+from .reference_stars import reference_stars
 from .solution import AlignmentError, AstrometricSolution, as_solution
+from .tied_offsets import tied
 
 __all__ = ["AlignerConfig", "AlignmentError", "LearnedAligner"]
 
@@ -113,59 +115,82 @@ class LearnedAligner(Head):
         return excess_noise.ExcessNoise(config.network)
 
     @plain_arithmetic
-    def __call__(self, x, *, bands=None, model="auto"):
+    def __call__(self, x, *, bands=None, model="auto", reference=None):
         """Measure the offsets.
 
         Parameters
         ----------
         x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
-            With both sides.
+            With both sides, or with ``reference`` the ground alone.
         bands : sequence of str, optional
             Bands to measure (default: all but the reference), by any of their names.
         model : str
             "auto" (chosen by leave-one-out likelihood), "shift", "affine", "polynomial2", "polynomial3", "gp" or
             "affine+gp".
+        reference : `~astropy.table.Table` or `~astropy.coordinates.SkyCoord`, optional
+            Stars, as Gaia's archive gives them, whose positions are the frame in place of the reference image's:
+            ``ra``, ``dec`` (or ``sky_centroid``) and ``ref_epoch`` (Julian years; or ``obstime``), and where known
+            ``pmra``, ``pmdec`` (mas / yr), ``ra_error``, ``dec_error``, ``pmra_error``, ``pmdec_error`` and
+            ``parallax`` (mas), which counts as an error. Each star is moved to the epoch of the image. With both sides
+            the reference image is tied to the stars, and all other bands to the reference image; the ground alone is
+            tied directly.
 
         Returns
         -------
         `~astropy.table.QTable`
-            A row per source and band: ``label``, ``sky_centroid`` (reference frame), ``band`` (a band, or "joint": all
-            ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr`` (correlation of the
-            two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``: ``verdict`` ("ok",
-            "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged COARSE_ALIGNMENT,
-            and where only the cross-correlation worked they hold its offset, and space bands have none; or "abstain":
-            offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``, ``model`` (one field
-            per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``, ``reference``, ``coarse`` and
-            provenance. Errors include the fitted scatter.
+            A row per source and band: ``label``, ``sky_centroid`` (in the reference image's header), ``band`` (a band,
+            or "joint": all ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr``
+            (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``:
+            ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged
+            COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands have
+            none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
+            ``model`` (one field per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``,
+            ``reference`` (a band, or "catalogue"), ``coarse`` and provenance. Errors include the fitted scatter. With
+            ``reference`` the reference image has rows as well, with an offset for each star that was found.
 
         Raises
         ------
         TypeError
-            If ``x`` is neither a pair nor an embedding.
+            If ``x`` is neither a pair nor an embedding, or ``reference`` is neither a table nor positions.
         ValueError
-            If a side is missing, or a band or the model is not known.
+            If a side is missing, a band or the model is not known, or ``reference`` lacks positions or epochs.
         """
+        stars = None if reference is None else reference_stars(reference)
+        sides = SIDES if stars is None else ("ground",)
         if isinstance(x, SkyPair):
-            _check_sides(x)
+            _check_sides(x, sides)
         embedding = self._embedding(x)
         pair = embedding.pair
-        _check_sides(pair)
+        _check_sides(pair, sides)
         if model != "auto" and model not in offset_field.MODELS:
             raise ValueError(f"model must be 'auto' or one of {', '.join(offset_field.MODELS)}; got {model!r}")
         images = band_images(pair)
         detections = detected(pair, self._config.detection)
-        reference = detections.image.band
-        wanted = _wanted_bands(pair, images, reference, bands)
+        sharpest = detections.image.band if pair.space is not None else None
+        wanted = _wanted_bands(pair, images, sharpest, bands)
         sources = measurement.find_sources(detections, self._config.measurement)
-        found = _measure(images, sources, wanted, self._config)
+        meta = self._provenance_of(embedding, bands=wanted, model=model)
+        meta["reference"] = sharpest if stars is None else "catalogue"
+        if sharpest is None:
+            return _logged(_star_table(images, sources, stars, wanted, model, meta, self._config))
+        still = {}
+        if stars is not None:
+            star, _ = catalogue_tie.matched_stars(stars, sources, self._config.measurement)
+            years = {band: _years(images[band], sources) for band in wanted}
+            if np.isfinite(list(years.values())).all():
+                still = {band: stars.motion_in(years[band], star) for band in wanted}
+                sources = replace(sources, point=sources.point & (star < 0))
+        found = _measure(images, sources, wanted, self._config, still)
         extras = {}
         if self._provenance.get("trained") and found.few is None:  # it has learned from fields of many sources
             tokens = self._tokens(embedding, sources)
             for part in found.parts:
                 extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
-        meta = self._provenance_of(embedding, bands=wanted, model=model)
-        meta["reference"] = reference
-        return _table(images, sources, found, extras, model, meta, self._config)
+        offsets = _table(images, sources, found, extras, model, meta, self._config)
+        if stars is not None:
+            tie = _star_table(images, sources, stars, [sharpest], "auto", meta, self._config)
+            offsets = tied(offsets, tie, sharpest)
+        return _logged(offsets)
 
     @plain_arithmetic
     def correct_wcs(self, wcs, offsets, *, band="joint", form="sip"):
@@ -203,12 +228,14 @@ class LearnedAligner(Head):
         return _correct(wcs, as_solution(offsets), band, form)[0]
 
     @plain_arithmetic
-    def align(self, pair):
+    def align(self, pair, *, reference=None):
         """All ground images with corrected WCS; their pixels are untouched.
 
         Parameters
         ----------
         pair : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+        reference : `~astropy.table.Table` or `~astropy.coordinates.SkyCoord`, optional
+            Stars to tie the images to, as for calling the aligner. The space images are then corrected as well.
 
         Returns
         -------
@@ -223,13 +250,15 @@ class LearnedAligner(Head):
         AlignmentError
             If the data do not support an alignment.
         """
-        offsets = self(pair)
+        offsets = self(pair, reference=reference)
         solution = as_solution(offsets)
         solution.require_fields()
         sources = offsets["sky_centroid"][offsets["band"] == "joint"]
         pair = pair if isinstance(pair, SkyPair) else pair.pair
         aligned = {}
-        for band, image in pair.ground.items():
+        for side, band, image in pair.images():
+            if side == "space" and reference is None:
+                continue
             wcs, residual = _correct(image.wcs, solution, band, "sip", image.data.shape)
             sigma = solution.sigma_at(sources, band)
             statement = {  # keywords and values that a FITS header can hold
@@ -314,7 +343,7 @@ class LearnedAligner(Head):
                 band: replace(p, wcs=_Shifted(p.wcs, 1e-3 * injected)) if p.side == "ground" else p
                 for band, p in images.items()
             }
-        found = _measure(images, sources, wanted, self._config)
+        found = _measure(images, sources, wanted, self._config, {})
         if found.verdict != "ok":
             log.warning("pairs[%d] left out of training: %s", index, found.reason)
             return None
@@ -378,15 +407,17 @@ class _Shifted:
 class _Found:
     """Measurements of a pair, with the verdict on them."""
 
-    def __init__(self, parts, joint, verdict, reason, match, few=None):
+    def __init__(self, frame, parts, joint, verdict, reason, match, few=None):
+        self.frame = frame  # the bands that make up the joint frame
         self.parts, self.joint, self.verdict, self.reason, self.match = parts, joint, verdict, reason, match
         self.few = few  # `FewSources`, where the sources are too few for a field
 
 
-def _check_sides(pair):
-    for side in ("ground", "space"):
+def _check_sides(pair, sides=SIDES):
+    for side in sides:
         if getattr(pair, side) is None:
-            raise ValueError(f"x has no {side} side: the aligner needs both surveys")
+            needs = "both surveys, or the ground and a reference" if len(sides) > 1 else "the ground images"
+            raise ValueError(f"x has no {side} side: the aligner needs {needs}")
 
 
 def _wanted_bands(pair, images, reference, bands):
@@ -403,7 +434,8 @@ def _wanted_bands(pair, images, reference, bands):
         band = names.get(name)
         if band is None or band == reference:
             known = ", ".join(band for band in images if band != reference)
-            raise ValueError(f"bands: {name!r} cannot be measured against {reference}; this pair has: {known}")
+            frame = reference or "the catalogue"
+            raise ValueError(f"bands: {name!r} cannot be measured against {frame}; this pair has: {known}")
         if band not in wanted:
             wanted.append(band)
     if not any(images[band].side == "ground" for band in wanted):
@@ -420,10 +452,11 @@ def _cards(meta):
     }
 
 
-def _measure(images, sources, wanted, config):
-    """Coarse step, then every band; `_Found`."""
+def _measure(images, sources, wanted, config, still):
+    """Coarse step, then every band; `_Found`. ``still``: band -> known motion of each source, to be taken off."""
+    ground = [band for band in wanted if images[band].side == "ground"]
     if len(sources.xy) < 2:
-        return _Found([], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
+        return _Found(ground, [], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
     match = measurement.coarse_match(images, sources)
     believed = (
         match is not None
@@ -434,14 +467,30 @@ def _measure(images, sources, wanted, config):
     parts = []
     for band in wanted:
         image = images[band]
-        parts.append(measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2)))
-    ground = [p for p in parts if images[p.band].side == "ground"]
-    agreeing = [p for p in ground if p.agrees]
+        part = measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2))
+        parts.append(part.without(*still[band]) if band in still else part)
+    found = _judged(images, sources, ground, parts, match, believed)
+    if found.verdict != "abstain":
+        return found
+    alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
+    most = max(int(p.usable.sum()) for p in parts if p.band in ground)
+    if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
+        reason = "single sources do not agree on an offset; the cross-correlation of the images does"
+        return _Found(ground, parts, None, "coarse", reason, match)
+    strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
+    found.reason += f"; correlation peak {strength}"
+    return found
+
+
+def _judged(images, sources, frame, parts, match=None, believed=False):
+    """Do single sources of the bands ``frame`` support an offset? `_Found`."""
+    deciding = [p for p in parts if p.band in frame]
+    agreeing = [p for p in deciding if p.agrees]
     joint = measurement.combine(agreeing) if agreeing else None
     if joint is not None and joint.usable.sum() >= FEW:
-        return _Found(parts, joint, "ok", "", match)
-    most = max((int(p.usable.sum()) for p in ground), default=0)
-    few = _few_sources(images, sources, ground) if joint is not None or most < FEW else None
+        return _Found(frame, parts, joint, "ok", "", match)
+    most = max((int(p.usable.sum()) for p in deciding), default=0)
+    few = _few_sources(images, sources, deciding) if joint is not None or most < FEW else None
     told = f"at best {most} usable sources in a ground band, and they do not agree"
     if few is not None:
         told = f"{few.n_source} sources in {few.n_band} band{'s' * (few.n_band > 1)}"
@@ -453,16 +502,31 @@ def _measure(images, sources, wanted, config):
         elif not fine:
             told += f" tell the offset to {few.sigma:.0f} mas only"
         if agree and few.sigma < MOST_ERROR:
-            joint = measurement.combine([p for p in ground if p.usable.any()])
-            return _Found(parts, joint, "ok" if fine else "coarse", told, match, few)
+            joint = measurement.combine([p for p in deciding if p.usable.any()])
+            return _Found(frame, parts, joint, "ok" if fine else "coarse", told, match, few)
     elif most < 2:
         told = f"{'one usable source' if most else 'no usable source'} in the ground bands, and two are needed"
-    alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
-    if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
-        reason = "single sources do not agree on an offset; the cross-correlation of the images does"
-        return _Found(parts, None, "coarse", reason, match)
-    strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
-    return _Found(parts, None, "abstain", f"no common offset: {told}; correlation peak {strength}", match)
+    return _Found(frame, parts, None, "abstain", f"no common offset: {told}", match)
+
+
+def _star_table(images, sources, stars, bands, model, meta, config):
+    """The offsets of bands from a catalogue, measured on its stars."""
+    sources = replace(sources, point=np.zeros_like(sources.point))  # no star moves by more than the catalogue says
+    star, seen = catalogue_tie.matched_stars(stars, sources, config.measurement)
+    parts = [catalogue_tie.star_offsets(images[band], sources, stars, star, config.measurement) for band in bands]
+    found = _judged(images, sources, bands, parts)
+    if found.verdict == "abstain":
+        most = max(int(p.usable.sum()) for p in parts)
+        used = f"{most} of {seen} stars of the reference on the image {'are' if most != 1 else 'is'} of use"
+        found.reason = f"{used}, and two are needed" if most < 2 else f"{used}: {found.reason}"
+    return _table(images, sources, found, {}, model, meta, config, scene_frame="joint")
+
+
+def _logged(offsets):
+    """The result, after a warning if its verdict is not "ok"."""
+    if offsets.meta["verdict"] != "ok":
+        log.warning("alignment %s: %s", offsets.meta["verdict"], offsets.meta["reason"])
+    return offsets
 
 
 def _few_sources(images, sources, ground):
@@ -492,14 +556,14 @@ def _scalars(part, sources):
     return np.clip(np.nan_to_num(np.stack(columns, -1), posinf=0, neginf=0), -4, 4).astype(np.float32)
 
 
-def _table(images, sources, found, extras, model, meta, config):
+def _table(images, sources, found, extras, model, meta, config, scene_frame=None):
     """The result: rows per band, fields, verdict."""
     n = len(sources.xy)
     eye = np.eye(2)
     parts = list(found.parts)
     if found.joint is not None:
         parts.append(found.joint)
-        agreeing = [p for p in found.parts if p.agrees and images[p.band].side == "ground"]
+        agreeing = [p for p in found.parts if p.agrees and p.band in found.frame]
         if extras:  # this scatter is common to all bands, so it does not average down
             extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
     scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
@@ -519,7 +583,7 @@ def _table(images, sources, found, extras, model, meta, config):
         for band in covs:  # of unknown epochs the scatter of stars is only fitted
             covs[band] = covs[band] + (sources.point * (epochs.MOTION * years[band]) ** 2)[:, None, None] * eye
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
-        sides = {band: images[band].side for band in fields if band != "joint"}
+        sides = {band: "ground" if band in found.frame else "space" for band in fields if band != "joint"}
         fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
         apart, spread = band_fields.disagreement(fits, sides)
@@ -533,20 +597,20 @@ def _table(images, sources, found, extras, model, meta, config):
         models["joint"] = offset_field.constant(1e3 * found.match.offset, config.coarse_error)
     if "joint" in models:
         for part in found.parts:
-            if part.band not in models and images[part.band].side == "ground":
+            if part.band not in models and part.band in found.frame:
                 models[part.band] = {**models["joint"], "borrowed": "joint"}
     tables = []
     for part in parts if found.joint is not None else [*parts, None]:
         band = "joint" if part is None else part.band
         tables.append(_rows(sources, part, covs.get(band) if fits else None, fits.get(band)))
-        if verdict == "coarse" and (band == "joint" or images[band].side == "ground"):
+        if verdict == "coarse" and (band == "joint" or band in found.frame):
             tables[-1]["flags"] |= int(Flag.COARSE_ALIGNMENT)
             if not fits:
                 _set_offset(tables[-1], found.match, config.coarse_error)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
     center, low, high = extent([sources.reference])
     box = tuple(tuple(corner.tolist()) for corner in (low, high))
-    solution = AstrometricSolution(verdict, reason, center, box, models)
+    solution = AstrometricSolution(verdict, reason, center, box, models, scene_frame)
     result.meta.update(meta)
     result.meta.update(
         solution.to_meta(),
@@ -556,8 +620,6 @@ def _table(images, sources, found, extras, model, meta, config):
             "significance": found.match.significance, "rival": found.match.rival,
         },
     )
-    if verdict != "ok":
-        log.warning("alignment %s: %s", verdict, reason)
     return result
 
 

@@ -9,7 +9,7 @@ Positions are (east, north) in arcsec about a stated centre; offsets are (east, 
 import numpy as np
 from scipy import linalg
 
-__all__ = ["MODELS", "Solved", "basis", "constant", "distance2", "evaluate", "widened", "with_scatter"]
+__all__ = ["MODELS", "Solved", "basis", "constant", "distance2", "evaluate", "summed", "widened", "with_scatter"]
 
 # Name -> (order of the polynomial mean, whether a Gaussian process rides on it), simplest first.
 MODELS = {
@@ -136,12 +136,15 @@ def constant(offset, sigma):
     }
 
 
+def summed(model, added):
+    """One field (a model) plus another, under the first one's name."""
+    kept = ("version", "kind", "floor", "score", "n_source", "borrowed")
+    return {**{key: model[key] for key in kept if key in model}, "base": model, "added": added}
+
+
 def widened(model, sigma):
     """The same field (a model), its error enlarged by ``sigma`` mas per axis that is common to all places."""
-    return {
-        **{key: model[key] for key in ("version", "kind", "floor", "score", "n_source")},
-        "base": model, "added": constant((0.0, 0.0), sigma),
-    }
+    return summed(model, constant((0.0, 0.0), sigma))
 
 
 def evaluate(model, east_north, *, covariance=True):

@@ -116,6 +116,21 @@ class BandOffsets:
         """Total covariance (n, 2, 2), mas^2."""
         return self.cov_target + self.cov_reference
 
+    def without(self, moved, variance):
+        """The offsets of sources that did not move from the reference's epoch to this band's.
+
+        Parameters
+        ----------
+        moved, variance : numpy.ndarray, shape (n, 2)
+            How far they did move (east, north), mas, and its variance, mas^2.
+
+        Returns
+        -------
+        BandOffsets
+        """
+        cov_reference = self.cov_reference + variance[:, :, None] * np.eye(2)  # the same in all bands of a survey
+        return replace(self, offset=self.offset + moved, cov_reference=cov_reference)
+
 
 def find_sources(detections, config):
     """`Sources` of the reference image, from its `~rosetta.detection.detection.Detections`."""

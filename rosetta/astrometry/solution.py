@@ -30,8 +30,9 @@ class AstrometricSolution:
     """Smooth fields of astrometric offsets, one per band and a joint one for all ground bands.
 
     True position = position in an image's header + offset. The true positions are those of the reference image, the
-    sharpest space image. A `~rosetta.LearnedAligner` fits the solution, and `from_table` reads it from the table it
-    returns. Wherever this library takes ``offsets`` it takes either.
+    sharpest space image, or those of a catalogue of stars, if the aligner was given one. A `~rosetta.LearnedAligner`
+    fits the solution, and `from_table` reads it from the table it returns. Wherever this library takes ``offsets`` it
+    takes either.
 
     Attributes
     ----------
@@ -47,6 +48,9 @@ class AstrometricSolution:
         ((east, north), (east, north)): lower and upper corner of the reference image about ``center``, arcsec.
     fields : dict
         Band (or "joint") -> its field, as `rosetta.astrometry.field` writes it.
+    scene_frame : str or None
+        Band (or "joint") in whose header's frame sources are detected and scenes are fitted, where the true positions
+        are a catalogue's. None: scenes hold true positions.
     """
 
     verdict: str
@@ -54,6 +58,7 @@ class AstrometricSolution:
     center: SkyCoord
     box: tuple
     fields: dict
+    scene_frame: str | None = None
 
     @classmethod
     def from_table(cls, offsets):
@@ -81,13 +86,15 @@ class AstrometricSolution:
         if meta["verdict"] not in FLAGS:
             raise ValueError(f"{advice}; this table's verdict is {meta['verdict']!r}: pass it unchanged")
         fields = deepcopy(meta["model"]["bands"])
-        return cls(meta["verdict"], meta["reason"], meta["center"], tuple(map(tuple, meta["box"])), fields)
+        frame = meta["model"].get("scene_frame")
+        return cls(meta["verdict"], meta["reason"], meta["center"], tuple(map(tuple, meta["box"])), fields, frame)
 
     def to_meta(self):
         """The entries of a table's ``meta`` that `from_table` reads (dict)."""
         return {
             "verdict": self.verdict, "reason": self.reason, "center": self.center,
-            "box": [list(corner) for corner in self.box], "model": {"version": 1, "bands": deepcopy(self.fields)},
+            "box": [list(corner) for corner in self.box],
+            "model": {"version": 1, "bands": deepcopy(self.fields), "scene_frame": self.scene_frame},
         }
 
     def __repr__(self):
@@ -240,6 +247,29 @@ class AstrometricSolution:
             east, north = self.ground_position(sky, band).spherical_offsets_to(header)
             sky = offset_coord(sky, east.arcsec, north.arcsec)
         return sky
+
+    def seen_position(self, coord, band="joint"):
+        """Where an image's header puts sources of a scene.
+
+        A scene's positions are those of the reference image's header. They are true positions, and this is
+        `ground_position`, unless the true positions are a catalogue's.
+
+        Parameters
+        ----------
+        coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+            Of a scene, or of a catalogue of fluxes.
+        band : str
+            The image's band, or "joint" for the common frame of the ground bands.
+
+        Returns
+        -------
+        `~astropy.coordinates.SkyCoord`, shape (n,)
+            ``coord`` itself if the alignment abstained.
+        """
+        if self.scene_frame == band:
+            return coord
+        true = coord if self.scene_frame is None else self.true_position(coord, self.scene_frame)
+        return self.ground_position(true, band)
 
     def require_fields(self):
         """Raise `AlignmentError` if the alignment abstained."""

@@ -115,11 +115,11 @@ class Sources:
 
 
 def seen_at(coord, image, solution):
-    """Where the header of an image puts sources of true positions ``coord``.
+    """Where the header of an image puts sources of a scene at ``coord``.
 
     The joint frame of the ground bands: on simulated fields a single band's own field is farther from the truth.
     """
-    return coord if solution is None or image.side == "space" else solution.ground_position(coord)
+    return coord if solution is None or image.side == "space" else solution.seen_position(coord)
 
 
 def placed_on(image, xy, jacobian, share, wavelength, config):

@@ -125,7 +125,7 @@ def inject(
     for k, (name, image) in enumerate(images.items()):
         coord = truth["sky_centroid"]
         if solution is not None and image.side == "ground":
-            coord = solution.ground_position(coord)
+            coord = solution.seen_position(coord)
         light, covered = np.zeros(image.shape), np.zeros(len(truth))
         psf = FinePSF(image.psf)
         xy, jacobian = image.place(coord)

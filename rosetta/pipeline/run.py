@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The main job: a pair of images to a catalogue."""
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from astropy.table import QTable
 
 from ..arithmetic import plain_arithmetic
 from ..astrometry.aligner import LearnedAligner
+from ..astrometry.reference_stars import reference_stars
 from ..astrometry.solution import as_solution
 from ..deblending.deblender import JEPADeblender
 from ..deblending.scene import DeblendedScene
@@ -23,6 +25,8 @@ from . import products
 
 __all__ = ["STEPS", "Result", "measure"]
 
+log = logging.getLogger("rosetta")
+
 STEPS = ("encode", "align", "deblend", "measure")
 
 
@@ -35,7 +39,7 @@ class Result:
     pair : `~rosetta.SkyPair`
     embedding : `~rosetta.SkyEmbedding`
     offsets : `~astropy.table.QTable` or None
-        None where only one survey looked.
+        None where only one survey looked, unless stars were given.
     scene : `~rosetta.DeblendedScene`
     catalog : `~astropy.table.QTable`
     seconds : mapping of str to float
@@ -114,12 +118,12 @@ class Result:
 def measure(
     pair, sources=None, *, neighbours="detect", shape="fit", recentre=False, device=None, window=38.4 * u.arcsec,
     centers=None, background="plane", zeropoint_err=None, workers=1, progress=None, encoder=None, aligner=None,
-    deblender=None, photometry=None,
+    deblender=None, photometry=None, reference=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
-    Without both surveys there is nothing to align; where the aligner abstains the job goes on unaligned
-    and every row is flagged ``UNALIGNED``.
+    Without both surveys there is nothing to align, unless stars are given. Where these do not tie the images, the space
+    image is the frame; where the aligner abstains the job goes on unaligned and every row is flagged ``UNALIGNED``.
 
     Parameters
     ----------
@@ -146,6 +150,9 @@ def measure(
     deblender : `~rosetta.JEPADeblender`, optional
     photometry : `~rosetta.EmbeddingPhotometry`, optional
         The models; None: the bundled one.
+    reference : `~astropy.table.Table` or `~astropy.coordinates.SkyCoord`, optional
+        Stars to tie the frames of the images to, as for `~rosetta.LearnedAligner`. Positions of sources stay in the
+        frame of the space image's header; the offsets lead from there to the stars.
     zeropoint_err : dict of str to float, optional
         Relative error of the zero point of each band, as for `~rosetta.EmbeddingPhotometry`; 0 where none is given.
 
@@ -156,14 +163,17 @@ def measure(
     Raises
     ------
     TypeError
-        If ``pair`` is not a pair.
+        If ``pair`` is not a pair, or ``reference`` is neither a table nor positions.
     ValueError
-        If the models do not belong together, or the window, the background or the device cannot be used.
+        If ``reference`` lacks positions or epochs, the models do not belong together, or the window, the background or
+        the device cannot be used.
     """
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: make one with SkyPair(ground, space)")
     zeropoint_errors(zeropoint_err, pair.surveys)  # before the work, not after it
     check_workers(workers)
+    if reference is not None:
+        reference_stars(reference)
     heads = {"aligner": aligner, "deblender": deblender, "photometry": photometry}
     if encoder is None:
         given = [head for head in heads.values() if head is not None]
@@ -186,8 +196,8 @@ def measure(
 
     embedding = timed("encode", lambda within: encoder(pair, window=window, centers=centers, progress=within))
     offsets = None
-    if pair.ground and pair.space:
-        offsets = timed("align", lambda _: heads["aligner"](embedding))
+    if pair.ground and (pair.space or reference is not None):
+        offsets = timed("align", lambda _: _aligned(heads["aligner"], embedding, reference))
     how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background, "workers": workers}
     scene = timed(
         "deblend", lambda within: heads["deblender"](embedding, sources, offsets=offsets, progress=within, **how)
@@ -195,3 +205,12 @@ def measure(
     catalog = timed("measure", lambda _: heads["photometry"](embedding, scene, zeropoint_err=zeropoint_err))
     catalog = with_columns_of(sources, catalog)
     return Result(pair, embedding, offsets, scene, catalog, ReadOnlyDict(seconds))
+
+
+def _aligned(aligner, embedding, reference):
+    """The offsets; from the space image where the stars that were given do not tie it."""
+    offsets = aligner(embedding, reference=reference)
+    if reference is not None and offsets.meta["verdict"] == "abstain" and embedding.pair.space:
+        log.warning("not tied to the reference: the frame is that of the space image")
+        return aligner(embedding)
+    return offsets

@@ -90,7 +90,7 @@ def plot_blend(scene, label=None, *, half_size=4.0, axes=None):
         sky, shown = center, table["sky_centroid"]
         if side == "ground" and scene.offsets is not None:
             solution = as_solution(scene.offsets)
-            sky, shown = solution.ground_position(center.reshape(1))[0], solution.ground_position(shown)
+            sky, shown = solution.seen_position(center.reshape(1))[0], solution.seen_position(shown)
         grid = grid_of(image, sky, half_size)
         sigma = float(np.sqrt(np.median(image.uncertainty.array[~image.mask])))
         model, residual = scene.model_and_residual(band)

@@ -46,7 +46,7 @@ def overview(result, truth=None):
         plot_rgb(pair, side, center=center, half_size=half, ax=ax)
         coord = catalog["sky_centroid"]
         if side == "ground" and offsets is not None and len(catalog):
-            coord = as_solution(offsets).ground_position(coord)
+            coord = as_solution(offsets).seen_position(coord)
         if len(catalog):
             plot_sources(catalog, center=center, coord=coord, ax=ax)
             ax.legend(loc="upper left", fontsize=8, framealpha=0.7)

@@ -1,0 +1,118 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Stars of an astrometric catalogue on images: which detected source is which star, and how far off its position is."""
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from ..flags import Flag
+from ..images.positions import tangent
+from .epochs import epoch
+from .measurement import BandOffsets
+from .star_positions import fit_stars
+
+__all__ = ["matched_stars", "star_offsets"]
+
+REACH, SAME = 5.0, 0.3  # arcsec: largest error of a header, and distance within which a source is the star
+BRIGHT = (10, 4)  # sources that vote for the shift: so many, and so many more for each star
+MOST_MISFIT = 0.2  # of the core: no star, or one whose core is flat
+MOST_MISSING = 0.1  # of its light: cores of saturated stars are masked
+
+
+def matched_stars(stars, sources, config):
+    """The star that each source is.
+
+    The shift under which most stars fall on a bright source is found first (of equal ones the smallest).
+
+    Parameters
+    ----------
+    stars : `~rosetta.astrometry.reference_stars.ReferenceStars`
+    sources : `~rosetta.astrometry.measurement.Sources`
+    config : `~rosetta.astrometry.measurement.MeasurementConfig`
+
+    Returns
+    -------
+    star : numpy.ndarray of int, shape (n,)
+        Row of the catalogue; -1 for none.
+    seen : int
+        Stars of the catalogue that lie on the reference image.
+    """
+    star = np.full(len(sources.xy), -1)
+    reference, (sky, _) = sources.reference, stars.at(epoch(sources.reference.wcs))
+    ny, nx = reference.shape
+    corners = reference.pixel_to_sky(np.array([0, nx, 0, nx]), np.array([0, 0, ny, ny]))
+    reach = sources.center.separation(corners).max()  # far away a WCS may have no inverse
+    near = np.flatnonzero(sky.separation(sources.center) < reach) if len(stars) else np.zeros(0, int)
+    sky = sky[near]
+    x, y = reference.sky_to_pixel(sky) if len(near) else (np.zeros(0), np.zeros(0))
+    inside = (x > -0.5) & (y > -0.5) & (x < nx - 0.5) & (y < ny - 0.5)
+    near, place = near[inside], tangent(sky[inside], sources.center)
+    if len(near) == 0 or len(star) == 0:
+        return star, len(near)
+    brightest = np.argsort(-np.asarray(sources.table["snr"], float))[: BRIGHT[0] + BRIGHT[1] * len(near)]
+    tree = cKDTree(sources.xy[brightest])
+    trials = [sources.xy[brightest[j]] - p for p, js in zip(place, tree.query_ball_point(place, REACH)) for j in js]
+    if not trials:
+        return star, len(near)
+    trials = np.array(sorted(trials, key=lambda shift: np.hypot(*shift)))  # (n_trial, 2)
+    votes = [(tree.query(place + shift)[0] < SAME).sum() for shift in trials]
+    shift = trials[int(np.argmax(votes))]
+    apart, source = cKDTree(sources.xy).query(place + shift)
+    shift = shift + np.median((sources.xy[source] - place - shift)[apart < SAME], axis=0)
+    apart, source = cKDTree(sources.xy).query(place + shift)
+    for k in np.argsort(-apart):  # the nearest star last: it stays
+        if apart[k] < SAME:
+            star[source[k]] = near[k]
+    if (star >= 0).sum() < config.agree_share * len(near):
+        star[:] = -1  # as many fall on sources by chance
+    return star, len(near)
+
+
+def star_offsets(image, sources, stars, star, config):
+    """Offsets of one image from the catalogue, each star where it was when the image was taken.
+
+    Parameters
+    ----------
+    image : `~rosetta.images.image.BandImage`
+    sources, stars, config
+        As for `matched_stars`.
+    star : numpy.ndarray of int, shape (n,)
+        From there.
+
+    Returns
+    -------
+    `~rosetta.astrometry.measurement.BandOffsets`
+        ``cov_reference`` is the catalogue's.
+    """
+    n = len(star)
+    known = np.flatnonzero(star >= 0)
+    start, offset, cov_target, cov_reference = (np.full(s, np.nan) for s in [(n, 2), (n, 2), (n, 2, 2), (n, 2, 2)])
+    if len(known):
+        start[known] = np.stack(image.sky_to_pixel(sources.sky[known]), -1)
+    fit = fit_stars(image, start)
+    flags = np.full(n, int(image.flags))
+    fitted = np.flatnonzero(np.isfinite(fit.xy).all(1))
+    if len(fitted):
+        at, variance = stars.at(epoch(image.wcs))
+        where = tangent(image.pixel_to_sky(*fit.xy[fitted].T), sources.center)
+        offset[fitted] = 1e3 * (tangent(at[star[fitted]], sources.center) - where)
+        back = np.linalg.inv(image.jacobian(sources.sky[fitted]))
+        # What the PSF leaves in the core (a neighbour, a flat core) can be on one side.
+        lopsided = (1e3 * image.fwhm / 2.3548 * fit.misfit[fitted]) ** 2
+        noise = 1e6 * np.maximum(fit.chi2[fitted], 1.0)[:, None, None] * (back @ fit.cov[fitted] @ back.swapaxes(1, 2))
+        cov_target[fitted] = noise + lopsided[:, None, None] * np.eye(2)
+        cov_reference[fitted] = variance[star[fitted], None, :] * np.eye(2)
+    with np.errstate(invalid="ignore"):
+        strong, whole, point = fit.snr > config.min_snr, fit.missing < MOST_MISSING, fit.misfit < MOST_MISFIT
+    usable = strong & whole & point
+    found = np.isfinite(fit.snr)
+    for condition, flag in (
+        (star < 0, Flag.NO_DATA),
+        ((star >= 0) & ~(found & strong), Flag.LOW_SNR),
+        (found & ~whole, Flag.MASKED),
+        (found & ~point | (np.nan_to_num(fit.chi2) > 3.0), Flag.POOR_FIT),
+    ):
+        flags[condition] |= int(flag)
+    agrees = usable.sum() >= config.min_sources
+    return BandOffsets(
+        image.band, offset, cov_target, cov_reference, fit.amplitude, fit.snr, fit.chi2, usable, flags, bool(agrees)
+    )
