@@ -290,7 +290,12 @@ def test_damaged_files_are_named(written, tmp_path):
     with fits.open(written) as hdus:
         hdus[0].header["SCNFMT"] = 99
         hdus.writeto(cut, overwrite=True)
-    with pytest.raises(ValueError, match="cut.fits has scene format 99, newer than 1: upgrade"):
+    with pytest.raises(ValueError, match="cut.fits has scene format 99, newer than 2: upgrade"):
+        DeblendedScene.read(cut)
+    with fits.open(written) as hdus:
+        hdus[0].header["SCNFMT"] = 1
+        hdus.writeto(cut, overwrite=True)
+    with pytest.raises(ValueError, match="cut.fits is a scene of an earlier format: make the scene again"):
         DeblendedScene.read(cut)
     cut.write_text("not FITS")
     fits.PrimaryHDU(np.zeros((4, 4))).writeto(tmp_path / "foreign.fits")

@@ -590,7 +590,8 @@ class DeblendedScene:
 
         def check(header):
             advice = "read a pair with rosetta.io.pair.read, an embedding with SkyEmbedding.read"
-            check_format(header, path, "SCNFMT", FORMAT, "scene", advice)
+            if check_format(header, path, "SCNFMT", FORMAT, "scene", advice) < FORMAT:
+                raise ValueError(f"path: {path.name} is a scene of an earlier format: make the scene again")
             SkyEmbedding._check(header, path)
 
         with extensions(path, check) as (header, found):
