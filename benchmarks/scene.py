@@ -1,0 +1,269 @@
+# Licensed under a 3-clause BSD style license - see LICENSE.rst
+"""Does a learned view of the scene find more sources, and what of it comes from the encoder?
+
+One small head for centres reads the pixels of ten bands on a grid of 0.2", and beside them 24 channels of features:
+none; the tokens of an untrained or of the bundled encoder; an untrained U-Net; or a U-Net that is trained with the
+head on the same labels (end to end). Noise, PSF, depth, masks and orientation are drawn anew at every presentation.
+The lists are compared at equal purity with the rows of today's detection and deblender, on the same test fields.
+
+Run: python benchmarks/scene.py FOLDER [--train 48] [--test 24] [--windows 1536] [--seeds 2] [--few 480]
+     [--deblended 12] [--tables FOLDER]
+
+FOLDER keeps tiles, windows, heads and lists; a second run goes on where the first ended. Seeds: 6100 (training tiles,
+no irregular galaxies), 6400 (test tiles, a fifth of the galaxies irregular). Needs galsim (extra sim).
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from kit.dense_heads import CentreHead, heat, peaks, train
+from kit.dense_windows import FAINTEST, INNER, Centres, Field, magnitude, on_sky, presented, read_tiles, tokens_of
+from kit.source_lists import BINS, Lists, judged
+from kit.store import arrays
+from kit.tables import add_option
+from kit.windows import note
+from safetensors.torch import load_file, save_file
+from scipy import ndimage
+
+from rosetta import CrossSurveyEncoder, JEPADeblender
+from rosetta.detection.detection import DetectionConfig, detected
+from rosetta.images.positions import tangent
+from rosetta.simulate import ObservedSet, write_training_set
+
+TRAIN_SEED, TEST_SEED = 6100, 6400
+NOISE_SEED = 6401
+CHUNK = 16  # windows in a file
+FEW = (3, 10)  # labelled tiles
+PURITY = (0.887, 0.94)
+N_BOOTSTRAP = 1000
+MAIN = ("pixels", "random tokens", "tokens", "random U-Net", "end-to-end")
+STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "detection", "detection and deblender"
+
+
+def encoders():
+    """The bundled encoder and one of the same architecture that was never trained."""
+    bundled = CrossSurveyEncoder.from_pretrained(device="cpu")
+    random = CrossSurveyEncoder(config=bundled.config, seed=0, device="cpu")
+    return {"tokens": bundled.model.encoder.eval(), "random tokens": random.model.encoder.eval()}
+
+
+# ------------------------------------------------------------------------------------- windows to train on
+def write_windows(folder, n_tile, n_window, models):
+    """Presentations of the first ``n_tile`` tiles with the tokens of both encoders, in files of `CHUNK` windows."""
+    sky = None
+    for chunk in range(-(-n_window // CHUNK)):
+        path = chunk_path(folder, n_tile, chunk)
+        if not path.exists():
+            sky = sky or read_tiles(folder / "train", n_tile)
+            arrays(path, partial(chunk_of, sky, n_tile, chunk, models))
+
+
+def chunk_path(folder, n_tile, chunk):
+    return folder / f"windows_{n_tile}" / f"{chunk:04d}.npz"
+
+
+def chunk_of(sky, n_tile, chunk, models):
+    drawn = [presented(sky, n_tile, TRAIN_SEED + n_tile, chunk * CHUNK + k) for k in range(CHUNK)]
+    found = {name: np.concatenate([tokens_of(model, one.views) for one in drawn]) for name, model in models.items()}
+    return {
+        "channels": np.stack([one.channels for one in drawn]),
+        "xy": np.concatenate([one.centres.xy for one in drawn]),
+        "weight": np.concatenate([one.centres.weight for one in drawn]),
+        "count": np.array([len(one.centres.weight) for one in drawn]),
+        **found,
+    }
+
+
+def stream(folder, n_tile, n_window, arm):
+    """The windows of a training set, again and again: (channels, tokens or None, `Centres`)."""
+    while True:
+        for chunk in range(-(-n_window // CHUNK)):
+            with np.load(chunk_path(folder, n_tile, chunk)) as found:
+                channels, count, xy, weight = (found[name] for name in ("channels", "count", "xy", "weight"))
+                tokens = found[arm] if "tokens" in arm else [None] * len(channels)
+            ends = np.cumsum(count)
+            for k, end in enumerate(ends):
+                rows = slice(end - count[k], end)
+                yield channels[k], tokens[k], Centres(xy[rows], weight[rows])
+
+
+# ------------------------------------------------------------------------------------- test fields
+def field_arrays(pairs, index, models):
+    """What heads read of a test field, its true sources, and the rows of today's detection."""
+    pair, truth = pairs[index], pairs.truth[index]
+    start = time.process_time()
+    rows = detected(pair, DetectionConfig()).table
+    seconds = time.process_time() - start
+    field = Field(pair)
+    place, mag = field.place(truth), magnitude(truth["flux_i"].value)
+    of = (mag < FAINTEST) & (np.abs(place) < INNER + 1).all(1)
+    return {
+        "channels": field.channels(), "positions": field.positions(),
+        "truth": place[of], "mag": mag[of], "family": np.asarray(truth["family"][of]).astype(str),
+        "place": tangent(rows["sky_centroid"], field.center), "score": np.asarray(rows["snr"], float),
+        "seconds": np.array(seconds),
+        **{name: tokens_of(model, field.views) for name, model in models.items()},
+    }  # fmt: skip
+
+
+def deblended(pairs, index):
+    """Rows of the deblender: detection, one pass on the residuals, fragments merged."""
+    pair = pairs[index]
+    field_center = Field(pair).center
+    start = time.process_time()
+    scene = JEPADeblender.from_pretrained(device="cpu")(pair).to_table()
+    return {
+        "place": tangent(scene["sky_centroid"], field_center), "score": np.asarray(scene["flux_VIS"].value, float),
+        "seconds": np.array(time.process_time() - start),
+    }  # fmt: skip
+
+
+def stack_peaks(channels):
+    """Local maxima of the sum of all channels over noise, each smoothed to the size of faint galaxies."""
+    signal = np.sinh(channels.astype(np.float32))
+    signal[6:10] *= 0.5  # the four phases of VIS are one band
+    smooth = ndimage.gaussian_filter(signal.sum(0), 1.5)
+    return peaks(smooth / (1.4826 * np.median(np.abs(smooth - np.median(smooth)))), 2.0)
+
+
+def list_of(field, finder):
+    """A finder's list of a test field: ``finder(channels, tokens by name)`` gives the peaks of one window."""
+    names = [name for name in field if "tokens" in name]
+    found = [
+        finder(field["channels"][k], {name: field[name][k] for name in names}) for k in range(len(field["channels"]))
+    ]
+    place, score = on_sky(found, field["positions"])
+    return {"place": place, "score": score}
+
+
+def judge(field, rows):
+    inside = (np.abs(rows["place"]) < INNER).all(1)
+    return judged(rows["place"][inside], rows["score"][inside], field["truth"], field["mag"], field["family"])
+
+
+# ------------------------------------------------------------------------------------- heads
+def trained(folder, arm, n_tile, seed, n_window, n_step):
+    """A head, from its file or trained now."""
+    path = folder / "heads" / f"{arm.replace(' ', '_')}_{n_tile}_{seed}_{n_step}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        start = time.process_time()
+        head, losses = train(arm, seed, stream(folder, n_tile, n_window, arm), n_step)
+        seconds = time.process_time() - start
+        save_file({name: value.contiguous() for name, value in head.state_dict().items()}, path)
+        row = {"head": path.stem, "seconds": seconds, "loss": np.mean(losses[-100:])}
+        with (folder / "training.jsonl").open("a") as out:
+            out.write(json.dumps(row) + "\n")
+        note(f"{row}")
+    head = CentreHead(arm)
+    head.load_state_dict(load_file(path))
+    return path.stem, head.to(memory_format=torch.channels_last).eval()
+
+
+def head_lists(folder, fields, name, head):
+    """Lists of a head on all test fields."""
+
+    def finder(channels, tokens):
+        return peaks(heat(head, channels, tokens.get(head.arm)))
+
+    return [
+        arrays(folder / "lists" / name / f"{k:03d}.npz", lambda f=field: list_of(f, finder))
+        for k, field in enumerate(fields)
+    ]
+
+
+def runs(options):
+    """(arm, tiles, seed, windows) of every head, the most important first."""
+    for seed in range(options.seeds):
+        for arm in MAIN:
+            if arm != "random U-Net" or seed < 1:
+                yield arm, options.train, seed, options.windows
+    for n_tile in FEW[::-1]:
+        for arm in MAIN:
+            if options.few and arm != "random U-Net":
+                yield arm, n_tile, 0, options.few
+
+
+# ------------------------------------------------------------------------------------- tables
+SHOWN = (
+    "purity", "rows", *BINS, "irregular", "rows an irregular", "false near bright galaxies", "false near bright stars"
+)  # fmt: skip
+
+
+def samples(n_field):
+    """How often each field counts: once each, then `N_BOOTSTRAP` draws with replacement."""
+    drawn = np.random.default_rng(0).multinomial(n_field, np.full(n_field, 1 / n_field), N_BOOTSTRAP)
+    return np.concatenate([np.ones((1, n_field)), drawn])
+
+
+def figures(seeds, purity, times):
+    """Figures of an arm, mean of its training seeds, for all bootstrap samples: (n_sample, n_figure)."""
+    each = [[[found[name] for name in SHOWN] for found in (one.figures(purity, t) for t in times)] for one in seeds]
+    return np.mean(each, 0)
+
+
+def cell(values, signed=False):
+    low, high = np.percentile(values[1:], [16, 84])
+    return f"{values[0]:+.3f} ({low:+.3f} to {high:+.3f})" if signed else f"{values[0]:.3f} ± {(high - low) / 2:.3f}"
+
+
+def show(tables, name, title, found):
+    """A table of figures by arm (dict of arrays as from `figures`)."""
+    lines = [[arm, *(cell(column) for column in values.T)] for arm, values in found.items()]
+    tables.show(name, title, ("List", *SHOWN), lines)
+
+
+def against(tables, name, title, found, pairs):
+    """A table of paired differences; ``pairs``: (arm, the one that it is compared with)."""
+    lines = [
+        [f"{arm} minus {other}", *(cell(column, signed=True) for column in (found[arm] - found[other]).T)]
+        for arm, other in pairs
+        if arm in found and other in found
+    ]
+    tables.show(name, title, ("Difference", *SHOWN[2:]), [[line[0], *line[3:]] for line in lines])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--train", type=int, default=40, help="training tiles")
+    parser.add_argument("--test", type=int, default=20, help="test tiles")
+    parser.add_argument("--windows", type=int, default=1536, help="presentations of all training tiles")
+    parser.add_argument("--few", type=int, default=480, help="presentations of 3 and of 10 tiles; 0: none")
+    parser.add_argument("--seeds", type=int, default=2, help="training seeds")
+    parser.add_argument("--deblended", type=int, default=12, help="test tiles that the deblender measures too")
+    add_option(parser)
+    options = parser.parse_args()
+    folder = options.folder
+    torch.set_num_threads(1)
+    write_training_set(folder / "train", options.train, seed=TRAIN_SEED, processes=1, progress=False)
+    write_training_set(folder / "test", options.test, seed=TEST_SEED, processes=1, progress=False, families="all")
+    models = encoders()
+    pairs = ObservedSet(folder / "test", seed=NOISE_SEED, depth=(0.0, 0.0))
+    fields = [
+        arrays(folder / "fields" / f"{k:03d}.npz", partial(field_arrays, pairs, k, models)) for k in range(options.test)
+    ]
+    write_windows(folder, options.train, options.windows, models)
+    for n_tile in FEW:
+        write_windows(folder, n_tile, options.few, models)
+    heads = {}  # (arm, tiles) to lists of all seeds
+    for arm, n_tile, seed, n_window in runs(options):
+        name, head = trained(folder, arm, n_tile, seed, n_window, options.windows)
+        found = head_lists(folder, fields, name, head)
+        heads.setdefault((arm, n_tile), []).append(found)
+        note(f"{name}: {brief(fields, found)}")
+
+
+def brief(fields, found):
+    """One line on a list: its figures at the first purity."""
+    one = Lists([judge(field, rows) for field, rows in zip(fields, found, strict=True)])
+    return " ".join(f"{name} {value:.3f}" for name, value in one.figures(PURITY[0]).items())
+
+
+if __name__ == "__main__":
+    main()
