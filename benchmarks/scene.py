@@ -6,8 +6,8 @@ none; the tokens of an untrained or of the bundled encoder; an untrained U-Net; 
 head on the same labels (end to end). Noise, PSF, depth, masks and orientation are drawn anew at every presentation.
 The lists are compared at equal purity with the rows of today's detection and deblender, on the same test fields.
 
-Run: python benchmarks/scene.py FOLDER [--train 48] [--test 24] [--windows 1536] [--seeds 2] [--few 480]
-     [--deblended 12] [--tables FOLDER]
+Run: python benchmarks/scene.py FOLDER [--train 40] [--test 20] [--windows 960] [--steps 960] [--seeds 2] [--few 240]
+     [--deblended 8] [--tables FOLDER]
 
 FOLDER keeps tiles, windows, heads and lists; a second run goes on where the first ended. Seeds: 6100 (training tiles,
 no irregular galaxies), 6400 (test tiles, a fifth of the galaxies irregular). Needs galsim (extra sim).
@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from kit.dense_heads import CentreHead, heat, peaks, train
 from kit.dense_windows import FAINTEST, INNER, Centres, Field, magnitude, on_sky, presented, read_tiles, tokens_of
-from kit.source_lists import BINS, Lists, judged
+from kit.source_lists import BINS, Lists, judged, united
 from kit.store import arrays
-from kit.tables import add_option
+from kit.tables import Tables, add_option
 from kit.windows import note
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
@@ -42,7 +42,19 @@ FEW = (3, 10)  # labelled tiles
 PURITY = (0.887, 0.94)
 N_BOOTSTRAP = 1000
 MAIN = ("pixels", "random tokens", "tokens", "random U-Net", "end-to-end")
-STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "detection", "detection and deblender"
+STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "today's detection", "today's deblender"
+UNITED = "bright rows of the deblender, head for the others"
+NAMES = {
+    "pixels": "head on pixels", "random tokens": "+ tokens of an untrained encoder",
+    "tokens": "+ tokens of the bundled encoder",
+    "random U-Net": "+ untrained U-Net", "end-to-end": "+ U-Net, end to end",
+}  # fmt: skip
+CONTRASTS = (
+    ("end-to-end", "random tokens"), ("end-to-end", "random U-Net"), ("end-to-end", "pixels"),
+    ("tokens", "random tokens"), ("random tokens", "pixels"), ("tokens", "pixels"),
+)  # fmt: skip
+BEST = "end-to-end"  # the head that is compared with today's rows
+BRIGHTER, UNITED_APART = 20.0, 0.5  # S/N in VIS of rows that are kept; arcsec from them to the head's peaks
 
 
 def encoders():
@@ -118,7 +130,7 @@ def deblended(pairs, index):
     start = time.process_time()
     scene = JEPADeblender.from_pretrained(device="cpu")(pair).to_table()
     return {
-        "place": tangent(scene["sky_centroid"], field_center), "score": np.asarray(scene["flux_VIS"].value, float),
+        "place": tangent(scene["sky_centroid"], field_center), "score": np.asarray(scene["snr"], float),
         "seconds": np.array(time.process_time() - start),
     }  # fmt: skip
 
@@ -233,10 +245,11 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", type=int, default=40, help="training tiles")
     parser.add_argument("--test", type=int, default=20, help="test tiles")
-    parser.add_argument("--windows", type=int, default=1536, help="presentations of all training tiles")
-    parser.add_argument("--few", type=int, default=480, help="presentations of 3 and of 10 tiles; 0: none")
+    parser.add_argument("--windows", type=int, default=960, help="presentations of all training tiles")
+    parser.add_argument("--steps", type=int, default=960, help="training steps of a head, of one presentation each")
+    parser.add_argument("--few", type=int, default=240, help="presentations of 3 and of 10 tiles; 0: none")
     parser.add_argument("--seeds", type=int, default=2, help="training seeds")
-    parser.add_argument("--deblended", type=int, default=12, help="test tiles that the deblender measures too")
+    parser.add_argument("--deblended", type=int, default=8, help="test tiles that the deblender measures too")
     add_option(parser)
     options = parser.parse_args()
     folder = options.folder
@@ -248,21 +261,77 @@ def main():
     fields = [
         arrays(folder / "fields" / f"{k:03d}.npz", partial(field_arrays, pairs, k, models)) for k in range(options.test)
     ]
-    write_windows(folder, options.train, options.windows, models)
-    for n_tile in FEW:
-        write_windows(folder, n_tile, options.few, models)
-    heads = {}  # (arm, tiles) to lists of all seeds
+    for n_tile, n_window in ((options.train, options.windows), *((few, options.few) for few in FEW)):
+        write_windows(folder, n_tile, n_window, models)
+    heads = {}  # (arm, tiles) -> lists of every training seed
     for arm, n_tile, seed, n_window in runs(options):
-        name, head = trained(folder, arm, n_tile, seed, n_window, options.windows)
+        name, head = trained(folder, arm, n_tile, seed, n_window, options.steps)
         found = head_lists(folder, fields, name, head)
         heads.setdefault((arm, n_tile), []).append(found)
         note(f"{name}: {brief(fields, found)}")
+    rows = [
+        arrays(folder / "deblended" / f"{k:03d}.npz", partial(deblended, pairs, k)) for k in range(options.deblended)
+    ]
+    report(Tables(options.tables), fields, heads, rows, options)
 
 
 def brief(fields, found):
     """One line on a list: its figures at the first purity."""
-    one = Lists([judge(field, rows) for field, rows in zip(fields, found, strict=True)])
-    return " ".join(f"{name} {value:.3f}" for name, value in one.figures(PURITY[0]).items())
+    return " ".join(f"{name} {value:.3f}" for name, value in lists(fields, found).figures(PURITY[0]).items())
+
+
+def lists(fields, found):
+    return Lists([judge(field, rows) for field, rows in zip(fields, found, strict=False)])
+
+
+def report(tables, fields, heads, rows, options):
+    """All tables."""
+    finders = {
+        STACK: [[list_of(field, lambda channels, _: stack_peaks(channels)) for field in fields]],
+        **{NAMES[arm]: found for (arm, n_tile), found in heads.items() if n_tile == options.train},
+    }
+    times, main = samples(len(fields)), {}
+    for purity in PURITY:
+        main = {name: figures([lists(fields, one) for one in seeds], purity, times) for name, seeds in finders.items()}
+        show(tables, f"scene_{purity}".replace(".", "_"), f"Purity {purity}", main)
+        pairs = [(NAMES[arm], NAMES[other]) for arm, other in CONTRASTS]
+        against(tables, f"scene_difference_{purity}".replace(".", "_"), f"Paired, purity {purity}", main, pairs)
+    lines = []
+    for (arm, n_tile), seeds in sorted(heads.items(), key=lambda item: item[0][1]):
+        found = figures([lists(fields, one) for one in seeds], PURITY[0], times)
+        lines.append([NAMES[arm], n_tile, len(seeds), *(cell(found[:, SHOWN.index(name)]) for name in BINS)])
+    tables.show("scene_labels", f"Labelled tiles, purity {PURITY[0]}", ("List", "tiles", "seeds", *BINS), lines)
+    if rows:
+        practical(tables, fields[: len(rows)], heads, rows, options)
+
+
+def practical(tables, fields, heads, rows, options):
+    """The rows of today's deblender, of the best head and of both together, on the same fields."""
+    times = samples(len(fields))
+    today = lists(fields, rows)
+    own = float(today.figures(None)["purity"])
+    seeds = heads[BEST, options.train]
+    both = [
+        [united(brighter(row, BRIGHTER), peak, UNITED_APART) for row, peak in zip(rows, one, strict=False)]
+        for one in seeds
+    ]
+    vis = [{name: field[name] for name in ("place", "score")} for field in fields]
+    for purity in (own, PURITY[1]):
+        found = {
+            DEBLENDED: figures([today], None if purity == own else purity, times),
+            TODAY: figures([lists(fields, vis)], purity, times),
+            NAMES[BEST]: figures([lists(fields, one) for one in seeds], purity, times),
+            UNITED: figures([lists(fields, one) for one in both], purity, times),
+        }
+        name = "own" if purity == own else f"{purity}".replace(".", "_")
+        show(tables, f"scene_today_{name}", f"Against today's rows, purity {purity:.3f}, {len(fields)} fields", found)
+        pairs = [(NAMES[BEST], DEBLENDED), (UNITED, DEBLENDED)]
+        against(tables, f"scene_today_difference_{name}", f"Paired, purity {purity:.3f}", found, pairs)
+
+
+def brighter(rows, snr):
+    bright = rows["score"] > snr
+    return {name: rows[name][bright] for name in ("place", "score")}
 
 
 if __name__ == "__main__":
