@@ -19,10 +19,22 @@ import time
 from functools import partial
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 import torch
 from kit.dense_heads import CentreHead, heat, peaks, train
-from kit.dense_windows import FAINTEST, INNER, Centres, Field, magnitude, on_sky, presented, read_tiles, tokens_of
+from kit.dense_windows import (
+    FAINTEST,
+    INNER,
+    Centres,
+    Field,
+    center_of,
+    magnitude,
+    on_sky,
+    presented,
+    read_tiles,
+    tokens_of,
+)
 from kit.source_lists import BINS, Lists, judged, united
 from kit.store import arrays
 from kit.tables import Tables, add_option
@@ -41,7 +53,7 @@ CHUNK = 16  # windows in a file
 FEW = (3, 10)  # labelled tiles
 PURITY = (0.887, 0.94)
 N_BOOTSTRAP = 1000
-MAIN = ("pixels", "random tokens", "tokens", "random U-Net", "end-to-end")
+MAIN = ("pixels", "random tokens", "end-to-end", "tokens", "random U-Net")
 STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "today's detection", "today's deblender"
 UNITED = "bright rows of the deblender, head for the others"
 NAMES = {
@@ -54,6 +66,7 @@ CONTRASTS = (
     ("tokens", "random tokens"), ("random tokens", "pixels"), ("tokens", "pixels"),
 )  # fmt: skip
 BEST = "end-to-end"  # the head that is compared with today's rows
+MIDDLE = 51.2  # arcsec: what the deblender measures of a field
 BRIGHTER, UNITED_APART = 20.0, 0.5  # S/N in VIS of rows that are kept; arcsec from them to the head's peaks
 
 
@@ -124,13 +137,14 @@ def field_arrays(pairs, index, models):
 
 
 def deblended(pairs, index):
-    """Rows of the deblender: detection, one pass on the residuals, fragments merged."""
+    """Rows of the deblender on the middle of a field: detection, one pass on the residuals, fragments merged."""
     pair = pairs[index]
-    field_center = Field(pair).center
+    center = center_of(pair)
+    part = pair.cutout(center, MIDDLE * u.arcsec)
     start = time.process_time()
-    scene = JEPADeblender.from_pretrained(device="cpu")(pair).to_table()
+    scene = JEPADeblender.from_pretrained(device="cpu")(part).to_table()
     return {
-        "place": tangent(scene["sky_centroid"], field_center), "score": np.asarray(scene["snr"], float),
+        "place": tangent(scene["sky_centroid"], center), "score": np.asarray(scene["snr"], float),
         "seconds": np.array(time.process_time() - start),
     }  # fmt: skip
 
@@ -153,9 +167,11 @@ def list_of(field, finder):
     return {"place": place, "score": score}
 
 
-def judge(field, rows):
-    inside = (np.abs(rows["place"]) < INNER).all(1)
-    return judged(rows["place"][inside], rows["score"][inside], field["truth"], field["mag"], field["family"])
+def judge(field, rows, half=INNER):
+    """The rows within ``half`` arcsec of a field's centre along both axes, against the true sources there."""
+    inside, of = (np.abs(rows["place"]) < half).all(1), (np.abs(field["truth"]) < half).all(1)
+    truth = (field[name][of] for name in ("truth", "mag", "family"))
+    return judged(rows["place"][inside], rows["score"][inside], *truth)
 
 
 # ------------------------------------------------------------------------------------- heads
@@ -280,8 +296,8 @@ def brief(fields, found):
     return " ".join(f"{name} {value:.3f}" for name, value in lists(fields, found).figures(PURITY[0]).items())
 
 
-def lists(fields, found):
-    return Lists([judge(field, rows) for field, rows in zip(fields, found, strict=False)])
+def lists(fields, found, half=INNER):
+    return Lists([judge(field, rows, half) for field, rows in zip(fields, found, strict=False)])
 
 
 def report(tables, fields, heads, rows, options):
@@ -307,8 +323,8 @@ def report(tables, fields, heads, rows, options):
 
 def practical(tables, fields, heads, rows, options):
     """The rows of today's deblender, of the best head and of both together, on the same fields."""
-    times = samples(len(fields))
-    today = lists(fields, rows)
+    times, half = samples(len(fields)), MIDDLE / 2 - 2  # sources at the edge of the cutout are left out
+    today = lists(fields, rows, half)
     own = float(today.figures(None)["purity"])
     seeds = heads[BEST, options.train]
     both = [
@@ -319,9 +335,9 @@ def practical(tables, fields, heads, rows, options):
     for purity in (own, PURITY[1]):
         found = {
             DEBLENDED: figures([today], None if purity == own else purity, times),
-            TODAY: figures([lists(fields, vis)], purity, times),
-            NAMES[BEST]: figures([lists(fields, one) for one in seeds], purity, times),
-            UNITED: figures([lists(fields, one) for one in both], purity, times),
+            TODAY: figures([lists(fields, vis, half)], purity, times),
+            NAMES[BEST]: figures([lists(fields, one, half) for one in seeds], purity, times),
+            UNITED: figures([lists(fields, one, half) for one in both], purity, times),
         }
         name = "own" if purity == own else f"{purity}".replace(".", "_")
         show(tables, f"scene_today_{name}", f"Against today's rows, purity {purity:.3f}, {len(fields)} fields", found)

@@ -23,8 +23,8 @@ from rosetta.surveys import CONDITIONS
 from .windows import BANDS, SEEING, SURVEYS, Sky
 
 __all__ = [
-    "FAINTEST", "INNER", "N_CELL", "WINDOW", "Centres", "Drawn", "Field", "magnitude", "on_sky", "presented",
-    "read_tiles", "stacked", "tokens_of",
+    "FAINTEST", "INNER", "N_CELL", "WINDOW", "Centres", "Drawn", "Field", "center_of", "magnitude", "on_sky",
+    "presented", "read_tiles", "stacked", "tokens_of",
 ]
 
 WINDOW = 38.4  # arcsec
@@ -160,6 +160,19 @@ def tokens_of(encoder, views):
     return torch.cat(parts, 1).to(torch.float16).numpy()
 
 
+def center_of(pair):
+    """The sky position in the middle of the VIS image."""
+    image = pair.space["VIS"]
+    ny, nx = image.data.shape
+    return plain_icrs(image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2))[0]
+
+
+def lattice():
+    """(east, north) of the windows of a field about its centre, arcsec, (9, 2)."""
+    east, north = np.meshgrid(LATTICE, LATTICE)
+    return np.stack([east.ravel(), north.ravel()], -1)
+
+
 class Field:
     """A tile as surveys deliver it, cut into windows.
 
@@ -175,12 +188,8 @@ class Field:
     """
 
     def __init__(self, pair):
-        image = pair.space["VIS"]
-        ny, nx = image.data.shape
-        self.center = plain_icrs(image.wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2))[0]
-        east, north = np.meshgrid(LATTICE, LATTICE)
-        self.lattice = np.stack([east.ravel(), north.ravel()], -1)
-        centers = SkyCoord(from_tangent(self.lattice, self.center))
+        self.center = center_of(pair)
+        centers = from_tangent(lattice(), self.center)
         self.views = {}
         for side in SIDES:
             images = [of_sky(image) for image in band_images(pair).values() if image.side == side]
@@ -222,13 +231,11 @@ def on_sky(peaks, positions):
     score : ndarray
         (n,).
     """
-    east, north = np.meshgrid(LATTICE, LATTICE)
-    lattice = np.stack([east.ravel(), north.ravel()], -1)
-    places, scores = [], []
-    for (xy, score), where, middle in zip(peaks, positions, lattice, strict=True):
+    middles, places, scores = lattice(), [], []
+    for (xy, score), where, middle in zip(peaks, positions, middles, strict=True):
         place = middle + sky_offsets(xy, where)
-        nearest = np.argmin(np.abs(place[:, None] - lattice).max(-1), 1)  # squares around the centres
-        own = (lattice[nearest] == middle).all(1) & (np.abs(place) < INNER).all(1)
+        nearest = np.argmin(np.abs(place[:, None] - middles).max(-1), 1)  # squares around the centres
+        own = (middles[nearest] == middle).all(1) & (np.abs(place) < INNER).all(1)
         places.append(place[own])
         scores.append(score[own])
     return np.concatenate(places), np.concatenate(scores)
