@@ -22,7 +22,7 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 import torch
-from kit.dense_heads import CentreHead, heat, peaks, train
+from kit.dense_heads import CentreHead, heat, peaks, train, train_path
 from kit.dense_windows import (
     FAINTEST,
     INNER,
@@ -47,22 +47,24 @@ from rosetta.detection.detection import DetectionConfig, detected
 from rosetta.images.positions import tangent
 from rosetta.simulate import ObservedSet, write_training_set
 
-TRAIN_SEED, TEST_SEED = 6100, 6400
+TRAIN_SEED, TEST_SEED, LIGHT_SEED = 6100, 6400, 6199
 NOISE_SEED = 6401
 CHUNK = 16  # windows in a file
 FEW = (3, 10)  # labelled tiles
 PURITY = (0.887, 0.94)
 N_BOOTSTRAP = 1000
-MAIN = ("pixels", "random tokens", "end-to-end", "tokens", "random U-Net")
+MAIN, FROZEN = ("end-to-end", "random tokens", "pixels", "tokens"), ("light U-Net", "random U-Net")
 STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "today's detection", "today's deblender"
 UNITED = "bright rows of the deblender, head for the others"
 NAMES = {
     "pixels": "head on pixels", "random tokens": "+ tokens of an untrained encoder",
     "tokens": "+ tokens of the bundled encoder",
-    "random U-Net": "+ untrained U-Net", "end-to-end": "+ U-Net, end to end",
+    "random U-Net": "+ untrained U-Net", "light U-Net": "+ U-Net that removes noise, frozen",
+    "end-to-end": "+ U-Net, end to end",
 }  # fmt: skip
 CONTRASTS = (
     ("end-to-end", "random tokens"), ("end-to-end", "random U-Net"), ("end-to-end", "pixels"),
+    ("light U-Net", "random U-Net"), ("light U-Net", "random tokens"), ("end-to-end", "light U-Net"),
     ("tokens", "random tokens"), ("random tokens", "pixels"), ("tokens", "pixels"),
 )  # fmt: skip
 BEST = "end-to-end"  # the head that is compared with today's rows
@@ -181,16 +183,32 @@ def trained(folder, arm, n_tile, seed, n_window, n_step):
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         start = time.process_time()
-        head, losses = train(arm, seed, stream(folder, n_tile, n_window, arm), n_step)
-        seconds = time.process_time() - start
-        save_file({name: value.contiguous() for name, value in head.state_dict().items()}, path)
-        row = {"head": path.stem, "seconds": seconds, "loss": np.mean(losses[-100:])}
-        with (folder / "training.jsonl").open("a") as out:
-            out.write(json.dumps(row) + "\n")
-        note(f"{row}")
+        light = path_of_light(folder, n_tile, n_step) if arm == "light U-Net" else None
+        head, losses = train(arm, seed, stream(folder, n_tile, n_window, arm), n_step, light)
+        keep(path, head, losses, start)
     head = CentreHead(arm)
     head.load_state_dict(load_file(path))
     return path.stem, head.to(memory_format=torch.channels_last).eval()
+
+
+def path_of_light(folder, n_tile, n_step):
+    """State of a U-Net that was trained to remove the noise of windows of the training tiles, all new."""
+    path = folder / "heads" / f"light_{n_tile}_{n_step}.safetensors"
+    if not path.exists():
+        start = time.process_time()
+        sky = read_tiles(folder / "train", n_tile)
+        drawn = (presented(sky, n_tile, LIGHT_SEED, step) for step in range(n_step))
+        keep(path, *train_path(0, ((one.channels, one.light) for one in drawn), n_step), start)
+    return load_file(path)
+
+
+def keep(path, network, losses, start):
+    """Write weights, and what the training took."""
+    row = {"network": path.stem, "seconds": time.process_time() - start, "loss": float(np.mean(losses[-100:]))}
+    with (path.parents[1] / "training.jsonl").open("a") as out:
+        out.write(json.dumps(row) + "\n")
+    note(f"{row}")
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
 
 
 def head_lists(folder, fields, name, head):
@@ -209,11 +227,12 @@ def runs(options):
     """(arm, tiles, seed, windows) of every head, the most important first."""
     for seed in range(options.seeds):
         for arm in MAIN:
-            if arm != "random U-Net" or seed < 1:
-                yield arm, options.train, seed, options.windows
+            yield arm, options.train, seed, options.windows
+    for arm in FROZEN:
+        yield arm, options.train, 0, options.windows
     for n_tile in FEW[::-1]:
         for arm in MAIN:
-            if options.few and arm != "random U-Net":
+            if options.few:
                 yield arm, n_tile, 0, options.few
 
 
@@ -279,15 +298,15 @@ def main():
     ]
     for n_tile, n_window in ((options.train, options.windows), *((few, options.few) for few in FEW)):
         write_windows(folder, n_tile, n_window, models)
+    rows = [
+        arrays(folder / "deblended" / f"{k:03d}.npz", partial(deblended, pairs, k)) for k in range(options.deblended)
+    ]
     heads = {}  # (arm, tiles) -> lists of every training seed
     for arm, n_tile, seed, n_window in runs(options):
         name, head = trained(folder, arm, n_tile, seed, n_window, options.steps)
         found = head_lists(folder, fields, name, head)
         heads.setdefault((arm, n_tile), []).append(found)
         note(f"{name}: {brief(fields, found)}")
-    rows = [
-        arrays(folder / "deblended" / f"{k:03d}.npz", partial(deblended, pairs, k)) for k in range(options.deblended)
-    ]
     report(Tables(options.tables), fields, heads, rows, options)
 
 

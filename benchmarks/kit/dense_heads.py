@@ -2,7 +2,8 @@
 """Heads that find sources on a grid of 0.2": a heat map of centres from pixels and from features beside them.
 
 The head has five 3 x 3 convolutions and reads 24 channels of features beside the pixels: zeros; a linear map of an
-encoder's tokens, interpolated to the grid; or the output of a thin U-Net. So all arms have the same head.
+encoder's tokens, interpolated to the grid; or of the output of a thin U-Net, which is untrained, trained to remove the
+noise, or trained with the head. So all arms have the same head.
 """
 
 import numpy as np
@@ -10,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["ARMS", "CentreHead", "heat", "loss_of", "peaks", "target_of", "train"]
+__all__ = ["CentreHead", "heat", "loss_of", "peaks", "target_of", "train", "train_path"]
 
 N_CHANNEL, N_FEATURE, WIDTH, DIM = 13, 24, 24, 384
 SPREAD = 0.8  # cells; width of a centre in the target
 FLOOR = -3.9  # logit of 0.02: fainter peaks are none
 RATE = {"end-to-end": 1e-3}  # peak learning rate; 2e-3 for the others
-ARMS = ("pixels", "random tokens", "tokens", "random U-Net", "end-to-end")
 
 
 def layer(n_in, n_out):
@@ -50,8 +50,8 @@ class CentreHead(nn.Module):
 
     Parameters
     ----------
-    arm : str
-        One of `ARMS`.
+    arm : {"pixels", "random tokens", "tokens", "random U-Net", "light U-Net", "end-to-end"}
+        What features there are. All but those of "end-to-end" are frozen.
     """
 
     def __init__(self, arm):
@@ -119,7 +119,7 @@ def rate_at(step, n_step):
     return min(1.0, (step + 1) / 50, (n_step - step) / (0.4 * n_step))
 
 
-def train(arm, seed, windows, n_step):
+def train(arm, seed, windows, n_step, path=None):
     """Train a head on a stream of windows.
 
     Parameters
@@ -129,6 +129,8 @@ def train(arm, seed, windows, n_step):
     windows : iterable
         Of (channels, tokens or None, `~kit.dense_windows.Centres`), at least ``n_step``.
     n_step : int
+    path : dict of `torch.Tensor`, optional
+        State of a trained `UNet`.
 
     Returns
     -------
@@ -136,23 +138,50 @@ def train(arm, seed, windows, n_step):
     losses : list of float
     """
     torch.manual_seed(seed)
-    head = CentreHead(arm).to(memory_format=torch.channels_last)
-    free = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    peak = RATE.get(arm, 2e-3)
-    optimizer = torch.optim.AdamW(free, lr=peak, weight_decay=1e-4)
-    losses = []
-    for step, (channels, tokens, centres) in zip(range(n_step), windows, strict=False):
-        optimizer.param_groups[0]["lr"] = peak * rate_at(step, n_step)
+    head = CentreHead(arm)
+    if path is not None:
+        head.path.load_state_dict(path)
+
+    def loss(window):
+        channels, tokens, centres = window
         heat_map, weight = map(torch.from_numpy, target_of(centres, channels.shape[-2:]))
         with torch.autocast("cpu", torch.bfloat16):
             logits = head(*as_input(channels, tokens))
-        loss = loss_of(logits[0], heat_map, weight)
+        return loss_of(logits[0], heat_map, weight)
+
+    return head, descend(head, loss, windows, n_step, RATE.get(arm, 2e-3))
+
+
+def train_path(seed, windows, n_step):
+    """Train a `UNet` to give the noise-free light; ``windows``: pairs of channels and light. Returns it and losses."""
+    torch.manual_seed(seed)
+    path, last = UNet(), nn.Conv2d(32, N_CHANNEL, 1)
+    both = nn.Sequential(path, last)
+
+    def loss(window):
+        channels, light = (as_input(array, None)[0] for array in window)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = both(channels)
+        return (found.float() - light).square().mean()
+
+    return path, descend(both, loss, windows, n_step, 1e-3)
+
+
+def descend(network, loss, windows, n_step, peak):
+    """AdamW on one window a step; the losses."""
+    network.to(memory_format=torch.channels_last)
+    free = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(free, lr=peak, weight_decay=1e-4)
+    losses = []
+    for step, window in zip(range(n_step), windows, strict=False):
+        optimizer.param_groups[0]["lr"] = peak * rate_at(step, n_step)
+        value = loss(window)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value.backward()
         nn.utils.clip_grad_norm_(free, 5.0)
         optimizer.step()
-        losses.append(loss.item())
-    return head, losses
+        losses.append(value.item())
+    return losses
 
 
 def as_input(channels, tokens):

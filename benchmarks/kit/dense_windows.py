@@ -24,7 +24,7 @@ from .windows import BANDS, SEEING, SURVEYS, Sky
 
 __all__ = [
     "FAINTEST", "INNER", "N_CELL", "WINDOW", "Centres", "Drawn", "Field", "center_of", "magnitude", "on_sky",
-    "presented", "read_tiles", "stacked", "tokens_of",
+    "presented", "read_tiles", "tokens_of",
 ]
 
 WINDOW = 38.4  # arcsec
@@ -45,10 +45,14 @@ class Centres:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One presentation: channels (13, 192, 192) float16, the views that the encoder reads, and `Centres`."""
+    """One presentation: channels (13, 192, 192) float16, the views that the encoder reads, and what is true.
+
+    ``light`` is the noise-free light on the channels, in the same units, and ``centres`` the `Centres`.
+    """
 
     channels: np.ndarray
     views: dict
+    light: np.ndarray
     centres: Centres
 
 
@@ -71,11 +75,13 @@ def read_tiles(directory, n):
     return Sky(tiles, truth, place)
 
 
-def stacked(views):
-    """Channels on the grid of 0.2": six ground bands, four phases of VIS, three NISP bands; (n, 13, 192, 192)."""
-    ground, space = (views[side].pixels for side in SIDES)
+def stacked(ground, space):
+    """Channels on the grid of 0.2", (n, 13, 192, 192) float16: six ground bands, four phases of VIS, three NISP bands.
+
+    Images of the bands of both sides, (n, n_band, height, width), in units of asinh(flux / noise).
+    """
     phases, infrared = F.pixel_unshuffle(space[:, :1], 2), 2 * F.avg_pool2d(space[:, 1:], 2)
-    return torch.cat([ground, phases, infrared], 1)
+    return torch.cat([ground, phases, infrared], 1).to(torch.float16).numpy()
 
 
 def cells(offsets, positions, pixel=0.1, patch=16):
@@ -133,13 +139,13 @@ def presented(sky, n_tile, seed, step):
     ends = [training_windows.center_range(tile, WINDOW) for tile in sky.tiles[:n_tile]]
     places = [(low, high, np.zeros((0, 2)), np.zeros(0)) for low, high in ends]
     tile, centers, turns = training_windows.draw_windows(places, WINDOW, 1, random)
-    views = {}
+    views, light = {}, {}
     for side in SIDES:
         one, how = sky.tiles[tile[0]].side(side), conditions(side)
         size = round(WINDOW / how.pixel_scale)
         images, positions = training_windows.cut([one.pixels], np.zeros(1, int), one.affine[None], centers, turns, size)
         mix = torch.eye(len(how.depth))
-        views[side], _ = observing.observe(images, one.scale[None], positions, how, mix, random)
+        views[side], light[side] = observing.observe(images, one.scale[None], positions, how, mix, random)
     offsets, truth = sky.place[tile[0]] - centers[0], sky.truth[tile[0]]
     mirror_x, mirror_y, transpose = turns[0]
     offsets = offsets * (-1 if mirror_x else 1, -1 if mirror_y else 1)
@@ -148,8 +154,9 @@ def presented(sky, n_tile, seed, step):
     chosen = (xy > -0.5).all(1) & (xy < N_CELL - 0.5).all(1) & (magnitude(truth["flux_i"].value) < FAINTEST)
     snr = significance(truth, views)
     weight = snr**2 / (snr**2 + KNOWN_AT**2)
-    channels = stacked(views)[0].to(torch.float16).numpy()
-    return Drawn(channels, views, Centres(xy[chosen].astype(np.float32), weight[chosen].astype(np.float32)))
+    centres = Centres(xy[chosen].astype(np.float32), weight[chosen].astype(np.float32))
+    channels = stacked(*(views[side].pixels for side in SIDES))[0]
+    return Drawn(channels, views, stacked(*(light[side] for side in SIDES))[0], centres)
 
 
 @torch.inference_mode()
@@ -197,7 +204,7 @@ class Field:
 
     def channels(self):
         """(n_window, 13, 192, 192) float16."""
-        return stacked(self.views).to(torch.float16).numpy()
+        return stacked(*(self.views[side].pixels for side in SIDES))
 
     def positions(self):
         """Token positions of the space view of every window, (n_window, 576, 2)."""
