@@ -6,8 +6,8 @@ none; the tokens of an untrained or of the bundled encoder; an untrained U-Net; 
 head on the same labels (end to end). Noise, PSF, depth, masks and orientation are drawn anew at every presentation.
 The lists are compared at equal purity with the rows of today's detection and deblender, on the same test fields.
 
-Run: python benchmarks/scene.py FOLDER [--train 40] [--test 20] [--windows 960] [--steps 960] [--seeds 2] [--few 240]
-     [--deblended 8] [--tables FOLDER]
+Run: python benchmarks/scene.py FOLDER [--train 40] [--test 20] [--windows 960] [--steps 960] [--seeds 2] [--long 1920]
+     [--few 240] [--arms ARM ...] [--deblended 12] [--tables FOLDER]
 
 FOLDER keeps tiles, windows, heads and lists; a second run goes on where the first ended. Seeds: 6100 (training tiles,
 no irregular galaxies), 6400 (test tiles, a fifth of the galaxies irregular). Needs galsim (extra sim).
@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import astropy.units as u
@@ -47,15 +48,15 @@ from rosetta.detection.detection import DetectionConfig, detected
 from rosetta.images.positions import tangent
 from rosetta.simulate import ObservedSet, write_training_set
 
-TRAIN_SEED, TEST_SEED, LIGHT_SEED = 6100, 6400, 6199
+TRAIN_SEED, TEST_SEED, LIGHT_SEED, NEW_SEED = 6100, 6400, 6199, 6200
 NOISE_SEED = 6401
 CHUNK = 16  # windows in a file
 FEW = (3, 10)  # labelled tiles
 PURITY = (0.887, 0.94)
 N_BOOTSTRAP = 1000
 MAIN, FROZEN = ("end-to-end", "random tokens", "pixels", "tokens"), ("light U-Net", "random U-Net")
-STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "today's detection", "today's deblender"
-UNITED = "bright rows of the deblender, head for the others"
+STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "today's detection, VIS alone", "today's rows"
+UNITED = "its bright rows, head for the others, the same purity"
 NAMES = {
     "pixels": "head on pixels", "random tokens": "+ tokens of an untrained encoder",
     "tokens": "+ tokens of the bundled encoder",
@@ -111,12 +112,18 @@ def stream(folder, n_tile, n_window, arm):
     while True:
         for chunk in range(-(-n_window // CHUNK)):
             with np.load(chunk_path(folder, n_tile, chunk)) as found:
-                channels, count, xy, weight = (found[name] for name in ("channels", "count", "xy", "weight"))
+                channels, number, xy, weight = (found[name] for name in ("channels", "count", "xy", "weight"))
                 tokens = found[arm] if "tokens" in arm else [None] * len(channels)
-            ends = np.cumsum(count)
-            for k, end in enumerate(ends):
-                rows = slice(end - count[k], end)
+            for k, end in enumerate(np.cumsum(number)):
+                rows = slice(end - number[k], end)
                 yield channels[k], tokens[k], Centres(xy[rows], weight[rows])
+
+
+def new_windows(folder, n_tile, seed):
+    """As `stream`, without tokens, and no window twice."""
+    sky = read_tiles(folder / "train", n_tile)
+    drawn = (presented(sky, n_tile, NEW_SEED + seed, step) for step in count())
+    return ((one.channels, None, one.centres) for one in drawn)
 
 
 # ------------------------------------------------------------------------------------- test fields
@@ -178,13 +185,14 @@ def judge(field, rows, half=INNER):
 
 # ------------------------------------------------------------------------------------- heads
 def trained(folder, arm, n_tile, seed, n_window, n_step):
-    """A head, from its file or trained now."""
+    """A head, from its file or trained now; without ``n_window``, on windows that are all new."""
     path = folder / "heads" / f"{arm.replace(' ', '_')}_{n_tile}_{seed}_{n_step}.safetensors"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         start = time.process_time()
         light = path_of_light(folder, n_tile, n_step) if arm == "light U-Net" else None
-        head, losses = train(arm, seed, stream(folder, n_tile, n_window, arm), n_step, light)
+        windows = stream(folder, n_tile, n_window, arm) if n_window else new_windows(folder, n_tile, seed)
+        head, losses = train(arm, seed, windows, n_step, light)
         keep(path, head, losses, start)
     head = CentreHead(arm)
     head.load_state_dict(load_file(path))
@@ -224,16 +232,16 @@ def head_lists(folder, fields, name, head):
 
 
 def runs(options):
-    """(arm, tiles, seed, windows) of every head, the most important first."""
+    """(arm, tiles, seed, stored windows or None, steps) of every head."""
     for seed in range(options.seeds):
-        for arm in MAIN:
-            yield arm, options.train, seed, options.windows
-    for arm in FROZEN:
-        yield arm, options.train, 0, options.windows
-    for n_tile in FEW[::-1]:
-        for arm in MAIN:
-            if options.few:
-                yield arm, n_tile, 0, options.few
+        for arm in options.arms:
+            if arm in MAIN or seed == 0:
+                yield arm, options.train, seed, options.windows, options.steps
+    if options.long:
+        yield BEST, options.train, 0, None, options.long
+    for n_tile in FEW:
+        for arm in options.arms if options.few else ():
+            yield arm, n_tile, 0, options.few, options.steps
 
 
 # ------------------------------------------------------------------------------------- tables
@@ -282,9 +290,11 @@ def main():
     parser.add_argument("--test", type=int, default=20, help="test tiles")
     parser.add_argument("--windows", type=int, default=960, help="presentations of all training tiles")
     parser.add_argument("--steps", type=int, default=960, help="training steps of a head, of one presentation each")
+    parser.add_argument("--long", type=int, default=1920, help="steps of a longer end-to-end training; 0: none")
+    parser.add_argument("--arms", nargs="+", choices=NAMES, default=[*MAIN, *FROZEN], help="features of the heads")
     parser.add_argument("--few", type=int, default=240, help="presentations of 3 and of 10 tiles; 0: none")
     parser.add_argument("--seeds", type=int, default=2, help="training seeds")
-    parser.add_argument("--deblended", type=int, default=8, help="test tiles that the deblender measures too")
+    parser.add_argument("--deblended", type=int, default=12, help="test tiles that the deblender measures too")
     add_option(parser)
     options = parser.parse_args()
     folder = options.folder
@@ -301,11 +311,11 @@ def main():
     rows = [
         arrays(folder / "deblended" / f"{k:03d}.npz", partial(deblended, pairs, k)) for k in range(options.deblended)
     ]
-    heads = {}  # (arm, tiles) -> lists of every training seed
-    for arm, n_tile, seed, n_window in runs(options):
-        name, head = trained(folder, arm, n_tile, seed, n_window, options.steps)
+    heads = {}  # (arm, tiles, steps) -> lists of every training seed
+    for arm, n_tile, seed, n_window, n_step in runs(options):
+        name, head = trained(folder, arm, n_tile, seed, n_window, n_step)
         found = head_lists(folder, fields, name, head)
-        heads.setdefault((arm, n_tile), []).append(found)
+        heads.setdefault((arm, n_tile, n_step), []).append(found)
         note(f"{name}: {brief(fields, found)}")
     report(Tables(options.tables), fields, heads, rows, options)
 
@@ -323,45 +333,48 @@ def report(tables, fields, heads, rows, options):
     """All tables."""
     finders = {
         STACK: [[list_of(field, lambda channels, _: stack_peaks(channels)) for field in fields]],
-        **{NAMES[arm]: found for (arm, n_tile), found in heads.items() if n_tile == options.train},
+        **{title(arm, n_step, options): found for (arm, n, n_step), found in heads.items() if n == options.train},
     }
     times, main = samples(len(fields)), {}
     for purity in PURITY:
         main = {name: figures([lists(fields, one) for one in seeds], purity, times) for name, seeds in finders.items()}
-        show(tables, f"scene_{purity}".replace(".", "_"), f"Purity {purity}", main)
+        vis = [{name: field[name] for name in ("place", "score")} for field in fields]
+        shown = {TODAY: figures([lists(fields, vis)], None, times)} | main
+        show(tables, f"scene_{purity}".replace(".", "_"), f"Purity {purity}", shown)
         pairs = [(NAMES[arm], NAMES[other]) for arm, other in CONTRASTS]
         against(tables, f"scene_difference_{purity}".replace(".", "_"), f"Paired, purity {purity}", main, pairs)
     lines = []
-    for (arm, n_tile), seeds in sorted(heads.items(), key=lambda item: item[0][1]):
+    for (arm, n_tile, n_step), seeds in sorted(heads.items(), key=lambda item: item[0][1]):
         found = figures([lists(fields, one) for one in seeds], PURITY[0], times)
-        lines.append([NAMES[arm], n_tile, len(seeds), *(cell(found[:, SHOWN.index(name)]) for name in BINS)])
-    tables.show("scene_labels", f"Labelled tiles, purity {PURITY[0]}", ("List", "tiles", "seeds", *BINS), lines)
+        lines.append([NAMES[arm], n_tile, n_step, len(seeds), *(cell(found[:, SHOWN.index(name)]) for name in BINS)])
+    header = ("List", "tiles", "steps", "seeds", *BINS)
+    tables.show("scene_labels", f"Tiles, steps and training seeds, purity {PURITY[0]}", header, lines)
     if rows:
         practical(tables, fields[: len(rows)], heads, rows, options)
 
 
+def title(arm, n_step, options):
+    return NAMES[arm] if n_step == options.steps else f"{NAMES[arm]}, {n_step} steps"
+
+
 def practical(tables, fields, heads, rows, options):
-    """The rows of today's deblender, of the best head and of both together, on the same fields."""
+    """The rows of today's deblender, of the best head and of both together, in the middle of the same fields."""
     times, half = samples(len(fields)), MIDDLE / 2 - 2  # sources at the edge of the cutout are left out
-    today = lists(fields, rows, half)
-    own = float(today.figures(None)["purity"])
-    seeds = heads[BEST, options.train]
+    seeds = heads[BEST, options.train, options.long or options.steps]
     both = [
         [united(brighter(row, BRIGHTER), peak, UNITED_APART) for row, peak in zip(rows, one, strict=False)]
         for one in seeds
     ]
-    vis = [{name: field[name] for name in ("place", "score")} for field in fields]
-    for purity in (own, PURITY[1]):
-        found = {
-            DEBLENDED: figures([today], None if purity == own else purity, times),
-            TODAY: figures([lists(fields, vis, half)], purity, times),
-            NAMES[BEST]: figures([lists(fields, one, half) for one in seeds], purity, times),
-            UNITED: figures([lists(fields, one, half) for one in both], purity, times),
-        }
-        name = "own" if purity == own else f"{purity}".replace(".", "_")
-        show(tables, f"scene_today_{name}", f"Against today's rows, purity {purity:.3f}, {len(fields)} fields", found)
-        pairs = [(NAMES[BEST], DEBLENDED), (UNITED, DEBLENDED)]
-        against(tables, f"scene_today_difference_{name}", f"Paired, purity {purity:.3f}", found, pairs)
+    today = lists(fields, rows, half)
+    own = float(today.figures(None)["purity"])
+    found = {DEBLENDED: figures([today], None, times)}
+    for purity in (own, *PURITY):
+        head = [lists(fields, one, half) for one in seeds]
+        found[f"head, purity {purity:.3f}"] = figures(head, purity, times)
+    found[UNITED] = figures([lists(fields, one, half) for one in both], own, times)
+    show(tables, "scene_today", f"Against today's rows, {len(fields)} fields of {2 * half} arcsec", found)
+    pairs = [(name, DEBLENDED) for name in found if name != DEBLENDED]
+    against(tables, "scene_today_difference", "Paired", found, pairs)
 
 
 def brighter(rows, snr):
