@@ -82,7 +82,7 @@ class Lists:
         order = np.argsort(-score, kind="stable")
         self.score, self.field, self.hit = score[order], number[order], true[order] >= 0
         columns, truths = {}, {}
-        for name, of in self._kinds():
+        for name, of in self.kinds():
             chosen = [of(one) for one in fields]  # of every true source
             truths[name] = np.array([c.sum() for c in chosen])
             columns[name] = np.concatenate([_at(c, f.true) for c, f in zip(chosen, fields, strict=True)])[order]
@@ -92,7 +92,7 @@ class Lists:
         self.columns, self.truths = columns, truths
 
     @staticmethod
-    def _kinds():
+    def kinds():
         for name, (low, high) in BINS.items():
             yield name, lambda f, low=low, high=high: (f.mag >= low) & (f.mag < high)
         yield "irregular", lambda f: (f.family == "irregular") & (f.mag < ODD)
