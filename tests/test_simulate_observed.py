@@ -125,6 +125,12 @@ def test_sides_have_one_depth_each(star):
     assert all(-1.0 <= value <= 0.2 for values in shift.values() for value in values)
 
 
+def test_depths_lie_in_the_given_range():
+    pair = observe(noise_free(size=12.8), seed=7, delivery=IDEAL, depth=(0.3, 0.3))
+    for side, name, image in pair.images():
+        assert image.meta["depth"] == pytest.approx(pair.survey(side)[name].depth + 0.3), name
+
+
 def test_border_is_masked(star):
     for side, name, image in star.images():
         n = int(np.ceil(BORDER / star.survey(side).pixel_scale.to_value(u.arcsec)))

@@ -18,13 +18,13 @@ from .reader import TrainingSet
 __all__ = ["ObservedSet", "observe"]
 
 _SEEING = (0.85, 1.25)  # ground PSF widths relative to the nominal ones
-_DEPTH = (-1.0, 0.2)  # magnitudes added to the nominal depths of a side
+_DEPTH = (-1.0, 0.2)  # magnitudes added to the nominal depths of a side, in training
 _EDGE = 2.0  # arcsec at the border of a tile that lack the light of sources beyond it
 _CUT = 1e-3  # of the base PSF's transform, below which it is not divided by
 
 
 @plain_arithmetic
-def observe(pair, *, seed, delivery=REAL):
+def observe(pair, *, seed, delivery=REAL, depth=_DEPTH):
     """Give a noise-free pair the PSFs, depths, noise, sky and artefacts of an observation.
 
     Each side has one seeing and one depth relative to the survey's nominal ones, and each band a PSF of its own,
@@ -39,6 +39,8 @@ def observe(pair, *, seed, delivery=REAL):
     seed : int or sequence of int
     delivery : Delivery
         As for `simulate_pair`.
+    depth : (float, float)
+        Range of the magnitudes that are added to the nominal depths of a side.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def observe(pair, *, seed, delivery=REAL):
     rng = np.random.default_rng(seed)
     sides, given = {"ground": {}, "space": {}}, {}
     nominal = {side: rng.uniform(*_SEEING) if side == "ground" else 1.0 for side in sides}
-    depth = {side: rng.uniform(*_DEPTH) for side in sides}
+    deeper = {side: rng.uniform(*depth) for side in sides}
     for side, name, image in pair.images():
         survey = pair.survey(side)
         band, ground = survey[name], side == "ground"
@@ -57,7 +59,7 @@ def observe(pair, *, seed, delivery=REAL):
         wanted = FieldPSF(optics, survey, band, ground, fwhm, half_size=50.0).image()
         light, psf = _with_psf(image.data, image.psf, wanted)
         sides[side][name], given[name] = deliver(
-            seeds, light, PSF(psf), survey, band, band.depth + depth[side], image.wcs, delivery, ground=ground
+            seeds, light, PSF(psf), survey, band, band.depth + deeper[side], image.wcs, delivery, ground=ground
         )
         border = int(np.ceil(_EDGE / survey.pixel_scale.to_value(u.arcsec)))
         mask = sides[side][name].mask
@@ -96,6 +98,7 @@ class ObservedSet(Sequence):
     seed : int
         The same seed gives the same noise.
     delivery : Delivery
+    depth : (float, float)
         As for `observe`.
 
     Attributes
@@ -104,8 +107,9 @@ class ObservedSet(Sequence):
         Parallel to the pairs, and as lazy; the ground astrometry has no error.
     """
 
-    def __init__(self, directory, *, seed=0, delivery=REAL):
-        self._tiles, self._seed, self._delivery = TrainingSet(directory), seed, delivery
+    def __init__(self, directory, *, seed=0, delivery=REAL, depth=_DEPTH):
+        self._tiles, self._seed = TrainingSet(directory), seed
+        self._how = {"delivery": delivery, "depth": depth}
         self.truth = _Truth(self._tiles)
 
     def __len__(self):
@@ -114,7 +118,7 @@ class ObservedSet(Sequence):
     def __getitem__(self, index):
         """The pair of one tile."""
         index = range(len(self))[index]
-        return observe(self._tiles[index], seed=[self._seed, index], delivery=self._delivery)
+        return observe(self._tiles[index], seed=[self._seed, index], **self._how)
 
 
 class _Truth(Sequence):
