@@ -201,12 +201,14 @@ def _unmodelled(mixtures, placed, residual, poor):
     """
     out, image = np.zeros(len(mixtures)), placed.image
     radius = np.hypot(half_light_radius(mixtures), 0.5 * image.fwhm) / image.pixel_scale
-    y, x = np.nonzero(image.valid) if poor.any() else (np.zeros(0, int),) * 2
-    light, noise = residual[y, x], image.variance[y, x]
-    for row in np.flatnonzero(poor):
-        apart = np.hypot(x - placed.xy[row, 0], y - placed.xy[row, 1])
+    light, noise = np.where(image.valid, residual, 0.0), np.where(image.valid, image.variance, 0.0)
+    for row in np.flatnonzero(poor):  # those have pixels on the image
+        (x, y), reach = placed.xy[row], CIRCLES[-1] * radius[row]
+        cut = tuple(slice(max(int(at - reach), 0), max(int(at + reach) + 2, 0)) for at in (y, x))
+        rows, columns = (np.arange(n)[part] for n, part in zip(light.shape, cut, strict=True))
+        apart = np.hypot(columns - x, rows[:, None] - y)
         inside = [apart < size * radius[row] for size in CIRCLES]
-        out[row] = np.sqrt(max(0.0, *(light[here].sum() ** 2 - noise[here].sum() for here in inside)))
+        out[row] = np.sqrt(max(0.0, *(light[cut][here].sum() ** 2 - noise[cut][here].sum() for here in inside)))
     return out
 
 
