@@ -22,6 +22,7 @@ N_PAIR = {"aligner": 16, "photometry": 40, "deblender": 20}
 SIZE = 76.8 * u.arcsec
 EPOCHS = 15.0  # years between the surveys, at most
 EVERY_IDEAL = 4  # one pair in so many has an exact PSF, white noise and no residuals of the sky
+EVERY_STARRY, STARS = 5, 16.0  # one pair for photometry in so many has so many stars: else too few bright ones teach
 
 
 class Sky(Sequence):
@@ -88,8 +89,10 @@ def simulated(kind, index):
         shift, rms = rng.normal(0, 50, 2), rng.uniform(3, 20)
     else:  # as an alignment leaves them
         shift, rms = np.zeros(2), rng.uniform(2, 10)
+    density, stars = rng.uniform(0.3, 1.4), np.exp(rng.uniform(np.log(0.5), np.log(4.0)))
+    starry = kind == "photometry" and index % EVERY_STARRY == 1
     return simulate_pair(
-        seed=seed, size=SIZE, density=rng.uniform(0.3, 1.4), star_density=np.exp(rng.uniform(np.log(0.5), np.log(4.0))),
+        seed=seed, size=SIZE, density=density, star_density=STARS if starry else stars,
         astrometric_error=AstrometricError(shift=shift * u.mas, rms=rms * u.mas, length=rng.uniform(15, 60) * u.arcsec),
         proper_motion_years=rng.uniform(0, EPOCHS), depth_offset=rng.uniform(-0.7, 0.3), seeing=rng.uniform(0.85, 1.2),
         delivery=IDEAL if index % EVERY_IDEAL == EVERY_IDEAL - 1 else REAL,

@@ -28,7 +28,9 @@ from rosetta.simulate.population import draw_scene
 
 from .fields import magnitude
 
-__all__ = ["BLENDS", "FAINTEST", "FIELDS", "SKY", "blend", "described", "field", "known", "match", "same"]
+__all__ = [
+    "APART", "BLENDS", "FAINTEST", "FIELDS", "SKY", "blend", "described", "field", "known", "match", "outside", "same",
+]
 
 FIELDS = range(880001, 880041)  # seeds
 BLENDS = range(881001, 881501)
@@ -37,6 +39,7 @@ FAINTEST = 26.8  # i magnitude of the faintest true source that a row may belong
 APART = 0.3  # arcsec: a row and a true source are one
 I_BAND, VIS = 3, 6  # among the ten bands
 SIZE = 76.8 * u.arcsec
+MARGIN = 6.0  # arcsec beyond the border in which `simulate_pair` draws sources too: they shed light into the field
 STARS = 4.0  # times those at high galactic latitude: more than a thousand in all fields
 EPOCHS = 15.0  # years between the surveys, at most
 
@@ -69,6 +72,29 @@ def field(seed, folder):
         truth.write(truth_path, overwrite=True)
         pair_file.write(pair, path)
     return pair_file.read(path), QTable.read(truth_path)
+
+
+def outside(seed, true_place):
+    """Places of the sources beyond the border of a field, which no truth table has: (n, 2) arcsec, east and north.
+
+    Parameters
+    ----------
+    seed : int
+        One of `FIELDS`.
+    true_place : (n_true, 2) array
+        Of the sources of the truth, about the first of them.
+    """
+    half = SIZE.to_value(u.arcsec) / 2
+    sky_seed = np.random.SeedSequence(seed).spawn(3)[0]  # as `simulate_pair` does
+    scene = draw_scene(
+        np.random.default_rng(sky_seed), half + MARGIN, (RUBIN, EUCLID), VIS, families="all", star_density=STARS
+    )
+    place = np.stack([scene.east, scene.north], axis=1)
+    inside = (np.abs(place) < half).all(axis=1)
+    place = place - place[inside][0]
+    if inside.sum() != len(true_place) or not np.allclose(place[inside], true_place, atol=1e-3):
+        raise ValueError(f"the sources drawn for seed {seed} are not those of its truth: the simulator has changed")
+    return place[~inside]
 
 
 def described(pair, truth):

@@ -13,7 +13,7 @@ from ..display import html_table
 from ..flags import Flag
 from ..images.image import extent
 from ..images.positions import offset_coord, plain_icrs, tangent
-from .field import evaluate
+from .field import constant, evaluate
 
 __all__ = ["AlignmentError", "AstrometricSolution", "as_solution", "solution_for"]
 
@@ -88,6 +88,17 @@ class AstrometricSolution:
         fields = deepcopy(meta["model"]["bands"])
         frame = meta["model"].get("scene_frame")
         return cls(meta["verdict"], meta["reason"], meta["center"], tuple(map(tuple, meta["box"])), fields, frame)
+
+    @classmethod
+    def of_headers(cls, images):
+        """The solution of images whose headers are right.
+
+        Parameters
+        ----------
+        images : sequence of `~rosetta.images.image.BandImage`
+        """
+        center, low, high = extent(images)
+        return cls("ok", "", center, (tuple(low), tuple(high)), {"joint": constant([0.0, 0.0], 0.0)})
 
     def to_meta(self):
         """The entries of a table's ``meta`` that `from_table` reads (dict)."""

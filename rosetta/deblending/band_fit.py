@@ -94,6 +94,11 @@ class BandFit:
         """Names of the attributes that hold a row per source."""
         return [field.name for field in fields(cls) if field.name not in ("covariance", "point_noise")]
 
+    def of(self, rows):
+        """The fit of some of the sources."""
+        arrays = {name: getattr(self, name)[rows] for name in self.per_source()}
+        return replace(self, covariance=self.covariance[rows][:, rows], **arrays)
+
     @classmethod
     def unseen(cls, n, n_shape):
         """The fit of sources of which the band has no pixel."""

@@ -13,7 +13,7 @@ from astropy.table import QTable
 from astropy.utils.exceptions import AstropyUserWarning
 
 from ..arithmetic import plain_arithmetic
-from ..astrometry.solution import as_solution, solution_for
+from ..astrometry.solution import AstrometricSolution, as_solution, solution_for
 from ..detection.detection import detected
 from ..head import Head
 from ..images.image import band_images
@@ -28,6 +28,7 @@ from .features import source_features
 from .flagging import flagged
 from .job_list import JobList
 from .point_sources import is_point
+from .residual_search import confirmed
 from .scene import DeblendedScene, Templates, source_columns, template_covariance
 from .sky_plane import BACKGROUNDS
 from .sources import Sources, truncation
@@ -35,7 +36,7 @@ from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
 from .wrong_bands import wrong_bands
 
-__all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
+__all__ = ["DeblendedScene", "JEPADeblender", "as_aligned", "occupants"]
 
 log = logging.getLogger("rosetta")
 
@@ -149,6 +150,7 @@ class JEPADeblender(Head):
                 break
             # A band that contradicts the templates must not have shaped them.
             roles = replace(roles, shape=tuple(band for band in roles.shape if band not in wrong))
+        whole = whole.of(confirmed(whole, config.detection.peak))
         listed = None if sources is None else np.isin(whole.index, np.flatnonzero(job.listed))
         fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
         return self._scene(embedding, images, roles, whole, _labels(whole.index, job.label), listed, fixed, offsets)
@@ -183,7 +185,7 @@ class JEPADeblender(Head):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
         untrained, rows = type(self)(self.encoder), []
         for view in views(self._embedding(pair), ("ground",)):
-            scene = untrained(view)
+            scene = untrained(view, offsets=as_aligned(view))
             if len(scene) == 0 or len(truth) == 0:
                 continue
             name = f"flux_{scene.meta['reference_band']}"
@@ -244,6 +246,14 @@ def _tile(config, report, background, task):
 
 def _unreported():
     pass
+
+
+def as_aligned(embedding):
+    """Headers as the alignment of a pair for training, if it has two sides: heads learn from aligned images."""
+    pair = embedding.pair
+    if pair.ground is None or pair.space is None:
+        return None
+    return AstrometricSolution.of_headers(list(band_images(pair).values()))
 
 
 def _warn_of_sky(images):

@@ -10,7 +10,7 @@ from ..images.filtering import filter_sigma
 from ..images.positions import joined
 from .point_sources import is_point
 
-__all__ = ["missed"]
+__all__ = ["confirmed", "missed"]
 
 # Least distance from a known source, in units of the PSF's width: on the space image, on the ground.
 APART = {"space": 0.5, "ground": 0.7}
@@ -56,6 +56,24 @@ def missed(engine, images, reference, sources, mixtures, config):
             known = joined([known, coord])
             extra.append(coord)
     return joined(extra) if extra else sources.coord[:0]
+
+
+def confirmed(field, peak):
+    """Rows of the sources that stay, (m,): what the residuals showed must be significant beside its neighbours too.
+
+    Their models have changed since; and what a source shows in all bands together is less than in their stack if it has
+    not the light of a source.
+
+    Parameters
+    ----------
+    field : `~rosetta.deblending.tiles.FieldFit`
+    peak : float
+        Sigma, as in the search.
+    """
+    snr = [np.where(fit.measured, fit.flux / np.sqrt(fit.covariance.diagonal()), 0.0) for fit in field.bands.values()]
+    chi2 = np.sum(np.maximum(snr, 0.0) ** 2, axis=0)
+    noise = 0.5 * sum(fit.measured for fit in field.bands.values())  # its mean: half of the fluxes of noise are positive
+    return np.flatnonzero((field.index >= 0) | (chi2 > peak**2 + noise))
 
 
 def _residual(engine, mixtures, placed, config):

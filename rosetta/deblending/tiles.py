@@ -111,6 +111,11 @@ class FieldFit:
     def __len__(self):
         return len(self.index)
 
+    def of(self, rows):
+        """Some of the sources (indices)."""
+        arrays = {name: getattr(self, name)[rows] for name in ("index", "coord", "snr", "mixtures", "covariance")}
+        return replace(self, bands={band: fit.of(rows) for band, fit in self.bands.items()}, **arrays)
+
 
 def joined_field(parts, images):
     """The fits of all tiles as one: in the order of the job's list, then what the residuals showed.

@@ -12,7 +12,7 @@ from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import as_solution
 from ..columns import describe
 from ..deblending.band_fit import POOR_CHI2
-from ..deblending.deblender import JEPADeblender
+from ..deblending.deblender import JEPADeblender, as_aligned
 from ..deblending.features import flux_features
 from ..deblending.psf_width import flux_error
 from ..deblending.scene import DeblendedScene
@@ -168,7 +168,7 @@ class EmbeddingPhotometry(Head):
     def _rows(self, pair, truth, index, seed):
         """A row for each flux of the sources with a true counterpart, from both sides and from each alone."""
         deblender, seen = self._own_deblender(), views(self._embedding(pair), ("ground", "space"))
-        return joined_rows([training_rows(deblender(view), truth) for view in seen])
+        return joined_rows([training_rows(deblender(view, offsets=as_aligned(view)), truth) for view in seen])
 
     def _prepared(self, data, held_out):
         data, held_out = error_model.usable(data), error_model.usable(held_out)
