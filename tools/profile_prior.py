@@ -24,8 +24,8 @@ RADIUS = np.geomspace(0.02, 12.0, 240)  # units of the half-light radius of the 
 ACCURACY = 0.05  # relative; and of the light at one half-light radius
 UNLIKE = 0.5  # what a deviation of one from the disc costs, in units of the accuracy: it settles what light does not
 FAMILY = (0.3, 0.3, 0.2, 0.2, 0.3)  # scatter that real galaxies have about such sums, along each direction
-#: Direction, and its width given the others. It trades light between two scales of the wings: no pixel of a faint galaxy
-#: tells it, and its full width (0.9) scatters the fluxes of faint galaxies. Chosen on simulated fields.
+#: Direction, and its width given the others. It trades light between two scales of the wings: no pixel of a faint
+#: galaxy tells it, and its full width (0.9) scatters the fluxes of faint galaxies. Chosen on simulated fields.
 NARROWED = 3, 0.5
 
 

@@ -17,7 +17,7 @@ __all__ = ["merged", "fragment_owners"]
 
 RADII = 2.5  # half-light radii of a large galaxy within which its fragments lie
 SHARE = 0.6  # of the brighter source's flux: a source of more is no mere part of it
-CONFIDENT = -1.0  # least logarithm of the odds; chosen on training sky, as the odds leave out how many parts galaxies have
+CONFIDENT = -1.0  # least logarithm of the odds, which leave out how many parts galaxies have; chosen on training sky
 FAINT = 0.02  # of a galaxy's flux: a fragment of less is one Gaussian of its moments
 
 

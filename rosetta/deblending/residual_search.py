@@ -72,7 +72,7 @@ def confirmed(field, peak):
     """
     snr = [np.where(fit.measured, fit.flux / np.sqrt(fit.covariance.diagonal()), 0.0) for fit in field.bands.values()]
     chi2 = np.sum(np.maximum(snr, 0.0) ** 2, axis=0)
-    noise = 0.5 * sum(fit.measured for fit in field.bands.values())  # its mean: half of the fluxes of noise are positive
+    noise = 0.5 * sum(fit.measured for fit in field.bands.values())  # mean: half of the fluxes of noise are positive
     return np.flatnonzero((field.index >= 0) | (chi2 > peak**2 + noise))
 
 
