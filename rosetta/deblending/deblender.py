@@ -248,9 +248,12 @@ def _unreported():
     pass
 
 
-def as_aligned(embedding):
-    """Headers as the alignment of a pair for training, if it has two sides: heads learn from aligned images."""
-    pair = embedding.pair
+def as_aligned(x):
+    """The solution that headers are right, for a training pair (or its embedding) of two sides; else None.
+
+    Heads learn from aligned images, as the main job has them.
+    """
+    pair = getattr(x, "pair", x)
     if pair.ground is None or pair.space is None:
         return None
     return AstrometricSolution.of_headers(list(band_images(pair).values()))
