@@ -173,7 +173,7 @@ def evaluate(model, east_north, *, covariance=True):
     beta = np.array(model["coefficients"])
     if "points" not in model:
         terms = basis(xy, model["order"], model["scale"])
-        h = two_axes(terms).reshape(len(xy), 2, -1)
+        h = two_axes(terms).reshape(len(xy), 2, 2 * terms.shape[1])
         cov = np.array(model["coefficient_covariance"])
         return terms @ beta, np.einsum("nik,kl,njl->nij", h, cov, h) if covariance else None
     points = {key: np.array(value) for key, value in model["points"].items()}
