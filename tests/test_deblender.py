@@ -4,6 +4,7 @@
 import json
 from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 
 import astropy.units as u
 import numpy as np
@@ -16,6 +17,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from astropy.utils.masked import Masked
 from astropy.wcs import WCS, Sip
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
+from scipy import sparse
 
 from rosetta import AstrometricSolution, Flag, JEPADeblender, SkyPair
 from rosetta.deblending import blend_probability, tiles
@@ -25,6 +27,7 @@ from rosetta.deblending.deblender import occupants
 from rosetta.deblending.engine.design import Design
 from rosetta.deblending.engine.rendering import render
 from rosetta.deblending.features import source_features
+from rosetta.deblending.residual_search import confirmed
 from rosetta.detection.detection import DetectionConfig, detected, ground_stack, point_variance
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
@@ -424,6 +427,18 @@ def test_sources_that_the_sharpest_image_does_not_show_are_found_on_the_ground()
     found = deblender()(make_pair(XY, FLUX, MIXTURES, mask=corner)).to_table()
     match(found, XY[2:])
     assert np.all(found["flags"] & int(Flag.GROUND_TEMPLATE))
+
+
+def test_what_the_residuals_showed_must_stay_significant():
+    """Detections stay however faint; of the others those whose positive fluxes together are above five sigma."""
+    flux = {"g": [0.1, 3.0, 6.0, -9.0], "i": [0.1, 3.0, 6.0, 4.0]}
+    fits = {band: SimpleNamespace(flux=2.0 * np.array(f), measured=np.ones(4, bool), covariance=sparse.eye_array(4) * 4)
+            for band, f in flux.items()}  # fmt: skip
+    field = SimpleNamespace(index=np.array([0, -1, -1, -1]), bands=fits)
+    np.testing.assert_array_equal(confirmed(field, 5.0), [0, 2])
+    fitted = scene().fits["i"]
+    some = fitted.of(np.array([1]))
+    assert some.flux == fitted.flux[1] and some.covariance.toarray() == fitted.covariance.toarray()[1, 1]
 
 
 def test_a_large_galaxy_may_be_given_where_its_light_is_centred():

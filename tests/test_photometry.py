@@ -170,6 +170,25 @@ def test_an_empty_scene_gives_an_empty_catalogue():
     assert len(table) == 0 and "flux_i" in table.colnames
 
 
+def test_heads_learn_from_aligned_pairs(monkeypatch):
+    """As the main job has them: fragments are told from neighbours by the colours of aligned images."""
+    (pair,), (truth,) = scenes.known_sky(1)
+    headers = AstrometricSolution.of_headers(list(band_images(pair).values()))
+    assert not headers.offset_at(truth["sky_centroid"]).any() and len(headers.offset_at(truth["sky_centroid"][:0])) == 0
+    given, call = [], JEPADeblender.__call__
+
+    def recorded(self, x, **options):
+        given.append(options["offsets"])
+        return call(self, x, **options)
+
+    monkeypatch.setattr(JEPADeblender, "__call__", recorded)
+    for head in (EmbeddingPhotometry(deblender().encoder, deblender()), deblender()):
+        given.clear()
+        head._rows(pair, truth, 0, 0)
+        assert given[0].same_as(headers) and given[0].verdict == "ok"
+        assert not any(given[1:])  # seen from one side alone
+
+
 def test_training_calibrates_the_errors(monkeypatch, tmp_path):
     monkeypatch.setattr(EmbeddingPhotometry, "trainer", TrainerConfig(steps=150, batch=1024))
     rng = np.random.default_rng(5)

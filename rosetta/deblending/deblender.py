@@ -251,7 +251,7 @@ def _unreported():
 def as_aligned(x):
     """The solution that headers are right, for a training pair (or its embedding) of two sides; else None.
 
-    Heads learn from aligned images, as the main job has them.
+    Heads learn from aligned images, as the main job has them: there the colours of both sides tell fragments apart.
     """
     pair = getattr(x, "pair", x)
     if pair.ground is None or pair.space is None:
