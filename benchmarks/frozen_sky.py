@@ -25,7 +25,7 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from kit.fields import magnitude, true_offsets
-from kit.frozen_sky import BLENDS, FAINTEST, FIELDS, SKY, blend, described, field, known, match, same
+from kit.frozen_sky import APART, BLENDS, FAINTEST, FIELDS, SKY, blend, described, field, known, match, outside, same
 from kit.models import HEADS, trained
 from kit.statistics import covered, interval, nmad, rms, shown
 from kit.tables import Tables, add_option
@@ -93,6 +93,12 @@ def one(seed, folder, rows, heads):
     return path
 
 
+def loaded(seed, path):
+    """What was measured on a field or a blend, and where a field has sources beyond its border (dict)."""
+    found = dict(np.load(path))
+    return found | ({"outside": outside(seed, found["true_place"])} if seed in FIELDS else {})
+
+
 # ---------------------------------------------------------------------------- all fields
 def cell(statistic, parts, digits=3):
     """A statistic of all fields together, ``parts`` (an array each), and half its 68 % range; empty below ten."""
@@ -133,6 +139,12 @@ def unmatched(rows):
     return free
 
 
+def left_out(rows):
+    """Whether a row lies at a source that the rule leaves out: beyond the border, or too faint."""
+    places = np.concatenate([rows["outside"], rows["true_place"][i_magnitude(rows) >= FAINTEST]])
+    return np.linalg.norm(rows["place"][:, None] - places[None], axis=-1).min(axis=1, initial=np.inf) < APART
+
+
 def nearest_host(rows, reach=3.0):
     """Number of the true source in whose light a row without one lies (-1: none within 3")."""
     apart = np.linalg.norm(rows["place"][:, None] - rows["true_place"][None], axis=-1)  # (n_row, n_true)
@@ -145,6 +157,10 @@ def row_lines(fields):
     """Rows that are no true source: their share, where they lie, and how many carry no flag that warns of them."""
     free = [unmatched(rows) for rows in fields]
     yield ["rows without a true source", cell(np.mean, free)]
+    other = [f & left_out(rows) for f, rows in zip(free, fields, strict=True)]
+    yield [f"... of all rows: sources beyond the border or fainter than i = {FAINTEST}", cell(np.mean, other)]
+    edge = [f & ((rows["flags"] & int(Flag.EDGE)) != 0) & ~o for f, o, rows in zip(free, other, fields, strict=True)]
+    yield ["... of all rows: others that the border cuts (flag EDGE)", cell(np.mean, edge)]
     clean = [f & ((rows["flags"] & int(CLEAN)) == 0) for f, rows in zip(free, fields, strict=True)]
     yield ["... of them without a warning flag, per field", cell(np.mean, [np.array([c.sum()]) for c in clean], 1)]
     hosts = [nearest_host(rows)[f] for f, rows in zip(free, fields, strict=True)]
@@ -320,13 +336,13 @@ def main():
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         work = partial(one, folder=options.folder, rows=rows, heads=options.heads)
         for seed, path in zip(seeds, pool.map(work, seeds), strict=True):
-            found[seed] = dict(np.load(path))
+            found[seed] = loaded(seed, path)
             print(f"{len(found)} of {len(seeds)} measured", file=sys.stderr)
     check({str(seed): json.loads(str(one["described"])) for seed, one in found.items()}, options.freeze)
     tables, fields = Tables(options.tables), [found[seed] for seed in seeds if seed in FIELDS]
     report(tables, fields, [found[seed] for seed in seeds if seed in BLENDS])
     if options.before is not None:
-        before = [dict(np.load(options.before / f"{seed}.npz")) for seed in seeds if seed in FIELDS]
+        before = [loaded(seed, options.before / f"{seed}.npz") for seed in seeds if seed in FIELDS]
         tables.show("frozen_changes", "Before and after", ("What", "before", "after"), change_lines(before, fields))
 
 
