@@ -259,6 +259,19 @@ def test_masked_pixels_stay_and_the_pair_is_not_changed():
         new.space["VIS"].data[0, 0] = 1
 
 
+def test_an_image_with_an_artefact_takes_light_and_keeps_its_mask():
+    pair = noisy(0.0, level=0.0)
+    vis = pair.space["VIS"]
+    data = vis.data.copy()
+    data[40, 50] = 500.0  # no PSF is as sharp
+    noise = vis.uncertainty
+    pair = SkyPair(None, {"VIS": NDData(data, uncertainty=noise, wcs=vis.wcs, unit=u.nJy, psf=vis.psf)})
+    assert not band_images(pair)["VIS"].valid[40, 50]
+    new, truth = rosetta.inject(pair, star(5, 5)["sky_centroid", "flux_VIS"], seed=1)
+    assert not new.space["VIS"].mask.any() and new.space["VIS"].data[40, 50] == 500.0
+    assert added(new, pair, "VIS").sum() == pytest.approx(2000.0, rel=0.2)
+
+
 def test_ground_images_follow_the_astrometric_solution():
     model = {"kind": "shift", "order": 0, "scale": 1.0, "coefficients": [[300.0, -200.0]],
              "coefficient_covariance": np.eye(2).tolist()}  # fmt: skip

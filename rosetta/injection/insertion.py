@@ -140,7 +140,8 @@ def inject(
             covered[source] = _add(light, flux.sum() * stamp, corner, image.valid) / (flux.sum() * stamp.sum())
         truth[f"coverage_{name}"] = covered
         per_flux, origin, in_variance = photon_noise(image)
-        sides[image.side][name] = _with_light(image, light, per_flux, in_variance, of_noise)
+        pixels = getattr(pair, image.side)[name]  # as they are: what was found to be an artefact is not masked
+        sides[image.side][name] = _with_light(pixels, image.valid & (light != 0), light, per_flux, in_variance, of_noise)
         record[name] = {
             "light_within_psf_stamp": float(image.psf.light.mean()), "variance_per_flux": per_flux,
             "variance_per_flux_from": origin, "in_variance": in_variance,
@@ -233,15 +234,15 @@ def _add(image, stamp, corner, valid):
     return float(part[valid[ya:yb, xa:xb]].sum())
 
 
-def _with_light(image, light, per_flux, in_variance, rng):
-    """The image with light on its valid pixels, and with its photon noise."""
-    pixels, lit = image.pixels, image.valid & (light != 0)
+def _with_light(pixels, lit, light, per_flux, in_variance, rng):
+    """An image of a pair with light on some pixels (``lit``), and with its photon noise."""
     added = np.maximum(light[lit], 0.0) * per_flux
     data, variance = np.array(pixels.data), np.array(pixels.uncertainty.array)
     data[lit] += light[lit] + rng.normal(size=len(added)) * np.sqrt(added)
     if in_variance:
         variance[lit] += added
-    return frozen_image(data, variance, np.array(pixels.mask), image.wcs, pixels.meta, pixels.psf_anywhere)
+    return frozen_image(data, variance, np.array(pixels.mask), pixels.wcs, pixels.meta, pixels.psf_anywhere)
+
 
 
 def _add_existing(truth, pair, reference, existing):
