@@ -141,7 +141,8 @@ def inject(
         truth[f"coverage_{name}"] = covered
         per_flux, origin, in_variance = photon_noise(image)
         pixels = getattr(pair, image.side)[name]  # as they are: what was found to be an artefact is not masked
-        sides[image.side][name] = _with_light(pixels, image.valid & (light != 0), light, per_flux, in_variance, of_noise)
+        lit = image.valid & (light != 0)
+        sides[image.side][name] = _with_light(pixels, lit, light, per_flux, in_variance, of_noise)
         record[name] = {
             "light_within_psf_stamp": float(image.psf.light.mean()), "variance_per_flux": per_flux,
             "variance_per_flux_from": origin, "in_variance": in_variance,
