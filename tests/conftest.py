@@ -37,6 +37,22 @@ def make_wcs():
     return make
 
 
+class CountingWCS:
+    """A WCS that notes in a list what it is asked."""
+
+    def __init__(self, wcs, asked):
+        self._wcs, self._asked = wcs, asked
+
+    def __getattr__(self, name):
+        self._asked.append(name)
+        return getattr(self._wcs, name)
+
+
+@pytest.fixture
+def counting_wcs():
+    return CountingWCS
+
+
 @pytest.fixture
 def make_image(make_wcs):
     """A blank noisy image in nJy: ``make_image(n, scale)``; any part can be replaced."""

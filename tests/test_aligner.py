@@ -762,31 +762,20 @@ def test_settings_decide_results():
     assert 0 < few < many
 
 
-def test_either_wcs_is_asked_a_few_times_only():
+def test_either_wcs_is_asked_a_few_times_only(counting_wcs):
     """Once per band and list of sources, not once per step of the fit."""
     ground, space = images()
     pair = SkyPair(ground, space)
     planes = dict(band_images(pair))
     found = measurement.find_sources(detected(pair, DetectionConfig()), MeasurementConfig())
-    assert found.jacobian.shape == (len(found.xy), 2, 2)
+    assert found.jacobian.shape == (len(found.east_north), 2, 2)
     asked = []
     for band, image in planes.items():
-        planes[band] = replace(image, wcs=Counting(image.wcs, asked))
+        planes[band] = replace(image, wcs=counting_wcs(image.wcs, asked))
     found = replace(found, reference=planes["VIS"])
-    assert found.jacobian.shape == (len(found.xy), 2, 2) and len(asked) == 1
+    assert found.jacobian.shape == (len(found.east_north), 2, 2) and len(asked) == 1
     measured = measurement.measure_band(planes["r"], found, np.zeros(2))
     assert measured.usable.sum() > 20 and len(asked) <= 6
-
-
-class Counting:
-    """A WCS that remembers how often it was asked."""
-
-    def __init__(self, wcs, asked):
-        self._wcs, self._asked = wcs, asked
-
-    def __getattr__(self, name):
-        self._asked.append(name)
-        return getattr(self._wcs, name)
 
 
 class Skies:

@@ -20,6 +20,7 @@ from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 from scipy import sparse
 
 from rosetta import AstrometricSolution, Flag, JEPADeblender, SkyPair
+from rosetta.astrometry.field import constant
 from rosetta.deblending import blend_probability, tiles
 from rosetta.deblending.band_fit import RINGS
 from rosetta.deblending.config import DeblenderConfig, MergingConfig
@@ -27,7 +28,9 @@ from rosetta.deblending.deblender import occupants
 from rosetta.deblending.engine.design import Design
 from rosetta.deblending.engine.rendering import render
 from rosetta.deblending.features import source_features
+from rosetta.deblending.job_list import JobList
 from rosetta.deblending.residual_search import confirmed
+from rosetta.deblending.sources import Sources
 from rosetta.detection.detection import DetectionConfig, detected, ground_stack, point_variance
 from rosetta.encoding.encoder import CrossSurveyEncoder
 from rosetta.encoding.network import EncoderConfig
@@ -782,6 +785,42 @@ def test_a_saturated_star_is_a_point():
         assert result.flux(band)[index].value == pytest.approx(flux[0], rel=0.05), band
 
 
+# ------------------------------------------------------------------------------------------------------ positions
+def test_a_wcs_is_asked_once_for_a_list_of_sources(counting_wcs):
+    pair, config, asked = make_pair(XY, FLUX, MIXTURES), DeblenderConfig(), []
+    found = detected(pair, DetectionConfig())
+    solution = AstrometricSolution(
+        "ok", "", CENTER, ((-9, -9), (9, 9)), {"joint": constant(np.array([50.0, -20.0]), 1.0)}
+    )
+    sources = Sources.of_job(np.arange(len(found)), JobList.of_detections(found), found, solution, config)
+    assert sources.east_north.dtype == float and sources.east_north.shape == (len(XY), 2)
+    images = [replace(image, wcs=counting_wcs(image.wcs, asked)) for image in band_images(pair).values()]
+    assert all(image.fwhm > 0 for image in images)  # once per image
+    asked.clear()
+    for light in (1.0, 3.0):
+        for image in images:
+            sources.on(image, 700.0, config.engine, light=light)
+    assert asked == ["world_to_pixel"] * len(images)
+    some = sources.of([0, 2]).starting_from(sources.start[[0, 2]])
+    np.testing.assert_array_equal(some.on(images[0], 700.0, config.engine).xy, sources._places["g"][0][[0, 2]])
+    more = some.and_at(np.array([[1.0, -3.0]]), found, config)
+    assert len(asked) == len(images) and len(more.on(images[0], 700.0, config.engine).xy) == 3
+    assert len(asked) == len(images) + 1  # a longer list is another one
+    true, seen = (image.place(sources.east_north)[0] for image in (images[-1], images[0]))
+    np.testing.assert_allclose(sources._places["H_E"][0], true, atol=1e-9)
+    shift = sources._places["g"][0] - seen  # of an offset that is to be added to the ground's positions
+    np.testing.assert_allclose(shift, np.tile([0.050 / 0.2, 0.020 / 0.2], (len(XY), 1)), atol=1e-4)
+
+
+def test_positions_on_the_other_side_of_the_sky_are_no_sources():
+    given = SkyCoord([53.1, 233.1, 233.1, 143.1], [-28.1, 28.1, 28.2, 0.0], unit="deg")
+    table = deblender()(make_pair(XY, FLUX, MIXTURES), given, neighbours="listed").to_table()
+    assert given.separation(table["sky_centroid"]).arcsec.max() < 1e-8
+    outside = table["flags"] & int(Flag.OUTSIDE) > 0
+    np.testing.assert_array_equal(outside, [False, True, True, True])
+    assert not (table["flags"] & int(Flag.DUPLICATE)).any()
+
+
 # --------------------------------------------------------------------------------------------------- large fields
 def test_tiles_share_the_sky_and_see_their_neighbours_margins(monkeypatch):
     field = band_images(make_pair(XY, FLUX, MIXTURES))
@@ -790,14 +829,13 @@ def test_tiles_share_the_sky_and_see_their_neighbours_margins(monkeypatch):
     monkeypatch.setattr(tiles, "CORE", 8.0)
     monkeypatch.setattr(tiles, "MARGIN", 3.0)
     several = tiles.tiles(field)
-    far = from_tangent(np.random.default_rng(3).uniform(-60, 60, (200, 2)), CENTER)  # beyond the images too
+    far = np.random.default_rng(3).uniform(-60, 60, (200, 2))  # beyond the images too
     assert len(several) > 3 and np.all(sum(tile.owns(far).astype(int) for tile in several) == 1)
     for tile in several:
         assert np.all(tile.sees(far[tile.owns(far)]))
         piece, plane = tile.cut(field)["VIS"], field["VIS"]
-        sky = piece.pixel_to_sky(1.0, 2.0)
-        x, y = (int(np.round(v[0])) for v in plane.sky_to_pixel(sky.reshape(1)))
-        assert piece.data[2, 1] == plane.data[y, x]
+        x, y = np.round(plane.xy(piece.east_north([1.0], [2.0]))[0]).astype(int)
+        assert piece.data[2, 1] == plane.data[y, x] and (x - 1, y - 2) == piece.corner
         assert piece.depth == plane.depth and piece.fwhm == plane.fwhm
 
 

@@ -15,7 +15,7 @@ from rosetta.encoding.network import EncoderConfig
 from rosetta.encoding.windows import fitting_window, is_extrapolated, side_view, window_grid
 from rosetta.images.image import BandImage, band_images
 from rosetta.images.moments import adaptive_moments
-from rosetta.images.positions import from_tangent, offset_coord, tangent
+from rosetta.images.positions import TangentPlane, from_tangent, offset_coord, tangent
 from rosetta.surveys import PIXEL_SCALE
 
 KNOTS = {side: EncoderConfig().knots(side) for side in ("ground", "space")}
@@ -62,11 +62,17 @@ def test_place_of_sources_and_its_derivatives():
     wcs.wcs.cd = np.array([[-c, s], [s, c]]) * 0.2 / 3600
     noise = VarianceUncertainty(np.ones((80, 100)))
     image = NDData(np.zeros((80, 100)), uncertainty=noise, mask=np.zeros((80, 100), bool), wcs=wcs)
-    plane = BandImage("i", "ground", image, np.ones((1, 1)), wcs, 754.0, Flag(0))
+    tangent_plane = TangentPlane(SkyCoord(53.01, -28.02, unit="deg"))
+    plane = BandImage("i", "ground", image, np.ones((1, 1)), wcs, tangent_plane, 754.0, Flag(0))
     sky = wcs.pixel_to_world([10.0, 70.0, 49.0], [20.0, 60.0, 39.0])
     sky = SkyCoord([*sky.ra.deg, 233.0], [*sky.dec.deg, 28.0], unit="deg")  # the last is on the other side of the sky
-    xy, jacobian = plane.place(sky)
+    east_north = tangent_plane.east_north(sky)
+    xy, jacobian = plane.place(east_north)
     np.testing.assert_allclose(xy[:3], [[10, 20], [70, 60], [49, 39]], atol=1e-6)
+    np.testing.assert_allclose(plane.xy(east_north[:3]), xy[:3], atol=1e-6)
+    np.testing.assert_allclose(plane.east_north(*xy[:3].T), east_north[:3], atol=1e-6)
+    moved, _ = plane.place(east_north[:1], (0.4, -0.2))
+    np.testing.assert_allclose(moved - xy[:1], [jacobian[0] @ [0.4, -0.2]], atol=1e-6)
     np.testing.assert_allclose(jacobian[2], [[-5 * c, 5 * s], [5 * s, 5 * c]], atol=1e-6)
     assert (xy[3] < -1e4).all() and (jacobian[3] == np.eye(2)).all()
 
@@ -186,7 +192,7 @@ def test_missing_psf_is_nominal_and_flagged(make_image):
 
 def test_jacobian_matches_finite_steps(make_image, make_wcs):
     plane = band_images(SkyPair({"r": make_image(64, 0.2)}, None))["r"]
-    np.testing.assert_allclose(plane.jacobian(plane.center)[0], [[-5, 0], [0, 5]], atol=1e-5)
+    np.testing.assert_allclose(plane.jacobian(np.zeros((1, 2)))[0], [[-5, 0], [0, 5]], atol=1e-5)
 
 
 def test_windows_cover_the_field(make_image):

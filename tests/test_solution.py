@@ -16,7 +16,7 @@ from rosetta import AstrometricSolution, Flag
 from rosetta.astrometry import field, field_fit
 from rosetta.astrometry.solution import AlignmentError, solution_for
 from rosetta.images.image import BandImage
-from rosetta.images.positions import from_tangent, offset_coord, tangent
+from rosetta.images.positions import TangentPlane, from_tangent, offset_coord, tangent
 
 CENTER = SkyCoord(53.1, -28.1, unit="deg")
 BOX = ((-50.0, -50.0), (50.0, 50.0))
@@ -123,9 +123,9 @@ class Somewhere:
         self.wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
         self.wcs.wcs.crval, self.wcs.wcs.crpix = [center.ra.deg, center.dec.deg], [100.5, 100.5]
         self.wcs.wcs.cdelt = [-0.2 / 3600, 0.2 / 3600]
-        self.center = center
+        self.tangent_plane = TangentPlane(center)
 
-    pixel_to_sky = BandImage.pixel_to_sky
+    pixel_to_sky, east_north = BandImage.pixel_to_sky, BandImage.east_north
 
 
 @pytest.mark.parametrize("away, told", [

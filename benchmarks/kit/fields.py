@@ -97,7 +97,8 @@ def placed(image, truth, truncation, wavelength=None):
     """
     coord = header_coord(truth) if image.side == "ground" else truth["sky_centroid"].icrs
     wavelength = image.wavelength if wavelength is None else wavelength
-    return placed_on(image, *image.place(coord), np.full(len(truth), truncation), wavelength, EngineConfig())
+    placed = image.place(image.tangent_plane.east_north(coord))
+    return placed_on(image, *placed, np.full(len(truth), truncation), wavelength, EngineConfig())
 
 
 def with_images(pair, change):

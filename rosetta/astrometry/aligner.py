@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
 from astropy.table import QTable, vstack
 from astropy.wcs import WCS
@@ -349,7 +348,7 @@ class LearnedAligner(Head):
             return None
         tokens = self._tokens(pair, sources)
         if truth is not None and len(truth):
-            match, apart, _ = sources.sky.match_to_catalog_sky(truth["sky_centroid"])
+            match, apart, _ = sources.table["sky_centroid"].match_to_catalog_sky(truth["sky_centroid"])
             known = np.stack([truth[c].to_value(MAS)[match] for c in ("d_ra_cosdec", "d_dec")], -1)
             matched = apart.arcsec < 0.3
         parts = []
@@ -362,7 +361,7 @@ class LearnedAligner(Head):
             elif use.sum() >= 10:
                 # What is known of the header error is the injected shift; the rest is the field of the others.
                 rest = part.offset[use] + injected
-                mean, spare = predict_held_out(sources.xy[use], rest, part.cov[use])
+                mean, spare = predict_held_out(sources.east_north[use], rest, part.cov[use])
                 residual, cov = rest - mean, part.cov[use] + spare
             else:
                 continue
@@ -375,7 +374,7 @@ class LearnedAligner(Head):
 
     def _tokens(self, x, sources):
         """Frozen tokens at each source: ground, space; zeros where there is no data."""
-        return [np.nan_to_num(self.encoder.at(x, sources.sky, side)) for side in ("ground", "space")]
+        return [np.nan_to_num(self.encoder.at(x, sources.table["sky_centroid"], side)) for side in ("ground", "space")]
 
     def _prepared(self, data, held_out):
         n = len(data["residual"]) + len(held_out["residual"])
@@ -455,8 +454,9 @@ def _cards(meta):
 def _measure(images, sources, wanted, config, still):
     """Coarse step, then every band; `_Found`. ``still``: band -> known motion of each source, to be taken off."""
     ground = [band for band in wanted if images[band].side == "ground"]
-    if len(sources.xy) < 2:
-        return _Found(ground, [], None, "abstain", f"only {len(sources.xy)} sources in the reference image", None)
+    n = len(sources.label)
+    if n < 2:
+        return _Found(ground, [], None, "abstain", f"only {n} sources in the reference image", None)
     match = measurement.coarse_match(images, sources)
     believed = (
         match is not None
@@ -558,7 +558,7 @@ def _scalars(part, sources):
 
 def _table(images, sources, found, extras, model, meta, config, scene_frame=None):
     """The result: rows per band, fields, verdict."""
-    n = len(sources.xy)
+    n = len(sources.label)
     eye = np.eye(2)
     parts = list(found.parts)
     if found.joint is not None:
@@ -584,7 +584,7 @@ def _table(images, sources, found, extras, model, meta, config, scene_frame=None
             covs[band] = covs[band] + (sources.point * (epochs.MOTION * years[band]) ** 2)[:, None, None] * eye
         fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
         sides = {band: "ground" if band in found.frame else "space" for band in fields if band != "joint"}
-        fits = band_fields.band_fields(sources.xy, fields, sides, scatter, model, sources.config.field)
+        fits = band_fields.band_fields(sources.east_north, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
         apart, spread = band_fields.disagreement(fits, sides)
         if apart:
@@ -608,9 +608,9 @@ def _table(images, sources, found, extras, model, meta, config, scene_frame=None
             if not fits:
                 _set_offset(tables[-1], found.match, config.coarse_error)
     result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
-    center, low, high = extent([sources.reference])
+    low, high = extent([sources.reference])
     box = tuple(tuple(corner.tolist()) for corner in (low, high))
-    solution = AstrometricSolution(verdict, reason, center, box, models, scene_frame)
+    solution = AstrometricSolution(verdict, reason, sources.reference.tangent_plane.center, box, models, scene_frame)
     result.meta.update(meta)
     result.meta.update(
         solution.to_meta(),
@@ -625,10 +625,10 @@ def _table(images, sources, found, extras, model, meta, config, scene_frame=None
 
 def _rows(sources, part, cov, fit):
     """The rows of one band; ``part`` None: nothing was measured; ``cov`` None: what was measured is not believed."""
-    n = len(sources.xy)
+    n = len(sources.label)
     table = QTable()
     table["label"] = sources.label
-    table["sky_centroid"] = sources.sky if n else SkyCoord(np.zeros(0), np.zeros(0), unit="deg")
+    table["sky_centroid"] = sources.table["sky_centroid"]
     table["band"] = np.full(n, "joint" if part is None else part.band, dtype="U16")
     offset, error, corr = np.full((n, 2), np.nan), np.full((n, 2), np.nan), np.full(n, np.nan)
     snr, weight, flags = np.full(n, np.nan), np.zeros(n), np.zeros(n, int)

@@ -5,7 +5,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ..flags import Flag
-from ..images.positions import tangent
+from ..images.image import extent
 from .epochs import epoch
 from .measurement import BandOffsets
 from .star_positions import fit_stars
@@ -36,29 +36,29 @@ def matched_stars(stars, sources, config):
     seen : int
         Stars of the catalogue that lie on the reference image.
     """
-    star = np.full(len(sources.xy), -1)
+    star, found = np.full(len(sources.label), -1), sources.east_north
     reference, (sky, _) = sources.reference, stars.at(epoch(sources.reference.wcs))
     ny, nx = reference.shape
-    corners = reference.pixel_to_sky(np.array([0, nx, 0, nx]), np.array([0, 0, ny, ny]))
-    reach = sources.center.separation(corners).max()  # far away a WCS may have no inverse
-    near = np.flatnonzero(sky.separation(sources.center) < reach) if len(stars) else np.zeros(0, int)
-    sky = sky[near]
-    x, y = reference.sky_to_pixel(sky) if len(near) else (np.zeros(0), np.zeros(0))
+    place = reference.tangent_plane.east_north(sky)
+    low, high = extent([reference])
+    near = np.flatnonzero(((place > low - REACH) & (place < high + REACH)).all(1))  # beyond, a WCS may have no inverse
+    x, y = reference.xy(place[near]).T
     inside = (x > -0.5) & (y > -0.5) & (x < nx - 0.5) & (y < ny - 0.5)
-    near, place = near[inside], tangent(sky[inside], sources.center)
+    near = near[inside]
+    place = place[near]
     if len(near) == 0 or len(star) == 0:
         return star, len(near)
     brightest = np.argsort(-np.asarray(sources.table["snr"], float))[: BRIGHT[0] + BRIGHT[1] * len(near)]
-    tree = cKDTree(sources.xy[brightest])
-    trials = [sources.xy[brightest[j]] - p for p, js in zip(place, tree.query_ball_point(place, REACH)) for j in js]
+    tree = cKDTree(found[brightest])
+    trials = [found[brightest[j]] - p for p, js in zip(place, tree.query_ball_point(place, REACH)) for j in js]
     if not trials:
         return star, len(near)
     trials = np.array(sorted(trials, key=lambda shift: np.hypot(*shift)))  # (n_trial, 2)
     votes = [(tree.query(place + shift)[0] < SAME).sum() for shift in trials]
     shift = trials[int(np.argmax(votes))]
-    apart, source = cKDTree(sources.xy).query(place + shift)
-    shift = shift + np.median((sources.xy[source] - place - shift)[apart < SAME], axis=0)
-    apart, source = cKDTree(sources.xy).query(place + shift)
+    apart, source = cKDTree(found).query(place + shift)
+    shift = shift + np.median((found[source] - place - shift)[apart < SAME], axis=0)
+    apart, source = cKDTree(found).query(place + shift)
     for k in np.argsort(-apart):  # the nearest star last: it stays
         if apart[k] < SAME:
             star[source[k]] = near[k]
@@ -87,15 +87,15 @@ def star_offsets(image, sources, stars, star, config):
     known = np.flatnonzero(star >= 0)
     start, offset, cov_target, cov_reference = (np.full(s, np.nan) for s in [(n, 2), (n, 2), (n, 2, 2), (n, 2, 2)])
     if len(known):
-        start[known] = np.stack(image.sky_to_pixel(sources.sky[known]), -1)
+        start[known] = image.xy(sources.east_north[known])
     fit = fit_stars(image, start)
     flags = np.full(n, int(image.flags))
     fitted = np.flatnonzero(np.isfinite(fit.xy).all(1))
     if len(fitted):
         at, variance = stars.at(epoch(image.wcs))
-        where = tangent(image.pixel_to_sky(*fit.xy[fitted].T), sources.center)
-        offset[fitted] = 1e3 * (tangent(at[star[fitted]], sources.center) - where)
-        back = np.linalg.inv(image.jacobian(sources.sky[fitted]))
+        true = image.tangent_plane.east_north(at[star[fitted]])
+        offset[fitted] = 1e3 * (true - image.east_north(*fit.xy[fitted].T))
+        back = np.linalg.inv(image.jacobian(sources.east_north[fitted]))
         # What the PSF leaves in the core (a neighbour, a flat core) can be on one side.
         lopsided = (1e3 * image.fwhm / 2.3548 * fit.misfit[fitted]) ** 2
         noise = 1e6 * np.maximum(fit.chi2[fitted], 1.0)[:, None, None] * (back @ fit.cov[fitted] @ back.swapaxes(1, 2))

@@ -10,7 +10,6 @@ from scipy.spatial import cKDTree
 
 from ..flags import Flag
 from ..images.filtering import filter_sigma, filtered
-from ..images.positions import from_tangent, offset_coord, tangent
 from ..images.resampling import NODES, interpolated
 from . import cross_correlation, field, psf_correction, registration
 from .field_fit import FieldConfig, fit_field
@@ -67,16 +66,14 @@ class MeasurementConfig:
 class Sources:
     """What is detected on the reference image.
 
-    ``sky`` holds the positions in the reference frame, ``xy`` the same as (east, north) arcsec about ``center``;
+    ``east_north`` (n, 2) holds the positions in the tangent plane, arcsec, in the frame of the reference image;
     ``point`` tells which ones look like the PSF (stars move between epochs, and galaxies do not). ``sharp`` is the
     reference image itself, each pixel given to the nearest source; ``config`` is how its sources are measured.
     """
 
     reference: object
     table: object
-    sky: object
-    center: object
-    xy: np.ndarray
+    east_north: np.ndarray
     label: np.ndarray
     point: np.ndarray
     sharp: Sharp
@@ -85,7 +82,7 @@ class Sources:
     @cached_property
     def jacobian(self):
         """d(x, y) of the reference image / d(east, north) at each source, pixel per arcsec: (n, 2, 2)."""
-        return self.reference.jacobian(self.sky)
+        return self.reference.jacobian(self.east_north)
 
     def scatter(self, *more):
         """Relative scatter beyond pixel noise, (n, n_component): of point sources, of all others, predicted."""
@@ -138,8 +135,6 @@ def find_sources(detections, config):
     if len(table):
         nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
         labels = labels[tuple(nearest)]
-    sky = table["sky_centroid"]
-    xy = tangent(sky, reference.center) if len(table) else np.zeros((0, 2))
     width = 0.5 * reference.fwhm / reference.pixel_scale
     middle = np.array([[n // 2] for n in reference.mean_psf.shape[::-1]], float)
     own = _concentration(reference.mean_psf, width, *middle)
@@ -148,7 +143,7 @@ def find_sources(detections, config):
     sharp = Sharp(
         reference.data, reference.variance, reference.valid, labels, reference.mean_psf, config.registration
     )
-    return Sources(reference, table, sky, reference.center, xy, np.asarray(table["label"]), point, sharp, config)
+    return Sources(reference, table, detections.east_north, np.asarray(table["label"]), point, sharp, config)
 
 
 def _concentration(image, width, x, y):
@@ -168,14 +163,14 @@ class _Places:
 
     def __init__(self, image, sources, start):
         self.start, reference = start, sources.reference
-        pixel, self.turn = image.place(offset_coord(sources.sky, *-start))  # (n, 2), (n, 2, 2)
+        pixel, self.turn = image.place(sources.east_north, -start)  # (n, 2), (n, 2, 2)
         far = 10 * max(image.shape)  # where no distortion is known
         self.pixel = np.clip(pixel, -far, far)
         center = np.rint(self.pixel).astype(int)
         step = 4
         moves = step * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
         x, y = (center[:, None, :] + moves).reshape(-1, 2).T
-        where = np.stack(reference.sky_to_pixel(image.pixel_to_sky(x, y)), -1).reshape(-1, 5, 2)
+        where = reference.xy(image.east_north(x, y)).reshape(-1, 5, 2)
         middle, right, left, up, down = np.moveaxis(np.nan_to_num(where, nan=-1e6), 1, 0)
         matrix = np.stack([(right - left) / (2 * step), (up - down) / (2 * step)], -1)
         self.geometry = registration.Geometry(sources.label, center, middle, matrix, sources.jacobian)
@@ -210,7 +205,7 @@ def measure_band(image, sources, start):
     -------
     BandOffsets
     """
-    n, config = len(sources.xy), sources.config
+    n, config = len(sources.label), sources.config
     places = _Places(image, sources, np.asarray(start, float))
     base = np.tile(np.asarray(start, float), (n, 1))
     radius = registration.stamp_radius(image.fwhm / image.pixel_scale)
@@ -218,7 +213,7 @@ def measure_band(image, sources, start):
     for step in range(5):
         geometry = places.at(base)
         if template is None:
-            middle = int(np.argmin((sources.xy**2).sum(1)))
+            middle = int(np.argmin((sources.east_north**2).sum(1)))
             template = transfer(sources.sharp, psf, geometry.matrix[middle])
         amplitude = None if fit is None else fit.amplitude
         fit = registration.fit_offsets(
@@ -231,7 +226,7 @@ def measure_band(image, sources, start):
         good = np.isfinite(offset).all(1) & (fit.amplitude > 0) & (fit.snr > config.min_snr)
         good &= np.isfinite(fit.chi2) & (np.nan_to_num(np.trace(cov, axis1=1, axis2=2), nan=np.inf) < 2 * 300.0**2)
         rank = np.where(good, np.nan_to_num(fit.snr), -1.0)
-        crowded = _crowded(sources.xy, rank, image.fwhm)
+        crowded = _crowded(sources.east_north, rank, image.fwhm)
         usable = good & ~crowded
         if not usable.any():
             model = None
@@ -240,8 +235,9 @@ def measure_band(image, sources, start):
             model = field.constant(_mean(offset[usable], cov[usable]), 0.0)
         else:
             kind = "affine" if step > 0 and usable.sum() >= 10 else "shift"
-            model = fit_field(sources.xy[usable], offset[usable], cov[usable], model=kind, config=config.field).model
-        new = 1e-3 * field.evaluate(model, sources.xy, covariance=False)[0]
+            at = sources.east_north[usable]
+            model = fit_field(at, offset[usable], cov[usable], model=kind, config=config.field).model
+        new = 1e-3 * field.evaluate(model, sources.east_north, covariance=False)[0]
         # Well-measured sources are linearised about their own place; faint ones would only chase noise.
         own = usable & (np.sqrt(np.trace(np.nan_to_num(cov), axis1=1, axis2=2) / 2) < 10.0)
         own &= np.hypot(*(fit.offset - new).T) < 0.1
@@ -295,7 +291,7 @@ def _agree(sources, fit, offset, cov, model):
     typical = max(np.median(fit.amplitude[strong]), 1e-6)
     expected = seen & (typical / np.where(seen, fit.amplitude_err, np.inf) > config.expected_snr)
     expected &= (sources.table["snr"] > 10.0)
-    away = np.hypot(*(offset - field.evaluate(model, sources.xy, covariance=False)[0]).T)
+    away = np.hypot(*(offset - field.evaluate(model, sources.east_north, covariance=False)[0]).T)
     sigma = np.sqrt(np.trace(cov, axis1=1, axis2=2))
     with np.errstate(invalid="ignore"):
         close = strong & (away < np.minimum(100.0 + 3 * sigma, 200.0)) & (fit.amplitude > 0.1 * typical)
@@ -355,20 +351,18 @@ def coarse_match(images, sources):
     reference, config = sources.reference, sources.config
     ground = sorted((p for p in images.values() if p.side == "ground"), key=lambda p: -p.depth)[: config.coarse_bands]
     ny, nx = reference.data.shape
-    corners = tangent(
-        reference.pixel_to_sky(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])), sources.center
-    )
+    corners = reference.east_north(np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1]))
     low, high = corners.min(0), corners.max(0)
     limit = min(config.most_offset, 0.4 * (high - low).min())
     low, high = low - limit, high + limit
     east, north = (np.arange(a, b, config.pitch) for a, b in zip(low, high, strict=True))
-    space = _on_sky(reference, sources.center, east, north, max(p.fwhm for p in ground), config)
+    space = _on_sky(reference, east, north, max(p.fwhm for p in ground), config)
     return cross_correlation.correlate(
-        [(*_on_sky(image, sources.center, east, north, 0.0, config), *space) for image in ground], config.pitch, limit
+        [(*_on_sky(image, east, north, 0.0, config), *space) for image in ground], config.pitch, limit
     )
 
 
-def _on_sky(image, center, east, north, blur, config):
+def _on_sky(image, east, north, blur, config):
     """Compressed significance of an image on a north-up grid, and where it is valid: two arrays (n_north, n_east)."""
     seen = image.with_pixels(image.data, image.variance, fwhm=max(image.fwhm, blur))
     _, significance = filtered(seen, filter_sigma(seen, config.faint_galaxy))
@@ -376,7 +370,7 @@ def _on_sky(image, center, east, north, blur, config):
     nodes = np.meshgrid(*(np.linspace(axis[0], axis[-1], NODES) for axis in (east, north)))
     x, y = (
         interpolated(v.reshape(NODES, NODES), north, east)
-        for v in image.sky_to_pixel(from_tangent(np.stack(nodes, -1).reshape(-1, 2), center))
+        for v in image.xy(np.stack(nodes, -1).reshape(-1, 2)).T
     )
     ny, nx = image.data.shape
     inside = (x > -0.5) & (x < nx - 0.5) & (y > -0.5) & (y < ny - 0.5)

@@ -43,7 +43,7 @@ class AstrometricSolution:
     reason : str
         Why the verdict is not "ok"; of a small field, how many sources in how many bands it rests on.
     center : `~astropy.coordinates.SkyCoord`
-        Centre of the reference image.
+        Centre of the field: where the tangent plane of its positions touches the sky.
     box : tuple
         ((east, north), (east, north)): lower and upper corner of the reference image about ``center``, arcsec.
     fields : dict
@@ -97,8 +97,9 @@ class AstrometricSolution:
         ----------
         images : sequence of `~rosetta.images.image.BandImage`
         """
-        center, low, high = extent(images)
-        return cls("ok", "", center, (tuple(low), tuple(high)), {"joint": constant([0.0, 0.0], 0.0)})
+        low, high = extent(images)
+        box = tuple(low), tuple(high)
+        return cls("ok", "", images[0].tangent_plane.center, box, {"joint": constant([0.0, 0.0], 0.0)})
 
     def to_meta(self):
         """The entries of a table's ``meta`` that `from_table` reads (dict)."""
@@ -129,7 +130,7 @@ class AstrometricSolution:
         return tuple(zip(self.offset_at(center, band)[0], self.sigma_at(center, band)[0], strict=True))
 
     def at_center(self):
-        """The joint offset at the centre of the reference image, as text; empty if the alignment abstained."""
+        """The joint offset at the centre of the field, as text; empty if the alignment abstained."""
         if "joint" not in self.fields:
             return ""
         (east, east_error), (north, north_error) = self._central("joint")
@@ -349,8 +350,9 @@ def solution_for(offsets, images):
     if offsets is None:
         return None
     solution = as_solution(offsets)
-    center, low, high = extent(list(images.values()))
-    apart = center.separation(solution.center).arcsec
+    several = list(images.values())
+    low, high = extent(several)
+    apart = several[0].tangent_plane.center.separation(solution.center).arcsec
     reach = sum(np.hypot(*np.abs(box).max(0)) for box in ((low, high), solution.box))
     if apart > reach:
         raise ValueError(

@@ -153,7 +153,10 @@ class JEPADeblender(Head):
         whole = whole.of(confirmed(whole, config.detection.peak))
         listed = None if sources is None else np.isin(whole.index, np.flatnonzero(job.listed))
         fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
-        return self._scene(embedding, images, roles, whole, _labels(whole.index, job.label), listed, fixed, offsets)
+        coord = _positions(whole, job, roles.reference.tangent_plane)
+        return self._scene(
+            embedding, images, roles, whole, coord, _labels(whole.index, job.label), listed, fixed, offsets
+        )
 
     def _fitted(self, images, roles, job, found, solution, search, background, workers, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
@@ -166,7 +169,7 @@ class JEPADeblender(Head):
 
         def tasks():
             for tile in field:
-                sees, beside = tile.sees(job.coord), job.listed & search
+                sees, beside = tile.sees(job.east_north), job.listed & search
                 some, listed = (
                     Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config)
                     for part in (~beside, beside)
@@ -201,17 +204,17 @@ class JEPADeblender(Head):
     def _finish(self, network, data, held_out):
         return blend_probability.report(network, data, held_out)
 
-    def _scene(self, embedding, images, roles, field, label, listed, fixed, offsets):
+    def _scene(self, embedding, images, roles, field, coord, label, listed, fixed, offsets):
         fits, reference = field.bands, roles.reference.band
         # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
         # hold this source show in the residual. The shape of a point is known.
         misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
         covariance = field.covariance * misfit[:, None, None]
-        columns = source_columns(field, fixed, covariance, fits[reference], fits[roles.blend])
+        columns = source_columns(field, coord, fixed, covariance, fits[reference], fits[roles.blend])
         solution = as_solution(offsets) if offsets is not None else None
-        flags, of_bands = flagged(fits, images, embedding.pair, field.coord, reference, solution)
+        flags, of_bands = flagged(fits, images, embedding.pair, field.east_north, reference, solution)
         flags |= columns.pop("flags")
-        flags |= embedding.ood_at(field.coord) if len(label) else flags
+        flags |= embedding.ood_at(coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})
         if listed is not None:
             table.add_column(listed, index=1, name="listed")
@@ -229,7 +232,7 @@ class JEPADeblender(Head):
         meta["sky"] = field.skies
         meta["noise_factor"] = {band: fit.point_noise for band, fit in fits.items()}
         templates = Templates(
-            field.coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._config.engine
+            coord, field.mixtures, truncation(field.snr), roles.reference.wavelength, self._config.engine
         )
         return DeblendedScene(
             embedding=embedding, table=table, templates=templates, shape_covariance=covariance, fits=fits,
@@ -268,6 +271,14 @@ def _warn_of_sky(images):
                 f"{abs(level) / noise:.1f} times the sky noise: subtract the sky from the image first",
                 AstropyUserWarning, stacklevel=3,
             )  # fmt: skip
+
+
+def _positions(field, job, plane):
+    """Sky positions of the sources of a field; those that are where the job's list has them are as they were given."""
+    coord, row = plane.sky(field.east_north), np.flatnonzero(field.index >= 0)
+    row = row[(field.east_north[row] == job.east_north[field.index[row]]).all(axis=1)]
+    coord[row] = job.coord[field.index[row]]
+    return coord
 
 
 def _labels(index, label):

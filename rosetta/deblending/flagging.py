@@ -14,7 +14,7 @@ from .wrong_bands import wrong_bands
 __all__ = ["flagged"]
 
 
-def flagged(fits, images, pair, coord, reference, solution):
+def flagged(fits, images, pair, east_north, reference, solution):
     """Flags that follow from the fits.
 
     Parameters
@@ -22,7 +22,8 @@ def flagged(fits, images, pair, coord, reference, solution):
     fits : dict of str to `~rosetta.deblending.band_fit.BandFit`
     images : dict of str to `~rosetta.images.image.BandImage`
     pair : `~rosetta.SkyPair`
-    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+    east_north : (n, 2) array
+        Positions in the tangent plane of the images, arcsec.
     reference : str
         Band of the templates.
     solution : `~rosetta.AstrometricSolution` or None
@@ -40,8 +41,8 @@ def flagged(fits, images, pair, coord, reference, solution):
     for band, fit in fits.items():
         if contradicted(fit):
             of_bands[band] |= int(Flag.PSF_SUSPECT)
-    flags = np.bitwise_or.reduce([_source_flags(fits, images, len(coord)), *of_bands.values()])
-    place = coincident(coord)
+    flags = np.bitwise_or.reduce([_source_flags(fits, images, len(east_north)), *of_bands.values()])
+    place = coincident(east_north)
     flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
     flags |= int(solution.flag) if solution is not None else 0
     alone = flags & int(Flag.DUPLICATE) == 0  # what shares its place with another has no flux of its own

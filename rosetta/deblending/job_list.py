@@ -10,7 +10,7 @@ from astropy.table import Table
 
 from ..images.positions import joined
 from . import shapes
-from .source_list import user_sources
+from .source_list import coincident, user_sources
 
 __all__ = ["NEIGHBOURS", "JobList"]
 
@@ -27,7 +27,9 @@ class JobList:
     Attributes
     ----------
     coord : `~astropy.coordinates.SkyCoord`, shape (n,)
-        In the space image's frame.
+        In the space image's frame, as they were given; positions of one place are the first of them.
+    east_north : (n, 2) array
+        The same in the tangent plane of the images, arcsec.
     label : (n,) int array
     listed : (n,) bool array
         Whether a user gave the position.
@@ -38,6 +40,7 @@ class JobList:
     """
 
     coord: SkyCoord
+    east_north: np.ndarray
     label: np.ndarray
     listed: np.ndarray
     start: np.ndarray
@@ -46,7 +49,7 @@ class JobList:
     @classmethod
     def of_detections(cls, found):
         """The detections, all free."""
-        return cls._free(found.table["sky_centroid"], np.asarray(found.table["label"]))
+        return cls._free(found, np.asarray(found.table["label"]))
 
     @classmethod
     def of_positions(cls, sources, found, *, neighbours="detect", shape="fit", recentre=False):
@@ -66,26 +69,27 @@ class JobList:
         if neighbours not in NEIGHBOURS:
             raise ValueError(f"neighbours is {neighbours!r}: use one of {', '.join(map(repr, NEIGHBOURS))}")
         coord, label = user_sources(sources)
-        n = len(coord)
+        east_north, n = found.image.tangent_plane.east_north(coord), len(coord)
+        place = coincident(east_north)
         label = np.arange(1, n + 1) if label is None else label
         start, fixed = _given_shapes(shape, n)
         free = np.tile(~fixed, (n, 1))
         free[:, shapes.EAST : shapes.NORTH + 1] = recentre
-        listed = cls(coord, label, np.ones(n, bool), start, free)
+        listed = cls(coord[place], east_north[place], label, np.ones(n, bool), start, free)
         if neighbours == "listed":
             return listed
         others = label.max(initial=0) + 1 + np.arange(len(found))
-        return listed._and(cls._free(found.table["sky_centroid"], others))
+        return listed._and(cls._free(found, others))
 
     @classmethod
-    def _free(cls, coord, label):
-        n = len(label)
+    def _free(cls, found, label):
+        coord, east_north, n = found.table["sky_centroid"], found.east_north, len(label)
         start = np.full((n, shapes.N_PARAMETER), np.nan)
-        return cls(coord, label, np.zeros(n, bool), start, np.ones((n, len(shapes.DIRECTIONS)), bool))
+        return cls(coord, east_north, label, np.zeros(n, bool), start, np.ones((n, len(shapes.DIRECTIONS)), bool))
 
     def _and(self, other):
         rows = (np.concatenate([getattr(one, name) for one in (self, other)])
-                for name in ("label", "listed", "start", "free"))  # fmt: skip
+                for name in ("east_north", "label", "listed", "start", "free"))  # fmt: skip
         return JobList(joined([self.coord, other.coord]), *rows)
 
 

@@ -6,11 +6,9 @@ A position is the fitted source whose light lies there, fragments and all: the p
 
 from dataclasses import replace
 
-import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
+from scipy.spatial import cKDTree
 
-from ..images.positions import offset_coord
 from .engine.rendering import half_light_radius
 from .shapes import EAST, SIZE, centroids
 from .source_list import COINCIDENT, coincident
@@ -47,10 +45,10 @@ def with_listed(sources, owners, mixtures, listed, match):
         Whether there are new ones.
     """
     whole = np.flatnonzero(owners == np.arange(len(owners)))
-    light = offset_coord(sources.coord[whole], *centroids(mixtures).T)
-    which, apart = _identity(listed.coord, light, np.maximum(match, PART * half_light_radius(mixtures)))
+    light = sources.east_north[whole] + centroids(mixtures)
+    which, apart = _identity(listed.east_north, light, np.maximum(match, PART * half_light_radius(mixtures)))
     known, row = which >= 0, np.append(whole, -1)[which]
-    place = coincident(listed.coord)
+    place = coincident(listed.east_north)
     alone = np.bincount(place, minlength=len(place))[place] == 1
     parts = np.append(np.bincount(owners, minlength=len(owners))[whole], 0)[which]
     agrees = listed.free[:, EAST] | (parts > 1) | (apart < COINCIDENT)
@@ -77,33 +75,33 @@ def placed_where_listed(sources, mixtures, listed):
     sources : `~rosetta.deblending.sources.Sources`
     mixtures : (n, K, 6) array
         Their light is about the position, unless it may be recentred.
-    home : `~astropy.coordinates.SkyCoord`, shape (n,)
+    home : (n, 2) array
         Where each source is counted: listed ones where they are listed.
     """
     rows = np.flatnonzero(sources.listed)
     of = np.searchsorted(listed.index, sources.index[rows])
-    home = _replaced(sources.coord, rows, listed.coord[of])
+    home = _replaced(sources.east_north, rows, listed.east_north[of])
     moves = sources.free[rows, EAST] & ~listed.free[of, EAST]
     rows, of = rows[moves], of[moves]
     mixtures = mixtures.copy()
     mixtures[rows, :, 1:3] -= centroids(mixtures[rows])[:, None]
-    coord = _replaced(sources.coord, rows, listed.coord[of])
-    return replace(sources, coord=coord, _places={}), mixtures, home
+    moved = _replaced(sources.east_north, rows, listed.east_north[of])
+    return replace(sources, east_north=moved, _places={}), mixtures, home
 
 
-def _identity(coord, light, reach):
+def _identity(position, light, reach):
     """The source whose light each position is, -1 where there is none, and how far it is, arcsec; each (n,)."""
-    n = len(coord)
+    n = len(position)
     if n == 0 or len(light) == 0:
         return np.full(n, -1), np.full(n, np.inf)
-    index, apart, _ = coord.match_to_catalog_sky(light)
-    back, _, _ = light.match_to_catalog_sky(coord)
-    apart, place = apart.to_value(u.arcsec), coincident(coord)
+    apart, index = cKDTree(light).query(position)
+    _, back = cKDTree(position).query(light)
+    place = coincident(position)
     return np.where((apart < reach[index]) & (place[back[index]] == place), index, -1), apart
 
 
-def _replaced(coord, rows, new):
+def _replaced(east_north, rows, new):
     """Positions of which some are replaced."""
-    ra, dec = coord.icrs.ra.deg.copy(), coord.icrs.dec.deg.copy()
-    ra[rows], dec[rows] = new.icrs.ra.deg, new.icrs.dec.deg
-    return SkyCoord(ra, dec, unit="deg", frame="icrs")
+    east_north = east_north.copy()
+    east_north[rows] = new
+    return east_north

@@ -1,14 +1,14 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Sources that were not detected at first, found in the residuals of a first fit."""
 
-import astropy.units as u
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from ..detection.detection import ground_stack, residual_peaks
 from ..images.filtering import filter_sigma
-from ..images.positions import joined
 from .point_sources import is_point
+from .sources import true_at
 
 __all__ = ["confirmed", "missed"]
 
@@ -32,8 +32,8 @@ def missed(engine, images, reference, sources, mixtures, config):
 
     Returns
     -------
-    `~astropy.coordinates.SkyCoord`
-        True positions in the space image's frame, (n,); n may be 0.
+    (n, 2) array
+        True positions in the tangent plane of the images, arcsec; n may be 0.
     """
     residuals = {}
     for band, image in images.items():
@@ -43,19 +43,15 @@ def missed(engine, images, reference, sources, mixtures, config):
     ground = [image for image in residuals.values() if image.side == "ground"]
     looks = [residuals[reference.band]] if reference.side == "space" and reference.band in residuals else []
     looks += [ground_stack(ground)] if ground else []
-    known, extra = sources.coord, []
+    known = sources.east_north
     for look in looks:
         x, y, _ = residual_peaks(look, config.detection)
-        coord = look.pixel_to_sky(x, y)
-        if look.side == "ground" and sources.solution is not None and len(coord):
-            coord = sources.solution.true_position(coord)
-        if len(known) and len(coord):
-            _, separation, _ = coord.match_to_catalog_sky(known)
-            coord = coord[separation.to_value(u.arcsec) > max(APART[look.side] * look.fwhm, config.match)]
-        if len(coord):
-            known = joined([known, coord])
-            extra.append(coord)
-    return joined(extra) if extra else sources.coord[:0]
+        found = true_at(look.east_north(x, y), look, sources.solution)
+        if len(known) and len(found):
+            separation, _ = cKDTree(known).query(found)
+            found = found[separation > max(APART[look.side] * look.fwhm, config.match)]
+        known = np.concatenate([known, found])
+    return known[len(sources) :]
 
 
 def confirmed(field, peak):

@@ -356,9 +356,9 @@ class DeblendedScene:
         if band not in self._placements:
             templates, image = self._templates, self.images[band]
             solution = None if self._offsets is None else as_solution(self._offsets)
-            coord = seen_at(templates.coord, image, solution)
+            seen = seen_at(image.tangent_plane.east_north(templates.coord), image, solution)
             self._placements[band] = placed_on(
-                image, *image.place(coord), templates.truncation, templates.wavelength, templates.config
+                image, *image.place(seen), templates.truncation, templates.wavelength, templates.config
             )
         return self._placements[band]
 
@@ -708,12 +708,14 @@ def shape_columns(mixtures):
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 
 
-def source_columns(field, fixed, covariance, sharp, blended):
+def source_columns(field, coord, fixed, covariance, sharp, blended):
     """Columns of a scene's table that follow from the fits.
 
     Parameters
     ----------
     field : `~rosetta.deblending.tiles.FieldFit`
+    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+        Positions that the templates are about.
     fixed : (n,) bool array
         Whether a position is what a user says, and not where the template's light is.
     covariance : (n, n_shape, n_shape) array
@@ -733,7 +735,7 @@ def source_columns(field, fixed, covariance, sharp, blended):
     radius, e1, e2 = shape_columns(field.mixtures)
     n_band = sum(fit.measured.astype(int) for fit in field.bands.values())
     shift = np.where(fixed[:, None], 0.0, centroids(field.mixtures)) * u.arcsec
-    place = field.coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
+    place = coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
     return {
         "sky_centroid": place,
         **position_errors(covariance * (sharp.noise**2)[:, None, None], known=~fixed & (n_band > 0)),

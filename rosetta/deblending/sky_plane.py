@@ -26,8 +26,8 @@ class SkyPlane:
         Width of the prior of each coefficient about 0, nJy.
     subtracted : (3,) array
         Coefficients of what has been subtracted from the image already, nJy.
-    place : `~astropy.coordinates.SkyCoord`
-        The middle of the image, about which the slopes turn.
+    middle : tuple of float
+        The pixel (x, y) of the whole image about which the slopes turn.
     reach : float
         Pixels.
     """
@@ -35,7 +35,7 @@ class SkyPlane:
     columns: np.ndarray
     sigma: np.ndarray
     subtracted: np.ndarray
-    place: object
+    middle: tuple
     reach: float
 
     @classmethod
@@ -48,7 +48,8 @@ class SkyPlane:
         noise = 1.0 / np.sqrt(np.median(image.sky_weight[used]))
         slope = SLOPE * reach * image.pixel_scale
         sigma = noise * np.array([LEVEL, slope, slope])
-        return cls(columns, sigma, np.zeros(3), image.pixel_to_sky(*middle), reach)
+        middle = (image.corner[0] + middle[0], image.corner[1] + middle[1])
+        return cls(columns, sigma, np.zeros(3), middle, reach)
 
     def without(self, image, found):
         """The image less a plane of coefficients ``found`` (3,), and what is then left to be solved for."""
@@ -63,15 +64,15 @@ class FoundSky:
 
     Attributes
     ----------
-    place : `~astropy.coordinates.SkyCoord`
-        The middle of the tile's image.
+    middle : tuple of float
+        The pixel (x, y) of the whole image that is the middle of the tile's.
     plane : (3,) array
         Level there, nJy per pixel, and its slopes along x and y, nJy per pixel and pixel.
     covariance : (3, 3) array
         Of uncorrelated pixels.
     """
 
-    place: object
+    middle: tuple
     plane: np.ndarray
     covariance: np.ndarray
 
@@ -79,24 +80,21 @@ class FoundSky:
     def of(cls, sky, solution):
         """From a `SkyPlane` and the `~rosetta.deblending.engine.fluxes.Solution` of an image."""
         unit = 1.0 / np.array([1.0, sky.reach, sky.reach])
-        return cls(sky.place, unit * (sky.subtracted + solution.sky), solution.sky_covariance * np.outer(unit, unit))
+        return cls(sky.middle, unit * (sky.subtracted + solution.sky), solution.sky_covariance * np.outer(unit, unit))
 
 
-def sky_rows(found, image, noise):
+def sky_rows(found, noise):
     """The planes of all tiles of a band as lists that JSON can hold, see `painted_sky`, with their errors.
 
     Parameters
     ----------
     found : list of `FoundSky`
-    image : `~rosetta.images.image.BandImage`
-        Of the whole field.
     noise : float
         How much larger the errors are than uncorrelated pixels give.
     """
     rows = {name: [] for name in ("x", "y", *NAMES, *(f"{name}_err" for name in NAMES))}
     for sky in found:
-        (x,), (y,) = image.sky_to_pixel(sky.place)
-        values = (x, y, *sky.plane, *(noise * np.sqrt(sky.covariance.diagonal())))
+        values = (*sky.middle, *sky.plane, *(noise * np.sqrt(sky.covariance.diagonal())))
         for column, value in zip(rows.values(), values, strict=True):
             column.append(float(value))
     return rows

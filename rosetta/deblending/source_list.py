@@ -1,12 +1,12 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Positions and labels of sources that a user gives."""
 
-import astropy.units as u
 import numpy as np
-from astropy.coordinates import ConvertError, SkyCoord, search_around_sky
+from astropy.coordinates import ConvertError, SkyCoord
 from astropy.table import Table
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from ..images.positions import plain_icrs
 
@@ -66,12 +66,12 @@ def _labels(column):
     return label
 
 
-def coincident(coord):
-    """The first row at each row's place, (n,) int."""
-    n = len(coord)
+def coincident(east_north):
+    """The first row at the place of each of the positions (n, 2), arcsec: (n,) int."""
+    n = len(east_north)
     if n < 2:
         return np.arange(n)
-    one, two, _, _ = search_around_sky(coord, coord, COINCIDENT * u.arcsec)
+    one, two = cKDTree(east_north).query_pairs(COINCIDENT, output_type="ndarray").T
     _, place = connected_components(sparse.coo_array((np.ones(len(one)), (one, two)), shape=(n, n)), directed=False)
     _, first = np.unique(place, return_index=True)
     return first[place]

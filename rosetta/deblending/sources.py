@@ -3,19 +3,17 @@
 
 from dataclasses import dataclass, field, replace
 
-import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
+from scipy.spatial import cKDTree
 
 from ..detection.detection import point_variance
 from ..images.filtering import filter_sigma
-from ..images.positions import joined
 from . import shapes
 from .engine.placement import Placement
-from .source_list import coincident
 
-__all__ = ["Sources", "placed_on", "seen_at", "truncation"]
+__all__ = ["Sources", "placed_on", "seen_at", "true_at", "truncation"]
 
+ARRAYS = ("index", "east_north", "snr", "start", "largest", "free", "listed")  # with a row per source
 OF_IMAGE = 0.2  # of the width of the image: largest half-light radius
 
 
@@ -27,8 +25,8 @@ class Sources:
     ----------
     index : (n,) int array
         Row of each in the list of the job; -1 for one that the residuals showed.
-    coord : `~astropy.coordinates.SkyCoord`
-        True positions, in the space image's frame; sources of one place have one position.
+    east_north : (n, 2) array
+        True positions in the tangent plane of the images, arcsec; sources of one place have one position.
     snr : (n,) array
         Of the detection; 0 where there was none.
     start : (n, N_PARAMETER) array
@@ -44,7 +42,7 @@ class Sources:
     """
 
     index: np.ndarray
-    coord: SkyCoord
+    east_north: np.ndarray
     snr: np.ndarray
     start: np.ndarray
     largest: np.ndarray
@@ -56,12 +54,11 @@ class Sources:
     @classmethod
     def of_job(cls, index, job, detections, solution, config):
         """Some of a job's sources; where no shape is given they start from the moments of the nearest detection."""
-        coord, given, free = job.coord[index], job.start[index], job.free[index]
-        coord = coord[coincident(coord)]
-        start, snr, largest = _start(detections, coord, config)
+        east_north, given, free = job.east_north[index], job.start[index], job.free[index]
+        start, snr, largest = _start(detections, east_north, config)
         start = np.where(np.isnan(given), start, given)
         largest = np.where(free[:, shapes.SIZE], largest, np.inf)
-        return cls(index, coord, snr, start, largest, free, job.listed[index], solution)
+        return cls(index, east_north, snr, start, largest, free, job.listed[index], solution)
 
     def __len__(self):
         return len(self.index)
@@ -74,26 +71,24 @@ class Sources:
     def of(self, rows):
         """Some of the sources."""
         places = {band: (xy[rows], jacobian[rows]) for band, (xy, jacobian) in self._places.items()}
-        arrays = (getattr(self, name)[rows] for name in ("index", "coord", "snr", "start", "largest", "free", "listed"))
-        return Sources(*arrays, self.solution, places)
+        return Sources(*(getattr(self, name)[rows] for name in ARRAYS), self.solution, places)
 
     def joined(self, other):
         """These sources and others."""
-        names = ("index", "snr", "start", "largest", "free", "listed")
-        arrays = {name: np.concatenate([getattr(one, name) for one in (self, other)]) for name in names}
-        return Sources(coord=joined([self.coord, other.coord]), solution=self.solution, **arrays)
+        arrays = (np.concatenate([getattr(one, name) for one in (self, other)]) for name in ARRAYS)
+        return Sources(*arrays, self.solution)
 
     def starting_from(self, start):
         """The same sources with other shapes to start from."""
         return replace(self, start=start)
 
-    def and_at(self, coord, detections, config):
-        """These sources and more, at positions that the residuals showed."""
-        n, free = len(coord), np.ones((len(coord), self.free.shape[1]), bool)
-        start, snr, largest = _start(detections, coord, config)
+    def and_at(self, east_north, detections, config):
+        """These sources and more, at positions (n, 2) that the residuals showed."""
+        n, free = len(east_north), np.ones((len(east_north), self.free.shape[1]), bool)
+        start, snr, largest = _start(detections, east_north, config)
         largest = np.minimum(largest, config.engine.largest_residual)
         return self.joined(
-            Sources(np.full(n, -1), coord, snr, start, largest, free, np.zeros(n, bool), self.solution)
+            Sources(np.full(n, -1), east_north, snr, start, largest, free, np.zeros(n, bool), self.solution)
         )
 
     def on(self, image, wavelength, config, light=1.0):
@@ -109,17 +104,26 @@ class Sources:
             Stamps may leave out this many times as much light as they usually do.
         """
         if image.band not in self._places:  # the WCS is asked once for a source and band
-            self._places[image.band] = image.place(seen_at(self.coord, image, self.solution))
+            self._places[image.band] = image.place(seen_at(self.east_north, image, self.solution))
         share = truncation(self.snr)
         return placed_on(image, *self._places[image.band], share if light == 1.0 else light * share, wavelength, config)
 
 
-def seen_at(coord, image, solution):
-    """Where the header of an image puts sources of a scene at ``coord``.
+def seen_at(east_north, image, solution):
+    """Where the header of an image puts sources of a scene, (n, 2) in the tangent plane.
 
     The joint frame of the ground bands: on simulated fields a single band's own field is farther from the truth.
     """
-    return coord if solution is None or image.side == "space" else solution.seen_position(coord)
+    if solution is None or image.side == "space":
+        return east_north
+    return image.tangent_plane.east_north(solution.seen_position(image.tangent_plane.sky(east_north)))
+
+
+def true_at(east_north, image, solution):
+    """The positions (n, 2) in the tangent plane of what the header of an image puts at ``east_north``."""
+    if solution is None or image.side == "space" or len(east_north) == 0:
+        return east_north
+    return image.tangent_plane.east_north(solution.true_position(image.tangent_plane.sky(east_north)))
 
 
 def placed_on(image, xy, jacobian, share, wavelength, config):
@@ -134,25 +138,25 @@ def truncation(snr):
     return np.clip(0.1 / np.maximum(snr, 1.0), 1e-5, 1e-2)
 
 
-def _start(detections, coord, config):
+def _start(detections, east_north, config):
     """Shapes to start from, S/N, and largest half-light radii.
 
     Shapes are mean galaxies with the moments of the nearest detection, the PSF's width removed. A source whose size the
     pixels cannot tell, because it is faint or a neighbour took its light, would otherwise grow to fill the image.
     """
-    n, engine = len(coord), config.engine
+    n, engine = len(east_north), config.engine
     largest = np.full(n, engine.largest_residual)
     a, b = np.full((2, n), config.start_radius)
     theta, snr = np.zeros((2, n))
     if n and len(detections):
         found, image = detections.table, detections.image
-        index, separation, _ = coord.match_to_catalog_sky(found["sky_centroid"])
-        nearest, _, _ = found["sky_centroid"].match_to_catalog_sky(coord)
+        separation, index = cKDTree(detections.east_north).query(east_north)
+        _, nearest = cKDTree(east_north).query(detections.east_north)
         # The centre of a large galaxy is known less well: its detection belongs to the position nearest to it. (A blend
         # is long, but no wider than a galaxy.)
         mutual = nearest[index] == np.arange(n)
         reach = np.where(mutual, np.maximum(config.match, 0.5 * np.asarray(found["b"])[index]), config.match)
-        near = separation.to_value(u.arcsec) < reach
+        near = separation < reach
         snr[near] = np.asarray(found["snr"])[index[near]]
         point = point_variance(image, snr[near], detections.config)
         seen = np.maximum(point, 0.0) + filter_sigma(image, detections.config.filter_fwhm) ** 2

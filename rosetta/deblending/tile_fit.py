@@ -4,10 +4,8 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from astropy.coordinates import SkyCoord
 
 from ..detection.detection import reference_band
-from ..images.positions import tangent
 from . import merging, shapes
 from .band_fit import fit_band, misfits
 from .listed import placed_where_listed, with_listed
@@ -58,7 +56,8 @@ class TileFit:
         Row of each in the list of the job; -1 for one that the residuals showed.
     own : (n,) bool array
         Whether the source belongs to the tile, or lies in its margin.
-    coord : `~astropy.coordinates.SkyCoord`
+    east_north : (n, 2) array
+        In the tangent plane of the images, arcsec.
     snr : (n,) array
     mixtures : (n, K, 6) array
     covariance : (n, n_shape, n_shape) array
@@ -73,7 +72,7 @@ class TileFit:
 
     index: np.ndarray
     own: np.ndarray
-    coord: SkyCoord
+    east_north: np.ndarray
     snr: np.ndarray
     mixtures: np.ndarray
     covariance: np.ndarray
@@ -101,7 +100,7 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     detections : `~rosetta.detection.detection.Detections` or None
         None: no source is added, and none is merged with another.
     owns : callable
-        coord -> (n,) bool: whether positions belong to the tile.
+        Positions (n, 2) in the tangent plane -> (n,) bool: whether they belong to the tile.
     config : `~rosetta.deblending.config.DeblenderConfig`
     report : callable
         Called after each of three steps.
@@ -132,10 +131,10 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     report()
     whole = np.flatnonzero(owners == np.arange(len(owners)))
     sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
-    home = sources.coord
+    home = sources.east_north
     if listed is not None:
         sources, mixtures, home = placed_where_listed(sources, mixtures, listed)
-    place = coincident(sources.coord)
+    place = coincident(sources.east_north)
     mixtures = mixtures[place]
     bands, products, overlaps, skies, slopes = {}, {}, {}, {}, []
     for band, image in images.items():
@@ -147,7 +146,7 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
         bands[band], products[band], overlaps[band], skies[band] = found
     report()
     return TileFit(
-        index=sources.index, own=owns(home), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
+        index=sources.index, own=owns(home), east_north=sources.east_north, snr=sources.snr, mixtures=mixtures,
         covariance=covariance, bands=bands, products=products, overlaps=overlaps, skies=skies,
     )
 
@@ -162,7 +161,7 @@ def _fit_shapes(engine, images, roles, sources):
     point : (n,) bool array
     """
     seen = [images[band] for band in roles.shape if band in images]
-    place = coincident(sources.coord)
+    place = coincident(sources.east_north)
     alone = np.flatnonzero(place == np.arange(len(place)))
     placements = []
     for image in seen:
@@ -190,7 +189,7 @@ def _merged(engine, images, roles, sources, parameters, merges, config):
     placements = [sources.on(image, roles.reference.wavelength, config.engine) for image in (reference, *trusted)]
     design = engine.render(mixtures, placements[0])
     flux, _ = engine.fluxes(design, reference)
-    place = tangent(sources.coord, sources.coord[0])
+    place = sources.east_north - sources.east_north[0]
     misfit, _ = misfits(design, reference.data - design.image(flux), reference.sky_weight)
     bands = _colours(engine, placements, mixtures)
     owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands)

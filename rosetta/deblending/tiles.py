@@ -3,14 +3,12 @@
 
 from dataclasses import dataclass, replace
 
-import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from scipy import sparse
+from scipy.spatial import cKDTree
 
 from ..images.image import extent
 from ..images.noise import DISTANCES, noise_factor, psf_overlap
-from ..images.positions import from_tangent, joined, tangent
 from .band_fit import BandFit
 from .shapes import DIRECTIONS
 from .sky_plane import sky_rows
@@ -24,41 +22,36 @@ MARGIN = 8.0  # arcsec around a core: light beyond it does not change a source i
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A rectangle of a tangent plane. The cores of all tiles share the sky between them, beyond the images too.
+    """A rectangle of the images' tangent plane. The cores of all tiles share it between them, beyond the images too.
 
     Attributes
     ----------
-    center : `~astropy.coordinates.SkyCoord`
-        Tangent point.
     core : (2, 2) array
         Low and high (east, north), arcsec; infinite at the rim of the field.
     bounds : (2, 2) array
         The same, finite, with the margin.
     """
 
-    center: SkyCoord
     core: np.ndarray
     bounds: np.ndarray
 
-    def owns(self, coord):
-        """Whether positions lie in the core, (n,) bool."""
-        offset = tangent(coord, self.center)
-        return ((offset >= self.core[0]) & (offset < self.core[1])).all(axis=1)
+    def owns(self, east_north):
+        """Whether positions (n, 2) lie in the core, (n,) bool."""
+        return ((east_north >= self.core[0]) & (east_north < self.core[1])).all(axis=1)
 
-    def sees(self, coord):
-        """Whether positions lie in the core or its margin, (n,) bool."""
-        offset = tangent(coord, self.center)
-        return ((offset >= self.core[0] - MARGIN) & (offset < self.core[1] + MARGIN)).all(axis=1)
+    def sees(self, east_north):
+        """Whether positions (n, 2) lie in the core or its margin, (n,) bool."""
+        return ((east_north >= self.core[0] - MARGIN) & (east_north < self.core[1] + MARGIN)).all(axis=1)
 
     def cut(self, images):
         """The images' pixels in the tile, as images; those without a valid pixel there are left out."""
         axis = np.linspace(0.0, 1.0, 5)
         east, north = np.meshgrid(*(low + (high - low) * axis for low, high in self.bounds.T))
-        sky = from_tangent(np.stack([east.ravel(), north.ravel()], -1), self.center)
+        rim = np.stack([east.ravel(), north.ravel()], -1)
         pieces = {}
         for band, image in images.items():
             image = image.trimmed  # so that a masked rim changes nothing
-            (nx, ny), xy = image.shape[::-1], np.stack(image.sky_to_pixel(sky), -1)
+            (nx, ny), xy = image.shape[::-1], image.xy(rim)
             if not np.isfinite(xy).all():
                 xy = np.array([[-1.0, -1.0], [nx, ny]])  # a WCS that does not reach the tile's corners: all of it
             low = np.clip(np.floor(xy.min(axis=0)), 0, (nx, ny)).astype(int)
@@ -82,7 +75,7 @@ def tiles(images):
     -------
     list of `Tile`
     """
-    center, low, high = extent([image.trimmed for image in images.values()])
+    low, high = extent([image.trimmed for image in images.values()])
     # A rim that a tile can take is not worth a tile of its own.
     count = np.maximum(1, np.ceil((high - low) / CORE - 0.1)).astype(int)
     edges = [np.linspace(a, b, n + 1) for a, b, n in zip(low, high, count, strict=True)]
@@ -92,7 +85,7 @@ def tiles(images):
             core = np.array([[edges[0][i], edges[1][j]], [edges[0][i + 1], edges[1][j + 1]]])
             bounds = core + MARGIN * np.array([[-1.0], [1.0]])
             rim = np.array([[i == 0, j == 0], [i == count[0] - 1, j == count[1] - 1]])
-            found.append(Tile(center, np.where(rim, [[-np.inf], [np.inf]], core), bounds))
+            found.append(Tile(np.where(rim, [[-np.inf], [np.inf]], core), bounds))
     return found
 
 
@@ -101,7 +94,7 @@ class FieldFit:
     """The sources of a whole field; attributes as of `TileFit`, ``skies`` as of `sky_rows`."""
 
     index: np.ndarray
-    coord: SkyCoord
+    east_north: np.ndarray
     snr: np.ndarray
     mixtures: np.ndarray
     covariance: np.ndarray
@@ -113,7 +106,7 @@ class FieldFit:
 
     def of(self, rows):
         """Some of the sources (indices)."""
-        arrays = {name: getattr(self, name)[rows] for name in ("index", "coord", "snr", "mixtures", "covariance")}
+        arrays = {name: getattr(self, name)[rows] for name in ("index", "east_north", "snr", "mixtures", "covariance")}
         return replace(self, bands={band: fit.of(rows) for band, fit in self.bands.items()}, **arrays)
 
 
@@ -137,8 +130,7 @@ def joined_field(parts, images):
 
     index = stacked("index")
     order = np.argsort(np.where(index < 0, len(index), index), kind="stable")
-    coord = joined([part.coord[part.own] for part in parts])[order]
-    numbers = _numbers(parts, order, index[order], coord)
+    numbers = _numbers(parts, order, index[order], stacked("east_north")[order])
     most = max(part.mixtures.shape[1] for part in parts)
     parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
     bands, skies = {}, {}
@@ -155,9 +147,9 @@ def joined_field(parts, images):
         bands[band] = BandFit(covariance=sparse.csc_array(covariance), point_noise=point_noise, **rows)
         planes = [part.skies[band] for part in parts if part.skies.get(band) is not None]
         if planes:
-            skies[band] = sky_rows(planes, image, point_noise)
-    arrays = {name: stacked(name)[order] for name in ("snr", "mixtures", "covariance")}
-    return FieldFit(index=index[order], coord=coord, bands=bands, skies=skies, **arrays)
+            skies[band] = sky_rows(planes, point_noise)
+    arrays = {name: stacked(name)[order] for name in ("east_north", "snr", "mixtures", "covariance")}
+    return FieldFit(index=index[order], bands=bands, skies=skies, **arrays)
 
 
 def _noise(parts, band, image, order):
@@ -176,7 +168,7 @@ def _filled(mixtures, n_component):
     return np.pad(mixtures, ((0, 0), (0, n_component - mixtures.shape[1]), (0, 0)))
 
 
-def _numbers(parts, order, index, coord):
+def _numbers(parts, order, index, east_north):
     """Row in the whole field of each part's sources, -1 where another tile does not know one of the margin."""
     rank = np.empty(len(order), int)
     rank[order] = np.arange(len(order))
@@ -191,9 +183,9 @@ def _numbers(parts, order, index, coord):
         start += count
         number[~part.own & (part.index >= 0)] = row_of[part.index[~part.own & (part.index >= 0)]]
         found = np.flatnonzero(~part.own & (part.index < 0))
-        if len(found) and len(coord):
-            nearest, separation, _ = part.coord[found].match_to_catalog_sky(coord)
-            number[found] = np.where(separation < SAME * u.arcsec, nearest, -1)
+        if len(found) and len(east_north):
+            separation, nearest = cKDTree(east_north).query(part.east_north[found])
+            number[found] = np.where(separation < SAME, nearest, -1)
         numbers.append(number)
     return numbers
 

@@ -65,6 +65,8 @@ class Detections:
         ``label`` (1, 2, ..., from the most significant down), ``sky_centroid``, ``x``, ``y`` (pixels of ``image``),
         ``snr``, ``a``, ``b`` (one-sigma widths of the light, arcsec, the filter removed but not the PSF), ``theta``
         (radian, from east towards north), ``radius`` (arcsec, of the circle as large as the source's segment).
+    east_north : (n, 2) array
+        Their positions in the tangent plane of ``image``, arcsec.
     segments : (ny, nx) int array
         Label of the source that each pixel belongs to; 0 is sky.
     config : `DetectionConfig`
@@ -72,6 +74,7 @@ class Detections:
 
     image: object
     table: QTable
+    east_north: np.ndarray
     segments: np.ndarray
     config: DetectionConfig
 
@@ -145,13 +148,13 @@ def detect(image, config):
     significance, flux = _bridge(significance / noise, valid), _bridge(flux, valid)
     found = _segments_with_peaks(significance, config)
     segments = persistent_watershed(significance, found > 0, prominence=config.prominence, contrast=config.contrast)
-    table = _table(image, flux, significance, segments, config)
+    table, east_north = _table(image, flux, significance, segments, config)
     order = np.argsort(-table["snr"], kind="stable")
     table = table[order]
     table["label"] = np.arange(1, len(table) + 1)
     label = np.zeros(len(table) + 1, int)
     label[1 + order] = table["label"]
-    return Detections(image, table, label[segments], config)
+    return Detections(image, table, east_north[order], label[segments], config)
 
 
 def _segments_with_peaks(significance, config):
@@ -185,6 +188,7 @@ def _bridge(image, valid, largest=2000, longest=80):
 
 
 def _table(image, flux, significance, segments, config):
+    """The table of `Detections`, and positions (n, 2) in the tangent plane."""
     index = np.arange(1, segments.max() + 1)
     y, x = np.nonzero(segments)
     which = segments[y, x] - 1
@@ -202,13 +206,13 @@ def _table(image, flux, significance, segments, config):
     yc = np.where(core > 1e-30, np.bincount(which, light**2 * near * y, n) / core, yc)
     table = QTable()
     table["label"] = index
-    sky = image.pixel_to_sky(xc, yc)
-    table["sky_centroid"] = sky
+    east_north = image.east_north(xc, yc)
+    table["sky_centroid"] = image.tangent_plane.sky(east_north)
     table["x"], table["y"] = xc, yc
     table["snr"] = ndimage.maximum(significance[y, x], which + 1, index) if n else np.zeros(0)
     covariance = np.stack([np.stack(moments[:2], -1), np.stack(moments[1:], -1)], -2)  # (n, 2, 2) pixel
     if n:
-        inverse = np.linalg.inv(image.jacobian(sky))
+        inverse = np.linalg.inv(image.jacobian(east_north))
         covariance = np.einsum("nij,njk,nlk->nil", inverse, covariance, inverse)
     values, vectors = np.linalg.eigh(covariance)
     # What a cut at a share t of the peak leaves of a Gaussian's second moment; then the filter's own width.
@@ -217,7 +221,7 @@ def _table(image, flux, significance, segments, config):
     table["a"], table["b"] = np.sqrt(values[:, 1]), np.sqrt(values[:, 0])
     table["theta"] = np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1])
     table["radius"] = image.pixel_scale * np.sqrt(np.bincount(which, minlength=n) / np.pi)
-    return table
+    return table, east_north
 
 
 def _kept(snr, config):

@@ -14,7 +14,7 @@ from ..arithmetic import plain_arithmetic
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images, extent
-from ..images.positions import from_tangent, plain_icrs
+from ..images.positions import plain_icrs
 from ..pair import SIDES, SkyPair
 from ..surveys import PIXEL_SCALE
 from . import familiar, inference, windows
@@ -549,14 +549,14 @@ class CrossSurveyEncoder:
     def _look_at(self, pair, found, rng):
         """Add windows at random places of a pair, as much sky in windows of every size."""
         images = list(band_images(pair).values())
-        center, lowest, highest = extent(images)
+        lowest, highest = extent(images)
         for window in familiar.window_sizes(*familiar.SIZES):
             spare = highest - lowest - window
             if spare.min() < 0:
                 continue
             n = int(np.ceil(0.5 * np.prod((highest - lowest) / window)))
             middle = (lowest + highest) / 2 + (rng.uniform(size=(n, 2)) - 0.5) * spare
-            centers = from_tangent(middle, center)
+            centers = images[0].tangent_plane.sky(middle)
             for side in SIDES:
                 of_side = [image for image in images if image.side == side]
                 for start in range(0, n if of_side else 0, BATCH):

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from ..images.image import band_images
-from ..images.positions import tangent
 from ..surveys import PIXEL_SCALE
 from .training_windows import TrainingTile, TrainingTileSide
 from .windows import is_native, same_grid
@@ -40,7 +39,6 @@ def training_tiles(pairs):
 def _training_tile(pair, index):
     where = f"pairs[{index}]"
     views = {}
-    center = None
     for side in ("space", "ground"):
         images = getattr(pair, side)
         expected = pair.survey(side).band_names
@@ -54,20 +52,19 @@ def _training_tile(pair, index):
         of_side = [image for image in band_images(pair).values() if image.side == side]
         if not all(same_grid(p, of_side[0]) and is_native(p, PIXEL_SCALE[side]) for p in of_side):
             raise ValueError(f"{where}: the {side} bands must share one north-up grid of {PIXEL_SCALE[side]} arcsec")
-        center = center or of_side[0].center
         scale = np.array([np.sqrt(np.median(p.variance)) for p in of_side], np.float32)
         stack = np.stack([p.data / s for p, s in zip(of_side, scale, strict=True)]).clip(-6e4, 6e4)
         views[side] = TrainingTileSide(
-            torch.from_numpy(stack.astype(np.float16)), torch.from_numpy(scale), _affine(of_side[0], center, where)
+            torch.from_numpy(stack.astype(np.float16)), torch.from_numpy(scale), _affine(of_side[0], where)
         )
     return TrainingTile(**views)
 
 
-def _affine(image, center, where):
+def _affine(image, where):
     """Tangent-plane (east, north) arcsec -> pixel (x, y), as a (2, 3) float64 matrix."""
     ny, nx = image.shape
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, nx - 1, 5), np.linspace(0, ny - 1, 5)))
-    design = np.column_stack([tangent(image.pixel_to_sky(x, y), center), np.ones(len(x))])
+    design = np.column_stack([image.east_north(x, y), np.ones(len(x))])
     pixels = np.column_stack([x, y])
     affine = np.linalg.lstsq(design, pixels, rcond=None)[0].T
     if np.abs(design @ affine.T - pixels).max() > 0.01:

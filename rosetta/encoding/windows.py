@@ -30,19 +30,19 @@ def window_grid(images, window):
     None hangs over an edge, where missing sky would look strange: the outer ones are flush with the edges, and
     neighbours overlap by `OVERLAP` or more, to within `SLACK`.
     """
-    center, lowest, highest = extent(images)
+    lowest, highest = extent(images)
     axes = []
     for low, high in zip(lowest, highest, strict=True):
         spare = max(high - low - window, 0.0)
         n = 1 + int(np.ceil((spare - SLACK) / (window - min(OVERLAP, window / 2))))
         axes.append((low + high) / 2 + (np.linspace(-0.5, 0.5, n) * spare if n > 1 else np.zeros(1)))
     east, north = np.meshgrid(*axes)
-    return from_tangent(np.stack([east.ravel(), north.ravel()], -1), center)
+    return images[0].tangent_plane.sky(np.stack([east.ravel(), north.ravel()], -1))
 
 
 def fitting_window(images, largest):
     """The largest allowed window (arcsec) that the images fill, at most ``largest``."""
-    _, lowest, highest = extent(images)
+    lowest, highest = extent(images)
     filled = STEP * np.floor((np.min(highest - lowest) + RIM) / STEP)
     return min(largest, max(12.8, round(filled, 1)))
 

@@ -1,7 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """`BandImage`: the image of one band as plain arrays; here NDData, WCS and units become numbers.
 
-Sky positions stay in double precision and leave here as pixels, or as offsets in arcsec from a stated centre.
+Positions of sources are (east, north) in arcsec about the field's centre, in double precision: the methods ask the WCS
+what they are in pixels.
 """
 
 import copy
@@ -18,7 +19,7 @@ from ..surveys import PSF_WINGS
 from .artefacts import artefact_pixels
 from .cache import once_per_pair
 from .moments import half_maximum_width
-from .positions import offset_coord, plain_icrs, tangent
+from .positions import TangentPlane, offset_coord, plain_icrs
 from .psf import PSF, moffat
 from .psf_core import PsfCore
 from .psf_wings import psf_wings
@@ -48,6 +49,8 @@ class BandImage:
     psf : `~rosetta.PSF`
         Every cell's adaptive-moment centroid is its central pixel.
     wcs : APE-14 WCS
+    tangent_plane : `~rosetta.images.positions.TangentPlane`
+        Of the positions, the same for all images of a pair.
     wavelength : float
         Pivot of the band, nm.
     flags : `~rosetta.Flag`
@@ -58,6 +61,8 @@ class BandImage:
         Share of a source's light that lies beyond.
     nominal_fwhm : float
         Of the survey's PSF in this band, arcsec.
+    corner : tuple of int
+        The first pixel (x, y) in the image that it was cut from.
     """
 
     band: str
@@ -65,11 +70,13 @@ class BandImage:
     pixels: NDData
     psf: PSF
     wcs: object
+    tangent_plane: TangentPlane
     wavelength: float
     flags: Flag
     psf_reach: float = np.inf
     psf_beyond: float = 0.0
     nominal_fwhm: float = np.nan
+    corner: tuple = (0, 0)
 
     @property
     def shape(self):
@@ -102,7 +109,8 @@ class BandImage:
         window = (slice(y0, y1), slice(x0, x1))
         noise = VarianceUncertainty(self.pixels.uncertainty.array[window], copy=False)
         pixels = NDData(self.pixels.data[window], uncertainty=noise, mask=self.pixels.mask[window])
-        piece = replace(self, pixels=pixels, psf=self.psf.cut(x0, y0), wcs=slice_wcs(self.wcs, window))
+        corner = (self.corner[0] + int(x0), self.corner[1] + int(y0))
+        piece = replace(self, pixels=pixels, psf=self.psf.cut(x0, y0), wcs=slice_wcs(self.wcs, window), corner=corner)
         piece.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
         return piece
 
@@ -138,13 +146,30 @@ class BandImage:
         x, y = np.asarray(x, float), np.asarray(y, float)
         return plain_icrs(self.wcs.pixel_to_world(x, y)).reshape(x.shape)
 
-    def jacobian(self, coord):
-        """d(x, y) / d(east, north) in pixel per arcsec at each position: (n, 2, 2) float64."""
-        return self._around(coord)[1]
+    def east_north(self, x, y):
+        """Positions (n, 2) in the tangent plane of 0-based pixels."""
+        return self.tangent_plane.east_north(self.pixel_to_sky(x, y))
 
-    def place(self, coord):
-        """Pixel positions (n, 2) and `jacobian` of sources; one that the WCS cannot place is put far away."""
-        xy, jacobian = self._around(coord)
+    def xy(self, east_north):
+        """0-based pixel positions (n, 2) of positions (n, 2) in the tangent plane."""
+        return np.stack(self.sky_to_pixel(self.tangent_plane.sky(east_north)), -1)
+
+    def jacobian(self, east_north):
+        """d(x, y) / d(east, north) in pixel per arcsec at each position (n, 2): (n, 2, 2) float64."""
+        return self._around(self.tangent_plane.sky(east_north))[1]
+
+    def place(self, east_north, moved=(0.0, 0.0)):
+        """Pixel positions (n, 2) and `jacobian` of sources; one that the WCS cannot place is put far away.
+
+        Parameters
+        ----------
+        east_north : (n, 2) array
+            Positions in the tangent plane, arcsec.
+        moved : (2,) array
+            By how much all sources are displaced from there (east, north), arcsec on the sky.
+        """
+        sky = self.tangent_plane.sky(east_north)
+        xy, jacobian = self._around(offset_coord(sky, *moved) if np.any(moved) else sky)
         lost = ~(np.isfinite(xy).all(axis=1) & np.isfinite(jacobian).all(axis=(1, 2)) & (np.abs(xy) < FAR).all(axis=1))
         xy[lost], jacobian[lost] = -FAR, np.eye(2)
         return xy, jacobian
@@ -159,13 +184,12 @@ class BandImage:
     @cached_property
     def center(self):
         """Sky position of the image centre."""
-        ny, nx = self.shape
-        return self.pixel_to_sky((nx - 1) / 2, (ny - 1) / 2)
+        return _middle(self.wcs, self.shape)
 
     @cached_property
     def central_jacobian(self):
         """`jacobian` at the image centre: (2, 2)."""
-        return self.jacobian(self.center)[0]
+        return self._around(self.center)[1][0]
 
     # ------------------------------------------------------------------ scales
     @cached_property
@@ -209,12 +233,21 @@ class BandImage:
 @once_per_pair
 def band_images(pair):
     """Read-only mapping of band to `BandImage` of a `~rosetta.SkyPair`, ground bands first; made once per pair."""
-    return ReadOnlyDict({name: _band_image(pair, side, name, pixels) for side, name, pixels in pair.images()})
+    of_pair = list(pair.images())
+    _, _, last = of_pair[-1]  # the space side comes last: its frame is the reference
+    plane = TangentPlane(_middle(last.wcs, last.data.shape))
+    return ReadOnlyDict({name: _band_image(pair, plane, side, name, pixels) for side, name, pixels in of_pair})
 
 
-def _band_image(pair, side, name, pixels):
+def _middle(wcs, shape):
+    """Sky position of the centre of an image, a scalar."""
+    ny, nx = shape
+    return plain_icrs(wcs.pixel_to_world((nx - 1) / 2, (ny - 1) / 2))[0]
+
+
+def _band_image(pair, plane, side, name, pixels):
     band, flags, psf = pair.survey(side)[name], pair.flags[name], pixels.psf_anywhere
-    parts = {"wcs": pixels.wcs, "wavelength": band.pivot.to_value(u.nm)}
+    parts = {"wcs": pixels.wcs, "tangent_plane": plane, "wavelength": band.pivot.to_value(u.nm)}
     parts["nominal_fwhm"] = band.psf_fwhm.to_value(u.arcsec)
     if psf is None:
         image = BandImage(name, side, pixels, None, flags=flags | Flag.PSF_NOMINAL, **parts)
@@ -259,12 +292,11 @@ def _as_before(image, changed):
 
 
 def extent(images):
-    """Tangent point, and the lowest and highest (east, north) offsets in arcsec of all images: (2,) each."""
-    center = images[-1].center  # the space side comes last: its frame is the reference
+    """The lowest and highest (east, north) in the tangent plane that images of a pair reach, arcsec: (2,) each."""
     edges = []
     for image in images:
         ny, nx = image.shape
         x, y = np.meshgrid(np.linspace(-0.5, nx - 0.5, 9), np.linspace(-0.5, ny - 0.5, 9))
-        edges.append(tangent(image.pixel_to_sky(x.ravel(), y.ravel()), center))
+        edges.append(image.east_north(x.ravel(), y.ravel()))
     edges = np.concatenate(edges)
-    return center, edges.min(0), edges.max(0)
+    return edges.min(0), edges.max(0)

@@ -1,12 +1,50 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Positions on the sky as offsets in arcsec about a stated centre, in double precision, and back."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from astropy.coordinates import SkyCoord
 
-__all__ = ["from_tangent", "joined", "offset_coord", "plain_icrs", "tangent"]
+__all__ = ["TangentPlane", "from_tangent", "joined", "offset_coord", "plain_icrs", "tangent"]
 
 ARCSEC = np.pi / 180 / 3600
+EDGE = 1.0  # radian from its centre: how far a tangent plane is used
+
+
+@dataclass(frozen=True, eq=False)
+class TangentPlane:
+    """The plane in which a pair's sources have their positions: (east, north) in arcsec about the field's centre.
+
+    Sky positions become such pairs of numbers here, and sky positions again where a result is made.
+
+    Attributes
+    ----------
+    center : `~astropy.coordinates.SkyCoord`
+        Scalar.
+    """
+
+    center: SkyCoord
+
+    def east_north(self, coord):
+        """Positions (n, 2) float64 in the plane.
+
+        What is more than a radian away, where the plane comes to its end, is put beyond all images in the direction
+        where it lies: that is no position, and `sky` does not undo it.
+        """
+        at = tangent(coord, self.center)
+        if len(at) == 0:
+            return at
+        away = np.ravel(self.center.separation(coord).rad)
+        far = away > EDGE
+        if far.any():
+            angle = self.center.position_angle(coord.reshape(-1)[far]).rad
+            at[far] = (EDGE + away[far, None]) / ARCSEC * np.stack([np.sin(angle), np.cos(angle)], -1)
+        return at
+
+    def sky(self, east_north):
+        """Sky positions of positions (n, 2) in the plane."""
+        return from_tangent(east_north, self.center)
 
 
 def plain_icrs(coord):

@@ -33,7 +33,7 @@ def on_grid(image, target):
     """Data and variance of an image at the pixels of another, bilinear: good enough to find sources."""
     ny, nx = target.shape
     y, x = np.meshgrid(np.linspace(0, ny - 1, NODES), np.linspace(0, nx - 1, NODES), indexing="ij")
-    places = image.sky_to_pixel(target.pixel_to_sky(x.ravel(), y.ravel()))
+    places = image.xy(target.east_north(x.ravel(), y.ravel())).T
     # Rounded, or the border row of an equal grid falls a hair outside.
     x, y = (np.round(interpolated(v.reshape(NODES, NODES), np.arange(ny), np.arange(nx)), 6) for v in places)
     scale = (target.pixel_scale / image.pixel_scale) ** 2

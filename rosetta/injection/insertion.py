@@ -128,7 +128,7 @@ def inject(
             coord = solution.seen_position(coord)
         light, covered = np.zeros(image.shape), np.zeros(len(truth))
         psf = FinePSF(image.psf)
-        xy, jacobian = image.place(coord)
+        xy, jacobian = image.place(image.tangent_plane.east_north(coord))
         for source, rows in enumerate(parts):
             flux = scene.flux[rows, k]
             if not flux.sum() > 0:
