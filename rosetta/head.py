@@ -180,7 +180,7 @@ class Head:
         Parameters
         ----------
         pairs : sequence of `~rosetta.SkyPair`
-            At least 2; read one at a time.
+            At least 2; read one at a time. Deblender and photometry take their headers as right: align them before.
         truth : sequence of `~astropy.table.QTable`, optional
             One per pair, as `rosetta.simulate` gives them. Only the aligner can do without.
         seed : int
