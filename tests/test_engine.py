@@ -385,7 +385,7 @@ def test_other_galaxies_are_as_frequent_as_the_counts_say():
     """Of equal light and distance the fainter one is rather a chance neighbour; unseen bands say nothing."""
     flux, error = np.array([[3000.0, 0.0], [300.0, 0.0]]), np.array([[1.0, np.inf], [1.0, np.inf]])
     whole = np.full((2, 2), 1e5), error
-    near, far = (log_odds(np.ones(2), np.full(2, r), (flux, error), whole, 0) for r in (0.5, 2.0))
+    near, far = (log_odds(np.ones(2), np.full(2, r), (flux, error), whole, 0, MergingConfig()) for r in (0.5, 2.0))
     np.testing.assert_allclose(near - far, np.log(16.0))
     assert near[0] - near[1] == pytest.approx(0.8 * np.log(10.0))
 

@@ -11,12 +11,9 @@ __all__ = ["log_odds"]
 
 #: Galaxies brighter than i = 25 (363 nJy) per square arcsec, and the power of the flux that the counts follow.
 COUNTS, COUNTED_AT, SLOPE = 0.0125, 363.0, -0.8
-OF_PARTS, OF_OTHERS = 0.25, 1.0  # relative scatter of flux ratios between bands: parts of a galaxy, other galaxies
-LIGHT_ERROR = 0.1  # of the brighter source's model, relative
-COLOURS = 3.0  # that bands are worth together, at most: their fluxes are correlated
 
 
-def log_odds(inside, apart, one, other, reference):
+def log_odds(inside, apart, one, other, reference, config):
     """Logarithm of the probability that sources are parts of brighter ones, over that of other galaxies.
 
     Parameters
@@ -29,6 +26,7 @@ def log_odds(inside, apart, one, other, reference):
         Of the sources and of the brighter ones, nJy; errors are infinite where a band does not see a source.
     reference : int
         Number of the band, of positive fluxes, that ``inside`` is measured in.
+    config : `~rosetta.deblending.config.MergingConfig`
 
     Returns
     -------
@@ -38,13 +36,13 @@ def log_odds(inside, apart, one, other, reference):
     light = flux[:, reference]
     chance = COUNTS * (light / COUNTED_AT) ** SLOPE * np.pi * apart**2
     same = (light / whole[:, reference])[:, None] * np.maximum(whole, 0.0)  # had it the other's colours
-    unsure = np.hypot(LIGHT_ERROR * inside, error[:, reference] / light)[:, None] * same
+    unsure = np.hypot(config.light_error * inside, error[:, reference] / light)[:, None] * same
     noise = np.hypot(error, unsure)
-    part, neighbour = np.hypot(noise, OF_PARTS * same), np.hypot(noise, OF_OTHERS * same)
+    part, neighbour = np.hypot(noise, config.of_parts * same), np.hypot(noise, config.of_others * same)
     with np.errstate(divide="ignore", invalid="ignore"):
         colour = np.log(neighbour / part) - 0.5 * ((flux - same) / part) ** 2 + 0.5 * ((flux - same) / neighbour) ** 2
         negative = 0.5 * (np.minimum(flux, 0.0) / error) ** 2
     seen = np.isfinite(error + unseen) & (whole > 0) & (np.arange(flux.shape[1]) != reference)
     told = np.where(seen & np.isfinite(colour), colour + negative, 0.0).sum(axis=1)
-    told *= np.minimum(1.0, COLOURS / np.maximum(seen.sum(axis=1), 1))
+    told *= np.minimum(1.0, config.n_colour / np.maximum(seen.sum(axis=1), 1))
     return np.log(np.maximum(inside, 1e-9) / np.maximum(chance, 1e-9)) + told

@@ -16,20 +16,39 @@ class MergingConfig:
 
     Attributes
     ----------
-    reach : float
-        arcsec: beyond it most sources in the light of a bright one are others.
+    reach, reach_radii : float
+        arcsec, and half-light radii of a large galaxy: beyond the larger one most sources in the light of a bright one
+        are others.
     inside : float
         A fragment lies where a brighter source gives this share of the fragment's own light, or more.
     misfit : float
         Mean square residual, in units of the sky's noise, above which models do not describe a source's light.
     blur : float
         arcsec (FWHM): how sharply light is compared.
+    share : float
+        Of the brighter source's flux: a source of more is no mere part of it.
+    log_odds : float
+        Least logarithm of the odds of a part and another galaxy. They leave out how many parts galaxies have; chosen on
+        training sky.
+    of_parts, of_others : float
+        Relative scatter of flux ratios between bands: of parts of a galaxy, of other galaxies.
+    light_error : float
+        Of the brighter source's model, relative.
+    n_colour : float
+        Bands are worth so many together, at most: their fluxes are correlated.
     """
 
     reach: float = 2.0
+    reach_radii: float = 2.5
     inside: float = 0.15
     misfit: float = 1.6
     blur: float = 0.2
+    share: float = 0.6
+    log_odds: float = -1.0
+    of_parts: float = 0.25
+    of_others: float = 1.0
+    light_error: float = 0.1
+    n_colour: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,8 @@ class DeblenderConfig:
         arcsec: half-light radius to start from where nothing was detected.
     light_error : float
         Error of a model, relative, in the search of residuals: what a template leaves of a bright source is no source.
+    wing_error : float
+        The same of the light of stars beyond the given stamp of the PSF.
     """
 
     detection: DetectionConfig = field(default_factory=DetectionConfig)
@@ -60,3 +81,4 @@ class DeblenderConfig:
     n_ground_shape: int = 2
     start_radius: float = 0.2
     light_error: float = 0.1
+    wing_error: float = 0.25

@@ -15,9 +15,6 @@ from .shapes import overlap
 
 __all__ = ["merged", "fragment_owners"]
 
-RADII = 2.5  # half-light radii of a large galaxy within which its fragments lie
-SHARE = 0.6  # of the brighter source's flux: a source of more is no mere part of it
-CONFIDENT = -1.0  # least logarithm of the odds, which leave out how many parts galaxies have; chosen on training sky
 FAINT = 0.02  # of a galaxy's flux: a fragment of less is one Gaussian of its moments
 
 
@@ -45,7 +42,7 @@ def fragment_owners(mixtures, place, flux, misfit, config, bands=None):
     if len(flux) < 2:
         return owners
     radius = half_light_radius(mixtures)
-    reach = np.maximum(config.reach, RADII * radius)
+    reach = np.maximum(config.reach, config.reach_radii * radius)
     one, two = cKDTree(place).query_pairs(reach.max(), output_type="ndarray").T
     fragment, owner = np.where(flux[one] < flux[two], (one, two), (two, one))
     apart = place[owner] - place[fragment]
@@ -56,8 +53,8 @@ def fragment_owners(mixtures, place, flux, misfit, config, bands=None):
     belongs = misfit[fragment] > config.misfit
     if bands is not None:
         one, other = ([value[rows] for value in bands] for rows in (fragment, owner))
-        odds = log_odds(inside, np.hypot(*apart.T), one, other, 0)
-        belongs |= (flux[fragment] < SHARE * flux[owner]) & (odds > CONFIDENT)
+        odds = log_odds(inside, np.hypot(*apart.T), one, other, 0, config)
+        belongs |= (flux[fragment] < config.share * flux[owner]) & (odds > config.log_odds)
     inside = np.where(belongs, inside, 0.0)
     order = np.argsort(inside)  # the last assignment counts: the source that gives most light there
     order = order[inside[order] > config.inside]

@@ -88,7 +88,7 @@ def _residual(engine, mixtures, placed, config):
 def _of_points(design, flux, mixtures, placed, config):
     """Error (ny, nx) of the models of point sources due to the error of the PSF.
 
-    The error is a share of the model's light; beyond the given stamp, where spikes are not known, it is all of it. It
+    The error is a share of the model's light, a larger one beyond the given stamp, where spikes are not known. It
     takes the largest value within the filter, because diffraction rings may be shifted. Unlike noise, it is correlated
     over the filter: so it is multiplied by the square root of the filter's area in pixels.
     """
@@ -96,7 +96,7 @@ def _of_points(design, flux, mixtures, placed, config):
     for k in np.flatnonzero(is_point(mixtures) & (flux > 0)):
         y0, y1, x0, x1 = design.bounds[k]
         radius = np.hypot(np.arange(y0, y1)[:, None] - placed.xy[k, 1], np.arange(x0, x1) - placed.xy[k, 0])
-        share = np.where(radius < image.psf_reach, config.light_error, 1.0)
+        share = np.where(radius < image.psf_reach, config.light_error, config.wing_error)
         error[y0:y1, x0:x1] += share * flux[k] * design.values[k]
     sigma = filter_sigma(image, config.detection.filter_fwhm) / image.pixel_scale
     return np.sqrt(4.0 * np.pi) * sigma * ndimage.maximum_filter(error, 2 * int(np.ceil(sigma)) + 1)
