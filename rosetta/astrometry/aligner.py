@@ -22,7 +22,9 @@ from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
 from . import band_fields, catalogue_tie, corrected_wcs, epochs, excess_noise, few_sources, measurement
 from . import field as offset_field
+from .catalogue_tie import CatalogueTieConfig
 from .excess_noise import ExcessNoiseConfig
+from .few_sources import FewSourcesConfig
 from .field_fit import FieldFit, predict_held_out
 from .measurement import MeasurementConfig
 from .reference_stars import reference_stars
@@ -35,10 +37,6 @@ log = logging.getLogger("rosetta")
 
 MAS = u.mas
 MIN_ROWS = 20  # sources to learn from
-FEW = 8  # sources; with fewer than this a shift is all that is fitted
-FINE_ERROR = 30.0  # mas: largest error of an alignment that is not coarse, a tenth of the ground PSF's sigma
-MOST_ERROR = 100.0  # mas: an alignment with a larger error is none
-LEAST_EVIDENCE = 3.0  # nats that few sources belong together, where the cross-correlation does not say so
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,10 @@ class AlignerConfig:
         The same for the peak to be believed without single sources: few bright sources make high chance peaks.
     coarse_error : float
         Of an offset that only the correlation supports, mas.
+    fine_error, most_error : float
+        Largest error of an alignment that is not coarse (a tenth of the ground PSF's sigma), and of any, mas.
+    few : `~rosetta.astrometry.few_sources.FewSourcesConfig`
+    tie : `~rosetta.astrometry.catalogue_tie.CatalogueTieConfig`
     measurement : `~rosetta.astrometry.measurement.MeasurementConfig`
     network : `~rosetta.astrometry.excess_noise.ExcessNoiseConfig`
     """
@@ -64,6 +66,10 @@ class AlignerConfig:
     alone_significance: float = 15.0
     alone_rival: float = 6.0
     coarse_error: float = 100.0
+    fine_error: float = 30.0
+    most_error: float = 100.0
+    few: FewSourcesConfig = FewSourcesConfig()
+    tie: CatalogueTieConfig = CatalogueTieConfig()
     measurement: MeasurementConfig = MeasurementConfig()
     network: ExcessNoiseConfig = ExcessNoiseConfig()
 
@@ -174,7 +180,7 @@ class LearnedAligner(Head):
             return _logged(_star_table(images, sources, stars, wanted, model, meta, self._config))
         still = {}
         if stars is not None:
-            star, _ = catalogue_tie.matched_stars(stars, sources, self._config.measurement)
+            star, _ = _matched(stars, sources, self._config)
             years = {band: _years(images[band], sources) for band in wanted}
             if np.isfinite(list(years.values())).all():
                 still = {band: stars.motion_in(years[band], star) for band in wanted}
@@ -469,7 +475,7 @@ def _measure(images, sources, wanted, config, still):
         image = images[band]
         part = measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2))
         parts.append(part.without(*still[band]) if band in still else part)
-    found = _judged(images, sources, ground, parts, match, believed)
+    found = _judged(images, sources, ground, parts, config, match, believed)
     if found.verdict != "abstain":
         return found
     alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
@@ -482,26 +488,28 @@ def _measure(images, sources, wanted, config, still):
     return found
 
 
-def _judged(images, sources, frame, parts, match=None, believed=False):
+def _judged(images, sources, frame, parts, config, match=None, believed=False):
     """Do single sources of the bands ``frame`` support an offset? `_Found`."""
     deciding = [p for p in parts if p.band in frame]
     agreeing = [p for p in deciding if p.agrees]
     joint = measurement.combine(agreeing) if agreeing else None
-    if joint is not None and joint.usable.sum() >= FEW:
+    if joint is not None and joint.usable.sum() >= config.few.fewer_than:
         return _Found(frame, parts, joint, "ok", "", match)
     most = max((int(p.usable.sum()) for p in deciding), default=0)
-    few = _few_sources(images, sources, deciding) if joint is not None or most < FEW else None
+    asked = joint is not None or most < config.few.fewer_than
+    few = _few_sources(images, sources, deciding, config.few) if asked else None
     told = f"at best {most} usable sources in a ground band, and they do not agree"
     if few is not None:
         told = f"{few.n_source} sources in {few.n_band} band{'s' * (few.n_band > 1)}"
-        agree, fine = few.evidence > (0.0 if believed else LEAST_EVIDENCE), few.sigma < FINE_ERROR
+        agree = few.evidence > (0.0 if believed else config.few.evidence)
+        fine = few.sigma < config.fine_error
         if few.evidence < 0:
             told += " do not agree"
         elif not agree:
             told += " are too faint to tell whether they agree"
         elif not fine:
             told += f" tell the offset to {few.sigma:.0f} mas only"
-        if agree and few.sigma < MOST_ERROR:
+        if agree and few.sigma < config.most_error:
             joint = measurement.combine([p for p in deciding if p.usable.any()])
             return _Found(frame, parts, joint, "ok" if fine else "coarse", told, match, few)
     elif most < 2:
@@ -512,14 +520,18 @@ def _judged(images, sources, frame, parts, match=None, believed=False):
 def _star_table(images, sources, stars, bands, model, meta, config):
     """The offsets of bands from a catalogue, measured on its stars."""
     sources = replace(sources, point=np.zeros_like(sources.point))  # no star moves by more than the catalogue says
-    star, seen = catalogue_tie.matched_stars(stars, sources, config.measurement)
-    parts = [catalogue_tie.star_offsets(images[band], sources, stars, star, config.measurement) for band in bands]
-    found = _judged(images, sources, bands, parts)
+    star, seen = _matched(stars, sources, config)
+    parts = [catalogue_tie.star_offsets(images[band], sources, stars, star, config.tie) for band in bands]
+    found = _judged(images, sources, bands, parts, config)
     if found.verdict == "abstain":
         most = max(int(p.usable.sum()) for p in parts)
         used = f"{most} of {seen} stars of the reference on the image {'are' if most != 1 else 'is'} of use"
         found.reason = f"{used}, and two are needed" if most < 2 else f"{used}: {found.reason}"
     return _table(images, sources, found, {}, model, meta, config, scene_frame="joint")
+
+
+def _matched(stars, sources, config):
+    return catalogue_tie.matched_stars(stars, sources, config.tie, config.measurement.agree_share)
 
 
 def _logged(offsets):
@@ -529,14 +541,15 @@ def _logged(offsets):
     return offsets
 
 
-def _few_sources(images, sources, ground):
+def _few_sources(images, sources, ground, config):
     """`FewSources` of the bands with usable sources; None if these are fewer than two sources."""
     parts = [p for p in ground if p.usable.any()]
     if not parts or np.any([p.usable for p in parts], axis=0).sum() < 2:
         return None
     years = [_years(images[p.band], sources) for p in parts]
     size = np.sqrt(np.asarray(sources.table["a"], float) * np.asarray(sources.table["b"], float))
-    return few_sources.agreed_shift(parts, [few_sources.expected_scatter(sources.point, size, y) for y in years])
+    expected = [few_sources.expected_scatter(sources.point, size, y, config) for y in years]
+    return few_sources.agreed_shift(parts, expected, config)
 
 
 def _years(image, sources):
@@ -586,7 +599,7 @@ def _table(images, sources, found, extras, model, meta, config, scene_frame=None
         sides = {band: "ground" if band in found.frame else "space" for band in fields if band != "joint"}
         fits = band_fields.band_fields(sources.east_north, fields, sides, scatter, model, sources.config.field)
         models = {band: fit.model for band, fit in fits.items()}
-        apart, spread = band_fields.disagreement(fits, sides)
+        apart, spread = band_fields.disagreement(fits, sides, sources.config.field)
         if apart:
             verdict = "coarse"
             reason = "ground bands disagree: " + ", ".join(f"{band} by {size:.0f} mas" for band, size in apart.items())

@@ -9,9 +9,6 @@ from .field_fit import fit_field, on_top_of
 
 __all__ = ["band_fields", "disagreement"]
 
-# Of the shift of a band against the other ones, to disagree: many sigma, as refraction moves bands by a few mas.
-LEAST_SIGNIFICANCE, LEAST_APART = 10.0, 10.0  # sigma, mas
-
 
 def band_fields(xy, measured, side, scatter, model, config):
     """Fit the fields of all bands.
@@ -69,13 +66,14 @@ def _low_order(xy, offset, cov, scatter, model, config):
     return affine if (affine.score - shift.score) * len(xy) > config.margin else shift
 
 
-def disagreement(fits, side):
+def disagreement(fits, side, config):
     """Ground bands whose frames differ.
 
     Parameters
     ----------
     fits, side : dict
         What `band_fields` returned and was given.
+    config : `~rosetta.astrometry.field_fit.FieldConfig`
 
     Returns
     -------
@@ -93,6 +91,6 @@ def disagreement(fits, side):
     shift = shift - np.median(shift, axis=0)
     size = np.hypot(*shift.T)
     significance = np.sqrt(np.einsum("ni,nij,nj->n", shift, np.linalg.inv(cov), shift))
-    differs = (significance > LEAST_SIGNIFICANCE) & (size > LEAST_APART)
+    differs = (significance > config.apart_significance) & (size > config.apart)
     apart = {band: float(d) for band, d, bad in zip(own, size, differs, strict=True) if bad}
     return apart, float(np.sqrt(np.mean(shift**2)))

@@ -144,7 +144,7 @@ class JEPADeblender(Head):
         search = sources is None or neighbours == "detect"
         while True:
             whole = self._fitted(images, roles, job, found, solution, search, background, workers, progress)
-            wrong = set(wrong_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
+            wrong = set(wrong_bands(whole.bands, images, roles.reference.band, config.wrong_bands)) & set(roles.shape)
             if not wrong:
                 break
             # A band that contradicts the templates must not have shaped them.
@@ -208,9 +208,11 @@ class JEPADeblender(Head):
         # hold this source show in the residual. The shape of a point is known.
         misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
         covariance = field.covariance * misfit[:, None, None]
-        columns = source_columns(field, coord, fixed, covariance, fits[reference], fits[roles.blend])
+        columns = source_columns(field, coord, fixed, covariance, fits[reference], fits[roles.blend], self._config)
         solution = as_solution(offsets) if offsets is not None else None
-        flags, of_bands = flagged(fits, images, embedding.pair, field.east_north, reference, solution)
+        flags, of_bands = flagged(
+            fits, images, embedding.pair, field.east_north, reference, solution, self._config
+        )
         flags |= columns.pop("flags")
         flags |= embedding.ood_at(coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})

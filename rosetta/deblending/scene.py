@@ -39,7 +39,6 @@ __all__ = ["DeblendedScene", "Templates"]
 
 FORMAT = 2  # of files
 PAINTED = 256  # sources drawn at a time
-BLENDED_ABOVE, LOWEST_SNR = 0.05, 3.0  # blendedness and S/N at which flags are set
 
 
 @dataclass(frozen=True, eq=False)
@@ -708,7 +707,7 @@ def shape_columns(mixtures):
     return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
 
 
-def source_columns(field, coord, fixed, covariance, sharp, blended):
+def source_columns(field, coord, fixed, covariance, sharp, blended, config):
     """Columns of a scene's table that follow from the fits.
 
     Parameters
@@ -722,6 +721,7 @@ def source_columns(field, coord, fixed, covariance, sharp, blended):
         Of the shapes, along `~rosetta.deblending.shapes.DIRECTIONS`.
     sharp, blended : `~rosetta.deblending.band_fit.BandFit`
         Of the reference band, and of the band that blendedness is measured in.
+    config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
     -------
@@ -730,8 +730,8 @@ def source_columns(field, coord, fixed, covariance, sharp, blended):
     error = np.sqrt(sharp.covariance.diagonal())
     snr = np.divide(np.nan_to_num(sharp.flux), error, out=np.zeros(len(field)), where=error > 0)
     flags = np.zeros(len(field), dtype=np.int64)
-    flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
-    flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
+    flags[blended.blendedness > config.blended_above] |= int(Flag.BLENDED)
+    flags[sharp.measured & (snr < config.lowest_snr)] |= int(Flag.LOW_SNR)
     radius, e1, e2 = shape_columns(field.mixtures)
     n_band = sum(fit.measured.astype(int) for fit in field.bands.values())
     shift = np.where(fixed[:, None], 0.0, centroids(field.mixtures)) * u.arcsec
