@@ -61,12 +61,14 @@ ORDER = """
     production.metrics production.survey production.plan production.store production.task production.engines
     production.run production.status production.borders production.merged production.collections
     production.publish production.quality_page production.command
-    terminal cli __main__
+    terminal commands commands.errors commands.images commands.lists commands.summary commands.run
+    commands.simulate commands.train commands.info commands.reported
+    cli __main__
 """.split()
 
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
-    "surveys", "input_image", "pair", "embedding", "matching", "cli", "terminal",
+    "surveys", "input_image", "pair", "embedding", "matching", "terminal",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
@@ -75,7 +77,7 @@ ASTROPY = {
     "deblending.features", "deblending.deblender",
     "photometry.catalogue", "photometry.magnitudes", "photometry.apertures", "photometry.reddening",
 }  # fmt: skip
-ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection", "production"}
+ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection", "production", "commands"}
 # The one place where astropy and torch meet.
 TORCH_AND_ASTROPY = {"encoding.windows"}
 # Rooms whose extras are loaded only when somebody enters.
