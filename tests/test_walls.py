@@ -34,7 +34,8 @@ ORDER = """
     astrometry.solution astrometry.corrected_wcs
     astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
     astrometry.cross_correlation astrometry.excess_noise astrometry.measurement
-    astrometry.star_positions astrometry.reference_stars astrometry.catalogue_tie astrometry.tied_offsets
+    astrometry.star_positions astrometry.reference_stars astrometry.catalogue_tie
+    astrometry.config astrometry.verdict astrometry.offsets_table astrometry.tied_offsets
     astrometry.aligner
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.attention plotting.images
     plotting.blends plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
@@ -72,7 +73,7 @@ ASTROPY = {
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
-    "astrometry.reference_stars", "astrometry.tied_offsets",
+    "astrometry.reference_stars", "astrometry.offsets_table", "astrometry.tied_offsets",
     "deblending.source_list", "deblending.job_list", "deblending.scene", "deblending.flagging",
     "deblending.features", "deblending.deblender",
     "photometry.catalogue", "photometry.magnitudes", "photometry.apertures", "photometry.reddening",
