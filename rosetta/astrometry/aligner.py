@@ -95,7 +95,7 @@ class LearnedAligner(Head):
             "auto" (chosen by leave-one-out likelihood), "shift", "affine", "polynomial2", "polynomial3", "gp" or
             "affine+gp".
         reference : `~astropy.table.Table` or `~astropy.coordinates.SkyCoord`, optional
-            Stars, as Gaia's archive gives them, whose positions are the frame in place of the reference image's:
+            Stars, as Gaia's archive gives them, whose positions are the reference in place of an image's:
             ``ra``, ``dec`` (or ``sky_centroid``) and ``ref_epoch`` (Julian years; or ``obstime``), and where known
             ``pmra``, ``pmdec`` (mas / yr), ``ra_error``, ``dec_error``, ``pmra_error``, ``pmdec_error`` and
             ``parallax`` (mas), which counts as an error. Each star is moved to the epoch of the image. With both sides
@@ -106,8 +106,8 @@ class LearnedAligner(Head):
         -------
         `~astropy.table.QTable`
             A row per source and band: ``label``, ``sky_centroid`` (in the reference image's header), ``band`` (a band,
-            or "joint": all ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr``
-            (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``:
+            or "joint": the offset of all ground bands together), ``d_ra_cosdec``, ``d_dec`` and their errors (mas),
+            ``corr`` (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``:
             ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged
             COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands have
             none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
