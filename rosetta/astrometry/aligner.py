@@ -107,8 +107,8 @@ class LearnedAligner(Head):
         `~astropy.table.QTable`
             A row per source and band: ``label``, ``sky_centroid`` (in the reference image's header), ``band`` (a band,
             or "joint": the offset of all ground bands together), ``d_ra_cosdec``, ``d_dec`` and their errors (mas),
-            ``corr`` (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``:
-            ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged
+            ``corr`` (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``.
+            ``meta``: ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged
             COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands have
             none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
             ``model`` (one field per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``,
