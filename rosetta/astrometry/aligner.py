@@ -108,8 +108,8 @@ class LearnedAligner(Head):
             A row per source and band: ``label``, ``sky_centroid`` (in the reference image's header), ``band`` (a band,
             or "joint": the offset of all ground bands together), ``d_ra_cosdec``, ``d_dec`` and their errors (mas),
             ``corr`` (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``.
-            ``meta``: ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged
-            COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands have
+            ``meta``: ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are
+            flagged COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands have
             none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
             ``model`` (one field per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``,
             ``reference`` (a band, or "catalogue"), ``coarse`` and provenance. Errors include the fitted scatter. With
@@ -392,8 +392,8 @@ def _wanted_bands(pair, images, reference, bands):
         band = names.get(name)
         if band is None or band == reference:
             known = ", ".join(band for band in images if band != reference)
-            frame = reference or "the catalogue"
-            raise ValueError(f"bands: {name!r} cannot be measured against {frame}; this pair has: {known}")
+            what = reference or "the catalogue"
+            raise ValueError(f"bands: {name!r} cannot be measured against {what}; this pair has: {known}")
         if band not in wanted:
             wanted.append(band)
     if not any(images[band].side == "ground" for band in wanted):

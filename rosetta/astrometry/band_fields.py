@@ -67,7 +67,7 @@ def _low_order(xy, offset, cov, scatter, model, config):
 
 
 def disagreement(fits, side, config):
-    """Ground bands whose frames differ.
+    """Ground bands that are shifted against the others.
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ def disagreement(fits, side, config):
     Returns
     -------
     apart : dict
-        Band -> distance of its frame from the median one, mas; only bands that disagree.
+        Band -> distance of its shift from the median one, mas; only bands that disagree.
     spread : float
-        Rms distance of all bands per axis, mas: what the joint frame is not.
+        Rms distance of all bands per axis, mas: an error of the joint field.
     """
     ground = (band for band in fits if side.get(band) == "ground")
     own = {band: fits[band].model["added"] for band in ground if "added" in fits[band].model}

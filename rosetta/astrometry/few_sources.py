@@ -41,7 +41,7 @@ class FewSourcesConfig:
     size_scatter : float
         Typical scatter of a galaxy's centroid between bands, relative to its rms size.
     band_scatter : float
-        Typical scatter of the frames of bands, mas.
+        Typical scatter of the shifts of bands, mas.
     reach2 : float
         arcsec^2 in which an offset is found at all.
     """
@@ -129,8 +129,8 @@ def agreed_shift(parts, expected, config):
     eye = np.eye(2)
     typical = np.concatenate([e[p.usable] for p, e in zip(parts, expected, strict=True)])  # (m,)
     of_source = np.kron(same_source * np.outer(typical, typical), eye)
-    frame = config.band_scatter**2
-    of_band = np.kron(band[:, None] == band, eye) * frame
+    variance = config.band_scatter**2
+    of_band = np.kron(band[:, None] == band, eye) * variance
     y, h = offset.ravel(), np.tile(eye, (m, 1))  # (2m,), (2m, 2)
     apart, columns = _apart(source)
 
@@ -145,11 +145,11 @@ def agreed_shift(parts, expected, config):
     rest = np.einsum("kij,kj->ki", inverse, y - shift @ h.T)
     targets, mean, cov = ["joint"], [shift], [posterior]
     for j, part in enumerate(parts):
-        own = of_bands * (np.kron(band == j, eye) * frame)  # (k, 2, 2m): covariance of its frame and the data
+        own = of_bands * (np.kron(band == j, eye) * variance)  # (k, 2, 2m): covariance of its shift and the data
         spare = eye - own @ inverse @ h
         targets.append(part.band)
         mean.append(shift + np.einsum("kij,kj->ki", own, rest))
-        cov.append(of_bands * frame * eye - own @ inverse @ _turned(own) + spare @ posterior @ _turned(spare))
+        cov.append(of_bands * variance * eye - own @ inverse @ _turned(own) + spare @ posterior @ _turned(spare))
     weight = np.exp(together + log_prior - special.logsumexp(together + log_prior))
     # A flat prior over the reach, in mas^2, for every offset that is free.
     evidence = special.logsumexp(together + log_prior) - special.logsumexp(separate + log_prior)
