@@ -109,8 +109,8 @@ class LearnedAligner(Head):
             or "joint": the offset of all ground bands together), ``d_ra_cosdec``, ``d_dec`` and their errors (mas),
             ``corr`` (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``.
             ``meta``: ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are
-            flagged COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands have
-            none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
+            flagged COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands
+            have none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
             ``model`` (one field per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``,
             ``reference`` (a band, or "catalogue"), ``coarse`` and provenance. Errors include the fitted scatter. With
             ``reference`` the reference image has rows as well, with an offset for each star that was found.
