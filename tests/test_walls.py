@@ -46,7 +46,7 @@ ORDER = """
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source
-    deblending.label_map deblending.scene
+    deblending.label_map deblending.templates deblending.scene_file deblending.scene deblending.source_columns
     deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.magnitudes photometry.apertures
     photometry.reddening photometry.catalogue
@@ -74,7 +74,8 @@ ASTROPY = {
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
     "astrometry.reference_stars", "astrometry.offsets_table", "astrometry.tied_offsets",
-    "deblending.source_list", "deblending.job_list", "deblending.scene", "deblending.flagging",
+    "deblending.source_list", "deblending.job_list", "deblending.templates", "deblending.scene_file",
+    "deblending.scene", "deblending.source_columns", "deblending.flagging",
     "deblending.features", "deblending.deblender",
     "photometry.catalogue", "photometry.magnitudes", "photometry.apertures", "photometry.reddening",
 }  # fmt: skip

@@ -28,9 +28,11 @@ from .features import source_features
 from .flagging import flagged
 from .job_list import JobList
 from .point_sources import is_point
-from .scene import DeblendedScene, Templates, source_columns, template_covariance
+from .scene import DeblendedScene, template_covariance
 from .sky_plane import BACKGROUNDS
+from .source_columns import source_columns
 from .sources import Sources, truncation
+from .templates import Templates
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
 from .wrong_bands import wrong_bands
