@@ -18,7 +18,7 @@ ORDER = """
     images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
     images.wcs images.wcs_fit
     images.filtering images.lines images.sharp_pixels images.artefacts images.image images.noise images.resampling
-    input_image pair
+    input_image frozen_image pair
     io._structure io._wcs io._fits io._store io._flat io.catalogue
     io._image io._photometric_unit io.image io.survey_file
     io._euclid_names io._euclid_psf io.euclid io._stitch io._rubin_planes io._rubin_tree io._rubin_file io.rubin
@@ -69,7 +69,7 @@ ORDER = """
 
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
-    "surveys", "input_image", "pair", "embedding", "matching", "terminal",
+    "surveys", "input_image", "frozen_image", "pair", "embedding", "matching", "terminal",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
@@ -89,7 +89,7 @@ EXTRAS = {
     "astropy_healpix": {"production"},
     "hats": {"production"}, "hats_import": {"production"}, "healsparse": {"production"},
 }  # fmt: skip
-LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
+LIGHT = {"surveys", "flags", "input_image", "frozen_image", "pair", "io"}  # must not load torch
 
 
 def name_of(path):
