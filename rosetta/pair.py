@@ -1,23 +1,19 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """A pair: images of one sky by a ground survey and a space survey."""
 
-import copy
-
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.io.fits import Header
-from astropy.nddata import NDData, VarianceUncertainty
 
 from .arithmetic import plain_arithmetic
 from .display import html_table
 from .flags import Flag
-from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
+from .frozen_image import cut_image, frozen_image
 from .input_image import checked_image
 from .readonly import ReadOnlyDict
 from .surveys import EUCLID, PSF_WINGS, RUBIN, Survey
 
-__all__ = ["SIDES", "SkyPair", "frozen_image"]
+__all__ = ["SIDES", "SkyPair"]
 
 NJY = u.nJy
 SIDES = ("ground", "space")
@@ -243,7 +239,7 @@ class SkyPair:
             bounds = _cutout_bounds(image, center, height, width)
             if bounds is None:
                 continue
-            piece = _slice_image(image, bounds)
+            piece = cut_image(image, bounds)
             if piece.mask.all():
                 continue
             sides[side][band] = piece
@@ -381,73 +377,6 @@ def _checked(side, name, image, survey, given):
     return frozen_image(*parts), flags
 
 
-class _Image(NDData):
-    """An image that cannot be changed: its arrays are read-only; uncertainty, WCS and meta are handed out as copies."""
-
-    def __setattr__(self, name, value):
-        if "_frozen" in self.__dict__:
-            raise AttributeError(f"images of a SkyPair are read-only ({name}): make a new one, as with CCDData(image)")
-        super().__setattr__(name, value)
-
-    @NDData.uncertainty.getter
-    def uncertainty(self):
-        """Variance; its array is that of the image, which is read-only."""
-        return VarianceUncertainty(self._uncertainty.array, copy=False, unit=NJY**2)
-
-    @NDData.wcs.getter
-    def wcs(self):
-        """A copy of the WCS."""
-        return copy.deepcopy(self._wcs)
-
-    @property
-    def meta(self):
-        """A copy of the header or other notes."""
-        return copy.deepcopy(self._meta)
-
-    @meta.setter
-    def meta(self, value):
-        self._meta = value
-
-    def __reduce__(self):
-        # Arrays come back from pickle and deepcopy writeable, a FITS WCS from pickle with 14 digits.
-        wcs = cards_of(self._wcs).tostring() if is_fits_wcs(self._wcs) else self._wcs
-        array = self._uncertainty.array
-        return _unpickled, (self.data, array, self.mask, wcs, self._meta, self.psf_anywhere)
-
-
-def _unpickled(data, variance, mask, wcs, meta, psf):
-    """The image that `_Image.__reduce__` took apart."""
-    wcs = wcs_of(Header.fromstring(wcs)) if isinstance(wcs, str) else wcs
-    return frozen_image(data, variance, mask, wcs, meta, psf)
-
-
-def frozen_image(data, variance, mask, wcs, meta, psf):
-    """A read-only image made of arrays that have been checked.
-
-    Parameters
-    ----------
-    data, variance, mask : (ny, nx) array
-        nJy, nJy^2 and bool; they become read-only.
-    wcs : APE-14 WCS
-    meta : dict
-    psf : `~rosetta.PSF` or None
-
-    Returns
-    -------
-    `~astropy.nddata.NDData`
-        Its ``psf`` is the mean PSF of the image, an array or None; ``psf_anywhere`` is that of every place.
-    """
-    stamp = None if psf is None else psf.mean_over(data.shape)
-    for array in (data, variance, mask, stamp):
-        if array is not None:
-            array.setflags(write=False)
-    uncertainty = VarianceUncertainty(variance, copy=False, unit=NJY**2)
-    image = _Image(data, uncertainty=uncertainty, mask=mask, wcs=wcs, meta=meta, unit=NJY, psf=stamp)
-    image.psf_anywhere = psf
-    image._frozen = True
-    return image
-
-
 def by_band(argument, what, given, surveys):
     """An argument that holds something for some bands, None for none, as a dict with the surveys' own band names."""
     if given is None:
@@ -499,13 +428,3 @@ def _cutout_bounds(image, center, height, width):
     x0, x1 = max(int(np.floor(x.min() + 0.5)), 0), min(int(np.ceil(x.max() + 0.5)), nx)
     y0, y1 = max(int(np.floor(y.min() + 0.5)), 0), min(int(np.ceil(y.max() + 0.5)), ny)
     return (y0, y1, x0, x1) if x1 > x0 and y1 > y0 else None
-
-
-def _slice_image(image, bounds):
-    y0, y1, x0, x1 = bounds
-    window = (slice(y0, y1), slice(x0, x1))
-    wcs = slice_wcs(image.wcs, window)
-    psf = None if image.psf_anywhere is None else image.psf_anywhere.cut(x0, y0)
-    return frozen_image(
-        image.data[window], image.uncertainty.array[window], image.mask[window], wcs, image.meta, psf
-    )

@@ -513,7 +513,7 @@ def test_point_sources_are_known():
     pair = SkyPair(*images())
     found = measurement.find_sources(detected(pair, DetectionConfig()), MeasurementConfig())
     xy, flux, sigma, _ = scene(1)
-    nearest, distance, _ = found.sky.match_to_catalog_sky(from_tangent(xy, CENTER))
+    nearest, distance, _ = found.table["sky_centroid"].match_to_catalog_sky(from_tangent(xy, CENTER))
     apart = np.hypot(*(xy[:, None] - xy).transpose(2, 0, 1)) + 99 * np.eye(len(xy))
     clear = (distance < 0.1 * u.arcsec) & (flux[nearest] > 2e3) & (apart.min(1)[nearest] > 1.5)
     assert clear.sum() > 15

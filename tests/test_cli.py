@@ -16,7 +16,8 @@ from astropy.table import QTable
 from regions import Regions
 
 from rosetta import EmbeddingPhotometry, JEPADeblender, LearnedAligner, SkyPair, measure
-from rosetta.cli import _against_truth, main
+from rosetta.cli import main
+from rosetta.commands.summary import against_truth
 from rosetta.io import pair as pair_io
 from rosetta.pipeline.comparison import compare
 from rosetta.pipeline.products import write_models
@@ -127,7 +128,7 @@ def test_an_empty_catalogue_can_be_read_back(result, models, tmp_path):
 
 
 def test_printed_table(result, sky):
-    lines = list(_against_truth(result, compare(result, sky[1])))
+    lines = list(against_truth(result, compare(result, sky[1])))
     text = "\n".join(lines)
     assert lines[0].startswith("Sources    ")
     assert "mas east" in lines[1]

@@ -11,6 +11,7 @@ from rosetta.astrometry.field import evaluate
 from rosetta.astrometry.measurement import BandOffsets
 
 SHIFT = np.array([80.0, -30.0])
+CONFIG = few_sources.FewSourcesConfig()
 
 
 def bands(seed, n=2, n_band=3, noise=15.0, reference=5.0, moved=None, bias=None):
@@ -29,7 +30,7 @@ def bands(seed, n=2, n_band=3, noise=15.0, reference=5.0, moved=None, bias=None)
 
 
 def agreed(parts, expected=3.0):
-    return few_sources.agreed_shift(parts, [np.broadcast_to(expected, len(p.usable)) for p in parts])
+    return few_sources.agreed_shift(parts, [np.broadcast_to(expected, len(p.usable)) for p in parts], CONFIG)
 
 
 def shift_of(few, band="joint"):
@@ -68,7 +69,7 @@ def test_bands_that_differ_make_the_error_larger_and_keep_their_own_frames():
 
 
 def test_a_star_of_another_epoch_weighs_little():
-    expected = few_sources.expected_scatter(np.array([True, False, False]), np.array([0.1, 0.3, 0.3]), 12.0)
+    expected = few_sources.expected_scatter(np.array([True, False, False]), np.array([0.1, 0.3, 0.3]), 12.0, CONFIG)
     np.testing.assert_allclose(expected, [84.0, 3.0, 3.0])
     moved = np.array([[90.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     blind, aware = (agreed(bands(3, 3, noise=4.0, moved=moved), e) for e in (3.0, expected))

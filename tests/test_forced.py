@@ -15,7 +15,7 @@ from astropy.nddata import NDData, VarianceUncertainty
 from astropy.table import QTable
 
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, LearnedAligner, SkyPair
-from rosetta.cli import _check_columns, _listed
+from rosetta.commands.lists import check_columns, positions_of
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.positions import from_tangent
 from rosetta.pipeline.run import measure
@@ -224,7 +224,7 @@ def test_the_main_job_measures_a_list(tmp_path):
 def test_a_file_of_positions(tmp_path):
     def read(path, **options):
         given = {"sources": None if path is None else str(path), "neighbours": "detect", "shape": "fit"}
-        return _listed(Namespace(**given | {"recentre": False} | options))
+        return positions_of(Namespace(**given | {"recentre": False} | options))
 
     coord = from_tangent(XY, CENTER)
     path = tmp_path / "list.ecsv"
@@ -237,11 +237,11 @@ def test_a_file_of_positions(tmp_path):
     assert read(None) == {}
     own = known["sources"].copy()
     for form in ("ecsv", "fits", "votable"):
-        _check_columns(own, Namespace(sources="list", format=form))
+        check_columns(own, Namespace(sources="list", format=form))
     own["old"] = coord.galactic
-    _check_columns(own, Namespace(sources="list", format="ecsv"))
+    check_columns(own, Namespace(sources="list", format="ecsv"))
     with pytest.raises(ValueError, match="--sources list: catalog has positions with a frame"):
-        _check_columns(own, Namespace(sources="list", format="fits"))
+        check_columns(own, Namespace(sources="list", format="fits"))
     QTable({"ra": coord.ra}).write(path, overwrite=True)
     (tmp_path / "list.unknown").write_text("1 2")
     for what, message in (

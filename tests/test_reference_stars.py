@@ -11,7 +11,7 @@ from astropy.table import MaskedColumn, QTable, Table
 from astropy.time import Time
 
 from rosetta.astrometry.reference_stars import reference_stars
-from rosetta.cli import _reference
+from rosetta.commands.lists import stars_of
 
 RATE = u.mas / u.yr
 SKY = SkyCoord([53.1, 53.2], [-60.0, -60.1], unit="deg")
@@ -75,13 +75,13 @@ def test_rows_without_a_position_are_left_out():
 def test_a_file_of_stars_for_the_command_line(tmp_path):
     path = tmp_path / "stars.ecsv"
     archive().write(path)
-    given = _reference(Namespace(gaia=str(path)))["reference"]
+    given = stars_of(Namespace(gaia=str(path)))["reference"]
     assert reference_stars(given).at(2021.0)[0].separation(reference_stars(archive()).at(2021.0)[0]).mas.max() < 1e-3
-    assert _reference(Namespace(gaia=None)) == {}
+    assert stars_of(Namespace(gaia=None)) == {}
     archive()["ra", "dec"].write(path, overwrite=True)
     for name, message in (("stars.ecsv", "stars.ecsv: .*has no epoch"), ("none.ecsv", "there is no such file")):
         with pytest.raises(ValueError, match=message):
-            _reference(Namespace(gaia=str(tmp_path / name)))
+            stars_of(Namespace(gaia=str(tmp_path / name)))
 
 
 @pytest.mark.parametrize("change, message", [

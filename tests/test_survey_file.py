@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from rosetta.cli import _pair, _parser, main
+from rosetta.cli import _parser, main
+from rosetta.commands.images import given_pair
 from rosetta.io import pair as pair_io
 from rosetta.io import read_survey
 
@@ -129,7 +130,7 @@ def arguments(folder, *argv):
 
 
 def pair_of(folder, *argv):
-    return _pair(_parser().parse_args(arguments(folder, *argv)))
+    return given_pair(_parser().parse_args(arguments(folder, *argv)))
 
 
 OWN = ("--ground", "DECam_g=g.fits", "r=r.fits", "--space", "F814W=f814w.fits", "--survey", "mycam.toml", "myeye.toml")
@@ -159,7 +160,7 @@ def test_region_of_a_pair_file(files):
     pair_io.write(pair, files / "pair.fits")
     parsed = _parser().parse_args(["run", "-o", "x", "--pair", str(files / "pair.fits"), "--center", "53.1", "-28.1"])
     parsed.size = 8.0
-    assert max(_pair(parsed).ground["g"].data.shape) <= 32
+    assert max(given_pair(parsed).ground["g"].data.shape) <= 32
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_warnings_are_plain_lines(files, capsys, monkeypatch):
         warnings.warn("a.fits: its WCS\napproximates the full model", UserWarning, stacklevel=1)
         raise ValueError("and no more")
 
-    monkeypatch.setattr("rosetta.cli._pair", warn)
+    monkeypatch.setattr("rosetta.commands.run.given_pair", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(arguments(files, "--ground", "g=g.fits")) == 2

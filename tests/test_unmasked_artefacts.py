@@ -7,7 +7,7 @@ from scipy import ndimage, sparse
 
 from rosetta import Flag, SkyPair
 from rosetta.deblending.band_fit import BandFit
-from rosetta.deblending.single_band import only_in_reference
+from rosetta.deblending.single_band import SingleBandConfig, only_in_reference
 from rosetta.images.artefacts import BLOCK, artefact_pixels
 from rosetta.images.image import band_images
 from rosetta.images.lines import lines
@@ -137,7 +137,7 @@ EDGES = {"r": (552, 691), "i": (691, 818), "z": (818, 922), "VIS": (540, 890), "
 
 
 def only(fits):
-    return only_in_reference(fits, {band: EDGES[band] for band in fits}, "VIS").tolist()
+    return only_in_reference(fits, {band: EDGES[band] for band in fits}, "VIS", SingleBandConfig()).tolist()
 
 
 def test_what_only_the_sharpest_band_shows_is_an_artefact():

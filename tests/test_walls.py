@@ -18,7 +18,7 @@ ORDER = """
     images images.cache images.moments images.psf_core images.psf images.psf_wings images.positions images.sky
     images.wcs images.wcs_fit
     images.filtering images.lines images.sharp_pixels images.artefacts images.image images.noise images.resampling
-    input_image pair
+    input_image frozen_image pair
     io._structure io._wcs io._fits io._store io._flat io.catalogue
     io._image io._photometric_unit io.image io.survey_file
     io._euclid_names io._euclid_psf io.euclid io._stitch io._rubin_planes io._rubin_tree io._rubin_file io.rubin
@@ -34,19 +34,21 @@ ORDER = """
     astrometry.solution astrometry.corrected_wcs
     astrometry.splines astrometry.template astrometry.registration astrometry.psf_correction
     astrometry.cross_correlation astrometry.excess_noise astrometry.measurement
-    astrometry.star_positions astrometry.reference_stars astrometry.catalogue_tie astrometry.tied_offsets
+    astrometry.star_positions astrometry.reference_stars astrometry.catalogue_tie
+    astrometry.config astrometry.verdict astrometry.offsets_table astrometry.tied_offsets
     astrometry.aligner
     plotting._style plotting._grid plotting._tables plotting.astrometry plotting.attention plotting.images
     plotting.blends plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
-    deblending.engine.shape_fit deblending.engine.engine deblending.config
+    deblending.engine.shape_fit deblending.engine.engine
+    deblending.single_band deblending.wrong_bands deblending.config
     deblending.source_list deblending.job_list deblending.sources deblending.listed deblending.chance_neighbours
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source
-    deblending.label_map deblending.scene
-    deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
+    deblending.label_map deblending.templates deblending.scene_file deblending.scene deblending.source_columns
+    deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.magnitudes photometry.apertures
     photometry.reddening photometry.catalogue
     pipeline pipeline.catalogue_file pipeline.output pipeline.products pipeline.run pipeline.comparison
@@ -61,21 +63,24 @@ ORDER = """
     production.metrics production.survey production.plan production.store production.task production.engines
     production.run production.status production.borders production.merged production.collections
     production.publish production.quality_page production.command
-    terminal cli __main__
+    terminal commands commands.errors commands.images commands.lists commands.summary commands.run
+    commands.simulate commands.train commands.info commands.reported
+    cli __main__
 """.split()
 
 # The faces: they alone know units, sky coordinates, tables and NDData. All other modules work on arrays.
 ASTROPY = {
-    "surveys", "input_image", "pair", "embedding", "matching", "cli", "terminal",
+    "surveys", "input_image", "frozen_image", "pair", "embedding", "matching", "terminal",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
     "encoding.encoder", "encoding.windows",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
-    "astrometry.reference_stars", "astrometry.tied_offsets",
-    "deblending.source_list", "deblending.job_list", "deblending.scene", "deblending.flagging",
+    "astrometry.reference_stars", "astrometry.offsets_table", "astrometry.tied_offsets",
+    "deblending.source_list", "deblending.job_list", "deblending.templates", "deblending.scene_file",
+    "deblending.scene", "deblending.source_columns", "deblending.flagging",
     "deblending.features", "deblending.deblender",
     "photometry.catalogue", "photometry.magnitudes", "photometry.apertures", "photometry.reddening",
 }  # fmt: skip
-ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection", "production"}
+ASTROPY_ROOMS = {"io", "plotting", "pipeline", "simulate", "injection", "production", "commands"}
 # The one place where astropy and torch meet.
 TORCH_AND_ASTROPY = {"encoding.windows"}
 # Rooms whose extras are loaded only when somebody enters.
@@ -85,7 +90,7 @@ EXTRAS = {
     "astropy_healpix": {"production"},
     "hats": {"production"}, "hats_import": {"production"}, "healsparse": {"production"},
 }  # fmt: skip
-LIGHT = {"surveys", "flags", "input_image", "pair", "io"}  # must not load torch
+LIGHT = {"surveys", "flags", "input_image", "frozen_image", "pair", "io"}  # must not load torch
 
 
 def name_of(path):

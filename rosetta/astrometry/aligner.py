@@ -2,32 +2,31 @@
 """`LearnedAligner`: the two surveys on one astrometric frame, with errors and a verdict."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
-from astropy.table import QTable, vstack
 from astropy.wcs import WCS
 from scipy.interpolate import RectBivariateSpline
 
 from ..arithmetic import plain_arithmetic
-from ..detection.detection import DetectionConfig, detected
-from ..flags import Flag
+from ..detection.detection import detected
 from ..head import Head
-from ..images.image import band_images, extent
+from ..images.image import band_images
 from ..images.positions import offset_coord
 from ..pair import SIDES, SkyPair
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
-from . import band_fields, catalogue_tie, corrected_wcs, epochs, excess_noise, few_sources, measurement
+from . import corrected_wcs, excess_noise, measurement
 from . import field as offset_field
-from .excess_noise import ExcessNoiseConfig
-from .field_fit import FieldFit, predict_held_out
-from .measurement import MeasurementConfig
+from .config import AlignerConfig
+from .field_fit import predict_held_out
+from .offsets_table import offsets_table
 from .reference_stars import reference_stars
-from .solution import AlignmentError, AstrometricSolution, as_solution
-from .tied_offsets import tied
+from .solution import AlignmentError, as_solution
+from .tied_offsets import stars_among, table_from_stars, tied
+from .verdict import measured_bands, years_apart
 
 __all__ = ["AlignerConfig", "AlignmentError", "LearnedAligner"]
 
@@ -35,37 +34,6 @@ log = logging.getLogger("rosetta")
 
 MAS = u.mas
 MIN_ROWS = 20  # sources to learn from
-FEW = 8  # sources; with fewer than this a shift is all that is fitted
-FINE_ERROR = 30.0  # mas: largest error of an alignment that is not coarse, a tenth of the ground PSF's sigma
-MOST_ERROR = 100.0  # mas: an alignment with a larger error is none
-LEAST_EVIDENCE = 3.0  # nats that few sources belong together, where the cross-correlation does not say so
-
-
-@dataclass(frozen=True)
-class AlignerConfig:
-    """What decides the answer of a `LearnedAligner`; it is saved with its weights.
-
-    Attributes
-    ----------
-    detection : `~rosetta.detection.detection.DetectionConfig`
-    coarse_significance, coarse_rival : float
-        Of the peak of the cross-correlation, to start from it, and how many times higher than any other it must be.
-    alone_significance, alone_rival : float
-        The same for the peak to be believed without single sources: few bright sources make high chance peaks.
-    coarse_error : float
-        Of an offset that only the correlation supports, mas.
-    measurement : `~rosetta.astrometry.measurement.MeasurementConfig`
-    network : `~rosetta.astrometry.excess_noise.ExcessNoiseConfig`
-    """
-
-    detection: DetectionConfig = DetectionConfig()
-    coarse_significance: float = 8.0
-    coarse_rival: float = 1.3
-    alone_significance: float = 15.0
-    alone_rival: float = 6.0
-    coarse_error: float = 100.0
-    measurement: MeasurementConfig = MeasurementConfig()
-    network: ExcessNoiseConfig = ExcessNoiseConfig()
 
 
 class LearnedAligner(Head):
@@ -127,7 +95,7 @@ class LearnedAligner(Head):
             "auto" (chosen by leave-one-out likelihood), "shift", "affine", "polynomial2", "polynomial3", "gp" or
             "affine+gp".
         reference : `~astropy.table.Table` or `~astropy.coordinates.SkyCoord`, optional
-            Stars, as Gaia's archive gives them, whose positions are the frame in place of the reference image's:
+            Stars, as Gaia's archive gives them, whose positions are the reference in place of an image's:
             ``ra``, ``dec`` (or ``sky_centroid``) and ``ref_epoch`` (Julian years; or ``obstime``), and where known
             ``pmra``, ``pmdec`` (mas / yr), ``ra_error``, ``dec_error``, ``pmra_error``, ``pmdec_error`` and
             ``parallax`` (mas), which counts as an error. Each star is moved to the epoch of the image. With both sides
@@ -138,11 +106,11 @@ class LearnedAligner(Head):
         -------
         `~astropy.table.QTable`
             A row per source and band: ``label``, ``sky_centroid`` (in the reference image's header), ``band`` (a band,
-            or "joint": all ground bands as one frame), ``d_ra_cosdec``, ``d_dec`` and their errors (mas), ``corr``
-            (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``. ``meta``:
-            ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are flagged
-            COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands have
-            none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
+            or "joint": the offset of all ground bands together), ``d_ra_cosdec``, ``d_dec`` and their errors (mas),
+            ``corr`` (correlation of the two errors), ``snr``, ``weight`` (0: not used in the field), ``flags``.
+            ``meta``: ``verdict`` ("ok", "coarse": known to worse than 30 mas, or ground bands disagree; ground rows are
+            flagged COARSE_ALIGNMENT, and where only the cross-correlation worked they hold its offset, and space bands
+            have none; or "abstain": offsets are NaN and rows are flagged UNALIGNED), ``reason``, ``center``, ``box``,
             ``model`` (one field per band): what `~rosetta.AstrometricSolution.from_table` reads; ``score``,
             ``reference`` (a band, or "catalogue"), ``coarse`` and provenance. Errors include the fitted scatter. With
             ``reference`` the reference image has rows as well, with an offset for each star that was found.
@@ -171,23 +139,23 @@ class LearnedAligner(Head):
         meta = self._provenance_of(embedding, bands=wanted, model=model)
         meta["reference"] = sharpest if stars is None else "catalogue"
         if sharpest is None:
-            return _logged(_star_table(images, sources, stars, wanted, model, meta, self._config))
-        still = {}
+            return _logged(table_from_stars(images, sources, stars, wanted, model, meta, self._config))
+        motions = {}
         if stars is not None:
-            star, _ = catalogue_tie.matched_stars(stars, sources, self._config.measurement)
-            years = {band: _years(images[band], sources) for band in wanted}
+            star, _ = stars_among(stars, sources, self._config)
+            years = {band: years_apart(images[band], sources) for band in wanted}
             if np.isfinite(list(years.values())).all():
-                still = {band: stars.motion_in(years[band], star) for band in wanted}
+                motions = {band: stars.motion_in(years[band], star) for band in wanted}
                 sources = replace(sources, point=sources.point & (star < 0))
-        found = _measure(images, sources, wanted, self._config, still)
-        extras = {}
+        found = measured_bands(images, sources, wanted, self._config, motions)
+        excess = {}
         if self._provenance.get("trained") and found.few is None:  # it has learned from fields of many sources
             tokens = self._tokens(embedding, sources)
             for part in found.parts:
-                extras[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
-        offsets = _table(images, sources, found, extras, model, meta, self._config)
+                excess[part.band] = excess_noise.excess_noise(self._network, *tokens, _scalars(part, sources))
+        offsets = offsets_table(images, sources, found, excess, model, meta, self._config)
         if stars is not None:
-            tie = _star_table(images, sources, stars, [sharpest], "auto", meta, self._config)
+            tie = table_from_stars(images, sources, stars, [sharpest], "auto", meta, self._config)
             offsets = tied(offsets, tie, sharpest)
         return _logged(offsets)
 
@@ -224,7 +192,7 @@ class LearnedAligner(Head):
             If ``offsets`` is not the aligner's table with its ``meta``, ``wcs`` is no WCS, or the form or the band is
             not known.
         """
-        return _correct(wcs, as_solution(offsets), band, form)[0]
+        return corrected_within(wcs, as_solution(offsets), band, form)[0]
 
     @plain_arithmetic
     def align(self, pair, *, reference=None):
@@ -258,7 +226,7 @@ class LearnedAligner(Head):
         for side, band, image in pair.images():
             if side == "space" and reference is None:
                 continue
-            wcs, residual = _correct(image.wcs, solution, band, "sip", image.data.shape)
+            wcs, residual = corrected_within(image.wcs, solution, band, "sip", image.data.shape)
             sigma = solution.sigma_at(sources, band)
             statement = {  # keywords and values that a FITS header can hold
                 "ALIGN": solution.verdict,
@@ -342,7 +310,7 @@ class LearnedAligner(Head):
                 band: replace(p, wcs=_Shifted(p.wcs, 1e-3 * injected)) if p.side == "ground" else p
                 for band, p in images.items()
             }
-        found = _measure(images, sources, wanted, self._config, {})
+        found = measured_bands(images, sources, wanted, self._config, {})
         if found.verdict != "ok":
             log.warning("pairs[%d] left out of training: %s", index, found.reason)
             return None
@@ -403,15 +371,6 @@ class _Shifted:
         return self._wcs.world_to_pixel(offset_coord(sky, *-self._shift))
 
 
-class _Found:
-    """Measurements of a pair, with the verdict on them."""
-
-    def __init__(self, frame, parts, joint, verdict, reason, match, few=None):
-        self.frame = frame  # the bands that make up the joint frame
-        self.parts, self.joint, self.verdict, self.reason, self.match = parts, joint, verdict, reason, match
-        self.few = few  # `FewSources`, where the sources are too few for a field
-
-
 def _check_sides(pair, sides=SIDES):
     for side in sides:
         if getattr(pair, side) is None:
@@ -433,8 +392,8 @@ def _wanted_bands(pair, images, reference, bands):
         band = names.get(name)
         if band is None or band == reference:
             known = ", ".join(band for band in images if band != reference)
-            frame = reference or "the catalogue"
-            raise ValueError(f"bands: {name!r} cannot be measured against {frame}; this pair has: {known}")
+            what = reference or "the catalogue"
+            raise ValueError(f"bands: {name!r} cannot be measured against {what}; this pair has: {known}")
         if band not in wanted:
             wanted.append(band)
     if not any(images[band].side == "ground" for band in wanted):
@@ -451,97 +410,11 @@ def _cards(meta):
     }
 
 
-def _measure(images, sources, wanted, config, still):
-    """Coarse step, then every band; `_Found`. ``still``: band -> known motion of each source, to be taken off."""
-    ground = [band for band in wanted if images[band].side == "ground"]
-    n = len(sources.label)
-    if n < 2:
-        return _Found(ground, [], None, "abstain", f"only {n} sources in the reference image", None)
-    match = measurement.coarse_match(images, sources)
-    believed = (
-        match is not None
-        and match.significance > config.coarse_significance
-        and match.significance > config.coarse_rival * match.rival
-    )
-    start = match.offset if believed else np.zeros(2)
-    parts = []
-    for band in wanted:
-        image = images[band]
-        part = measurement.measure_band(image, sources, start if image.side == "ground" else np.zeros(2))
-        parts.append(part.without(*still[band]) if band in still else part)
-    found = _judged(images, sources, ground, parts, match, believed)
-    if found.verdict != "abstain":
-        return found
-    alone = believed and match.significance > max(config.alone_significance, config.alone_rival * match.rival)
-    most = max(int(p.usable.sum()) for p in parts if p.band in ground)
-    if alone and most >= sources.config.min_sources:  # two or three sources correlate well with anything
-        reason = "single sources do not agree on an offset; the cross-correlation of the images does"
-        return _Found(ground, parts, None, "coarse", reason, match)
-    strength = "none" if match is None else f"{match.significance:.1f} sigma, next {match.rival:.1f}"
-    found.reason += f"; correlation peak {strength}"
-    return found
-
-
-def _judged(images, sources, frame, parts, match=None, believed=False):
-    """Do single sources of the bands ``frame`` support an offset? `_Found`."""
-    deciding = [p for p in parts if p.band in frame]
-    agreeing = [p for p in deciding if p.agrees]
-    joint = measurement.combine(agreeing) if agreeing else None
-    if joint is not None and joint.usable.sum() >= FEW:
-        return _Found(frame, parts, joint, "ok", "", match)
-    most = max((int(p.usable.sum()) for p in deciding), default=0)
-    few = _few_sources(images, sources, deciding) if joint is not None or most < FEW else None
-    told = f"at best {most} usable sources in a ground band, and they do not agree"
-    if few is not None:
-        told = f"{few.n_source} sources in {few.n_band} band{'s' * (few.n_band > 1)}"
-        agree, fine = few.evidence > (0.0 if believed else LEAST_EVIDENCE), few.sigma < FINE_ERROR
-        if few.evidence < 0:
-            told += " do not agree"
-        elif not agree:
-            told += " are too faint to tell whether they agree"
-        elif not fine:
-            told += f" tell the offset to {few.sigma:.0f} mas only"
-        if agree and few.sigma < MOST_ERROR:
-            joint = measurement.combine([p for p in deciding if p.usable.any()])
-            return _Found(frame, parts, joint, "ok" if fine else "coarse", told, match, few)
-    elif most < 2:
-        told = f"{'one usable source' if most else 'no usable source'} in the ground bands, and two are needed"
-    return _Found(frame, parts, None, "abstain", f"no common offset: {told}", match)
-
-
-def _star_table(images, sources, stars, bands, model, meta, config):
-    """The offsets of bands from a catalogue, measured on its stars."""
-    sources = replace(sources, point=np.zeros_like(sources.point))  # no star moves by more than the catalogue says
-    star, seen = catalogue_tie.matched_stars(stars, sources, config.measurement)
-    parts = [catalogue_tie.star_offsets(images[band], sources, stars, star, config.measurement) for band in bands]
-    found = _judged(images, sources, bands, parts)
-    if found.verdict == "abstain":
-        most = max(int(p.usable.sum()) for p in parts)
-        used = f"{most} of {seen} stars of the reference on the image {'are' if most != 1 else 'is'} of use"
-        found.reason = f"{used}, and two are needed" if most < 2 else f"{used}: {found.reason}"
-    return _table(images, sources, found, {}, model, meta, config, scene_frame="joint")
-
-
 def _logged(offsets):
     """The result, after a warning if its verdict is not "ok"."""
     if offsets.meta["verdict"] != "ok":
         log.warning("alignment %s: %s", offsets.meta["verdict"], offsets.meta["reason"])
     return offsets
-
-
-def _few_sources(images, sources, ground):
-    """`FewSources` of the bands with usable sources; None if these are fewer than two sources."""
-    parts = [p for p in ground if p.usable.any()]
-    if not parts or np.any([p.usable for p in parts], axis=0).sum() < 2:
-        return None
-    years = [_years(images[p.band], sources) for p in parts]
-    size = np.sqrt(np.asarray(sources.table["a"], float) * np.asarray(sources.table["b"], float))
-    return few_sources.agreed_shift(parts, [few_sources.expected_scatter(sources.point, size, y) for y in years])
-
-
-def _years(image, sources):
-    """Epoch of an image less that of the reference, years; NaN where unknown."""
-    return epochs.epoch(image.wcs) - epochs.epoch(sources.reference.wcs)
 
 
 def _scalars(part, sources):
@@ -556,115 +429,7 @@ def _scalars(part, sources):
     return np.clip(np.nan_to_num(np.stack(columns, -1), posinf=0, neginf=0), -4, 4).astype(np.float32)
 
 
-def _table(images, sources, found, extras, model, meta, config, scene_frame=None):
-    """The result: rows per band, fields, verdict."""
-    n = len(sources.label)
-    eye = np.eye(2)
-    parts = list(found.parts)
-    if found.joint is not None:
-        parts.append(found.joint)
-        agreeing = [p for p in found.parts if p.agrees and p.band in found.frame]
-        if extras:  # this scatter is common to all bands, so it does not average down
-            extras["joint"] = np.max([np.where(p.usable, extras[p.band], 0.0) for p in agreeing], axis=0)
-    scatter = {part.band: sources.scatter(*([extras[part.band]] if extras else [])) for part in parts}
-    covs = {part.band: part.cov for part in parts}
-    verdict, reason = found.verdict, found.reason
-    models, fits = {}, {}
-    if found.few is not None:
-        models = dict(found.few.fields)
-        for part in parts:
-            if part.band in models:
-                count = int(part.usable.sum())
-                fits[part.band] = FieldFit(models[part.band], np.ones(count), np.zeros(count, bool), None, np.zeros(2))
-                covs[part.band] = covs[part.band] + (found.few.scatter[part.band] ** 2)[:, None, None] * eye
-    elif found.verdict == "ok":
-        years = {part.band: np.nan_to_num(_years(images[part.band], sources)) for part in found.parts}
-        years["joint"] = np.sqrt(np.mean([years[part.band] ** 2 for part in agreeing]))
-        for band in covs:  # of unknown epochs the scatter of stars is only fitted
-            covs[band] = covs[band] + (sources.point * (epochs.MOTION * years[band]) ** 2)[:, None, None] * eye
-        fields = {part.band: (part, covs[part.band]) for part in parts if part.agrees}
-        sides = {band: "ground" if band in found.frame else "space" for band in fields if band != "joint"}
-        fits = band_fields.band_fields(sources.east_north, fields, sides, scatter, model, sources.config.field)
-        models = {band: fit.model for band, fit in fits.items()}
-        apart, spread = band_fields.disagreement(fits, sides)
-        if apart:
-            verdict = "coarse"
-            reason = "ground bands disagree: " + ", ".join(f"{band} by {size:.0f} mas" for band, size in apart.items())
-            models["joint"] = offset_field.widened(models["joint"], spread)
-        for band, fit in fits.items():
-            covs[band] = covs[band] + (scatter[band] ** 2 @ fit.floor**2)[:, None, None] * eye
-    elif found.verdict == "coarse":
-        models["joint"] = offset_field.constant(1e3 * found.match.offset, config.coarse_error)
-    if "joint" in models:
-        for part in found.parts:
-            if part.band not in models and part.band in found.frame:
-                models[part.band] = {**models["joint"], "borrowed": "joint"}
-    tables = []
-    for part in parts if found.joint is not None else [*parts, None]:
-        band = "joint" if part is None else part.band
-        tables.append(_rows(sources, part, covs.get(band) if fits else None, fits.get(band)))
-        if verdict == "coarse" and (band == "joint" or band in found.frame):
-            tables[-1]["flags"] |= int(Flag.COARSE_ALIGNMENT)
-            if not fits:
-                _set_offset(tables[-1], found.match, config.coarse_error)
-    result = vstack(tables, metadata_conflicts="silent") if n else tables[-1]
-    low, high = extent([sources.reference])
-    box = tuple(tuple(corner.tolist()) for corner in (low, high))
-    solution = AstrometricSolution(verdict, reason, sources.reference.tangent_plane.center, box, models, scene_frame)
-    result.meta.update(meta)
-    result.meta.update(
-        solution.to_meta(),
-        score={band: fit.score for band, fit in fits.items()},
-        coarse=None if found.match is None else {
-            "d_ra_cosdec": float(1e3 * found.match.offset[0]), "d_dec": float(1e3 * found.match.offset[1]),
-            "significance": found.match.significance, "rival": found.match.rival,
-        },
-    )
-    return result
-
-
-def _rows(sources, part, cov, fit):
-    """The rows of one band; ``part`` None: nothing was measured; ``cov`` None: what was measured is not believed."""
-    n = len(sources.label)
-    table = QTable()
-    table["label"] = sources.label
-    table["sky_centroid"] = sources.table["sky_centroid"]
-    table["band"] = np.full(n, "joint" if part is None else part.band, dtype="U16")
-    offset, error, corr = np.full((n, 2), np.nan), np.full((n, 2), np.nan), np.full(n, np.nan)
-    snr, weight, flags = np.full(n, np.nan), np.zeros(n), np.zeros(n, int)
-    if part is not None:
-        snr, flags = part.snr, part.flags.copy()
-        if cov is not None:
-            good = np.isfinite(part.offset).all(1) & (flags & int(Flag.LOW_SNR) == 0)
-            offset[good] = part.offset[good]
-            error[good] = np.sqrt(cov[good][:, [0, 1], [0, 1]])
-            corr[good] = cov[good, 0, 1] / error[good].prod(1)
-        if fit is not None:
-            weight[part.usable] = fit.weight
-            flags[np.flatnonzero(part.usable)[fit.outlier]] |= int(Flag.OUTLIER)
-    if fit is None:
-        flags |= int(Flag.UNALIGNED)
-    for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
-        table[column] = offset[:, axis] * MAS
-    for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
-        table[f"{column}_err"] = error[:, axis] * MAS
-    table["corr"] = corr
-    table["snr"] = snr
-    table["weight"] = weight
-    table["flags"] = flags
-    return table
-
-
-def _set_offset(table, match, error):
-    """Give all rows of a ground band the offset of the cross-correlation."""
-    for axis, column in enumerate(("d_ra_cosdec", "d_dec")):
-        table[column] = 1e3 * match.offset[axis] * MAS
-        table[f"{column}_err"] = error * MAS
-    table["corr"] = 0.0
-    table["flags"] &= ~int(Flag.UNALIGNED)
-
-
-def _correct(wcs, solution, band, form, shape=None):
+def corrected_within(wcs, solution, band, form, shape=None):
     """Corrected WCS and its largest approximation error in mas; ``shape`` (ny, nx) where the image is known."""
     if form not in corrected_wcs.FORMS:
         raise ValueError(f"form must be one of {', '.join(map(repr, corrected_wcs.FORMS))}; got {form!r}")

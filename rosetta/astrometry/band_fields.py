@@ -9,9 +9,6 @@ from .field_fit import fit_field, on_top_of
 
 __all__ = ["band_fields", "disagreement"]
 
-# Of the shift of a band against the other ones, to disagree: many sigma, as refraction moves bands by a few mas.
-LEAST_SIGNIFICANCE, LEAST_APART = 10.0, 10.0  # sigma, mas
-
 
 def band_fields(xy, measured, side, scatter, model, config):
     """Fit the fields of all bands.
@@ -69,20 +66,21 @@ def _low_order(xy, offset, cov, scatter, model, config):
     return affine if (affine.score - shift.score) * len(xy) > config.margin else shift
 
 
-def disagreement(fits, side):
-    """Ground bands whose frames differ.
+def disagreement(fits, side, config):
+    """Ground bands that are shifted against the others.
 
     Parameters
     ----------
     fits, side : dict
         What `band_fields` returned and was given.
+    config : `~rosetta.astrometry.field_fit.FieldConfig`
 
     Returns
     -------
     apart : dict
-        Band -> distance of its frame from the median one, mas; only bands that disagree.
+        Band -> distance of its shift from the median one, mas; only bands that disagree.
     spread : float
-        Rms distance of all bands per axis, mas: what the joint frame is not.
+        Rms distance of all bands per axis, mas: an error of the joint field.
     """
     ground = (band for band in fits if side.get(band) == "ground")
     own = {band: fits[band].model["added"] for band in ground if "added" in fits[band].model}
@@ -93,6 +91,6 @@ def disagreement(fits, side):
     shift = shift - np.median(shift, axis=0)
     size = np.hypot(*shift.T)
     significance = np.sqrt(np.einsum("ni,nij,nj->n", shift, np.linalg.inv(cov), shift))
-    differs = (significance > LEAST_SIGNIFICANCE) & (size > LEAST_APART)
+    differs = (significance > config.apart_significance) & (size > config.apart)
     apart = {band: float(d) for band, d, bad in zip(own, size, differs, strict=True) if bad}
     return apart, float(np.sqrt(np.mean(shift**2)))

@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Stars of an astrometric catalogue on images: which detected source is which star, and how far off its position is."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -10,15 +12,36 @@ from .epochs import epoch
 from .measurement import BandOffsets
 from .star_positions import fit_stars
 
-__all__ = ["matched_stars", "star_offsets"]
-
-REACH, SAME = 5.0, 0.3  # arcsec: largest error of a header, and distance within which a source is the star
-BRIGHT = (10, 4)  # sources that vote for the shift: so many, and so many more for each star
-MOST_MISFIT = 0.2  # of the core: no star, or one whose core is flat
-MOST_MISSING = 0.1  # of its light: cores of saturated stars are masked
+__all__ = ["CatalogueTieConfig", "matched_stars", "star_offsets"]
 
 
-def matched_stars(stars, sources, config):
+@dataclass(frozen=True)
+class CatalogueTieConfig:
+    """Which sources are stars of a catalogue, and which of them count.
+
+    Attributes
+    ----------
+    reach, same : float
+        arcsec: the largest error of a header, and the distance within which a source is the star.
+    bright : tuple of int
+        Sources that vote for the shift: so many, and so many more for each star.
+    most_misfit : float
+        Of the residuals in the core over its light: more is no star, or one whose core is flat.
+    most_missing : float
+        Of a star's light: cores of saturated stars are masked.
+    psf_error : float
+        Of each pixel's model, relative.
+    """
+
+    reach: float = 5.0
+    same: float = 0.3
+    bright: tuple = (10, 4)
+    most_misfit: float = 0.2
+    most_missing: float = 0.1
+    psf_error: float = 0.02
+
+
+def matched_stars(stars, sources, config, agree_share):
     """The star that each source is.
 
     The shift under which most stars fall on a bright source is found first (of equal ones the smallest).
@@ -27,7 +50,9 @@ def matched_stars(stars, sources, config):
     ----------
     stars : `~rosetta.astrometry.reference_stars.ReferenceStars`
     sources : `~rosetta.astrometry.measurement.Sources`
-    config : `~rosetta.astrometry.measurement.MeasurementConfig`
+    config : CatalogueTieConfig
+    agree_share : float
+        Of the stars on the image, that must be found.
 
     Returns
     -------
@@ -41,28 +66,30 @@ def matched_stars(stars, sources, config):
     ny, nx = reference.shape
     place = reference.tangent_plane.east_north(sky)
     low, high = extent([reference])
-    near = np.flatnonzero(((place > low - REACH) & (place < high + REACH)).all(1))  # beyond, a WCS may have no inverse
+    low, high = low - config.reach, high + config.reach  # beyond, a WCS may have no inverse
+    near = np.flatnonzero(((place > low) & (place < high)).all(1))
     x, y = reference.xy(place[near]).T
     inside = (x > -0.5) & (y > -0.5) & (x < nx - 0.5) & (y < ny - 0.5)
     near = near[inside]
     place = place[near]
     if len(near) == 0 or len(star) == 0:
         return star, len(near)
-    brightest = np.argsort(-np.asarray(sources.table["snr"], float))[: BRIGHT[0] + BRIGHT[1] * len(near)]
+    brightest = np.argsort(-np.asarray(sources.table["snr"], float))[: config.bright[0] + config.bright[1] * len(near)]
     tree = cKDTree(found[brightest])
-    trials = [found[brightest[j]] - p for p, js in zip(place, tree.query_ball_point(place, REACH)) for j in js]
+    within = tree.query_ball_point(place, config.reach)
+    trials = [found[brightest[j]] - p for p, js in zip(place, within) for j in js]
     if not trials:
         return star, len(near)
     trials = np.array(sorted(trials, key=lambda shift: np.hypot(*shift)))  # (n_trial, 2)
-    votes = [(tree.query(place + shift)[0] < SAME).sum() for shift in trials]
+    votes = [(tree.query(place + shift)[0] < config.same).sum() for shift in trials]
     shift = trials[int(np.argmax(votes))]
     apart, source = cKDTree(found).query(place + shift)
-    shift = shift + np.median((found[source] - place - shift)[apart < SAME], axis=0)
+    shift = shift + np.median((found[source] - place - shift)[apart < config.same], axis=0)
     apart, source = cKDTree(found).query(place + shift)
     for k in np.argsort(-apart):  # the nearest star last: it stays
-        if apart[k] < SAME:
+        if apart[k] < config.same:
             star[source[k]] = near[k]
-    if (star >= 0).sum() < config.agree_share * len(near):
+    if (star >= 0).sum() < agree_share * len(near):
         star[:] = -1  # as many fall on sources by chance
     return star, len(near)
 
@@ -88,7 +115,7 @@ def star_offsets(image, sources, stars, star, config):
     start, offset, cov_target, cov_reference = (np.full(s, np.nan) for s in [(n, 2), (n, 2), (n, 2, 2), (n, 2, 2)])
     if len(known):
         start[known] = image.xy(sources.east_north[known])
-    fit = fit_stars(image, start)
+    fit = fit_stars(image, start, config.psf_error)
     flags = np.full(n, int(image.flags))
     fitted = np.flatnonzero(np.isfinite(fit.xy).all(1))
     if len(fitted):
@@ -102,7 +129,8 @@ def star_offsets(image, sources, stars, star, config):
         cov_target[fitted] = noise + lopsided[:, None, None] * np.eye(2)
         cov_reference[fitted] = variance[star[fitted], None, :] * np.eye(2)
     with np.errstate(invalid="ignore"):
-        strong, whole, point = fit.snr > config.min_snr, fit.missing < MOST_MISSING, fit.misfit < MOST_MISFIT
+        strong = fit.snr > sources.config.min_snr
+        whole, point = fit.missing < config.most_missing, fit.misfit < config.most_misfit
     usable = strong & whole & point
     found = np.isfinite(fit.snr)
     for condition, flag in (
@@ -112,7 +140,7 @@ def star_offsets(image, sources, stars, star, config):
         (found & ~point | (np.nan_to_num(fit.chi2) > 3.0), Flag.POOR_FIT),
     ):
         flags[condition] |= int(flag)
-    agrees = usable.sum() >= config.min_sources
+    agrees = usable.sum() >= sources.config.min_sources
     return BandOffsets(
         image.band, offset, cov_target, cov_reference, fit.amplitude, fit.snr, fit.chi2, usable, flags, bool(agrees)
     )

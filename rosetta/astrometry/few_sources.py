@@ -19,15 +19,39 @@ from scipy import optimize, special
 
 from .epochs import MOTION
 
-__all__ = ["FewSources", "agreed_shift", "expected_scatter"]
+__all__ = ["FewSources", "FewSourcesConfig", "agreed_shift", "expected_scatter"]
 
-SIZE_SCATTER = 0.01  # typical scatter of a galaxy's centroid between bands, relative to its rms size
-UNKNOWN_YEARS = 5.0  # between images without dates
-BAND_SCATTER = 3.0  # mas: typical scatter of the frames of bands
-REACH2 = 1.0  # arcsec^2 in which an offset is found at all
 # Natural logarithms of the sizes relative to the typical ones, whose prior is normal with unit scatter, and of the
 # factor on the noise.
 _SIZES, _FACTORS, _FACTOR_SCATTER = np.linspace(-2.5, 6.5, 13), np.linspace(-0.3, 0.9, 4), 0.3
+
+
+@dataclass(frozen=True)
+class FewSourcesConfig:
+    """What is expected of few sources, and when they support a shift.
+
+    Attributes
+    ----------
+    fewer_than : int
+        So many sources are few: a shift is all that is fitted.
+    evidence : float
+        Nats by which they must be likelier to belong together, where the cross-correlation does not say so.
+    unknown_years : float
+        Between images without dates.
+    size_scatter : float
+        Typical scatter of a galaxy's centroid between bands, relative to its rms size.
+    band_scatter : float
+        Typical scatter of the shifts of bands, mas.
+    reach2 : float
+        arcsec^2 in which an offset is found at all.
+    """
+
+    fewer_than: int = 8
+    evidence: float = 3.0
+    unknown_years: float = 5.0
+    size_scatter: float = 0.01
+    band_scatter: float = 3.0
+    reach2: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,7 @@ class FewSources:
     n_band: int
 
 
-def expected_scatter(point, size, years):
+def expected_scatter(point, size, years, config):
     """Typical scatter of sources beyond their noise: of stars by proper motion, of galaxies by colour gradients.
 
     Parameters
@@ -66,17 +90,18 @@ def expected_scatter(point, size, years):
         Rms size, arcsec.
     years : float
         Epoch of the image less that of the reference; NaN where unknown.
+    config : FewSourcesConfig
 
     Returns
     -------
     numpy.ndarray, shape (n,)
         mas per axis, with the sign of ``years``: a star moves to opposite sides before and after.
     """
-    motion = MOTION * (years if np.isfinite(years) else UNKNOWN_YEARS)
-    return np.where(point, motion, np.maximum(1e3 * SIZE_SCATTER * size, 0.5))
+    motion = MOTION * (years if np.isfinite(years) else config.unknown_years)
+    return np.where(point, motion, np.maximum(1e3 * config.size_scatter * size, 0.5))
 
 
-def agreed_shift(parts, expected):
+def agreed_shift(parts, expected, config):
     """The common shift of some bands.
 
     Parameters
@@ -85,6 +110,7 @@ def agreed_shift(parts, expected):
         With two usable sources or more in all.
     expected : sequence of numpy.ndarray, shape (n,)
         `expected_scatter` of all sources, for each band.
+    config : FewSourcesConfig
 
     Returns
     -------
@@ -103,7 +129,8 @@ def agreed_shift(parts, expected):
     eye = np.eye(2)
     typical = np.concatenate([e[p.usable] for p, e in zip(parts, expected, strict=True)])  # (m,)
     of_source = np.kron(same_source * np.outer(typical, typical), eye)
-    of_band = np.kron(band[:, None] == band, eye) * BAND_SCATTER**2
+    variance = config.band_scatter**2
+    of_band = np.kron(band[:, None] == band, eye) * variance
     y, h = offset.ravel(), np.tile(eye, (m, 1))  # (2m,), (2m, 2)
     apart, columns = _apart(source)
 
@@ -118,15 +145,15 @@ def agreed_shift(parts, expected):
     rest = np.einsum("kij,kj->ki", inverse, y - shift @ h.T)
     targets, mean, cov = ["joint"], [shift], [posterior]
     for j, part in enumerate(parts):
-        own = of_bands * (np.kron(band == j, eye) * BAND_SCATTER**2)  # (k, 2, 2m): covariance of its frame and the data
+        own = of_bands * (np.kron(band == j, eye) * variance)  # (k, 2, 2m): covariance of its shift and the data
         spare = eye - own @ inverse @ h
         targets.append(part.band)
         mean.append(shift + np.einsum("kij,kj->ki", own, rest))
-        cov.append(of_bands * BAND_SCATTER**2 * eye - own @ inverse @ _turned(own) + spare @ posterior @ _turned(spare))
+        cov.append(of_bands * variance * eye - own @ inverse @ _turned(own) + spare @ posterior @ _turned(spare))
     weight = np.exp(together + log_prior - special.logsumexp(together + log_prior))
     # A flat prior over the reach, in mas^2, for every offset that is free.
     evidence = special.logsumexp(together + log_prior) - special.logsumexp(separate + log_prior)
-    evidence += (columns - 1) * np.log(1e6 * REACH2)
+    evidence += (columns - 1) * np.log(1e6 * config.reach2)
     fields, widths = {}, []
     for name, value, error in zip(targets, mean, cov, strict=True):
         center = weight @ value

@@ -38,6 +38,9 @@ class FieldConfig:
         More points are averaged in cells.
     min_affine : int
         Sources that a single band must have for an affine field of its own.
+    apart, apart_significance : float
+        mas, and sigma, by which the shift of a band differs from the others' for them to disagree: many sigma, as
+        refraction moves bands by a few mas.
     """
 
     margin: float = 3.0
@@ -46,6 +49,8 @@ class FieldConfig:
     floor_evidence: float = 2.0
     most_points: int = 400
     min_affine: int = 12
+    apart: float = 10.0
+    apart_significance: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class MeasurementConfig:
     min_snr : float
         Of the amplitude, for a source to count.
     min_sources : int
-        For a band to vouch for its own frame; fewer can do so together with other bands.
+        For the offset of a band to be trusted alone; fewer are trusted together with other bands.
     agree_share, expected_snr : float
         A band is on the right sky when this share of the sources that should be seen with this S/N are seen, in one
         place.
@@ -300,7 +300,7 @@ def _agree(sources, fit, offset, cov, model):
 
 
 def combine(parts):
-    """One frame from several bands: per source, the mean weighted by each band's own noise.
+    """Joint offsets of several bands: per source, the mean weighted by each band's own noise.
 
     The noise of the reference image is common to all bands and does not average down.
     """

@@ -14,7 +14,6 @@ from .splines import spline_filter, value_and_slopes
 __all__ = ["StarFit", "fit_stars"]
 
 STEP, PERIOD = 4, 40  # samples of the PSF per pixel, and pixels of its image
-PSF_ERROR = 0.02  # of each pixel's model, relative
 ITERATIONS, CLOSE = 15, 1e-4  # of the fit; pixels
 
 
@@ -27,7 +26,7 @@ class StarFit:
     xy : numpy.ndarray, shape (n, 2)
         Position, 0-based pixel (x, y).
     cov : numpy.ndarray, shape (n, 2, 2)
-        Its covariance from pixel noise and an error of 2 % of the PSF in every pixel, pixel^2.
+        Its covariance from pixel noise and the error of the PSF in every pixel, pixel^2.
     amplitude, snr : numpy.ndarray, shape (n,)
         Flux in units of the PSF's sum, nJy, and its significance.
     chi2 : numpy.ndarray, shape (n,)
@@ -47,7 +46,7 @@ class StarFit:
     missing: np.ndarray
 
 
-def fit_stars(image, start):
+def fit_stars(image, start, psf_error):
     """Weighted least squares of (flux, position, background), one star at a time.
 
     Parameters
@@ -55,6 +54,8 @@ def fit_stars(image, start):
     image : `~rosetta.images.image.BandImage`
     start : numpy.ndarray, shape (n, 2)
         Pixel (x, y), good to about a FWHM; NaN: no star there.
+    psf_error : float
+        Of each pixel's model, relative.
 
     Returns
     -------
@@ -70,7 +71,7 @@ def fit_stars(image, start):
         if not ((start[k] >= 0) & (start[k] <= (nx - 1, ny - 1))).all():
             continue
         spline = np.tensordot(image.psf.weights(*start[k])[0], cells, axes=1)
-        found = _fit_star(image, spline, start[k], radius, fwhm)
+        found = _fit_star(image, spline, start[k], radius, fwhm, psf_error)
         if found is not None:
             for name, value in found.items():
                 getattr(out, name)[k] = value
@@ -99,7 +100,7 @@ def _fine(cell, core):
     return fft.irfft2(fft.rfft2(fine) * spline_filter(m), (m, m))
 
 
-def _fit_star(image, spline, xy, radius, fwhm):
+def _fit_star(image, spline, xy, radius, fwhm, psf_error):
     """The numbers of a `StarFit` of one star; None where there is none."""
     ny, nx = image.shape
     side = np.arange(-radius, radius + 1)
@@ -119,7 +120,7 @@ def _fit_star(image, spline, xy, radius, fwhm):
         if use.sum() < 20 or missing > 0.5 or spline_light <= 0:
             return None
         design = np.stack([value, -STEP * gx, -STEP * gy, np.ones_like(value)], -1)[use]  # (n_pixel, 4)
-        noise = variance[use] + (0.0 if flux is None else (PSF_ERROR * flux * value[use]) ** 2)
+        noise = variance[use] + (0.0 if flux is None else (psf_error * flux * value[use]) ** 2)
         weighted = design / noise[:, None]
         normal = design.T @ weighted
         flux_, *slopes, _ = p = np.linalg.lstsq(normal, weighted.T @ data[use], rcond=None)[0]

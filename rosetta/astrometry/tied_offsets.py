@@ -1,5 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Offsets from the reference image, carried on to the catalogue that this image is tied to."""
+"""Offsets from a catalogue of stars: measured on the stars themselves, or by way of the reference image."""
+
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -7,10 +9,13 @@ from astropy.table import vstack
 
 from ..flags import Flag
 from ..images.positions import tangent
+from . import catalogue_tie
 from .field import evaluate, summed
+from .offsets_table import offsets_table
 from .solution import FLAGS, AstrometricSolution, as_solution
+from .verdict import judged
 
-__all__ = ["tied"]
+__all__ = ["stars_among", "table_from_stars", "tied"]
 
 COLUMNS = "d_ra_cosdec", "d_dec"
 VERDICTS = list(FLAGS)  # from good to bad
@@ -75,3 +80,21 @@ def _set(rows, offset, error, corr):
     for axis, name in enumerate(COLUMNS):
         rows[name], rows[f"{name}_err"] = offset[:, axis] * u.mas, error[:, axis] * u.mas
     rows["corr"] = corr
+
+
+def table_from_stars(images, sources, stars, bands, model, meta, config):
+    """The offsets of bands from a catalogue, measured on its stars."""
+    sources = replace(sources, point=np.zeros_like(sources.point))  # no star moves by more than the catalogue says
+    star, seen = stars_among(stars, sources, config)
+    parts = [catalogue_tie.star_offsets(images[band], sources, stars, star, config.tie) for band in bands]
+    found = judged(images, sources, bands, parts, config)
+    if found.verdict == "abstain":
+        most = max(int(p.usable.sum()) for p in parts)
+        used = f"{most} of {seen} stars of the reference on the image {'are' if most != 1 else 'is'} of use"
+        found.reason = f"{used}, and two are needed" if most < 2 else f"{used}: {found.reason}"
+    return offsets_table(images, sources, found, {}, model, meta, config, scene_frame="joint")
+
+
+def stars_among(stars, sources, config):
+    """`~rosetta.astrometry.catalogue_tie.matched_stars` with the settings of an `AlignerConfig`."""
+    return catalogue_tie.matched_stars(stars, sources, config.tie, config.measurement.agree_share)

@@ -143,7 +143,7 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
     alone, number = np.unique(place, return_inverse=True)
     if background == "plane":
         # Subtracted at first: breadths must not describe the sky.
-        sky = SkyPlane.of(image)
+        sky = SkyPlane.of(image, engine.config)
         first = engine.solve(engine.render(mixtures[alone], placed.of(alone)), image, sky)
         image, sky = sky.without(image, first.sky)
         placed = replace(placed, image=image)

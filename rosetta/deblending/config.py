@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from ..detection.detection import DetectionConfig
 from .blend_probability import BlendConfig
 from .engine.config import EngineConfig
+from .single_band import SingleBandConfig
+from .wrong_bands import WrongBandsConfig
 
 __all__ = ["DeblenderConfig", "MergingConfig"]
 
@@ -71,6 +73,19 @@ class DeblenderConfig:
         Error of a model, relative, in the search of residuals: what a template leaves of a bright source is no source.
     wing_error : float
         The same of the light of stars beyond the given stamp of the PSF.
+    apart : tuple of float
+        Least distance of what the residuals show from a known source, in units of the PSF's width: on the space image,
+        on the ground.
+    largest_share : float
+        Largest half-light radius of a source, in units of the width of the image.
+    uncertain_centre : float
+        Of the half-light radius of a large galaxy: within that a listed position is the galaxy.
+    unaligned_error : float
+        Of positions on ground images that are not aligned with the space image, arcsec per axis.
+    blended_above, lowest_snr : float
+        Blendedness above which a source is flagged as blended, and S/N below which it is flagged as faint.
+    wrong_bands : `~rosetta.deblending.wrong_bands.WrongBandsConfig`
+    single_band : `~rosetta.deblending.single_band.SingleBandConfig`
     """
 
     detection: DetectionConfig = field(default_factory=DetectionConfig)
@@ -82,3 +97,11 @@ class DeblenderConfig:
     start_radius: float = 0.2
     light_error: float = 0.1
     wing_error: float = 0.25
+    apart: tuple = (0.5, 0.7)
+    largest_share: float = 0.2
+    uncertain_centre: float = 0.5
+    unaligned_error: float = 0.1
+    blended_above: float = 0.05
+    lowest_snr: float = 3.0
+    wrong_bands: WrongBandsConfig = field(default_factory=WrongBandsConfig)
+    single_band: SingleBandConfig = field(default_factory=SingleBandConfig)

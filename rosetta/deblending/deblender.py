@@ -29,9 +29,11 @@ from .flagging import flagged
 from .job_list import JobList
 from .point_sources import is_point
 from .residual_search import confirmed
-from .scene import DeblendedScene, Templates, source_columns, template_covariance
+from .scene import DeblendedScene, template_covariance
 from .sky_plane import BACKGROUNDS
+from .source_columns import source_columns
 from .sources import Sources, truncation
+from .templates import Templates
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
 from .wrong_bands import wrong_bands
@@ -145,7 +147,7 @@ class JEPADeblender(Head):
         search = sources is None or neighbours == "detect"
         while True:
             whole = self._fitted(images, roles, job, found, solution, search, background, workers, progress)
-            wrong = set(wrong_bands(whole.bands, images, roles.reference.band)) & set(roles.shape)
+            wrong = set(wrong_bands(whole.bands, images, roles.reference.band, config.wrong_bands)) & set(roles.shape)
             if not wrong:
                 break
             # A band that contradicts the templates must not have shaped them.
@@ -210,9 +212,11 @@ class JEPADeblender(Head):
         # hold this source show in the residual. The shape of a point is known.
         misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
         covariance = field.covariance * misfit[:, None, None]
-        columns = source_columns(field, coord, fixed, covariance, fits[reference], fits[roles.blend])
+        columns = source_columns(field, coord, fixed, covariance, fits[reference], fits[roles.blend], self._config)
         solution = as_solution(offsets) if offsets is not None else None
-        flags, of_bands = flagged(fits, images, embedding.pair, field.east_north, reference, solution)
+        flags, of_bands = flagged(
+            fits, images, embedding.pair, field.east_north, reference, solution, self._config
+        )
         flags |= columns.pop("flags")
         flags |= embedding.ood_at(coord) if len(label) else flags
         table = QTable({"label": label, **columns, "flags": flags})

@@ -14,7 +14,7 @@ from .wrong_bands import wrong_bands
 __all__ = ["flagged"]
 
 
-def flagged(fits, images, pair, east_north, reference, solution):
+def flagged(fits, images, pair, east_north, reference, solution, config):
     """Flags that follow from the fits.
 
     Parameters
@@ -27,6 +27,7 @@ def flagged(fits, images, pair, east_north, reference, solution):
     reference : str
         Band of the templates.
     solution : `~rosetta.AstrometricSolution` or None
+    config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
     -------
@@ -36,7 +37,7 @@ def flagged(fits, images, pair, east_north, reference, solution):
         What of them is true in each band.
     """
     of_bands = {band: _band_flags(fit, images[band], solution) for band, fit in fits.items()}
-    for band in wrong_bands(fits, images, reference):
+    for band in wrong_bands(fits, images, reference, config.wrong_bands):
         of_bands[band][fits[band].measured] |= int(Flag.POOR_FIT)
     for band, fit in fits.items():
         if contradicted(fit):
@@ -46,7 +47,8 @@ def flagged(fits, images, pair, east_north, reference, solution):
     flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
     flags |= int(solution.flag) if solution is not None else 0
     alone = flags & int(Flag.DUPLICATE) == 0  # what shares its place with another has no flux of its own
-    flags[alone & _only_in_reference(fits, images, pair, reference, solution)] |= int(Flag.ARTEFACT)
+    single = _only_in_reference(fits, images, pair, reference, solution, config.single_band)
+    flags[alone & single] |= int(Flag.ARTEFACT)
     return flags, of_bands
 
 
@@ -78,7 +80,7 @@ def _source_flags(fits, images, n):
     return flags
 
 
-def _only_in_reference(fits, images, pair, reference, solution):
+def _only_in_reference(fits, images, pair, reference, solution, config):
     """Rows that only the reference band shows; the two sides are compared where they are aligned."""
     aligned = solution is not None and not solution.flag & Flag.UNALIGNED
     comparable = {b: fit for b, fit in fits.items() if aligned or images[b].side == images[reference].side}
@@ -87,4 +89,4 @@ def _only_in_reference(fits, images, pair, reference, solution):
         band = pair.survey(images[name].side)[name]
         pivot, width = band.pivot.to_value(u.nm), band.width.to_value(u.nm)
         edges[name] = (pivot - 0.5 * width, pivot + 0.5 * width)
-    return only_in_reference(comparable, edges, reference)
+    return only_in_reference(comparable, edges, reference, config)

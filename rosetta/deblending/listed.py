@@ -15,10 +15,8 @@ from .source_list import COINCIDENT, coincident
 
 __all__ = ["placed_where_listed", "with_listed"]
 
-PART = 0.5  # of the half-light radius of a large galaxy: its centre is known no better
 
-
-def with_listed(sources, owners, mixtures, listed, match):
+def with_listed(sources, owners, mixtures, listed, config):
     """Sources of which some are what a user listed, and the listed ones beside them.
 
     A fitted source keeps its template if the listed position agrees with it, or may be recentred, or if the source is a
@@ -34,8 +32,7 @@ def with_listed(sources, owners, mixtures, listed, match):
     mixtures : (m, K, 6) array
         Of the sources that are no fragments, with their fragments.
     listed : `~rosetta.deblending.sources.Sources`
-    match : float
-        arcsec within which a position and a source are one.
+    config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
     -------
@@ -46,7 +43,8 @@ def with_listed(sources, owners, mixtures, listed, match):
     """
     whole = np.flatnonzero(owners == np.arange(len(owners)))
     light = sources.east_north[whole] + centroids(mixtures)
-    which, apart = _identity(listed.east_north, light, np.maximum(match, PART * half_light_radius(mixtures)))
+    reach = np.maximum(config.match, config.uncertain_centre * half_light_radius(mixtures))
+    which, apart = _identity(listed.east_north, light, reach)
     known, row = which >= 0, np.append(whole, -1)[which]
     place = coincident(listed.east_north)
     alone = np.bincount(place, minlength=len(place))[place] == 1

@@ -12,9 +12,6 @@ from .sources import true_at
 
 __all__ = ["confirmed", "missed"]
 
-# Least distance from a known source, in units of the PSF's width: on the space image, on the ground.
-APART = {"space": 0.5, "ground": 0.7}
-
 
 def missed(engine, images, reference, sources, mixtures, config):
     """Positions of sources that the residuals show, on the reference image and on the ground stack.
@@ -49,7 +46,7 @@ def missed(engine, images, reference, sources, mixtures, config):
         found = true_at(look.east_north(x, y), look, sources.solution)
         if len(known) and len(found):
             separation, _ = cKDTree(known).query(found)
-            found = found[separation > max(APART[look.side] * look.fwhm, config.match)]
+            found = found[separation > max(config.apart[look.side == "ground"] * look.fwhm, config.match)]
         known = np.concatenate([known, found])
     return known[len(sources) :]
 

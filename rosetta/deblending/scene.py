@@ -3,17 +3,15 @@
 
 import copy
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.table import QTable
 
 from ..arithmetic import plain_arithmetic
-from ..astrometry.solution import AstrometricSolution, as_solution
+from ..astrometry.solution import as_solution
 from ..columns import describe
 from ..display import html_table
 from ..embedding import SkyEmbedding
@@ -22,48 +20,22 @@ from ..images.image import FAR, band_images
 from ..images.positions import offset_coord
 from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
-from ..io._store import check_format, document, document_hdu, extensions, new_path, record, record_hdus, save
+from ..io._store import check_format, extensions, new_path, save
 from ..readonly import ReadOnlyDict
-from .band_fit import DISPLACED, BandFit
-from .engine.config import EngineConfig
 from .engine.design import Design
-from .engine.rendering import REFERENCE_SCALE, evaluate, half_light_radius, render, stamp_sizes
+from .engine.rendering import REFERENCE_SCALE, evaluate, render, stamp_sizes
 from .engine.shape_fit import broadened
 from .label_map import label_map
 from .one_source import Source
-from .shapes import EAST, NORTH, centroids
+from .scene_file import scene_hdus, scene_parts
+from .shapes import centroids
 from .sky_plane import painted_sky
 from .sources import placed_on, seen_at
 
-__all__ = ["DeblendedScene", "Templates"]
+__all__ = ["DeblendedScene"]
 
 FORMAT = 2  # of files
 PAINTED = 256  # sources drawn at a time
-BLENDED_ABOVE, LOWEST_SNR = 0.05, 3.0  # blendedness and S/N at which flags are set
-
-
-@dataclass(frozen=True, eq=False)
-class Templates:
-    """What draws the sources of a scene.
-
-    Attributes
-    ----------
-    coord : `~astropy.coordinates.SkyCoord`
-        Positions that the templates are about, in the space image's frame.
-    mixtures : (n, K, 6) array
-    truncation : (n,) array
-        Share of the light that stamps may leave out.
-    wavelength : float
-        Of the band that they are the templates of, nm.
-    config : `~rosetta.deblending.engine.config.EngineConfig`
-        How they were fitted.
-    """
-
-    coord: SkyCoord
-    mixtures: np.ndarray
-    truncation: np.ndarray
-    wavelength: float
-    config: EngineConfig
 
 
 class DeblendedScene:
@@ -553,19 +525,9 @@ class DeblendedScene:
         hdus[0].header["SCNFMT"] = (FORMAT, "rosetta scene, format version")
         hdus[0].header["NSOURCE"] = (n, "sources of the scene")
         hdus[0].header["BANDS"] = (" ".join(self.bands), "bands that were fitted")
-        hdus += record_hdus("SOURCES", _columns(self._table), n)
-        templates = {**_values(self._templates), "shape_covariance": self._shape_covariance}
-        config = templates.pop("config")
-        hdus += record_hdus("TEMPLATES", templates, n)
-        for band, fit in self._fits.items():
-            hdus += record_hdus(f"FIT_{band}", _values(fit), n, ver=_extver(self.images[band].side))
-        hdus.append(document_hdu("SCENE_META", self._meta))
-        hdus.append(document_hdu("SCENE_CONFIG", asdict(config)))
-        if isinstance(self._offsets, AstrometricSolution):
-            hdus.append(document_hdu("OFFSETS_META", self._offsets.to_meta()))
-        elif self._offsets is not None:
-            hdus += record_hdus("OFFSETS", _columns(self._offsets), len(self._offsets))
-            hdus.append(document_hdu("OFFSETS_META", self._offsets.meta))
+        sides = {band: self.images[band].side for band in self._fits}
+        parts = self._table, self._templates, self._shape_covariance, self._fits, sides, self._offsets, self._meta
+        hdus += scene_hdus(*parts)
         save(hdus, path)
 
     @classmethod
@@ -597,17 +559,7 @@ class DeblendedScene:
         with extensions(path, check) as (header, found):
             embedding = SkyEmbedding._of_file(header, found, path)
             sides = {band: side for side, band, _ in embedding.pair.images()}
-            fits = {band: _fit_of(found, band, sides[band]) for band in header["BANDS"].split()}
-            templates, offsets = record(found, "TEMPLATES"), None
-            templates["config"] = EngineConfig(**document(found, "SCENE_CONFIG"))
-            if ("OFFSETS", 1) in found:
-                offsets = QTable(record(found, "OFFSETS"), meta=document(found, "OFFSETS_META"))
-            elif ("OFFSETS_META", 1) in found:
-                offsets = AstrometricSolution.from_table(QTable(meta=document(found, "OFFSETS_META")))
-            return _restored(
-                embedding, QTable(record(found, "SOURCES")), _instance(Templates, templates),
-                templates["shape_covariance"], fits, offsets, document(found, "SCENE_META"),
-            )
+            return cls(embedding=embedding, **scene_parts(found, header["BANDS"].split(), sides))
 
     @plain_arithmetic
     def to_regions(self):
@@ -666,109 +618,3 @@ def _restored(embedding, table, templates, shape_covariance, fits, offsets, meta
         embedding=embedding, table=table, templates=templates, shape_covariance=shape_covariance, fits=fits,
         offsets=offsets, meta=meta,
     )
-
-
-def _values(instance):
-    """The fields of a dataclass by name."""
-    return {field.name: getattr(instance, field.name) for field in fields(instance)}
-
-
-def _instance(kind, values):
-    """A dataclass from its fields by name."""
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
-
-
-def _fit_of(found, band, side):
-    """The fit of a band in a file; earlier ones know no displacements and widths, and one noise for all sources."""
-    values = record(found, f"FIT_{band}", ver=_extver(side))
-    n = len(values["flux"])
-    values.setdefault("displaced", np.zeros((n, len(DISPLACED))))
-    values.setdefault("width", np.full(n, np.nan))
-    if "point_noise" not in values:
-        values["residual_snr"] = values["residual_snr"] / values["noise"]
-        values |= {"point_noise": values["noise"], "noise": np.full(n, values["noise"])}
-    return _instance(BandFit, values)
-
-
-def _extver(side):
-    return 1 if side == "ground" else 2  # as in pair files
-
-
-def _columns(table):
-    """The columns of a table by name."""
-    return {name: table[name] for name in table.colnames}
-
-
-def shape_columns(mixtures):
-    """Half-light radius (arcsec) and distortion (e1, e2) of mixtures."""
-    weight, (east, north) = mixtures[..., 0], np.moveaxis(mixtures[..., 1:3] - centroids(mixtures)[:, None], -1, 0)
-    second = (mixtures[..., 3] + east**2, mixtures[..., 4] + east * north, mixtures[..., 5] + north**2)
-    sxx, sxy, syy = (np.sum(weight * moment, axis=1) for moment in second)
-    size = np.maximum(sxx + syy, 1e-12)
-    return half_light_radius(mixtures), (sxx - syy) / size, 2 * sxy / size
-
-
-def source_columns(field, coord, fixed, covariance, sharp, blended):
-    """Columns of a scene's table that follow from the fits.
-
-    Parameters
-    ----------
-    field : `~rosetta.deblending.tiles.FieldFit`
-    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
-        Positions that the templates are about.
-    fixed : (n,) bool array
-        Whether a position is what a user says, and not where the template's light is.
-    covariance : (n, n_shape, n_shape) array
-        Of the shapes, along `~rosetta.deblending.shapes.DIRECTIONS`.
-    sharp, blended : `~rosetta.deblending.band_fit.BandFit`
-        Of the reference band, and of the band that blendedness is measured in.
-
-    Returns
-    -------
-    dict of str to column
-    """
-    error = np.sqrt(sharp.covariance.diagonal())
-    snr = np.divide(np.nan_to_num(sharp.flux), error, out=np.zeros(len(field)), where=error > 0)
-    flags = np.zeros(len(field), dtype=np.int64)
-    flags[blended.blendedness > BLENDED_ABOVE] |= int(Flag.BLENDED)
-    flags[sharp.measured & (snr < LOWEST_SNR)] |= int(Flag.LOW_SNR)
-    radius, e1, e2 = shape_columns(field.mixtures)
-    n_band = sum(fit.measured.astype(int) for fit in field.bands.values())
-    shift = np.where(fixed[:, None], 0.0, centroids(field.mixtures)) * u.arcsec
-    place = coord.icrs.spherical_offsets_by(shift[:, 0], shift[:, 1])
-    return {
-        "sky_centroid": place,
-        **position_errors(covariance * (sharp.noise**2)[:, None, None], known=~fixed & (n_band > 0)),
-        "blendedness": blended.blendedness,
-        "n_pixel": sum(fit.pixels for fit in field.bands.values()),
-        "n_band": n_band,
-        "half_light_radius": radius * u.arcsec,
-        "e1": e1,
-        "e2": e2,
-        "snr": snr,
-        "flags": flags,
-    }
-
-
-def position_errors(covariance, known):
-    """Columns of the errors of positions.
-
-    Parameters
-    ----------
-    covariance : (n, n_shape, n_shape) array
-        Of the shapes, arcsec^2 for the centres.
-    known : (n,) bool array
-        Whether a position was fitted to pixels.
-
-    Returns
-    -------
-    dict of str to column
-        ``ra_err`` (on the sky, towards east) and ``dec_err`` (towards north), mas, and their correlation
-        ``ra_dec_corr``; NaN where the position was not fitted.
-    """
-    own = np.where(known[:, None, None], covariance[:, EAST : NORTH + 1, EAST : NORTH + 1], np.nan)
-    east, north = np.sqrt(own[:, 0, 0]), np.sqrt(own[:, 1, 1])
-    return {
-        "ra_err": (east * u.arcsec).to(u.mas), "dec_err": (north * u.arcsec).to(u.mas),
-        "ra_dec_corr": own[:, 0, 1] / (east * north),
-    }  # fmt: skip

@@ -8,9 +8,6 @@ import numpy as np
 __all__ = ["BACKGROUNDS", "FoundSky", "SkyPlane", "painted_sky", "sky_rows"]
 
 BACKGROUNDS = ("plane", None)
-# What a survey leaves of the sky, one sigma, in units of the sky noise per pixel: of the level, and of the slope per
-# arcsec. Where the pixels cannot tell sky from the wings of a galaxy, the plane is no larger than that.
-LEVEL, SLOPE = 0.1, 0.005
 NAMES = ("level", "slope_x", "slope_y")
 
 
@@ -39,15 +36,15 @@ class SkyPlane:
     reach: float
 
     @classmethod
-    def of(cls, image):
-        """The plane of a `~rosetta.images.image.BandImage`."""
+    def of(cls, image, config):
+        """The plane of a `~rosetta.images.image.BandImage`, its prior from an `EngineConfig`."""
         (ny, nx), used = image.shape, image.sky_weight > 0
         reach, middle = max(ny, nx) / 2, ((nx - 1) / 2, (ny - 1) / 2)
         x, y = (np.arange(nx) - middle[0]) / reach, (np.arange(ny) - middle[1]) / reach
         columns = np.stack(np.broadcast_arrays(1.0, x, y[:, None])).astype(np.float32)
         noise = 1.0 / np.sqrt(np.median(image.sky_weight[used]))
-        slope = SLOPE * reach * image.pixel_scale
-        sigma = noise * np.array([LEVEL, slope, slope])
+        slope = config.sky_slope * reach * image.pixel_scale
+        sigma = noise * np.array([config.sky_level, slope, slope])
         middle = (image.corner[0] + middle[0], image.corner[1] + middle[1])
         return cls(columns, sigma, np.zeros(3), middle, reach)
 

@@ -14,7 +14,6 @@ from .engine.placement import Placement
 __all__ = ["Sources", "placed_on", "seen_at", "true_at", "truncation"]
 
 ARRAYS = ("index", "east_north", "snr", "start", "largest", "free", "listed")  # with a row per source
-OF_IMAGE = 0.2  # of the width of the image: largest half-light radius
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +171,7 @@ def _start(detections, east_north, config):
         largest[near] = np.minimum(disc, engine.largest_scale)
     if detections is not None:  # of a source that holds more of the image, the rest cannot be told from the sky
         image = detections.image
-        largest = np.minimum(largest, OF_IMAGE * min(image.shape) * image.pixel_scale)
+        largest = np.minimum(largest, config.largest_share * min(image.shape) * image.pixel_scale)
     radius = np.clip(np.sqrt(a * b), 0.01, 3.0)
     disc = shapes.base_parameters(radius, np.clip(np.log(a / b), 0.0, 1.5), theta)
     return disc + engine.profile_mean @ shapes.DIRECTIONS[len(engine.prior_sigma) :], snr, largest

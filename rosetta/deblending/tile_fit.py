@@ -16,7 +16,6 @@ from .source_list import coincident
 __all__ = ["Roles", "TileFit", "fit_tile"]
 
 SAME_WIDTH = 0.12  # of ln(PSF width): bands of one side that are nearer than this share their flux slopes
-UNALIGNED_ERROR = 0.1  # arcsec per axis: of positions on ground images that are not aligned with the space image
 SLOPE_LIGHT = 3e-3  # fraction of a source's light truncated in stamps for d ln(flux) / d(shape)
 
 
@@ -124,7 +123,7 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
     owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
     if listed is not None:
-        sources, new = with_listed(sources, owners, mixtures, listed, config.match)
+        sources, new = with_listed(sources, owners, mixtures, listed, config)
         if new:
             parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
             owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
@@ -141,7 +140,7 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
-        position_error = UNALIGNED_ERROR if loose else 0.0
+        position_error = config.unaligned_error if loose else 0.0
         found = fit_band(engine, mixtures, placed, slope, place, position_error, background)
         bands[band], products[band], overlaps[band], skies[band] = found
     report()

@@ -9,9 +9,10 @@ from scipy.spatial import cKDTree
 from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import solution_for
 from ..detection.detection import DetectionConfig, detected, reference_band
+from ..frozen_image import frozen_image
 from ..images.image import band_images
 from ..images.positions import tangent
-from ..pair import SkyPair, frozen_image
+from ..pair import SkyPair
 
 __all__ = ["inject", "require_simulator"]
 

@@ -11,9 +11,10 @@ from astropy.nddata import NDData, VarianceUncertainty
 from .. import surveys as _surveys
 from ..arithmetic import plain_arithmetic
 from ..flags import Flag
+from ..frozen_image import frozen_image
 from ..images.psf import PSF
 from ..images.wcs import cards_of, is_fits_wcs
-from ..pair import SIDES, SkyPair, frozen_image
+from ..pair import SIDES, SkyPair
 from ._fits import as_path, celestial_wcs, native
 from ._store import check_format, document, document_hdu, extensions, new_path, save
 

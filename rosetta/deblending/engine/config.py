@@ -53,6 +53,9 @@ class EngineConfig:
     point_chi2 : float
         A source is a point source if its chi2 exceeds that of the best shape by less than this many times the chi2 per
         pixel there.
+    sky_level, sky_slope : float
+        What a survey leaves of the sky, one sigma, in units of the sky noise per pixel: of the level, and of the slope
+        per arcsec. Where the pixels cannot tell sky from the wings of a galaxy, the plane is no larger than that.
     """
 
     iterations: int = 6
@@ -80,6 +83,8 @@ class EngineConfig:
     psf_error: float = 0.02
     point_snr: float = 20.0
     point_chi2: float = 4.0
+    sky_level: float = 0.1
+    sky_slope: float = 0.005
 
     def __post_init__(self):
         for name in ("prior_sigma", "profile_mean", "largest_step"):  # a configuration read back from JSON holds lists
