@@ -129,7 +129,7 @@ def test_arguments_decide():
         ({"zeropoint": 27.0}, "BUNIT='nJy' and zeropoint=27 differ"),
         ({"zeropoint": 99.0}, "zeropoint must be an AB magnitude"),
         ({"unit": "foo"}, "unit='foo' is no flux density"),
-        ({"mask_bits": 1}, "mask_bits must be an integer and needs mask"),
+        ({"mask_bits": 1}, "mask_bits must be a positive integer .* and needs mask"),
         ({"uncertainty": "ERR"}, "uncertainty_type must be 'std', 'var' or 'ivar'"),
         ({"uncertainty": "ERR", "uncertainty_type": "std"}, "'ERR' is neither a file nor an extension of bytes"),
         ({"center": SkyCoord(53, -28, unit="deg")}, "center and size: give both"),

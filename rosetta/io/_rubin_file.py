@@ -12,6 +12,7 @@ from ..surveys import RUBIN
 from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
 from ._rubin_planes import bad_pixels, mask_planes
 from ._rubin_tree import Tree, read_tree
+from ._wcs import check_place
 
 __all__ = ["Part", "RubinFile", "look"]
 
@@ -209,7 +210,9 @@ def look(source, argument):
         header.extend(image.header, update=True, strip=False)
         tree = read_tree(hdus, where)
         filter_name, band = _band(header, tree, where)
-        celestial_wcs(image.header, where)  # whatever is wrong with its cards
+        wcs = celestial_wcs(image.header, where, shape=shapes[0])
+        for plane in (*masks, variance):
+            check_place(wcs, plane.header, f"{where}[{plane.name}]", "IMAGE")
         unused = [hdu for hdu in hdus if not _is_read(hdu, tree)]
         return RubinFile(
             source=source,

@@ -2,6 +2,8 @@
 """Rubin images: ``deep_coadd`` and ``visit_image`` FITS files, one band each, as released from Data Preview 1 on."""
 
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
 
 import astropy.units as u
 from astropy.nddata import VarianceUncertainty
@@ -9,6 +11,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from ..arithmetic import plain_arithmetic
 from ..surveys import RUBIN
+from ._fits import open_fits
 from ._image import SurveyImage
 from ._rubin_file import look
 from ._rubin_planes import unknown_planes
@@ -73,7 +76,8 @@ def read(path, *, center=None, size=None):
         not known, or bits of the mask have no name: they mask nothing. If there are extensions that nothing in the
         file accounts for: they are not read.
     """
-    return _assembled([look(path, "path")], center, size)
+    with open_fits(path, "path") as hdus:
+        return _assembled([look(hdus, "path")], center, size)
 
 
 @plain_arithmetic
@@ -105,12 +109,13 @@ def read_bands(paths, *, center=None, size=None):
         If two files of one band lie in different tracts or differ where they overlap, and whenever `read` raises.
     """
     files, images = {}, {}
-    for path in paths:
-        file = look(path, "paths")
-        files.setdefault(file.band, []).append(file)
-    for band in RUBIN.band_names:
-        if band in files:
-            images[band] = _assembled(files[band], center, size)
+    with ExitStack() as stack:
+        for path in paths:
+            file = _kept_open(path, center, size, stack)
+            files.setdefault(file.band, []).append(file)
+        for band in RUBIN.band_names:
+            if band in files:
+                images[band] = _assembled(files[band], center, size)
     return images
 
 
@@ -137,8 +142,21 @@ def read_noise(path, *, center=None, size=None):
     ValueError
         As `read` does.
     """
-    file = look(path, "path")
-    return file.read_noise(_box([file], center, size))
+    with open_fits(path, "path") as hdus:
+        file = look(hdus, "path")
+        return file.read_noise(_box([file], center, size))
+
+
+def _kept_open(path, center, size, stack):
+    """The headers of a file, which the stack keeps open unless the region misses it."""
+    with ExitStack() as own:
+        file = look(own.enter_context(open_fits(path, "paths")), "paths")
+        try:
+            region(file.wcs(file.box), file.shape, center, size, "")
+        except ValueError:
+            return replace(file, source=path)
+        stack.enter_context(own.pop_all())
+    return file
 
 
 def _assembled(files, center, size):
