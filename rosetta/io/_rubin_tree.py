@@ -116,7 +116,7 @@ def read_tree(hdus, where):
         )
     except _Refused as error:
         raise ValueError(str(error)) from None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: its JSON tree cannot be read ({type(error).__name__}: {error}); download or write the file again"
         ) from error

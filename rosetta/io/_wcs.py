@@ -79,7 +79,8 @@ def celestial_wcs(header, argument, shift=(0, 0), shape=None):
 def _not_celestial(header, argument):
     return (
         f"{argument}: the header has no two-dimensional celestial WCS "
-        f"(CTYPE1={header.get('CTYPE1')!r}, CTYPE2={header.get('CTYPE2')!r}): repair it, or take the extension that has one"
+        f"(CTYPE1={header.get('CTYPE1')!r}, CTYPE2={header.get('CTYPE2')!r}): "
+        "repair it, or read the extension that has one"
     )
 
 
@@ -99,8 +100,8 @@ def _check_cards(header, argument):
             _check_number(key, header[key], argument)
         if _LOOKUP.fullmatch(key):
             raise ValueError(
-                f"{argument}: {key} says that the distortion is a table, which is not read: give a rectified (drizzled) "
-                "image, or one whose distortion is SIP or TPV alone"
+                f"{argument}: {key} says that the distortion is a table, which is not read: give a rectified image, "
+                "or one whose distortion is SIP or TPV alone"
             )
     matrix = [key for key in header if re.fullmatch(r"CD[12]_[12]", key)]
     turned = [key for key in header if re.fullmatch(r"PC[12]_[12]", key)]

@@ -11,6 +11,7 @@ import numpy as np
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from ..arithmetic import plain_arithmetic
+from ..images.psf import checked_array
 from ..surveys import Survey
 from ._fits import image_hdu, native, open_fits, source_name
 from ._photometric_unit import parsed_unit, photometric_unit
@@ -141,7 +142,7 @@ def read_image(
         bad = ~np.isfinite(data)
         variance = None
         if uncertainty is not None:
-            with _companion(uncertainty, "uncertainty", hdus, plane) as (other, lead):
+            with _companion(uncertainty, "uncertainty", hdus, plane) as (other, lead, _):
                 _check_unit(other.header, hdu.header, uncertainty_type, name)
                 _check_fits(other, whole, "uncertainty", name)
                 variance = _scaled(other, lead, slices, _VARIANCE[uncertainty_type], scale)
@@ -153,17 +154,12 @@ def read_image(
                     f"uncertainty: no pixel of {name} has a finite positive {uncertainty_type}: is it of another type?"
                 )
         if mask is not None:
-            with _companion(mask, "mask", hdus, plane) as (other, lead):
+            with _companion(mask, "mask", hdus, plane) as (other, lead, _):
                 _check_fits(other, whole, "mask", name)
                 bits = native(other, np.int64, (*lead, *slices))
             bad |= (bits if mask_bits is None else bits & mask_bits) != 0
-        if psf is not None and not isinstance(psf, np.ndarray):
-            with _companion(psf, "psf", hdus, plane) as (other, lead):
-                psf = native(other, np.float64, (*lead, slice(None), slice(None)))
-    if psf is not None:
-        psf = np.array(psf, dtype=np.float64)
-        if psf.ndim != 2:
-            raise ValueError(f"psf must be a two-dimensional image, got {psf.ndim} dimensions; pick one stamp")
+        if psf is not None:
+            psf = _psf(psf, hdus, plane)
     meta |= {card: str(header[card]) for card in ("TELESCOP", "INSTRUME") if card in header}
     return CCDData(
         data,
@@ -182,6 +178,14 @@ _VARIANCE = {
     "var": lambda values, scale: values * scale * scale,
     "ivar": lambda values, scale: np.where(values > 0, scale / values * scale, np.nan),
 }
+
+
+def _psf(psf, hdus, plane):
+    """The PSF, checked: an array, or an image in a file."""
+    if isinstance(psf, np.ndarray):
+        return checked_array(psf, "psf")
+    with _companion(psf, "psf", hdus, plane) as (other, lead, name):
+        return checked_array(native(other, np.float64, (*lead, slice(None), slice(None))), f"psf: {name}")
 
 
 def _check_unit(header, image, kind, name):
@@ -248,7 +252,7 @@ def _check_fits(hdu, wcs, argument, name):
 
 @contextmanager
 def _companion(value, argument, hdus, plane):
-    """A plane that belongs to the image of ``hdus``, and its leading indices."""
+    """A plane that belongs to the image of ``hdus``, its leading indices, and the name of its file."""
     names = {hdu.name for hdu in hdus}
     here = isinstance(value, int) or (isinstance(value, str) and value.strip().upper() in names)
     if isinstance(value, tuple):
@@ -267,4 +271,4 @@ def _companion(value, argument, hdus, plane):
         hdu = image_hdu(others, argument, ext, plane=0)
         if prod(hdu.shape[:-2]) > 1:  # a cube, of which the plane is that of the image
             hdu = image_hdu(others, argument, ext, plane=plane)
-        yield hdu, _lead(hdu, plane)
+        yield hdu, _lead(hdu, plane), source_name(others)
