@@ -184,7 +184,6 @@ def test_scaled_integers_with_undefined_pixels(tiled, blank):
             read(file, np.int64)
 
 
-@pytest.mark.filterwarnings("ignore:Invalid 'BLANK' keyword")  # by which no floats are undefined
 @pytest.mark.parametrize(
     ("cards", "message"),
     [
@@ -230,6 +229,7 @@ def test_a_first_axis_of_length_one_is_no_cube():
         read(content(fits.ImageHDU(DATA[..., None])))
 
 
+@pytest.mark.filterwarnings("ignore:Invalid 'BLANK' keyword")  # by which no floats are undefined
 def test_scaled_floats():
     hdu = fits.ImageHDU(DATA)
     hdu.header["BSCALE"], hdu.header["BZERO"], hdu.header["BLANK"] = 2.0, 1.0, 0

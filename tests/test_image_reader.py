@@ -191,7 +191,8 @@ def test_planes_of_another_place_are_refused(argument):
     [(np.ones((4, 5)), "2-D with odd sides"), (np.full((5, 5), np.nan), "NaN"), (-np.ones((5, 5)), "no positive flux")],
 )
 def test_psfs_in_files_are_checked(psf, message):
-    file = content(fits.PrimaryHDU(), fits.ImageHDU(DATA, header(BUNIT="nJy"), name="SCI"), fits.ImageHDU(psf, name="P"))
+    science = fits.ImageHDU(DATA, header(BUNIT="nJy"), name="SCI")
+    file = content(fits.PrimaryHDU(), science, fits.ImageHDU(psf, name="P"))
     with pytest.raises(ValueError, match=f"psf: bytes .*{message}"):
         read_image(file, psf="P")
 

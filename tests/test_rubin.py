@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosetta import PSF, RUBIN, SkyPair
+from rosetta.io import _fits, read_pair, rubin
 from rosetta.io import pair as pair_io
-from rosetta.io import read_pair, rubin
 from rosetta.io._rubin_planes import NEW_NAMES, mask_planes
 from rosetta.io._stitch import overlap, stitch, union
 
@@ -554,6 +554,22 @@ def test_visit_image_of_the_newer_layout(tmp_path):
     assert (image.meta["band"], image.meta["filter"], image.meta["schema"]) == ("i", "i_39", "visit_image-1.1.0")
 
 
+def second_image(hdus, tree):
+    hdus.append(compressed(np.zeros((40, 50), np.float32), tract_wcs().to_header(), "IMAGE"))
+
+
+def moved_variance(hdus, tree):
+    hdus[3].header["CRVAL1"] = 53.2
+
+
+def other_band(hdus, tree):
+    hdus[0].header["FILTER"] = "r_03"
+
+
+def half_pixels(hdus, tree):
+    hdus[1].header["LTV1"], hdus[1].header["LTV2"] = -100.5, 0.0
+
+
 def edit(**changes):
     return lambda hdus, tree: tree.update(changes)
 
@@ -591,6 +607,10 @@ def no_tree(hdus, tree):
         (edit(band=None), "bad.fits names no Rubin band: .*no band in a JSON tree.*: set FILTER in its first header"),
         (edit(mask=None), "bad.fits: its JSON tree cannot be read .*; download or write the file again"),
         (edit(psf={"schema_url": f"{URL}cell_psf-1.0.0"}), "bad.fits: its JSON tree cannot be read"),
+        (second_image, "path: bad.fits holds several images called IMAGE: it must hold one"),
+        (moved_variance, r"path: bad.fits\[VARIANCE\] lies elsewhere on the sky than IMAGE"),
+        (other_band, "path: bad.fits names several bands \\(its JSON tree: i, FILTER: r_03\\): correct its header"),
+        (half_pixels, r"path: bad.fits: the cards of its place in the tract .* are no whole pixels"),
         (no_planes, "bad.fits: its MASK has no MP_<NAME> cards and no MSKN<nnnn> cards, so its bits have no meaning"),
     ],
 )
@@ -599,6 +619,41 @@ def test_errors(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as raised:
         rubin.read(tmp_path / "bad.fits")
     assert "\n" not in str(raised.value)
+
+
+def test_a_psf_that_is_none(tmp_path):
+    extra = [fits.ImageHDU(np.full((5, 5), np.nan), name="PSF")]
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50), extra=extra)
+    with pytest.raises(ValueError, match="path: PSF of a.fits has NaN or infinite pixels"):
+        rubin.read(tmp_path / "a.fits")
+
+
+def test_a_tree_without_end(tmp_path):
+    column = fits.Column("JSON", "PB()", array=np.array([np.frombuffer(b"[" * 10**5, "u1"), b""], dtype=object)[:1])
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50), extra=[fits.BinTableHDU.from_columns([column], name="JSON")])
+    with pytest.raises(ValueError, match="path: a.fits: its JSON tree cannot be read"):
+        rubin.read(tmp_path / "a.fits")
+
+
+def test_files_are_opened_once(tmp_path, monkeypatch):
+    """Each file of a reading; of several patches those that the region misses are only looked at."""
+    opened, real = [], _fits._binary
+
+    def counted(source, argument):
+        opened.append(source)
+        return real(source, argument)
+
+    monkeypatch.setattr(_fits, "_binary", counted)
+    for name, box in (("left", (0, 60, 0, 100)), ("right", (0, 60, 75, 150))):
+        write_cells(tmp_path / f"{name}.fits", box)
+    paths = sorted(tmp_path.glob("*.fits"))
+    rubin.read(paths[0])
+    rubin.read_noise(paths[0])
+    assert opened == [paths[0]] * 2
+    opened.clear()
+    rubin.read_bands(paths)
+    rubin.read_bands(paths, center=tract_wcs().pixel_to_world(20, 30), size=4 * u.arcsec)
+    assert opened == paths * 2
 
 
 def test_newer_minor_versions_are_read(tmp_path):
