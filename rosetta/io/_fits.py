@@ -174,9 +174,10 @@ def _binary(source, argument):
     if not (isinstance(source, str) and _URL.match(source)):
         return as_path(source, argument).open("rb")
     try:
-        import fsspec
+        from fsspec.core import url_to_fs
 
-        return fsspec.open(source, "rb", block_size=REMOTE_BLOCK).open()
+        system, path = url_to_fs(source)
+        return system.open(path, "rb", block_size=REMOTE_BLOCK)
     except ImportError as error:
         raise ImportError(
             f"{argument}: reading {source} needs the extra 'remote': pip install 'astro-rosetta[remote]' ({error})"
