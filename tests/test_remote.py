@@ -162,7 +162,7 @@ def check(image, factor=1.0):
     y0, x0 = image.meta["ORIGINY"], image.meta["ORIGINX"]
     ny, nx = image.shape
     assert (ny, nx) in ((20, 20), (40, 40))
-    assert abs(y0 + ny / 2 - 610.2) <= 0.5 and abs(x0 + nx / 2 - 505.7) <= 0.5  # of edges; centres are half a pixel less
+    assert abs(y0 + ny / 2 - 610.2) <= 0.5 and abs(x0 + nx / 2 - 505.7) <= 0.5
     np.testing.assert_allclose(image.data, DATA[y0 : y0 + ny, x0 : x0 + nx] * factor, rtol=1e-6)
 
 
