@@ -10,6 +10,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from hypothesis import given, settings
@@ -88,6 +89,9 @@ def write_cells(path, box=(0, *TRACT[:1], 0, *TRACT[1:]), *, band="i", missing=(
         cells[i - first[0], j - first[1]] = np.nan
     noise = np.random.default_rng(8).normal(0, SIGMA, (2, *shape)).astype(np.float32)
     stamp = (1, 1, *cells.shape[2:])
+    places = [index for index in np.ndindex(count) if (first[0] + index[0], first[1] + index[1]) not in set(missing)]
+    rows = {"cell_i": [i for i, _ in places], "cell_j": [j for _, j in places]}
+    rows["base_PsfFlux"] = [1 + 0.1 * (first[0] + i) + 0.01 * (first[1] + j) for i, j in places]
     hdus = [
         fits.PrimaryHDU(),
         compressed(data, image_header, "IMAGE", CELL),
@@ -96,6 +100,7 @@ def write_cells(path, box=(0, *TRACT[:1], 0, *TRACT[1:]), *, band="i", missing=(
         *(compressed(plane, header, f"NOISE_REALIZATIONS/{n}", CELL) for n, plane in enumerate(noise)),
         compressed(cells, None, "PSF", stamp),
     ]
+    corrections = fits.BinTableHDU(Table(rows), name="APERTURE_CORRECTIONS/TABLE")
 
     def versioned(name, **fields):
         return {"schema_version": "1.0.0", "min_read_version": 1, "schema_url": f"{URL}{name}-1.0.0", **fields}
@@ -118,11 +123,17 @@ def write_cells(path, box=(0, *TRACT[:1], 0, *TRACT[1:]), *, band="i", missing=(
             array={"source": "fits:PSF"},
             bounds={"grid": grid, "bbox": span(box), "missing": absent},
         ),
+        aperture_corrections=versioned(
+            "cell_aperture_correction_map",
+            table={"columns": [{"data": {"source": "fits:APERTURE_CORRECTIONS/TABLE[1]"}, "name": "cell_i"}]},
+            bounds={"grid": grid, "bbox": span(box), "missing": absent},
+        ),
         patch={"id": first[0] * 10 + first[1]},
         provenance=None,
     )
     if change:
         change(hdus, tree)
+    hdus.append(corrections)
     text = np.frombuffer(json.dumps(tree).encode(), np.uint8)
     column = fits.Column("JSON", "PB()", array=np.array([text, text[:0]], dtype=object)[:1])
     if tree:
@@ -171,7 +182,8 @@ def test_cell_coadd(coadd):
     assert image.meta == {
         "band": "i", "survey": "Rubin", "filter": "i", "file": "i.fits", "ORIGINX": x0, "ORIGINY": y0, "noise": 2,
         "planes": " ".join(f"{name}={bit}" for bit, name in enumerate(NEW_PLANES)), "schema": "cell_coadd-1.0.0",
-        "skymap": "cells", "tract": 9, "patch": "11", "unused": "NOISE_REALIZATIONS/0 NOISE_REALIZATIONS/1",
+        "skymap": "cells", "tract": 9, "patch": "11",
+        "unused": "NOISE_REALIZATIONS/0 NOISE_REALIZATIONS/1 APERTURE_CORRECTIONS/TABLE",
     }  # fmt: skip
     np.testing.assert_array_equal(rubin.read_noise(path), noise)
     # The mean PSF goes with the image as an array; where a cell has no PSF, a neighbour's holds.
@@ -207,6 +219,29 @@ def test_region_keeps_sky_pixels_and_cells(coadd, place, size, points):
         cell = (y0 + y) // CELL[0], (x0 + x) // CELL[1]
         if cell != (3, 3):
             np.testing.assert_allclose(part.psf_anywhere.at(x, y), cell_psf(*cell))
+
+
+def test_aperture_corrections(coadd):
+    """Each cell has its own, at its own place; of a region those that it touches."""
+    whole, image = rubin.read_aperture_corrections(coadd[0]), rubin.read(coadd[0])
+    assert len(whole) == 5 * 5 - 1  # one cell has no data
+    center = image.wcs.pixel_to_world(30.0, 30.0)
+    part = rubin.read_aperture_corrections(coadd[0], center=center, size=1.5 * u.arcsec)
+    assert len(part) == 1
+    for table in (whole, part):
+        np.testing.assert_allclose(
+            [row["base_PsfFlux"] for row in table],
+            [1 + 0.1 * (y // CELL[0]) + 0.01 * (x // CELL[1])
+             for x, y in np.transpose(tract_wcs().world_to_pixel(table["sky_center"]))],
+        )  # fmt: skip
+    x, y = image.wcs.world_to_pixel(whole["sky_center"])
+    np.testing.assert_allclose((x, y), (whole["x"], whole["y"]), atol=1e-6)
+
+
+def test_files_without_aperture_corrections(tmp_path):
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50))
+    with pytest.raises(ValueError, match="path: a.fits has no aperture corrections by cell"):
+        rubin.read_aperture_corrections(tmp_path / "a.fits")
 
 
 def shape_of(psf):
@@ -722,7 +757,7 @@ def write_with(package, path, box, step, missing=()):
         band="z",
         psf=cells.CellPointSpreadFunction(stamps, bounds),
         aperture_corrections={
-            "base_PsfFlux": cells.CellField(bounds, np.where(np.isnan(stamps[:, :, 0, 0]), np.nan, 1))
+            "base_PsfFlux": cells.CellField(bounds, stamps[:, :, 5, 5] / stamps[0, 0, 5, 5])
         },
         patch=cells.PatchDefinition(id=37, index=package.YX(3, 7), inner_bbox=place, cells=grid),
     )
@@ -746,6 +781,11 @@ def test_files_of_the_pipelines_own_package(tmp_path, package):
     assert meta.items() <= image.meta.items()
     unused = "MASK_FRACTIONS/REJECTED NOISE_REALIZATIONS/0 APERTURE_CORRECTIONS/TABLE"
     assert (image.meta["noise"], image.meta["unused"]) == (1, unused)
+    corrections = rubin.read_aperture_corrections(tmp_path / "z.fits")
+    field = coadd.aperture_corrections["base_PsfFlux"].render().array
+    x, y = (np.round(corrections[name]).astype(int) for name in "xy")
+    np.testing.assert_array_equal(corrections["base_PsfFlux"], field[y, x])
+    assert len(corrections) == 19
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyUserWarning)

@@ -142,6 +142,35 @@ class RubinFile:
                 plane[:] = self._plane(hdus, extension, self.scale, self._slices(box))
         return noise
 
+    def read_corrections(self, box):
+        """The aperture corrections of the cells that a box of the tract touches.
+
+        Returns
+        -------
+        y, x : (n,) array
+            Centres of the cells in the tract, pixels.
+        columns : dict
+            Name of the flux to (n,) float64 array.
+        """
+        where, found = f"{self.argument}: {self.name}", self.tree.corrections if self.tree else None
+        if found is None:
+            raise ValueError(f"{where} has no aperture corrections by cell: only coadds of Data Preview 2 have them")
+        with open_fits(self.source, self.argument) as hdus:
+            try:
+                table = hdus[found.extension].data
+                columns = {name: np.array(table[name], np.float64) for name in table.names}
+                cells = np.array([columns.pop("cell_i"), columns.pop("cell_j")])
+            except Exception as error:  # astropy has many types of error for damaged tables
+                raise ValueError(
+                    f"{where}: its table of aperture corrections cannot be read ({type(error).__name__}: {error}); "
+                    "download or write the file again"
+                ) from error
+        low = np.array(found.corner)[:, None] + cells * np.array(found.step)[:, None]
+        high = low + np.array(found.step)[:, None]
+        near = ((low < np.array([[box[1]], [box[3]]])) & (high > np.array([[box[0]], [box[2]]]))).all(axis=0)
+        y, x = (low + high - 1)[:, near] / 2
+        return y, x, {name: values[near] for name, values in columns.items()}
+
     def _slices(self, box):
         (y, x), (y0, y1, x0, x1) = self.origin, box
         return slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)

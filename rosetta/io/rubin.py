@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import astropy.units as u
 from astropy.nddata import VarianceUncertainty
+from astropy.table import QTable
 from astropy.utils.exceptions import AstropyUserWarning
 
 from ..arithmetic import plain_arithmetic
@@ -18,7 +19,7 @@ from ._rubin_planes import unknown_planes
 from ._stitch import check_one_grid, overlap, psf_of_cells, stitch, union
 from ._wcs import region
 
-__all__ = ["read", "read_bands", "read_noise"]
+__all__ = ["read", "read_aperture_corrections", "read_bands", "read_noise"]
 
 
 @plain_arithmetic
@@ -145,6 +146,42 @@ def read_noise(path, *, center=None, size=None):
     with open_fits(path, "path") as hdus:
         file = look(hdus, "path")
         return file.read_noise(_box([file], center, size))
+
+
+@plain_arithmetic
+def read_aperture_corrections(path, *, center=None, size=None):
+    """Read the aperture corrections of a coadd of Data Preview 2, which are constant within cells.
+
+    They are the factors by which the Rubin pipelines multiply their own fluxes; fluxes of rosetta are total and need
+    none of them.
+
+    Parameters
+    ----------
+    path : str, path-like, bytes or `~astropy.io.fits.HDUList`
+        A file as accepted by `read`.
+    center : `~astropy.coordinates.SkyCoord`, optional
+        As in `read`.
+    size : `~astropy.units.Quantity`, optional
+        As in `read`.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        A row per cell with data that the region touches: ``sky_center`` and ``x``, ``y`` (0-based pixels of the image
+        that `read` returns) of its centre, and a column for each kind of flux, such as ``base_PsfFlux``, NaN where the
+        cell has none.
+
+    Raises
+    ------
+    ValueError
+        If the file has no aperture corrections by cell, if their table is damaged, and as `read` does.
+    """
+    with open_fits(path, "path") as hdus:
+        file = look(hdus, "path")
+        box = _box([file], center, size)
+        y, x, columns = file.read_corrections(box)
+    x, y = x - box[2], y - box[0]
+    return QTable({"sky_center": file.wcs(box).pixel_to_world(x, y), "x": x, "y": y} | columns)
 
 
 def _kept_open(path, center, size, stack):
