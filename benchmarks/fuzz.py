@@ -15,7 +15,7 @@ with at most 10 s and 2 GB beside what the libraries take. The outcome is sorted
 All after "clear" are faults. rosetta's own files (pair, embedding, scene, checkpoint) can be sealed with checksums, so
 there any difference that nothing was said of is a fault.
 
-Run: python benchmarks/fuzz.py [--count 1000] [--reader NAME ...] [--workers 1] [--tables FOLDER]
+Run: python benchmarks/fuzz.py [--count 1000] [--first 0] [--reader NAME ...] [--workers 1] [--tables FOLDER]
 One again: python benchmarks/fuzz.py --reader euclid --only 17 [--keep FILE]
 """
 
@@ -224,6 +224,7 @@ def main():
     known = readers()
     parser.add_argument("--reader", nargs="+", choices=list(known), default=list(known))
     parser.add_argument("--count", type=int, default=1000, help="damaged files per reader")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first of them; the others follow")
     parser.add_argument("--only", type=int, help="one seed, in this process")
     parser.add_argument("--keep", help="where to write the damaged file of --only")
     parser.add_argument("--workers", type=int, default=1)
@@ -236,7 +237,7 @@ def main():
     lines = []
     for name in options.reader:
         start = time.time()
-        out = run(known[name], range(options.count), options.workers)
+        out = run(known[name], range(options.first, options.first + options.count), options.workers)
         counts = Counter(outcome for outcome, _ in out.values())
         lines.append([name, *(counts[outcome] for outcome in OUTCOMES), f"{time.time() - start:.0f}"])
         faults = [f"{name} {seed} {what}: {line}" for seed, (what, line) in out.items() if what in FAULTS]

@@ -15,7 +15,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 
 from rosetta import PSF, SkyPair
-from rosetta.io import euclid, read_pair
+from rosetta.io import _fits, euclid, read_pair
 
 SHAPE = (300, 420)
 SIDE = 21
@@ -336,6 +336,25 @@ def test_a_card_with_two_values(tmp_path):
         hdus[1].header.append(("CRVAL1", 54.0), end=True)
     with pytest.raises(ValueError, match="a.fits: the header has CRVAL1 twice, with two values"):
         euclid.read(path)
+
+
+def test_files_are_opened_once(tmp_path, monkeypatch):
+    opened, real = [], _fits._binary
+
+    def counted(source, argument):
+        opened.append(source)
+        return real(source, argument)
+
+    monkeypatch.setattr(_fits, "_binary", counted)
+    planes = [f"{band}_{name}" for band in ("VIS", "NIR_Y") for name in ("BGSUB", "RMS", "FLAG", "PSF")]
+    cutout = write_cutout(tmp_path / "a.fits", planes)
+    assert list(euclid.read_bands([cutout])) == ["VIS", "Y_E"]
+    assert opened == [cutout]
+    opened.clear()
+    paths = [write_science(tmp_path), write_grid(tmp_path)]
+    euclid.read_bands(paths)
+    euclid.read(paths[0], psf=paths[1])
+    assert opened == paths * 2
 
 
 def test_region_far_from_the_tile(tmp_path):

@@ -129,7 +129,7 @@ def test_arguments_decide():
         ({"zeropoint": 27.0}, "BUNIT='nJy' and zeropoint=27 differ"),
         ({"zeropoint": 99.0}, "zeropoint must be an AB magnitude"),
         ({"unit": "foo"}, "unit='foo' is no flux density"),
-        ({"mask_bits": 1}, "mask_bits must be an integer and needs mask"),
+        ({"mask_bits": 1}, "mask_bits must be a positive integer .* and needs mask"),
         ({"uncertainty": "ERR"}, "uncertainty_type must be 'std', 'var' or 'ivar'"),
         ({"uncertainty": "ERR", "uncertainty_type": "std"}, "'ERR' is neither a file nor an extension of bytes"),
         ({"center": SkyCoord(53, -28, unit="deg")}, "center and size: give both"),
@@ -143,6 +143,58 @@ def test_arguments_decide():
     for options in ({"zeropoint": "30"}, {"unit": 3}, {"survey": "HSC"}):
         with pytest.raises(TypeError):
             read_image(image(), **options)
+
+
+@pytest.mark.parametrize(
+    ("cards", "message"),
+    [
+        ({"MAGZERO": "25.0"}, "MAGZERO='25.0' is text, not a number: pass zeropoint="),
+        ({"MAGZERO": "25.0", "ZP": 27.0}, "MAGZERO='25.0' is text, not a number"),
+        ({"MAGZERO": 99.0}, "MAGZERO gives zero point 99, outside 0 to 50"),
+        ({"MAGZERO": 0.0}, "MAGZERO gives zero point 0, outside 0 to 50"),
+    ],
+)
+def test_zero_points_that_are_none(cards, message):
+    with pytest.raises(ValueError, match=f"source: bytes: {message}"):
+        read_image(image(**cards))
+    assert per_unit(read_image(image(**cards), zeropoint=31.4)) == pytest.approx(1)
+
+
+def test_the_first_image_is_not_taken_for_another():
+    """Where names do not say which image is meant, the caller must."""
+    science, error = fits.ImageHDU(DATA, header(BUNIT="nJy")), fits.ImageHDU(DATA + 9, header(BUNIT="nJy"), name="ERR")
+    other = fits.ImageHDU(2 * DATA, header(BUNIT="nJy"))
+    for hdus, choice, message in (
+        ((science, other), 1, r"holds several images called nothing: choose one with ext= \(1: unnamed, 2: unnamed\)"),
+        ((error, science), 2, r"its first image is called ERR: choose one with ext= \(1: ERR, 2: unnamed\)"),
+    ):
+        file = content(fits.PrimaryHDU(), *hdus)
+        with pytest.raises(ValueError, match=message):
+            read_image(file)
+        np.testing.assert_array_equal(read_image(file, ext=choice).data, DATA)
+    np.testing.assert_array_equal(read_image(content(fits.PrimaryHDU(), science, error)).data, DATA)
+
+
+@pytest.mark.parametrize("argument", ["mask", "uncertainty"])
+def test_planes_of_another_place_are_refused(argument):
+    wide = header()
+    wide["CRVAL1"] += 0.01
+    file = content(fits.PrimaryHDU(), fits.ImageHDU(DATA, header(BUNIT="nJy"), name="SCI"),
+                   fits.ImageHDU(np.ones_like(DATA), wide, name="B"))  # fmt: skip
+    options = {argument: "B"} | ({"uncertainty_type": "std"} if argument == "uncertainty" else {})
+    with pytest.raises(ValueError, match=f"{argument}: B lies elsewhere on the sky than the image bytes"):
+        read_image(file, **options)
+
+
+@pytest.mark.parametrize(
+    ("psf", "message"),
+    [(np.ones((4, 5)), "2-D with odd sides"), (np.full((5, 5), np.nan), "NaN"), (-np.ones((5, 5)), "no positive flux")],
+)
+def test_psfs_in_files_are_checked(psf, message):
+    science = fits.ImageHDU(DATA, header(BUNIT="nJy"), name="SCI")
+    file = content(fits.PrimaryHDU(), science, fits.ImageHDU(psf, name="P"))
+    with pytest.raises(ValueError, match=f"psf: bytes .*{message}"):
+        read_image(file, psf="P")
 
 
 def test_area_of_pixels_that_varies():
@@ -258,7 +310,7 @@ def test_region_of_every_plane(tmp_path):
     np.testing.assert_array_equal(found.mask, planes[2][window] != 0)
     np.testing.assert_array_equal(found.psf, np.eye(5))
     assert found.wcs.pixel_to_world(3, 4).separation(whole.wcs.pixel_to_world(3 + x0, 4 + y0)) < 1e-7 * u.arcsec
-    with pytest.raises(ValueError, match="psf must be a two-dimensional image"):
+    with pytest.raises(ValueError, match="psf must be 2-D with odd sides"):
         read_image(file, psf=np.ones((2, 5, 5)))
 
 

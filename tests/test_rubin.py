@@ -10,14 +10,15 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rosetta import PSF, RUBIN, SkyPair
+from rosetta.io import _fits, read_pair, rubin
 from rosetta.io import pair as pair_io
-from rosetta.io import read_pair, rubin
 from rosetta.io._rubin_planes import NEW_NAMES, mask_planes
 from rosetta.io._stitch import overlap, stitch, union
 
@@ -88,6 +89,9 @@ def write_cells(path, box=(0, *TRACT[:1], 0, *TRACT[1:]), *, band="i", missing=(
         cells[i - first[0], j - first[1]] = np.nan
     noise = np.random.default_rng(8).normal(0, SIGMA, (2, *shape)).astype(np.float32)
     stamp = (1, 1, *cells.shape[2:])
+    places = [index for index in np.ndindex(count) if (first[0] + index[0], first[1] + index[1]) not in set(missing)]
+    rows = {"cell_i": [i for i, _ in places], "cell_j": [j for _, j in places]}
+    rows["base_PsfFlux"] = [1 + 0.1 * (first[0] + i) + 0.01 * (first[1] + j) for i, j in places]
     hdus = [
         fits.PrimaryHDU(),
         compressed(data, image_header, "IMAGE", CELL),
@@ -96,6 +100,7 @@ def write_cells(path, box=(0, *TRACT[:1], 0, *TRACT[1:]), *, band="i", missing=(
         *(compressed(plane, header, f"NOISE_REALIZATIONS/{n}", CELL) for n, plane in enumerate(noise)),
         compressed(cells, None, "PSF", stamp),
     ]
+    corrections = fits.BinTableHDU(Table(rows), name="APERTURE_CORRECTIONS/TABLE")
 
     def versioned(name, **fields):
         return {"schema_version": "1.0.0", "min_read_version": 1, "schema_url": f"{URL}{name}-1.0.0", **fields}
@@ -118,11 +123,17 @@ def write_cells(path, box=(0, *TRACT[:1], 0, *TRACT[1:]), *, band="i", missing=(
             array={"source": "fits:PSF"},
             bounds={"grid": grid, "bbox": span(box), "missing": absent},
         ),
+        aperture_corrections=versioned(
+            "cell_aperture_correction_map",
+            table={"columns": [{"data": {"source": "fits:APERTURE_CORRECTIONS/TABLE[1]"}, "name": "cell_i"}]},
+            bounds={"grid": grid, "bbox": span(box), "missing": absent},
+        ),
         patch={"id": first[0] * 10 + first[1]},
         provenance=None,
     )
     if change:
         change(hdus, tree)
+    hdus.append(corrections)
     text = np.frombuffer(json.dumps(tree).encode(), np.uint8)
     column = fits.Column("JSON", "PB()", array=np.array([text, text[:0]], dtype=object)[:1])
     if tree:
@@ -171,7 +182,8 @@ def test_cell_coadd(coadd):
     assert image.meta == {
         "band": "i", "survey": "Rubin", "filter": "i", "file": "i.fits", "ORIGINX": x0, "ORIGINY": y0, "noise": 2,
         "planes": " ".join(f"{name}={bit}" for bit, name in enumerate(NEW_PLANES)), "schema": "cell_coadd-1.0.0",
-        "skymap": "cells", "tract": 9, "patch": "11", "unused": "NOISE_REALIZATIONS/0 NOISE_REALIZATIONS/1",
+        "skymap": "cells", "tract": 9, "patch": "11",
+        "unused": "NOISE_REALIZATIONS/0 NOISE_REALIZATIONS/1 APERTURE_CORRECTIONS/TABLE",
     }  # fmt: skip
     np.testing.assert_array_equal(rubin.read_noise(path), noise)
     # The mean PSF goes with the image as an array; where a cell has no PSF, a neighbour's holds.
@@ -207,6 +219,29 @@ def test_region_keeps_sky_pixels_and_cells(coadd, place, size, points):
         cell = (y0 + y) // CELL[0], (x0 + x) // CELL[1]
         if cell != (3, 3):
             np.testing.assert_allclose(part.psf_anywhere.at(x, y), cell_psf(*cell))
+
+
+def test_aperture_corrections(coadd):
+    """Each cell has its own, at its own place; of a region those that it touches."""
+    whole, image = rubin.read_aperture_corrections(coadd[0]), rubin.read(coadd[0])
+    assert len(whole) == 5 * 5 - 1  # one cell has no data
+    center = image.wcs.pixel_to_world(30.0, 30.0)
+    part = rubin.read_aperture_corrections(coadd[0], center=center, size=1.5 * u.arcsec)
+    assert len(part) == 1
+    for table in (whole, part):
+        np.testing.assert_allclose(
+            [row["base_PsfFlux"] for row in table],
+            [1 + 0.1 * (y // CELL[0]) + 0.01 * (x // CELL[1])
+             for x, y in np.transpose(tract_wcs().world_to_pixel(table["sky_center"]))],
+        )  # fmt: skip
+    x, y = image.wcs.world_to_pixel(whole["sky_center"])
+    np.testing.assert_allclose((x, y), (whole["x"], whole["y"]), atol=1e-6)
+
+
+def test_files_without_aperture_corrections(tmp_path):
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50))
+    with pytest.raises(ValueError, match="path: a.fits has no aperture corrections by cell"):
+        rubin.read_aperture_corrections(tmp_path / "a.fits")
 
 
 def shape_of(psf):
@@ -554,6 +589,22 @@ def test_visit_image_of_the_newer_layout(tmp_path):
     assert (image.meta["band"], image.meta["filter"], image.meta["schema"]) == ("i", "i_39", "visit_image-1.1.0")
 
 
+def second_image(hdus, tree):
+    hdus.append(compressed(np.zeros((40, 50), np.float32), tract_wcs().to_header(), "IMAGE"))
+
+
+def moved_variance(hdus, tree):
+    hdus[3].header["CRVAL1"] = 53.2
+
+
+def other_band(hdus, tree):
+    hdus[0].header["FILTER"] = "r_03"
+
+
+def half_pixels(hdus, tree):
+    hdus[1].header["LTV1"], hdus[1].header["LTV2"] = -100.5, 0.0
+
+
 def edit(**changes):
     return lambda hdus, tree: tree.update(changes)
 
@@ -591,6 +642,10 @@ def no_tree(hdus, tree):
         (edit(band=None), "bad.fits names no Rubin band: .*no band in a JSON tree.*: set FILTER in its first header"),
         (edit(mask=None), "bad.fits: its JSON tree cannot be read .*; download or write the file again"),
         (edit(psf={"schema_url": f"{URL}cell_psf-1.0.0"}), "bad.fits: its JSON tree cannot be read"),
+        (second_image, "path: bad.fits holds several images called IMAGE: it must hold one"),
+        (moved_variance, r"path: bad.fits\[VARIANCE\] lies elsewhere on the sky than IMAGE"),
+        (other_band, "path: bad.fits names several bands \\(its JSON tree: i, FILTER: r_03\\): correct its header"),
+        (half_pixels, r"path: bad.fits: the cards of its place in the tract .* are no whole pixels"),
         (no_planes, "bad.fits: its MASK has no MP_<NAME> cards and no MSKN<nnnn> cards, so its bits have no meaning"),
     ],
 )
@@ -599,6 +654,41 @@ def test_errors(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as raised:
         rubin.read(tmp_path / "bad.fits")
     assert "\n" not in str(raised.value)
+
+
+def test_a_psf_that_is_none(tmp_path):
+    extra = [fits.ImageHDU(np.full((5, 5), np.nan), name="PSF")]
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50), extra=extra)
+    with pytest.raises(ValueError, match="path: PSF of a.fits has NaN or infinite pixels"):
+        rubin.read(tmp_path / "a.fits")
+
+
+def test_a_tree_without_end(tmp_path):
+    column = fits.Column("JSON", "PB()", array=np.array([np.frombuffer(b"[" * 10**5, "u1"), b""], dtype=object)[:1])
+    write_old(tmp_path / "a.fits", (0, 40, 0, 50), extra=[fits.BinTableHDU.from_columns([column], name="JSON")])
+    with pytest.raises(ValueError, match="path: a.fits: its JSON tree cannot be read"):
+        rubin.read(tmp_path / "a.fits")
+
+
+def test_files_are_opened_once(tmp_path, monkeypatch):
+    """Each file of a reading; of several patches those that the region misses are only looked at."""
+    opened, real = [], _fits._binary
+
+    def counted(source, argument):
+        opened.append(source)
+        return real(source, argument)
+
+    monkeypatch.setattr(_fits, "_binary", counted)
+    for name, box in (("left", (0, 60, 0, 100)), ("right", (0, 60, 75, 150))):
+        write_cells(tmp_path / f"{name}.fits", box)
+    paths = sorted(tmp_path.glob("*.fits"))
+    rubin.read(paths[0])
+    rubin.read_noise(paths[0])
+    assert opened == [paths[0]] * 2
+    opened.clear()
+    rubin.read_bands(paths)
+    rubin.read_bands(paths, center=tract_wcs().pixel_to_world(20, 30), size=4 * u.arcsec)
+    assert opened == paths * 2
 
 
 def test_newer_minor_versions_are_read(tmp_path):
@@ -667,7 +757,7 @@ def write_with(package, path, box, step, missing=()):
         band="z",
         psf=cells.CellPointSpreadFunction(stamps, bounds),
         aperture_corrections={
-            "base_PsfFlux": cells.CellField(bounds, np.where(np.isnan(stamps[:, :, 0, 0]), np.nan, 1))
+            "base_PsfFlux": cells.CellField(bounds, stamps[:, :, 5, 5] / stamps[0, 0, 5, 5])
         },
         patch=cells.PatchDefinition(id=37, index=package.YX(3, 7), inner_bbox=place, cells=grid),
     )
@@ -691,6 +781,11 @@ def test_files_of_the_pipelines_own_package(tmp_path, package):
     assert meta.items() <= image.meta.items()
     unused = "MASK_FRACTIONS/REJECTED NOISE_REALIZATIONS/0 APERTURE_CORRECTIONS/TABLE"
     assert (image.meta["noise"], image.meta["unused"]) == (1, unused)
+    corrections = rubin.read_aperture_corrections(tmp_path / "z.fits")
+    field = coadd.aperture_corrections["base_PsfFlux"].render().array
+    x, y = (np.round(corrections[name]).astype(int) for name in "xy")
+    np.testing.assert_array_equal(corrections["base_PsfFlux"], field[y, x])
+    assert len(corrections) == 19
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyUserWarning)

@@ -4,7 +4,7 @@
 import re
 
 from ..surveys import EUCLID
-from ._fits import image_hdu, open_fits, source_name
+from ._fits import image_hdu, source_name
 
 __all__ = ["SCIENCE", "band_of", "check_band", "contents", "plane", "product"]
 
@@ -82,8 +82,15 @@ def product(source):
     return (None, "", "") if "EUC_MER_" in name.upper() else None
 
 
-def contents(source, argument):
-    """The bands in one file.
+def contents(hdus, argument):
+    """The bands in one open file.
+
+    Parameters
+    ----------
+    hdus : `~astropy.io.fits.HDUList`
+        From `open_fits`.
+    argument : str
+        For messages.
 
     Returns
     -------
@@ -99,17 +106,16 @@ def contents(source, argument):
         If nothing in it is understood, or two extensions have one name.
     """
     found, unread = {}, []
-    with open_fits(source, argument) as hdus:
-        named = [(hdu.name or str(k), hdu) for k, hdu in enumerate(hdus) if k or hdu.header.get("NAXIS", 0)]
-        for name, hdu in named:
-            token, end = _EXTENSION.fullmatch(name).groups(default="")
-            if hdu.is_image and (end or band_of(token)):
-                if end in found.setdefault(token, {}):
-                    raise ValueError(f"{argument}: {source_name(source)} holds two extensions {name}: it must hold one")
-                found[token][end] = hdu.header.get("FILTER", "")
-            else:
-                unread.append(name)
-        images = [name for name, hdu in named if hdu.is_image]
+    named = [(hdu.name or str(k), hdu) for k, hdu in enumerate(hdus) if k or hdu.header.get("NAXIS", 0)]
+    for name, hdu in named:
+        token, end = _EXTENSION.fullmatch(name).groups(default="")
+        if hdu.is_image and (end or band_of(token)):
+            if end in found.setdefault(token, {}):
+                raise ValueError(f"{argument}: {source_name(hdus)} holds two extensions {name}: it must hold one")
+            found[token][end] = hdu.header.get("FILTER", "")
+        else:
+            unread.append(name)
+    images = [name for name, hdu in named if hdu.is_image]
     bands = {}
     for token, ends in found.items():
         science = [end for end in SCIENCE if end in ends]
@@ -124,6 +130,6 @@ def contents(source, argument):
         return {"": {"SCIENCE": None}}, [name for name in unread if name != images[0]]
     held = ", ".join(name for name, _ in named) or "no extension"
     raise ValueError(
-        f"{argument}: {source_name(source)} holds no Euclid image that is known here (it holds {held}): "
+        f"{argument}: {source_name(hdus)} holds no Euclid image that is known here (it holds {held}): "
         "science images are called <BAND>_BGSUB or <BAND>_FLUX, as in VIS_FLUX or NIR_Y_BGSUB"
     )

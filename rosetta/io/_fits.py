@@ -30,6 +30,14 @@ REQUESTS = 32  # to a server at a time
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
+_PACKED_OTHERWISE = {b"PK\x03\x04": "zip", b"\x1f\x9d": "compress", b"\x28\xb5\x2f\xfd": "zstd"}
+# Cards that decide what pixels are and where; of two with different values astropy takes one in silence.
+_DECIDING = re.compile(
+    r"BSCALE|BZERO|BLANK|BUNIT|LTV[12]|MAGZ\w+|MAG_ZP|ZP\w*|ZERO\w+|AB\w*ZP\w*|FLUXMAG0"
+    r"|PHOT(ZP|FLAM|PLAM)|T?EXPTIME|XPOSURE|EXPOSURE"
+    r"|(CTYPE|CUNIT|CRPIX|CRVAL|CDELT|CROTA|CPDIS)[12]|(CD|PC)[12]_[12]|PV[12]_\d+|[AB]P?_(\d+_\d+|ORDER)"
+    r"|LONPOLE|LATPOLE|EQUINOX|RADE\w+"
+)
 # What astropy raises on damaged files, beside warnings; a card that is missing is a KeyError.
 DAMAGE = (OSError, EOFError, KeyError, zlib.error, lzma.LZMAError, fits.VerifyError)
 
@@ -166,9 +174,10 @@ def _binary(source, argument):
     if not (isinstance(source, str) and _URL.match(source)):
         return as_path(source, argument).open("rb")
     try:
-        import fsspec
+        from fsspec.core import url_to_fs
 
-        return fsspec.open(source, "rb", block_size=REMOTE_BLOCK).open()
+        system, path = url_to_fs(source)
+        return system.open(path, "rb", block_size=REMOTE_BLOCK)
     except ImportError as error:
         raise ImportError(
             f"{argument}: reading {source} needs the extra 'remote': pip install 'astro-rosetta[remote]' ({error})"
@@ -189,6 +198,9 @@ def _unpacked(file, where, advice):
         return
     opener = next((opener for magic, opener in _COMPRESSED if start.startswith(magic)), None)
     if opener is None:
+        other = next((name for magic, name in _PACKED_OTHERWISE.items() if start.startswith(magic)), None)
+        if other:
+            raise ValueError(f"{where} is packed with {other}, which is not read: unpack it first")
         raise ValueError(f"{advice} (it does not begin like one)")
     with tempfile.TemporaryFile() as plain:
         try:
@@ -248,9 +260,13 @@ def image_hdu(hdus, argument, name=None, *, plane=None):
             raise ValueError(f"{where}: its axes have lengths {sides}: download or write it again")
         if axes < 2:
             raise ValueError(f"{where} has {axes} axes, need 2")
+        for header in (hdus[0].header, hdu.header):
+            _check_once(header, f"{argument}: {source_name(hdus)}")
         if min(sides) <= 0:
             raise ValueError(f"{where} has no pixels (its axes have lengths {sides}): download or write it again")
         n_plane = prod(sides[2:])
+        if n_plane > 1 and 1 in sides[:2]:
+            raise ValueError(f"{where}: its axes have lengths {sides}: write it again with the sky along the first two")
         if plane is None and n_plane > 1:
             raise ValueError(
                 f"{where} has {axes} axes, need 2: it holds {n_plane} planes (axes {sides}); "
@@ -264,6 +280,14 @@ def image_hdu(hdus, argument, name=None, *, plane=None):
     held = ", ".join(hdu.name or "unnamed" for hdu in hdus)
     wanted = "image" if name is None else f"image extension {name}"
     raise ValueError(f"{argument}: {source_name(hdus)} holds no {wanted} (it holds {held})")
+
+
+def _check_once(header, where):
+    """Refuse a header in which a card that decides stands twice, with two values."""
+    seen = {}
+    for card in header.cards:
+        if _DECIDING.fullmatch(card.keyword) and seen.setdefault(card.keyword, card.value) != card.value:
+            raise ValueError(f"{where}: the header has {card.keyword} twice, with two values: remove the wrong one")
 
 
 def _is_called(hdu, number, name):
@@ -377,6 +401,8 @@ def _physical(raw, header, dtype):
     for key, value in (("BSCALE", scale), ("BZERO", zero)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise _UnfitPixels(f"{key}={value!r} is not a number: repair the header")
+    if scale == 0:
+        raise _UnfitPixels("BSCALE=0 makes all pixels equal: repair the header")
     if raw.dtype.kind == "f":
         return raw if (scale, zero) == (1, 0) else raw * np.float64(scale) + zero
     if scale == 1 and zero == int(zero):
@@ -386,7 +412,10 @@ def _physical(raw, header, dtype):
     else:
         values = raw * np.float64(scale) + zero
     if "BLANK" in header:
-        undefined = raw == header["BLANK"]
+        blank = header["BLANK"]
+        if isinstance(blank, bool) or not isinstance(blank, int | float):
+            raise _UnfitPixels(f"BLANK={blank!r} is not a number: repair the header")
+        undefined = raw == blank
         values = values.astype(np.float64) if dtype.kind == "f" else values
         values[undefined] = np.nan if values.dtype.kind == "f" else np.array(-1).astype(values.dtype)
     return values
@@ -400,5 +429,5 @@ def _as_type(values, dtype, name):
         if np.any(values[finite] != np.trunc(values[finite])):
             raise _UnfitPixels(f"{name or 'the image'} holds fractions, integers are needed: is it a mask?")
         values = np.where(finite, values, -1)
-    with np.errstate(over="ignore"):  # sentinels such as 1e300
+    with np.errstate(over="ignore", invalid="ignore"):  # sentinels such as 1e300, and NaN of any kind
         return values.astype(dtype)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
+from astropy.io.fits.card import Undefined
 
 __all__ = ["PhotometricUnit", "parsed_unit", "photometric_unit"]
 
 NJY_ZEROPOINT = 31.4  # AB magnitude of 1 nJy
 TOLERANCE = 0.01  # mag; statements that differ by less agree
+BRIGHTEST, FAINTEST = 0.0, 50.0  # zero points of headers lie between: 0, -1 and 99 say that there is none
 
 # Cards in use for the AB magnitude of one unit of the image. PHOTZPT of Hubble is in ST magnitudes and not among them.
 _ZEROPOINTS = (
@@ -21,6 +23,7 @@ _ZEROPOINTS = (
 _SYSTEMS = ("MAGSYS", "MAGSYSTE", "ZPSYS", "PHOTSYS", "MAG_SYS", "ZP_SYS")
 _TIMES = ("EXPTIME", "TEXPTIME", "EXPOSURE", "XPOSURE")
 
+_TEXT_NUMBER = r"[+-]?[\d.]+([eEdD][+-]?\d+)?"
 _COUNTS = r"(electrons?|counts?|cts?|adus?|dn|e-?|photons?|ph)"
 _RATE = re.compile(rf"{_COUNTS}\s*(/\s*s(ec(ond)?s?)?|[ *.]?s(\*\*|\^)?-1|\s+per\s+s(ec(ond)?)?)|cps", re.IGNORECASE)
 _TOTAL = re.compile(_COUNTS, re.IGNORECASE)
@@ -28,7 +31,7 @@ _TOTAL = re.compile(_COUNTS, re.IGNORECASE)
 _SPELLINGS = (
     (r"\bergs\b", "erg"), (r"\^", "**"), (r"\bnano-?maggies\b", "nmgy"), (r"\bmaggies\b", "mgy"),
     (r"\bJanskys\b", "Jy"), (r"(?i)\bjy\b", "Jy"), (r"(?i)\bnjy\b", "nJy"), (r"(?i)\b(u|micro)jy\b", "uJy"),
-    (r"(?i)\bpixels?\b", "pix"),
+    (r"(?i)\bpixels?\b", "pix"), (r"(?i)\bper\b", "/"), (r"(?i)\bsq(uare)?[ .]*(arcsec|arcmin|deg)\w*", r"\2**2"),
 )  # fmt: skip
 
 
@@ -77,7 +80,7 @@ def photometric_unit(header, where, unit=None, zeropoint="header"):
     """
     if unit is not None and not isinstance(unit, str | u.UnitBase | u.function.FunctionUnitBase):
         raise TypeError(f"unit must be a unit or its name, got {type(unit).__name__}")
-    text = str(header.get("BUNIT", "")).strip() if unit is None else str(unit).strip()
+    text = _text(header, "BUNIT") if unit is None else str(unit).strip()
     said = f"{'BUNIT' if unit is None else 'unit'}={text!r}"
     flux = _flux(text, said, header, where)
     if unit is not None and flux is None and not (_RATE.fullmatch(text) or _TOTAL.fullmatch(text)):
@@ -168,6 +171,11 @@ def _respelled(text):
 
 
 # ---------------------------------------------------------------------------- zero points
+def _text(header, card):
+    value = header.get(card, "")
+    return "" if isinstance(value, Undefined | None) else str(value).strip()
+
+
 def _number(header, card):
     value = header.get(card)
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
@@ -186,6 +194,10 @@ def _zeropoints(header):
 
 def _of_zeropoints(header, where, text, said, found, zeropoint):
     remedy = "pass zeropoint= (AB magnitude of one unit of the image) or unit="
+    if zeropoint is not None:
+        for card in (*_ZEROPOINTS, "FLUXMAG0", "PHOTFLAM", "PHOTPLAM"):
+            if re.fullmatch(_TEXT_NUMBER, _text(header, card)) and _number(header, card) is None:
+                raise ValueError(f"{where}: {card}={header[card]!r} is text, not a number: {remedy}")
     if "BSOFTEN" in header:
         raise ValueError(
             f"{where}: the pixels are asinh magnitudes (BSOFTEN, BOFFSET): convert the image to linear fluxes first"
@@ -199,6 +211,8 @@ def _of_zeropoints(header, where, text, said, found, zeropoint):
         raise ValueError(f"{where}: {held} and the header has no AB zero point known here: {remedy}")
     _refuse_vega(header, where, found, remedy)
     card, value = next(iter(found.items()))
+    if not BRIGHTEST < value < FAINTEST:
+        raise ValueError(f"{where}: {card} gives zero point {value:.6g}, outside 0 to 50: {remedy}")
     for other, different in found.items():
         if abs(different - value) > TOLERANCE:
             raise ValueError(f"{where}: {card} gives zero point {value:.6g}, {other} gives {different:.6g}: {remedy}")

@@ -8,15 +8,19 @@ import astropy.units as u
 import numpy as np
 from astropy.io.fits import BinTableHDU, Header
 
+from ..images.psf import checked_array
 from ..surveys import RUBIN
 from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
+from ._photometric_unit import parsed_unit
 from ._rubin_planes import bad_pixels, mask_planes
 from ._rubin_tree import Tree, read_tree
+from ._wcs import check_place
 
 __all__ = ["Part", "RubinFile", "look"]
 
 # Rubin's physical filters are a band and a serial number: r_03 (LSSTComCam), r_57 (LSSTCam).
 _FILTER = re.compile(rf"([{''.join(RUBIN.band_names)}])(_\d+)?")
+FARTHEST = 10**7  # pixels from the origin of a tract
 _BUTLER = "LSST BUTLER DATAID "
 # Extensions that are used or describe the file; INDEX says where the others begin.
 _READ = {"PRIMARY", "IMAGE", "MASK", "VARIANCE", "PSF", "JSON", "INDEX"}
@@ -138,6 +142,35 @@ class RubinFile:
                 plane[:] = self._plane(hdus, extension, self.scale, self._slices(box))
         return noise
 
+    def read_corrections(self, box):
+        """The aperture corrections of the cells that a box of the tract touches.
+
+        Returns
+        -------
+        y, x : (n,) array
+            Centres of the cells in the tract, pixels.
+        columns : dict
+            Name of the flux to (n,) float64 array.
+        """
+        where, found = f"{self.argument}: {self.name}", self.tree.corrections if self.tree else None
+        if found is None:
+            raise ValueError(f"{where} has no aperture corrections by cell: only coadds of Data Preview 2 have them")
+        with open_fits(self.source, self.argument) as hdus:
+            try:
+                table = hdus[found.extension].data
+                columns = {name: np.array(table[name], np.float64) for name in table.names}
+                cells = np.array([columns.pop("cell_i"), columns.pop("cell_j")])
+            except Exception as error:  # astropy has many types of error for damaged tables
+                raise ValueError(
+                    f"{where}: its table of aperture corrections cannot be read ({type(error).__name__}: {error}); "
+                    "download or write the file again"
+                ) from error
+        low = np.array(found.corner)[:, None] + cells * np.array(found.step)[:, None]
+        high = low + np.array(found.step)[:, None]
+        near = ((low < np.array([[box[1]], [box[3]]])) & (high > np.array([[box[0]], [box[2]]]))).all(axis=0)
+        y, x = (low + high - 1)[:, near] / 2
+        return y, x, {name: values[near] for name, values in columns.items()}
+
     def _slices(self, box):
         (y, x), (y0, y1, x0, x1) = self.origin, box
         return slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)
@@ -199,6 +232,9 @@ def look(source, argument):
         where = f"{argument}: {name}"
         image, masks = image_hdu(hdus, argument, "IMAGE"), _masks(hdus, argument)
         variance = image_hdu(hdus, argument, "VARIANCE")
+        for name_of in ("IMAGE", "VARIANCE", "PSF"):
+            if sum(hdu.is_image and hdu.name == name_of for hdu in hdus) > 1:
+                raise ValueError(f"{where} holds several images called {name_of}: it must hold one")
         shapes = [hdu.shape[-2:] for hdu in (image, *masks, variance)]
         if len(set(shapes)) > 1:
             raise ValueError(
@@ -209,7 +245,9 @@ def look(source, argument):
         header.extend(image.header, update=True, strip=False)
         tree = read_tree(hdus, where)
         filter_name, band = _band(header, tree, where)
-        celestial_wcs(image.header, where)  # whatever is wrong with its cards
+        wcs = celestial_wcs(image.header, where, shape=shapes[0])
+        for plane in (*masks, variance):
+            check_place(wcs, plane.header, f"{where}[{plane.name}]", "IMAGE")
         unused = [hdu for hdu in hdus if not _is_read(hdu, tree)]
         return RubinFile(
             source=source,
@@ -252,7 +290,8 @@ def _one_psf(hdus, argument):
     """The PSF of a file that has one image of it, or None."""
     if not any(hdu.is_image and hdu.name == "PSF" and hdu.header["NAXIS"] != 4 for hdu in hdus):
         return None
-    return native(image_hdu(hdus, argument, "PSF"), np.float64)
+    psf = native(image_hdu(hdus, argument, "PSF"), np.float64)
+    return checked_array(psf, f"{argument}: PSF of {source_name(hdus)}")
 
 
 def _is_read(hdu, tree):
@@ -279,24 +318,35 @@ def _origin(header, where):
     """First pixel (y, x) in the tract."""
     try:
         if "LTV1" in header:
-            return -round(header["LTV2"]), -round(header["LTV1"])
-        if header.get("CTYPE1A") == "LINEAR":
-            return tuple(round(header[f"CRVAL{axis}A"] - (header.get(f"CRPIX{axis}A", 1.0) - 1.0)) for axis in (2, 1))
+            origin = -header["LTV2"], -header["LTV1"]
+        elif header.get("CTYPE1A") == "LINEAR":
+            origin = tuple(header[f"CRVAL{axis}A"] - (header.get(f"CRPIX{axis}A", 1.0) - 1.0) for axis in (2, 1))
+        else:
+            return 0, 0
+        whole = tuple(round(value) for value in origin)
+        if any(abs(value - there) > 0.01 or abs(there) > FARTHEST for value, there in zip(origin, whole, strict=True)):
+            raise ValueError(str(origin))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{where}: the cards of its place in the tract (LTV1 and LTV2, or WCS A) hold no numbers: repair the header"
+            f"{where}: the cards of its place in the tract (LTV1 and LTV2, or WCS A) are no whole pixels: "
+            "repair the header"
         ) from error
-    return 0, 0
+    return whole
 
 
 def _band(header, tree, where):
     """Filter and band."""
     keys = ("BAND", "FILTER", _BUTLER + "BAND", _BUTLER + "PHYSICAL_FILTER")
     named = (tree.filter, tree.band) if tree else (None, None)
-    for text in (named[1], *(header.get(key) for key in keys)):
-        match = _FILTER.fullmatch(str(text or "").strip())
-        if match:
-            return str(named[0] or header.get("FILTER") or match[0]).strip(), match[1]
+    said = {"its JSON tree": str(named[1] or "")} | {key: str(header.get(key) or "") for key in keys}
+    found = {key: match[1] for key, text in said.items() if (match := _FILTER.fullmatch(text.strip()))}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{where} names several bands ({', '.join(f'{key}: {said[key]}' for key in found)}): correct its header"
+        )
+    if found:
+        key, band = next(iter(found.items()))
+        return str(named[0] or header.get("FILTER") or said[key]).strip(), band
     raise ValueError(
         f"{where} names no Rubin band: BAND={header.get('BAND')!r}, FILTER={header.get('FILTER')!r}, and no band in "
         "a JSON tree; one of them must be like 'r' or 'r_03': set FILTER in its first header"
@@ -307,12 +357,7 @@ def _nanojansky(header, argument, name):
     text = str(header.get("BUNIT", "")).strip()
     if not text:
         raise ValueError(f"{argument}: {name} has no BUNIT card; set it to the unit of IMAGE, such as nJy")
-    try:
-        unit = u.Unit(text)
-        if not isinstance(unit, u.UnitBase):
-            raise u.UnitConversionError("it is logarithmic")
-        return unit.to(u.nJy)
-    except (ValueError, u.UnitConversionError) as error:
-        raise ValueError(
-            f"{argument}: BUNIT {text!r} of {name} cannot be converted to nJy; calibrate the image first"
-        ) from error
+    unit = parsed_unit(text)
+    if not isinstance(unit, u.UnitBase) or not unit.is_equivalent(u.nJy):
+        raise ValueError(f"{argument}: BUNIT {text!r} of {name} cannot be converted to nJy; calibrate the image first")
+    return unit.to(u.nJy)

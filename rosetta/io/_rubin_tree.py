@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 
-__all__ = ["CellGrid", "Tree", "read_tree"]
+__all__ = ["CellGrid", "CellTable", "Tree", "read_tree"]
 
 # The newest version of each schema whose files were read; a new major version may move anything.
 _KNOWN = {
@@ -38,6 +38,25 @@ class CellGrid:
 
 
 @dataclass(frozen=True)
+class CellTable:
+    """A table with a row per cell, in which cells are counted from the corner of their grid.
+
+    Parameters
+    ----------
+    extension : tuple of (str, int)
+        Name and version of the extension.
+    corner : tuple of int
+        First pixel (y, x) of the grid, in the tract.
+    step : tuple of int
+        Sides (y, x) of a cell, pixels.
+    """
+
+    extension: tuple
+    corner: tuple
+    step: tuple
+
+
+@dataclass(frozen=True)
 class Tree:
     """The part of the tree that is used.
 
@@ -51,6 +70,8 @@ class Tree:
     planes : tuple of (str or None)
         Names of the mask planes by bit.
     cells : CellGrid or None
+    corrections : CellTable or None
+        Aperture corrections.
     noise : tuple of (str, int)
         Extensions that hold realisations of the noise.
     extensions : frozenset of str
@@ -65,6 +86,7 @@ class Tree:
     skymap: str | None
     planes: tuple
     cells: CellGrid | None
+    corrections: CellTable | None
     noise: tuple
     extensions: frozenset
 
@@ -111,12 +133,13 @@ def read_tree(hdus, where):
             skymap=frame.get("skymap"),
             planes=tuple(plane and plane["name"] for plane in tree["mask"]["planes"]),
             cells=cells,
+            corrections=_corrections(tree.get("aperture_corrections")),
             noise=tuple(_extension(image["data"]) for image in tree.get("noise_realizations") or ()),
             extensions=frozenset(found["name"].upper() for found in _EXTENSION.finditer(text.decode())),
         )
     except _Refused as error:
         raise ValueError(str(error)) from None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: its JSON tree cannot be read ({type(error).__name__}: {error}); download or write the file again"
         ) from error
@@ -158,6 +181,18 @@ def _cells(psf):
         raise ValueError(f"cells of {step[1]} x {step[0]} pixels")
     missing = tuple((cell["i"] - first[0], cell["j"] - first[1]) for cell in bounds.get("missing", ()))
     return CellGrid(_extension(psf["array"]), start, step, missing)
+
+
+def _corrections(found):
+    """The table of aperture corrections; None if there is none, or if it is not one per cell, as of visit images."""
+    if not found or "cell_aperture_correction_map-" not in str(found.get("schema_url", "")):
+        return None
+    grid = found["bounds"]["grid"]
+    corner, step = (tuple(int(value) for value in axes) for axes in (
+        (grid["bbox"][axis]["start"] for axis in "yx"), (grid["cell_shape"][axis] for axis in "yx")))  # fmt: skip
+    if min(step) < 1:
+        raise ValueError(f"cells of {step[1]} x {step[0]} pixels")
+    return CellTable(_extension(found["table"]["columns"][0]["data"]), corner, step)
 
 
 def _filter(tree):

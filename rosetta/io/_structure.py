@@ -7,6 +7,7 @@ from math import prod
 __all__ = ["check_structure"]
 
 BLOCK, CARD = 2880, 80
+BITPIX = (8, 16, 32, 64, -32, -64)
 MOST = 999  # axes of an image and columns of a table, by the FITS standard
 _CARD = re.compile(rb"(Z?NAXIS\d*|Z?BITPIX|PCOUNT|GCOUNT|TFIELDS) *$")
 _UNIT = re.compile(rb"[BCT]UNIT\d* *$")
@@ -76,8 +77,8 @@ def _data_size(values, number):
             raise OSError(f"{key} in the header of HDU {number} is {text!r}, not a number") from error
     allowed = {"PCOUNT": (0, 2**62), "GCOUNT": (1, 2**62)} | dict.fromkeys(("NAXIS", "ZNAXIS", "TFIELDS"), (0, MOST))
     for key, value in counts.items():
-        low, high = allowed.get(key, (-64, 64) if key.endswith("BITPIX") else (0, 2**62))
-        if not low <= value <= high:
+        low, high = allowed.get(key, (0, 2**62))
+        if value not in BITPIX if key.endswith("BITPIX") else not low <= value <= high:
             raise OSError(f"{key}={value} in the header of HDU {number}")
     if "NAXIS" not in counts or "BITPIX" not in counts:
         return None

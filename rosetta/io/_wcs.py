@@ -13,7 +13,7 @@ from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from scipy.interpolate import RectBivariateSpline
 
-__all__ = ["celestial_wcs", "pixel_areas", "region"]
+__all__ = ["celestial_wcs", "check_place", "pixel_areas", "region"]
 
 PIXEL_SCALES = (0.005, 5.0)  # arcsec; what images of this field have
 STRETCH = 1.5  # the longer side of a pixel over the shorter one
@@ -22,6 +22,7 @@ STRETCH = 1.5  # the longer side of a pixel over the shorter one
 _NUMBERS = re.compile(
     r"(CRPIX|CRVAL|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|PV[12]_\d+|[AB]P?_(\d+_\d+|ORDER)|LONPOLE|LATPOLE|EQUINOX"
 )
+_LOOKUP = re.compile(r"(CPDIS|CQDIS|DP|DQ|D2IMDIS|D2IMERR)[12]")
 # Axes beyond the ninth: wcslib would make matrices for all of them.
 _MANY_AXES = re.compile(
     r"(CTYPE|CUNIT|CRPIX|CRVAL|CDELT|CROTA)\d{2,}[A-Z]?|(PV|PS)\d{2,}_\d+[A-Z]?|(PC|CD)(\d{2,}_\d+|\d+_\d{2,})[A-Z]?"
@@ -78,7 +79,8 @@ def celestial_wcs(header, argument, shift=(0, 0), shape=None):
 def _not_celestial(header, argument):
     return (
         f"{argument}: the header has no two-dimensional celestial WCS "
-        f"(CTYPE1={header.get('CTYPE1')!r}, CTYPE2={header.get('CTYPE2')!r})"
+        f"(CTYPE1={header.get('CTYPE1')!r}, CTYPE2={header.get('CTYPE2')!r}): "
+        "repair it, or read the extension that has one"
     )
 
 
@@ -96,11 +98,17 @@ def _check_cards(header, argument):
             raise ValueError(f"{argument}: {key}={header[key]!r} belongs to no image of the sky: remove the card")
         if _NUMBERS.fullmatch(key):
             _check_number(key, header[key], argument)
-            if any(header[key, k] != header[key] for k in range(1, header.count(key))):
-                raise ValueError(f"{argument}: the header has {key} twice, with two values: remove the wrong one")
+        if _LOOKUP.fullmatch(key):
+            raise ValueError(
+                f"{argument}: {key} says that the distortion is a table, which is not read: give a rectified image, "
+                "or one whose distortion is SIP or TPV alone"
+            )
     matrix = [key for key in header if re.fullmatch(r"CD[12]_[12]", key)]
+    turned = [key for key in header if re.fullmatch(r"PC[12]_[12]", key)]
     needed = ["CRPIX1", "CRPIX2", "CRVAL1", "CRVAL2"] + ([] if matrix else ["CDELT1", "CDELT2"])
     missing = [key for key in needed if key not in header]
+    if turned and missing == ["CDELT1", "CDELT2"]:
+        missing = []  # the scale is in the PC matrix; FITS then says that CDELT is 1
     if missing:
         raise ValueError(
             f"{argument}: the header has no {' and no '.join(missing)}, so nothing says where the pixels are: "
@@ -124,12 +132,11 @@ def _check_cards(header, argument):
             raise ValueError(
                 f"{argument}: CRVAL{axis}={header[f'CRVAL{axis}']:g} is no {name}: repair the header's WCS"
             )
-    if not matrix and 0.0 in (header["CDELT1"], header["CDELT2"]):
+    if not matrix and 0.0 in (header.get("CDELT1"), header.get("CDELT2")):
         raise ValueError(f"{argument}: CDELT1 or CDELT2 is 0: take the WCS of the original file")
     if matrix:
         _check_matrix(header, argument)
-    elif header.get("CROTA2", 0.0) and any(re.fullmatch(r"PC[12]_[12]", key) for key in header):
-        _check_rotation(header, argument)
+    _check_rotation(header, argument)
     _check_sip(header, argument)
 
 
@@ -173,12 +180,27 @@ def _check_matrix(header, argument):
 
 
 def _check_rotation(header, argument):
-    """CROTA2 stands alone, or beside a PC matrix that is the same rotation."""
-    ratio, angle = header["CDELT2"] / header["CDELT1"], np.radians(header["CROTA2"])
-    turned = np.array([[np.cos(angle), -np.sin(angle) * ratio], [np.sin(angle) / ratio, np.cos(angle)]])
-    pc = np.array([[header.get(f"PC{i}_{j}", float(i == j)) for j in (1, 2)] for i in (1, 2)])
-    if np.abs(pc - turned).max() > 1e-6:
-        raise ValueError(f"{argument}: CROTA2={header['CROTA2']:g} and the PC matrix differ: remove the wrong one")
+    """CROTA stands at the latitude axis, alone or beside a matrix that says the same: wcslib would overlook it."""
+    latitude = 1 if re.match(r"DEC|.?.?LAT", header["CTYPE1"]) else 2
+    angle, other = (header.get(f"CROTA{axis}", 0.0) for axis in (latitude, 3 - latitude))
+    if other not in (0.0, angle):
+        raise ValueError(
+            f"{argument}: the header has CROTA{3 - latitude}={other:g} and CROTA{latitude}={angle:g}: "
+            "remove the wrong one"
+        )
+    name = next((name for name in ("CD", "PC") if any(re.fullmatch(rf"{name}[12]_[12]", key) for key in header)), None)
+    if not angle or name is None or latitude == 1:
+        return
+    found = np.array([[header.get(f"{name}{i}_{j}", float(name == "PC" and i == j)) for j in (1, 2)] for i in (1, 2)])
+    if name == "PC":
+        ratio, turn = header.get("CDELT2", 1.0) / header.get("CDELT1", 1.0), np.radians(angle)
+        turned = np.array([[np.cos(turn), -np.sin(turn) * ratio], [np.sin(turn) / ratio, np.cos(turn)]])
+        differ = np.abs(found - turned).max() > 1e-6
+    else:  # beside which programs write CROTA with either sign, and rounded
+        own = np.degrees(np.arctan2(found[1, 0], found[1, 1]))
+        differ = min(abs((own - way * angle + 90) % 180 - 90) for way in (1, -1)) > 1
+    if differ:
+        raise ValueError(f"{argument}: CROTA{latitude}={angle:g} and the {name} matrix differ: remove the wrong one")
 
 
 def _check_pixels(wcs, argument, shape):
@@ -229,6 +251,32 @@ def pixel_areas(wcs, shape):
         return float(area.mean())
     order = [min(3, n - 1) for n in area.shape]
     return RectBivariateSpline(y, x, area, kx=order[0], ky=order[1])(np.arange(shape[0]), np.arange(shape[1]))
+
+
+def check_place(wcs, header, where, whose):
+    """Refuse a plane whose own WCS, where its header has one, puts it elsewhere than its image.
+
+    Parameters
+    ----------
+    wcs : `~astropy.wcs.WCS`
+        Of the whole image, with ``pixel_shape``.
+    header : `~astropy.io.fits.Header`
+        Of the plane, which has the image's shape.
+    where, whose : str
+        What messages call the plane and the image.
+
+    Raises
+    ------
+    ValueError
+        If a corner lies half a pixel or more from that of the image; or as `celestial_wcs` does.
+    """
+    if "CRVAL1" not in header:
+        return
+    nx, ny = wcs.pixel_shape
+    x, y = np.array([0, nx - 1, 0]), np.array([0, 0, ny - 1])
+    found = wcs.world_to_pixel(celestial_wcs(header, where).pixel_to_world(x, y))
+    if not np.hypot(found[0] - x, found[1] - y).max() < 0.5:
+        raise ValueError(f"{where} lies elsewhere on the sky than {whose}: give that of the same image")
 
 
 def _check_sides(sides, argument, what):

@@ -2,6 +2,7 @@
 """Euclid MER mosaics: science, RMS, FLAG and PSF are separate files, one band and tile each; and cutouts of them."""
 
 import warnings
+from contextlib import ExitStack
 
 import astropy.units as u
 import numpy as np
@@ -15,7 +16,7 @@ from ._euclid_names import band_of, contents, plane, product
 from ._euclid_psf import read_psf
 from ._fits import celestial_wcs, image_hdu, native, open_fits, source_name
 from ._image import SurveyImage
-from ._wcs import region
+from ._wcs import check_place, region
 
 __all__ = ["read", "read_bands"]
 
@@ -84,17 +85,19 @@ def read(science, rms=None, flag=None, psf=None, *, center=None, size=None):
     `~astropy.utils.exceptions.AstropyUserWarning`
         If the science file has extensions that are not read; the message names them.
     """
-    bands, unread = contents(science, "science")
-    if len(bands) > 1:
-        raise ValueError(
-            f"science: {source_name(science)} holds {len(bands)} bands ({', '.join(bands)}): read them all with "
-            "rosetta.io.euclid.read_bands([file])"
-        )
-    (token, names), *_ = bands.items()
-    _warn_of(science, unread)
-    parts = {role: (science, name) for role, name in names.items()}
-    parts |= {role: (value, None) for role, value in (("RMS", rms), ("FLAG", flag), ("PSF", psf)) if value is not None}
-    return _read(token, parts, center, size)
+    with open_fits(science, "science") as hdus:
+        bands, unread = contents(hdus, "science")
+        if len(bands) > 1:
+            raise ValueError(
+                f"science: {source_name(hdus)} holds {len(bands)} bands ({', '.join(bands)}): read them all with "
+                "rosetta.io.euclid.read_bands([file])"
+            )
+        (token, names), *_ = bands.items()
+        _warn_of(hdus, unread)
+        parts = {role: (hdus, name) for role, name in names.items()}
+        given = (("RMS", rms), ("FLAG", flag), ("PSF", psf))
+        parts |= {role: (value, None) for role, value in given if value is not None}
+        return _read(token, parts, center, size)
 
 
 @plain_arithmetic
@@ -164,15 +167,19 @@ def _warn_of(source, unread, reason="not understood, or not needed"):
 
 
 def _groups(paths):
-    """Yield a band token and a dict of role ("SCIENCE", "RMS", "FLAG", "PSF") to (source, extension) for each image."""
+    """Yield a band token and a dict of role ("SCIENCE", "RMS", "FLAG", "PSF") to (source, extension) for each image.
+
+    Files are open while their images are yielded, and opened once.
+    """
     products = {}
     for source in paths:
         known = product(source)
         if known is None:
-            bands, unread = contents(source, "paths")
-            _warn_of(source, unread)
-            for token, names in bands.items():
-                yield token, {role: (source, name) for role, name in names.items()}
+            with open_fits(source, "paths") as hdus:
+                bands, unread = contents(hdus, "paths")
+                _warn_of(hdus, unread)
+                for token, names in bands.items():
+                    yield token, {role: (hdus, name) for role, name in names.items()}
             continue
         role, token, tile = known
         if role is None:
@@ -182,8 +189,6 @@ def _groups(paths):
         if role in group:
             both = " and ".join(map(source_name, (group[role][0], source)))
             raise ValueError(f"paths: {both} are both the {role} of one band")
-        if role in ("SCIENCE", "RMS", "FLAG"):
-            _warn_of(source, contents(source, "paths")[1])
         group[role] = (source, None)
     for (token, tile), group in products.items():
         if "SCIENCE" not in group:
@@ -196,7 +201,13 @@ def _groups(paths):
             _warn_of(second[0], ["the file"], "the GRID-PSF file of this band is used")
         elif second:
             group["PSF"] = second
-        yield token, group
+        with ExitStack() as stack:
+            for role, (source, _) in group.items():
+                hdus = stack.enter_context(open_fits(source, "paths"))
+                if role != "PSF":
+                    _warn_of(hdus, contents(hdus, "paths")[1])
+                group[role] = (hdus, None)
+            yield token, group
 
 
 def _read(token, parts, center, size):
@@ -275,16 +286,8 @@ class _Beside:
                     f"{where} has MAGZERO={hdu.header['MAGZERO']}, science {self.magzero}: "
                     "they must come from the same tile and band"
                 )
-            if "CRVAL1" in hdu.header:
-                self._check_place(celestial_wcs(hdu.header, where), where)
+            check_place(self.wcs, hdu.header, where, "science")
             return native(hdu, dtype, self.slices)
-
-    def _check_place(self, wcs, where):
-        ny, nx = self.wcs.pixel_shape[::-1]
-        x, y = np.array([0, nx - 1, 0]), np.array([0, 0, ny - 1])
-        found = self.wcs.world_to_pixel(wcs.pixel_to_world(x, y))
-        if not np.hypot(found[0] - x, found[1] - y).max() < 0.5:
-            raise ValueError(f"{where} lies elsewhere on the sky than science: give that of the same tile")
 
 
 def _band(header, token, name):

@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Images of any instrument: one band from any FITS file, with planes for uncertainty, mask and PSF."""
 
+import re
 from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
@@ -10,16 +11,22 @@ import numpy as np
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from ..arithmetic import plain_arithmetic
+from ..images.psf import checked_array
 from ..surveys import Survey
 from ._fits import image_hdu, native, open_fits, source_name
 from ._photometric_unit import parsed_unit, photometric_unit
-from ._wcs import celestial_wcs, pixel_areas, region
+from ._wcs import celestial_wcs, check_place, pixel_areas, region
 
 __all__ = ["UNCERTAINTY_TYPES", "read_image"]
 
 UNCERTAINTY_TYPES = ("std", "var", "ivar")
 NO_WEIGHT = 1e12  # times the variance of good pixels: brighter than any star
 BLOCK = 2**24  # pixels that are held in double precision at a time
+# Names of planes that go with an image and are none themselves.
+_BESIDE = re.compile(
+    r"(.*_)?(ERR(OR)?S?|RMS|STD(DEV)?|SIGMA|UNC(ERT(AINTY)?)?|VAR(IANCE)?|I(N)?VAR|IVM|WHT|WEIGHTS?|DQ|QUALITY|MASK|FLAGS?"
+    r"|PSF|CTX|CON|EXP(OSURE|TIME)?|B(AC)?KG(ROUND)?|SKY|SEG(MENTATION|MAP)?)(_.*)?"
+)
 
 
 @plain_arithmetic
@@ -62,7 +69,8 @@ def read_image(
     survey : `~rosetta.Survey`, optional
         The survey of the image.
     ext : str, int or tuple of (str, int), optional
-        EXTNAME, number (0: primary), or EXTNAME and EXTVER of the image. Default: the first image.
+        EXTNAME, number (0: primary), or EXTNAME and EXTVER of the image. Default: the first image, if it is not called
+        like a mask, an uncertainty or a PSF, and no other image has its name.
     plane : int, optional
         Which plane of a cube to read (0-based; the last axis counts fastest), also from companions that are cubes.
     unit : str or `~astropy.units.Unit`, optional
@@ -109,17 +117,20 @@ def read_image(
             f"uncertainty_type must be 'std', 'var' or 'ivar' with an uncertainty and None without, "
             f"got {uncertainty_type!r}"
         )
-    if mask_bits is not None and (isinstance(mask_bits, bool) or not isinstance(mask_bits, int) or mask is None):
-        raise ValueError(f"mask_bits must be an integer and needs mask, got {mask_bits!r}")
+    if mask_bits is not None and (type(mask_bits) is not int or not 0 < mask_bits < 2**63 or mask is None):
+        raise ValueError(f"mask_bits must be a positive integer (63 bits) and needs mask, got {mask_bits!r}")
     meta = {} if band is None else {"band": survey[band].name if survey else band}
     meta |= {} if survey is None else {"survey": survey.name}
     with open_fits(source, "source") as hdus:
         name = source_name(source)
         where = f"source: {name}"
         hdu = image_hdu(hdus, "source", ext, plane=plane)
+        if ext is None:
+            _check_alone(hdu, hdus, where)
         lead = _lead(hdu, plane)
         shape = hdu.shape[-2:]
-        slices = region(celestial_wcs(hdu.header, where), shape, center, size, where)
+        whole = celestial_wcs(hdu.header, where, shape=shape)
+        slices = region(whole, shape, center, size, where)
         origin = (slices[1].start, slices[0].start)
         wcs = celestial_wcs(hdu.header, where, origin, tuple(part.stop - part.start for part in slices))
         header = hdus[0].header.copy()
@@ -131,9 +142,9 @@ def read_image(
         bad = ~np.isfinite(data)
         variance = None
         if uncertainty is not None:
-            with _companion(uncertainty, "uncertainty", hdus, plane) as (other, lead):
-                _check_shape(other, shape, "uncertainty", name)
+            with _companion(uncertainty, "uncertainty", hdus, plane) as (other, lead, _):
                 _check_unit(other.header, hdu.header, uncertainty_type, name)
+                _check_fits(other, whole, "uncertainty", name)
                 variance = _scaled(other, lead, slices, _VARIANCE[uncertainty_type], scale)
             usable = _usable(variance)
             variance[~usable] = np.inf
@@ -143,17 +154,12 @@ def read_image(
                     f"uncertainty: no pixel of {name} has a finite positive {uncertainty_type}: is it of another type?"
                 )
         if mask is not None:
-            with _companion(mask, "mask", hdus, plane) as (other, lead):
-                _check_shape(other, shape, "mask", name)
+            with _companion(mask, "mask", hdus, plane) as (other, lead, _):
+                _check_fits(other, whole, "mask", name)
                 bits = native(other, np.int64, (*lead, *slices))
             bad |= (bits if mask_bits is None else bits & mask_bits) != 0
-        if psf is not None and not isinstance(psf, np.ndarray):
-            with _companion(psf, "psf", hdus, plane) as (other, lead):
-                psf = native(other, np.float64, (*lead, slice(None), slice(None)))
-    if psf is not None:
-        psf = np.array(psf, dtype=np.float64)
-        if psf.ndim != 2:
-            raise ValueError(f"psf must be a two-dimensional image, got {psf.ndim} dimensions; pick one stamp")
+        if psf is not None:
+            psf = _psf(psf, hdus, plane)
     meta |= {card: str(header[card]) for card in ("TELESCOP", "INSTRUME") if card in header}
     return CCDData(
         data,
@@ -172,6 +178,14 @@ _VARIANCE = {
     "var": lambda values, scale: values * scale * scale,
     "ivar": lambda values, scale: np.where(values > 0, scale / values * scale, np.nan),
 }
+
+
+def _psf(psf, hdus, plane):
+    """The PSF, checked: an array, or an image in a file."""
+    if isinstance(psf, np.ndarray):
+        return checked_array(psf, "psf")
+    with _companion(psf, "psf", hdus, plane) as (other, lead, name):
+        return checked_array(native(other, np.float64, (*lead, slice(None), slice(None))), f"psf: {name}")
 
 
 def _check_unit(header, image, kind, name):
@@ -215,17 +229,30 @@ def _lead(hdu, plane):
     )
 
 
-def _check_shape(hdu, shape, argument, name):
+def _check_alone(hdu, hdus, where):
+    """Refuse to take the first image of a file whose names do not say that it is the one that is meant."""
+    images = [other for other in hdus if other.is_image and other.header.get("NAXIS", 0)]
+    held = ", ".join(f"{list(hdus).index(other)}: {other.name or 'unnamed'}" for other in images)
+    if _BESIDE.fullmatch(hdu.name):
+        raise ValueError(f"{where}: its first image is called {hdu.name}: choose one with ext= ({held})")
+    if sum(other.name == hdu.name for other in images) > 1:
+        raise ValueError(f"{where} holds several images called {hdu.name or 'nothing'}: choose one with ext= ({held})")
+
+
+def _check_fits(hdu, wcs, argument, name):
+    """Refuse a plane that has other pixels than the image, or says that they lie elsewhere."""
+    shape = wcs.pixel_shape[::-1]
     if hdu.shape[-2:] != shape:
         raise ValueError(
             f"{argument}: {hdu.name or 'the plane'} is {hdu.shape[-2:]}, the image {name} is {shape} pixels: "
             "they must describe the same pixels"
         )
+    check_place(wcs, hdu.header, f"{argument}: {hdu.name or 'the plane'}", f"the image {name}")
 
 
 @contextmanager
 def _companion(value, argument, hdus, plane):
-    """A plane that belongs to the image of ``hdus``, and its leading indices."""
+    """A plane that belongs to the image of ``hdus``, its leading indices, and the name of its file."""
     names = {hdu.name for hdu in hdus}
     here = isinstance(value, int) or (isinstance(value, str) and value.strip().upper() in names)
     if isinstance(value, tuple):
@@ -244,4 +271,4 @@ def _companion(value, argument, hdus, plane):
         hdu = image_hdu(others, argument, ext, plane=0)
         if prod(hdu.shape[:-2]) > 1:  # a cube, of which the plane is that of the image
             hdu = image_hdu(others, argument, ext, plane=plane)
-        yield hdu, _lead(hdu, plane)
+        yield hdu, _lead(hdu, plane), source_name(others)

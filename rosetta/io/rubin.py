@@ -2,20 +2,24 @@
 """Rubin images: ``deep_coadd`` and ``visit_image`` FITS files, one band each, as released from Data Preview 1 on."""
 
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
 
 import astropy.units as u
 from astropy.nddata import VarianceUncertainty
+from astropy.table import QTable
 from astropy.utils.exceptions import AstropyUserWarning
 
 from ..arithmetic import plain_arithmetic
 from ..surveys import RUBIN
+from ._fits import open_fits
 from ._image import SurveyImage
 from ._rubin_file import look
 from ._rubin_planes import unknown_planes
 from ._stitch import check_one_grid, overlap, psf_of_cells, stitch, union
 from ._wcs import region
 
-__all__ = ["read", "read_bands", "read_noise"]
+__all__ = ["read", "read_aperture_corrections", "read_bands", "read_noise"]
 
 
 @plain_arithmetic
@@ -73,7 +77,8 @@ def read(path, *, center=None, size=None):
         not known, or bits of the mask have no name: they mask nothing. If there are extensions that nothing in the
         file accounts for: they are not read.
     """
-    return _assembled([look(path, "path")], center, size)
+    with open_fits(path, "path") as hdus:
+        return _assembled([look(hdus, "path")], center, size)
 
 
 @plain_arithmetic
@@ -105,12 +110,13 @@ def read_bands(paths, *, center=None, size=None):
         If two files of one band lie in different tracts or differ where they overlap, and whenever `read` raises.
     """
     files, images = {}, {}
-    for path in paths:
-        file = look(path, "paths")
-        files.setdefault(file.band, []).append(file)
-    for band in RUBIN.band_names:
-        if band in files:
-            images[band] = _assembled(files[band], center, size)
+    with ExitStack() as stack:
+        for path in paths:
+            file = _kept_open(path, center, size, stack)
+            files.setdefault(file.band, []).append(file)
+        for band in RUBIN.band_names:
+            if band in files:
+                images[band] = _assembled(files[band], center, size)
     return images
 
 
@@ -137,8 +143,57 @@ def read_noise(path, *, center=None, size=None):
     ValueError
         As `read` does.
     """
-    file = look(path, "path")
-    return file.read_noise(_box([file], center, size))
+    with open_fits(path, "path") as hdus:
+        file = look(hdus, "path")
+        return file.read_noise(_box([file], center, size))
+
+
+@plain_arithmetic
+def read_aperture_corrections(path, *, center=None, size=None):
+    """Read the aperture corrections of a coadd of Data Preview 2, which are constant within cells.
+
+    They are the factors by which the Rubin pipelines multiply their own fluxes; fluxes of rosetta are total and need
+    none of them.
+
+    Parameters
+    ----------
+    path : str, path-like, bytes or `~astropy.io.fits.HDUList`
+        A file as accepted by `read`.
+    center : `~astropy.coordinates.SkyCoord`, optional
+        As in `read`.
+    size : `~astropy.units.Quantity`, optional
+        As in `read`.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        A row per cell with data that the region touches: ``sky_center`` and ``x``, ``y`` (0-based pixels of the image
+        that `read` returns) of its centre, and a column for each kind of flux, such as ``base_PsfFlux``, NaN where the
+        cell has none.
+
+    Raises
+    ------
+    ValueError
+        If the file has no aperture corrections by cell, if their table is damaged, and as `read` does.
+    """
+    with open_fits(path, "path") as hdus:
+        file = look(hdus, "path")
+        box = _box([file], center, size)
+        y, x, columns = file.read_corrections(box)
+    x, y = x - box[2], y - box[0]
+    return QTable({"sky_center": file.wcs(box).pixel_to_world(x, y), "x": x, "y": y} | columns)
+
+
+def _kept_open(path, center, size, stack):
+    """The headers of a file, which the stack keeps open unless the region misses it."""
+    with ExitStack() as own:
+        file = look(own.enter_context(open_fits(path, "paths")), "paths")
+        try:
+            region(file.wcs(file.box), file.shape, center, size, "")
+        except ValueError:
+            return replace(file, source=path)
+        stack.enter_context(own.pop_all())
+    return file
 
 
 def _assembled(files, center, size):

@@ -166,13 +166,15 @@ def describe_euclid(path):
     """
     known = product(path)
     if known is None:
-        bands, _ = contents(path, "--euclid")
-        names = {token: (band_of(token) or ("", EUCLID.name)) for token in bands}
-        tokens = [token for token, (_, survey) in names.items() if survey == EUCLID.name]
-        if not tokens:
-            return None, None
-        row = _row(path, survey="euclid", band=" ".join(names[token][0] for token in tokens), tile=source_name(path))
-        return row, _footprint(path, bands[tokens[0]]["SCIENCE"])
+        with open_fits(path, "--euclid") as hdus:
+            bands, _ = contents(hdus, "--euclid")
+            names = {token: (band_of(token) or ("", EUCLID.name)) for token in bands}
+            tokens = [token for token, (_, survey) in names.items() if survey == EUCLID.name]
+            if not tokens:
+                return None, None
+            shown = " ".join(names[token][0] for token in tokens)
+            row = _row(path, survey="euclid", band=shown, tile=source_name(path))
+            return row, _footprint(hdus, bands[tokens[0]]["SCIENCE"])
     role, token, tile = known
     band, survey = band_of(token) or ("", "")
     if role is None or survey != EUCLID.name:
@@ -181,10 +183,10 @@ def describe_euclid(path):
     return row, _footprint(path, None) if role == "SCIENCE" else None
 
 
-def _footprint(path, extension):
-    with open_fits(path, "--euclid") as hdus:
+def _footprint(source, extension):
+    with open_fits(source, "--euclid") as hdus:
         hdu = image_hdu(hdus, "--euclid", extension)
-        wcs = celestial_wcs(hdu.header, f"--euclid: {source_name(path)}", shape=hdu.shape[-2:])
+        wcs = celestial_wcs(hdu.header, f"--euclid: {source_name(hdus)}", shape=hdu.shape[-2:])
     ny, nx = hdu.shape[-2:]
     corners = wcs.pixel_to_world(np.array([-0.5, nx - 0.5, nx - 0.5, -0.5]), np.array([-0.5, -0.5, ny - 0.5, ny - 0.5]))
     return corners.icrs.ra.deg, corners.icrs.dec.deg
