@@ -200,6 +200,7 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
                 values[..., middle, middle] += _folded(
                     lights, along, center, jacobian[index], aliases, weights[index], window
                 )
+                _raise_dark(values[:, 0], psf)
             yield Stamps(index, corner, values[:, 0], None if tangents is None else values[:, 1:])
 
 
@@ -224,6 +225,16 @@ def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
         light = _transforms(mixtures, tangents, center, jacobian, fy + my, fx + mx, largest=0.0)
         total += (light - inner) * _of_places(responses, weights)
     return fft.irfft2(total, s=(size, size), axes=(2, 3))
+
+
+def _raise_dark(values, psf):
+    """Raise pixels of stamps (changed in place) that are darker than any of the PSF; their sums stay.
+
+    The pixels do not tell all of an undersampled PSF. What is missing between its diffraction rings can be negative.
+    """
+    total = values.sum(axis=(1, 2), keepdims=True)
+    np.maximum(values, min(0.0, psf.once("darkest", lambda: float(psf.cells.min()))), out=values)
+    values *= total / values.sum(axis=(1, 2), keepdims=True)
 
 
 def _aliases(psf, size):
