@@ -176,6 +176,8 @@ def test_a_star_seen_by_a_diffracting_telescope(seed):
         np.testing.assert_allclose(found, expected, atol=0.008 * expected.max())
         flux = (found * expected).sum() / (found * found).sum()
         assert flux == pytest.approx(1.0, abs=0.002)
+        assert group.values.min() >= 0  # as the PSF
+        assert group.values.sum() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_sampled_psf_is_shifted_as_it_is():

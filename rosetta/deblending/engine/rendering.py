@@ -175,7 +175,8 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
     mixtures, xy, jacobian = (np.asarray(array, dtype=float) for array in (mixtures, xy, jacobian))
     cores = psf.cores if folded else None
     weights = psf.weights(*xy.T).astype(np.float32)  # (n, n_cell)
-    windows = sizes if cores is None else np.where(_sharp(mixtures, jacobian), sizes, np.minimum(sizes, CORE))
+    apart, sharp = _sharp(mixtures, jacobian)
+    windows = sizes if cores is None else np.where(apart | sharp, sizes, np.minimum(sizes, CORE))
     counts = mixtures.shape[1] - np.argmax(mixtures[:, ::-1, 0] != 0, axis=1)  # up to the last that has light
     n_image = 1 if tangents is None else 1 + tangents.shape[1]
     kinds, which = np.unique(np.stack([sizes, windows, counts], axis=1), axis=0, return_inverse=True)
@@ -200,15 +201,16 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
                 values[..., middle, middle] += _folded(
                     lights, along, center, jacobian[index], aliases, weights[index], window
                 )
-                _raise_dark(values[:, 0], psf)
+                star = (sharp & ~apart)[index]
+                values[star, 0] = _without_dark(values[star, 0], psf)
             yield Stamps(index, corner, values[:, 0], None if tangents is None else values[:, 1:])
 
 
 def _sharp(mixtures, jacobian):
-    """Sources with enough light at Nyquist's frequency to ring all over a stamp, or pieces all over it, (n,) bool."""
+    """Sources in pieces, and those with enough light at Nyquist's frequency to ring all over a stamp, (n,) bool."""
     apart = ((mixtures[..., 1:3] != mixtures[:, :1, 1:3]).any(axis=-1) & (mixtures[..., 0] != 0)).any(axis=1)
     variance = 0.5 * _pixel_covariance(mixtures[..., 3:], jacobian)[..., [0, 2]].sum(axis=-1)  # (n, K)
-    return apart | ((mixtures[..., 0] * np.exp(-0.5 * np.pi**2 * variance)).sum(axis=1) > RINGING)
+    return apart, (mixtures[..., 0] * np.exp(-0.5 * np.pi**2 * variance)).sum(axis=1) > RINGING
 
 
 def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
@@ -227,14 +229,13 @@ def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
     return fft.irfft2(total, s=(size, size), axes=(2, 3))
 
 
-def _raise_dark(values, psf):
-    """Raise pixels of stamps (changed in place) that are darker than any of the PSF; their sums stay.
+def _without_dark(values, psf):
+    """Stamps (n, size, size) whose pixels are no darker than the darkest one of the PSF; their sums stay.
 
     The pixels do not tell all of an undersampled PSF. What is missing between its diffraction rings can be negative.
     """
-    total = values.sum(axis=(1, 2), keepdims=True)
-    np.maximum(values, min(0.0, psf.once("darkest", lambda: float(psf.cells.min()))), out=values)
-    values *= total / values.sum(axis=(1, 2), keepdims=True)
+    raised = np.maximum(values, min(0.0, psf.once("darkest", lambda: float(psf.cells.min()))))
+    return raised * (values.sum(axis=(1, 2), keepdims=True) / raised.sum(axis=(1, 2), keepdims=True))
 
 
 def _aliases(psf, size):
