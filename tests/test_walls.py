@@ -41,13 +41,13 @@ ORDER = """
     plotting.blends plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
-    deblending.engine.shape_fit deblending.engine.engine deblending.config
+    deblending.engine.shape_fit deblending.engine.engine deblending.single_band deblending.wrong_bands deblending.config
     deblending.source_list deblending.job_list deblending.sources deblending.listed deblending.chance_neighbours
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source
     deblending.label_map deblending.templates deblending.scene_file deblending.scene deblending.source_columns
-    deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
+    deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.magnitudes photometry.apertures
     photometry.reddening photometry.catalogue
     pipeline pipeline.catalogue_file pipeline.output pipeline.products pipeline.run pipeline.comparison
