@@ -120,9 +120,9 @@ def errors(band, how, seed, deblender):
     return deblender(pair, coord, neighbours="listed", recentre=True).flux(band).value / flux - 1, star
 
 
-def _mean(error):
+def _mean(error, digits=2):
     """A mean in percent, with its standard error."""
-    return f"{100 * error.mean():+.2f} ± {100 * error.std() / error.size**0.5:.2f}"
+    return f"{100 * error.mean():+.{digits}f} ± {100 * error.std() / error.size**0.5:.{digits}f}"
 
 
 def main():
@@ -140,10 +140,12 @@ def main():
         star = np.stack([of_seed for _, of_seed in found["control"]])
         for how in forms:
             for kind, of in (("stars", star), ("galaxies", ~star)):
+                of = of & np.isfinite(error[how]) & np.isfinite(error["control"])  # a row of the lattice may be masked
                 own, due = error[how][of], (error[how] - error["control"])[of]
-                mean = np.mean(np.where(of, error[how], 0.0), axis=0)  # of one place of the lattice, over the seeds
+                here = np.where(of, error[how], 0.0).sum(axis=0)
+                mean = here / np.maximum(of.sum(axis=0), 1)  # of one place of the lattice, over the seeds
                 scatter, worst = f"{100 * own.std():.2f}", f"{100 * np.abs(mean).max():.2f}"
-                lines.append([f"{band}, {kind}: {how}", len(own), _mean(own), _mean(due), scatter, worst])
+                lines.append([f"{band}, {kind}: {how}", len(own), _mean(own), _mean(due, 3), scatter, worst])
     header = ["PSF given", "n", "bias, %", "less the control's, %", "scatter, %", "worst place, %"]
     Tables(options.tables).show("varying_psf", "A PSF that varies over 2'", header, lines)
 
