@@ -15,7 +15,6 @@ from .surveys import EUCLID, PSF_WINGS, RUBIN, Survey
 
 __all__ = ["SIDES", "SkyPair"]
 
-NJY = u.nJy
 SIDES = ("ground", "space")
 
 

@@ -41,8 +41,7 @@ ORDER = """
     plotting.blends plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
-    deblending.engine.shape_fit deblending.engine.engine
-    deblending.single_band deblending.wrong_bands deblending.config
+    deblending.engine.shape_fit deblending.engine.engine deblending.single_band deblending.wrong_bands deblending.config
     deblending.source_list deblending.job_list deblending.sources deblending.listed deblending.chance_neighbours
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
