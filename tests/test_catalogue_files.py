@@ -176,6 +176,16 @@ def test_a_damaged_file_is_named(tmp_path, ending):
         io.read_catalogue(path)
 
 
+@pytest.mark.parametrize("lost", ["row", "digit"])
+def test_a_cut_ecsv_file_is_noticed(tmp_path, lost):
+    path = tmp_path / "c.ecsv"
+    io.write_catalogue(table_of(3), path)
+    text = path.read_text()
+    path.write_text(text[: text.rindex("\n", 0, -1) + 1] if lost == "row" else text[:-2])
+    with pytest.raises(ValueError, match=r"c.ecsv' cannot be read .* \(it was cut: it ends in row [23] of 3\)"):
+        io.read_catalogue(path)
+
+
 def test_what_cannot_be_written_is_named(tmp_path):
     def written(column, ending=".fits"):
         io.write_catalogue(QTable({"own": column}), tmp_path / f"c{ending}")

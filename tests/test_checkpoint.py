@@ -203,7 +203,7 @@ def test_a_forged_encoder_costs_nothing(tmp_path):
     for key, value in found.config.items():
         if isinstance(value, int):
             path = forged(tmp_path / "e.safetensors", tensors, {**found.config, key: 1000 * value}, "encoder")
-            start = time.perf_counter()
+            start = time.process_time()  # whatever else the machine does
             with pytest.raises(CheckpointError, match="e.safetensors is of another architecture"):
                 CrossSurveyEncoder.from_pretrained(path, device="cpu")
-            assert time.perf_counter() - start < 10, key
+            assert time.process_time() - start < 10, key

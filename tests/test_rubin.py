@@ -13,7 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosetta import PSF, RUBIN, SkyPair
@@ -324,6 +324,7 @@ def test_stitched_patches(tmp_path):
 SPAN = st.tuples(st.integers(0, 30), st.integers(1, 12)).map(lambda span: (span[0], span[0] + span[1]))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.lists(st.tuples(SPAN, SPAN).map(lambda spans: spans[0] + spans[1]), min_size=1, max_size=4), SPAN, SPAN)
 def test_stitch_puts_every_pixel_in_its_place(boxes, rows, columns):
     """Any pieces of one image, cut to any region: each pixel that a piece has is the image's, all others are masked."""

@@ -16,13 +16,14 @@ from ._store import content_of, document, document_hdu, new_path, text_of
 __all__ = ["ENDINGS", "read_catalogue", "write_catalogue"]
 
 META, COLUMNS = "CATALOGUE_META", "CATALOGUE_COLUMNS"  # as JSON: the meta, and what a format does not know of columns
-ECSV, TEXTS = "ascii.ecsv", "CATALOGUE_TEXTS"
+ECSV, TEXTS, ROWS = "ascii.ecsv", "CATALOGUE_TEXTS", "CATALOGUE_ROWS"
 
 
 def write_catalogue(catalog, path, *, overwrite=False):
     """Write a table to a file from which `read_catalogue` makes the same table again.
 
-    In ECSV the table is as astropy writes it. In the others it is flat: ``sky_centroid`` is ``ra`` and ``dec`` (deg,
+    In ECSV the table is as astropy writes it, with its number of rows as ``CATALOGUE_ROWS`` in the meta, so that a file
+    that was cut is noticed. In the others it is flat: ``sky_centroid`` is ``ra`` and ``dec`` (deg,
     ICRS; ``sky_centroid_ra`` and ``sky_centroid_dec`` if the table has columns called so), any other position
     ``<name>_ra`` and ``<name>_dec``, a time ``<name>_jd1`` and ``<name>_jd2``, and what is missing in a masked column
     is True in ``<name>_masked``. ``flux_cov`` is an array in each row. Units and descriptions are those of the format.
@@ -97,6 +98,7 @@ def _format_of(path):
 # ---------------------------------------------------------------------------- ECSV
 def _write_ecsv(catalog, path):
     written, meta = catalog.copy(copy_data=False), text_of(dict(catalog.meta))
+    written.meta[ROWS] = len(catalog)
     if r"\n" in meta:  # which ECSV makes a space of
         written.meta[META] = meta
     if len(catalog) == 0:  # ECSV cannot be read back with an empty column of arrays
@@ -113,7 +115,9 @@ def _is_text(column):
 
 def _read_ecsv(path):
     catalog = QTable.read(path, format=ECSV)
-    columns, texts, meta = (catalog.meta.pop(name, None) for name in (COLUMNS, TEXTS, META))
+    columns, texts, meta, rows = (catalog.meta.pop(name, None) for name in (COLUMNS, TEXTS, META, ROWS))
+    if rows is not None and not (len(catalog) == rows and path.read_bytes()[-1:] == b"\n"):
+        raise ValueError(f"it was cut: it ends in row {len(catalog)} of {rows}")
     for name, dtype in (texts or {}).items():
         column = catalog[name]
         plain = Column(np.ma.filled(column, "").astype(dtype), description=column.description, meta=column.meta)

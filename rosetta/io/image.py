@@ -24,8 +24,8 @@ NO_WEIGHT = 1e12  # times the variance of good pixels: brighter than any star
 BLOCK = 2**24  # pixels that are held in double precision at a time
 # Names of planes that go with an image and are none themselves.
 _BESIDE = re.compile(
-    r"(.*_)?(ERR(OR)?S?|RMS|STD(DEV)?|SIGMA|UNC(ERT(AINTY)?)?|VAR(IANCE)?|I(N)?VAR|IVM|WHT|WEIGHTS?|DQ|QUALITY|MASK|FLAGS?"
-    r"|PSF|CTX|CON|EXP(OSURE|TIME)?|B(AC)?KG(ROUND)?|SKY|SEG(MENTATION|MAP)?)(_.*)?"
+    r"(.*_)?(ERR(OR)?S?|RMS|STD(DEV)?|SIGMA|UNC(ERT(AINTY)?)?|VAR(IANCE)?|INV?VAR|IVAR|IVM|WHT|WEIGHTS?|DQ|QUALITY|MASK"
+    r"|FLAGS?|PSF|CTX|CON|B(AC)?KG(ROUND)?|SEG(MENTATION|MAP)?)\d*"
 )
 
 
