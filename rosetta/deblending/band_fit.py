@@ -9,7 +9,7 @@ from scipy import ndimage, sparse
 from ..images.noise import DISTANCES, overlap, significance, sky_products
 from .engine.rendering import half_light_radius
 from .psf_width import point_widths
-from .sky_plane import FoundSky, SkyPlane
+from .sky_plane import FoundSky
 
 __all__ = ["DISPLACED", "N_ANGLE", "POOR_CHI2", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
 
@@ -107,7 +107,7 @@ class BandFit:
         )
 
 
-def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, background=None):
+def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, sky=None):
     """Fluxes, covariance, chi2 and breadths of all sources in one band, and what is left of its sky.
 
     Parameters
@@ -121,8 +121,8 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
         The first source at each source's place: sources of one place have one breadth.
     position_error : float, optional
         Of all sources together on this image, arcsec per axis.
-    background : {"plane", None}, optional
-        What is solved for with the fluxes.
+    sky : `~rosetta.deblending.sky_plane.SkyPlane`, optional
+        Of the image, solved for with the fluxes.
 
     Returns
     -------
@@ -134,11 +134,9 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
         `~rosetta.images.noise.overlap` of every source.
     found_sky : `~rosetta.deblending.sky_plane.FoundSky` or None
     """
-    n, image, sky = len(mixtures), placed.image, None
+    n, image = len(mixtures), placed.image
     alone, number = np.unique(place, return_inverse=True)
-    if background == "plane":
-        # Subtracted at first: breadths must not describe the sky.
-        sky = SkyPlane.of(image)
+    if sky is not None:  # subtracted at first: breadths must not describe it
         first = engine.solve(engine.render(mixtures[alone], placed.of(alone)), image, sky)
         image, sky = sky.without(image, first.sky)
         placed = replace(placed, image=image)

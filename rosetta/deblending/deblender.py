@@ -29,10 +29,12 @@ from .flagging import flagged
 from .job_list import JobList
 from .point_sources import is_point
 from .scene import DeblendedScene, Templates, source_columns, template_covariance
-from .sky_plane import BACKGROUNDS
+from .scene_fit import fit_in_scene
+from .sky_plane import BACKGROUNDS, SkyPlane
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
+from .whole_tile import WholeTile
 from .wrong_bands import wrong_bands
 
 __all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
@@ -75,7 +77,7 @@ class JEPADeblender(Head):
 
         Parameters
         ----------
-        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+        x : `~rosetta.SkyPair`, `~rosetta.SkyEmbedding`, or `~rosetta.DeblendedScene` with ``neighbours="scene"``
         sources : `~astropy.coordinates.SkyCoord` or table, optional
             Positions in the space image's frame, or a table with a column ``sky_centroid`` (and, if it
             has one, ``label``: different integers, none of them -1). They are the first rows of the scene, in their
@@ -86,12 +88,15 @@ class JEPADeblender(Head):
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
-        neighbours : {"detect", "listed"}
+        neighbours : {"detect", "listed", "scene"}
             Light around the given positions. "detect": what is found in the images, and is none of the positions, is
             modelled too. A detection within 0.3 arcsec of a position (half its width for large galaxies) is that
             source, which starts from its shape; a fragment of it is merged into it. The others are the last
             rows of the scene, with the next free labels and ``listed`` False. "listed": only the positions; light of
-            other sources goes into their fluxes.
+            other sources goes into their fluxes. "scene": nothing is detected; the sources of the scene ``x`` keep
+            their shapes, and the fluxes of those around the positions are fitted together with the listed ones. A
+            position that is a source of the scene, in the same sense, takes its template and place; where a shape is
+            given, it takes the place of that source. Offsets and sky are the scene's.
         shape : {"fit", "point"} or table
             Of the sources at the given positions. A table has a row for each, with ``half_light_radius`` (arcsec; of
             the circle of equal area), ``e1`` and ``e2`` as in `DeblendedScene.to_table`: exponential discs, which
@@ -127,14 +132,14 @@ class JEPADeblender(Head):
         check_workers(workers)
         if background not in BACKGROUNDS:
             raise ValueError(f"background must be 'plane' or None, got {background!r}")
+        if isinstance(x, DeblendedScene) or neighbours == "scene":
+            return self._in_scene(x, sources, offsets, neighbours, shape, recentre)
         embedding = self._embedding(x)
         pair, config = embedding.pair, self._config
         images = band_images(pair)
         _warn_of_sky(images)
         solution = solution_for(offsets, images)
-        roles = Roles.of(images, config.n_ground_shape)
-        if roles.reference.side == "space" and solution is not None and solution.verdict == "abstain":
-            roles = replace(roles, shape=(roles.reference.band,))  # the ground may show other sources there
+        roles = Roles.of(images, solution, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
         if sources is None:
             job = JobList.of_detections(found)
@@ -153,31 +158,64 @@ class JEPADeblender(Head):
         fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
         return self._scene(embedding, images, roles, whole, _labels(whole.index, job.label), listed, fixed, offsets)
 
+    def _in_scene(self, scene, sources, offsets, neighbours, shape, recentre):
+        """The scene of positions whose neighbours are those of another scene of the same images."""
+        if not isinstance(scene, DeblendedScene) or neighbours != "scene":
+            raise ValueError(
+                f"x is a {type(scene).__name__} and neighbours {neighbours!r}: 'scene' belongs to a DeblendedScene as "
+                "x, the others to its embedding"
+            )
+        if sources is None:
+            raise ValueError("neighbours is 'scene', but sources is None: give positions")
+        made_by = scene.meta["rosetta"]["head_fingerprint"]
+        if made_by != self.fingerprint:
+            raise ValueError(f"x is a scene of deblender {made_by}, this is {self.fingerprint}: use that one")
+        scene.check_offsets(offsets)
+        embedding, config = self._embedding(scene.embedding), self._config
+        images = band_images(embedding.pair)
+        solution = solution_for(scene.offsets, images)
+        roles = Roles.of(images, solution, config.n_ground_shape)
+        found = detected(embedding.pair, config.detection)
+        job = JobList.of_positions(sources, found, neighbours=neighbours, shape=shape, recentre=recentre)
+        listed = Sources.of_job(np.arange(len(job.label)), job, found, solution, config)
+        field = tiles(images)
+        parts = [part for tile in field for part in tile.around(job.coord)] or field
+        fits = [fit_in_scene(scene, part, images, roles, listed, solution, config) for part in parts]
+        whole = joined_field(fits, images)
+        label = np.append(job.label, job.label.max(initial=0) + 1 + np.arange(len(scene)))
+        named = whole.index < len(job.label)
+        fixed = np.zeros(len(whole), bool) if recentre else named
+        return self._scene(embedding, images, roles, whole, _labels(whole.index, label), named, fixed, scene.offsets)
+
     def _fitted(self, images, roles, job, found, solution, search, background, workers, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
-        config, field, steps = self._config, tiles(images), count(1)
+        config, steps, beside = self._config, count(1), job.listed & search
         found_too = found if search else None
+        # Of neighbours only those matter whose light reaches a listed position.
+        field = [(tile, tile.around(job.coord[beside]) if beside.any() else [tile]) for tile in tiles(images)]
+        n_step = STEPS * sum(len(parts) for _, parts in field)
 
         def report():
             if progress is not None:
-                progress(next(steps), STEPS * len(field))
+                progress(next(steps), n_step)
 
         def tasks():
-            for tile in field:
-                sees, beside = tile.sees(job.coord), job.listed & search
+            for tile, parts in field:
+                if not parts:
+                    continue
                 some, listed = (
-                    Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config)
-                    for part in (~beside, beside)
+                    Sources.of_job(np.flatnonzero(tile.sees(job.coord) & which), job, found, solution, config)
+                    for which in (~beside, beside)
                 )
-                yield tile.cut(images), roles, some, listed if beside.any() else None, found_too, tile.owns
+                yield tile, parts, tile.cut(images), roles, some, listed if beside.any() else None, found_too
 
         within = report if workers == 1 else _unreported  # a process cannot report from within
-        parts, work = [], partial(_tile, config, within, background)
-        for part in in_order(work, tasks(), workers):
-            parts.append(part)
-            for _ in range(0 if workers == 1 else STEPS):
+        fits, work = [], partial(_tile, config, within, background)
+        for of_tile in in_order(work, tasks(), workers):
+            fits += of_tile
+            for _ in range(0 if workers == 1 else STEPS * len(of_tile)):
                 report()
-        return joined_field(parts, images)
+        return joined_field(fits, images)
 
     def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
@@ -236,10 +274,20 @@ class JEPADeblender(Head):
 
 
 def _tile(config, report, background, task):
-    """The fit of one tile; here, so that other processes find it."""
-    images, roles, sources, listed, detections, owns = task
+    """The fits of one tile, or of parts of it; here, so that other processes find it."""
+    tile, parts, images, roles, sources, listed, detections = task
     engine = SparseEngine(config.engine)
-    return fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, background)
+    if parts == [tile]:
+        planes = {band: SkyPlane.of(image) for band, image in images.items() if background == "plane"}
+        return [fit_tile(engine, images, roles, sources, listed, detections, tile.owns, config, report, planes)]
+    whole, fits = WholeTile.of(engine, images, roles, sources, config, background), []
+    for part in parts:
+        inside, mine = part.sees(sources.coord), np.flatnonzero(part.sees(listed.coord))
+        pieces, planes = whole.part(part, inside)
+        some, own = sources.elsewhere(np.flatnonzero(inside)), listed.elsewhere(mine)
+        fit = fit_tile(engine, pieces, roles, some, own, detections, part.owns, config, report, planes)
+        fits.append(replace(fit, products=whole.bright.products))
+    return [*fits, whole.bright_beyond(tile, parts)]
 
 
 def _unreported():

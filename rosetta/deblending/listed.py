@@ -15,7 +15,7 @@ from .engine.rendering import half_light_radius
 from .shapes import EAST, SIZE, centroids
 from .source_list import COINCIDENT, coincident
 
-__all__ = ["placed_where_listed", "with_listed"]
+__all__ = ["identity", "placed_where_listed", "with_listed"]
 
 PART = 0.5  # of the half-light radius of a large galaxy: its centre is known no better
 
@@ -47,8 +47,7 @@ def with_listed(sources, owners, mixtures, listed, match):
         Whether there are new ones.
     """
     whole = np.flatnonzero(owners == np.arange(len(owners)))
-    light = offset_coord(sources.coord[whole], *centroids(mixtures).T)
-    which, apart = _identity(listed.coord, light, np.maximum(match, PART * half_light_radius(mixtures)))
+    which, apart = identity(listed.coord, sources.coord[whole], mixtures, match)
     known, row = which >= 0, np.append(whole, -1)[which]
     place = coincident(listed.coord)
     alone = np.bincount(place, minlength=len(place))[place] == 1
@@ -91,11 +90,23 @@ def placed_where_listed(sources, mixtures, listed):
     return replace(sources, coord=coord, _places={}), mixtures, home
 
 
-def _identity(coord, light, reach):
-    """The source whose light each position is, -1 where there is none, and how far it is, arcsec; each (n,)."""
+def identity(coord, of_sources, mixtures, match):
+    """The source whose light each position is, -1 where there is none, and how far it is, arcsec; each (n,).
+
+    Parameters
+    ----------
+    coord : `~astropy.coordinates.SkyCoord`, shape (n,)
+    of_sources : `~astropy.coordinates.SkyCoord`, shape (m,)
+    mixtures : (m, K, 6) array
+        Their templates.
+    match : float
+        arcsec within which a position and a source are one.
+    """
     n = len(coord)
-    if n == 0 or len(light) == 0:
+    if n == 0 or len(mixtures) == 0:
         return np.full(n, -1), np.full(n, np.inf)
+    light = offset_coord(of_sources, *centroids(mixtures).T)
+    reach = np.maximum(match, PART * half_light_radius(mixtures))
     index, apart, _ = coord.match_to_catalog_sky(light)
     back, _, _ = light.match_to_catalog_sky(coord)
     apart, place = apart.to_value(u.arcsec), coincident(coord)

@@ -77,6 +77,10 @@ class Sources:
         arrays = (getattr(self, name)[rows] for name in ("index", "coord", "snr", "start", "largest", "free", "listed"))
         return Sources(*arrays, self.solution, places)
 
+    def elsewhere(self, rows):
+        """Some of the sources, for images with other pixels."""
+        return replace(self.of(rows), _places={})
+
     def joined(self, other):
         """These sources and others."""
         names = ("index", "snr", "start", "largest", "free", "listed")

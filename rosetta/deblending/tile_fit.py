@@ -15,7 +15,7 @@ from .point_sources import point_sources
 from .residual_search import missed
 from .source_list import coincident
 
-__all__ = ["Roles", "TileFit", "fit_tile"]
+__all__ = ["Roles", "TileFit", "fit_tile", "fitted_bands", "fitted_shapes", "merged_fragments"]
 
 SAME_WIDTH = 0.12  # of ln(PSF width): bands of one side that are nearer than this share their flux slopes
 UNALIGNED_ERROR = 0.1  # arcsec per axis: of positions on ground images that are not aligned with the space image
@@ -41,10 +41,12 @@ class Roles:
     blend: str
 
     @classmethod
-    def of(cls, images, n_ground_shape):
+    def of(cls, images, solution, n_ground_shape):
         ground = sorted((image for image in images.values() if image.side == "ground"), key=lambda image: -image.depth)
         ground, reference = [image.band for image in ground], images[reference_band(images)]
         space = [reference.band] if reference.side == "space" else []
+        if space and solution is not None and solution.verdict == "abstain":
+            n_ground_shape = 0  # the ground may show other sources there
         return cls(reference, (*space, *ground[:n_ground_shape]), (ground or [reference.band])[0])
 
 
@@ -86,7 +88,7 @@ class TileFit:
         return len(self.own)
 
 
-def fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, background):
+def fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, planes):
     """Fit the sources of a tile.
 
     Parameters
@@ -105,16 +107,15 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     config : `~rosetta.deblending.config.DeblenderConfig`
     report : callable
         Called after each of three steps.
-    background : {"plane", None}
-        What is solved for beside the sources.
+    planes : dict of str to `~rosetta.deblending.sky_plane.SkyPlane`
+        What is solved for beside the sources; bands that are left out have a sky of 0.
 
     Returns
     -------
     `TileFit`
     """
-    wavelength = roles.reference.wavelength
     if detections is not None and images:
-        first, _, point = _fit_shapes(engine, images, roles, sources)
+        first, _, point = fitted_shapes(engine, images, roles, sources)
         sources = sources.starting_from(np.where(point[:, None], first, sources.start))
         extra = missed(engine, images, roles.reference, sources, shapes.mixture(first), config)
         if len(extra):
@@ -122,20 +123,39 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     report()
     # From the initial shapes: a shape that absorbed an undetected neighbour would stay too large.
     merges = detections is not None and roles.reference.band in images
-    parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
-    owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
+    parameters, covariance, _ = fitted_shapes(engine, images, roles, sources)
+    owners, mixtures = merged_fragments(engine, images, roles, sources, parameters, merges, config)
     if listed is not None:
         sources, new = with_listed(sources, owners, mixtures, listed, config.match)
         if new:
-            parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
-            owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
+            parameters, covariance, _ = fitted_shapes(engine, images, roles, sources)
+            owners, mixtures = merged_fragments(engine, images, roles, sources, parameters, merges, config)
     report()
     whole = np.flatnonzero(owners == np.arange(len(owners)))
     sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
     home = sources.coord
     if listed is not None:
         sources, mixtures, home = placed_where_listed(sources, mixtures, listed)
-    place = coincident(sources.coord)
+    fit = fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, owns(home), config, planes)
+    report()
+    return fit
+
+
+def fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, own, config, planes):
+    """Fluxes and residuals of sources of known shapes in every band, a `TileFit`.
+
+    Parameters
+    ----------
+    engine, images, roles, sources, config, planes
+        As for `fit_tile`.
+    parameters : (n, N_PARAMETER) array
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes.
+    mixtures : (n, K, 6) array
+        The templates, with what was merged into them.
+    own : (n,) bool array
+    """
+    wavelength, place = roles.reference.wavelength, coincident(sources.coord)
     mixtures = mixtures[place]
     bands, products, overlaps, skies, slopes = {}, {}, {}, {}, []
     for band, image in images.items():
@@ -143,16 +163,15 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = UNALIGNED_ERROR if loose else 0.0
-        found = fit_band(engine, mixtures, placed, slope, place, position_error, background)
+        found = fit_band(engine, mixtures, placed, slope, place, position_error, planes.get(band))
         bands[band], products[band], overlaps[band], skies[band] = found
-    report()
     return TileFit(
-        index=sources.index, own=owns(home), coord=sources.coord, snr=sources.snr, mixtures=mixtures,
+        index=sources.index, own=own, coord=sources.coord, snr=sources.snr, mixtures=mixtures,
         covariance=covariance, bands=bands, products=products, overlaps=overlaps, skies=skies,
     )
 
 
-def _fit_shapes(engine, images, roles, sources):
+def fitted_shapes(engine, images, roles, sources):
     """Shape vectors fitted to the pixels, their covariance, and which are points; sources of one place have one shape.
 
     Returns
@@ -179,7 +198,7 @@ def _fit_shapes(engine, images, roles, sources):
     return parameters[first], covariance[first], point[first]
 
 
-def _merged(engine, images, roles, sources, parameters, merges, config):
+def merged_fragments(engine, images, roles, sources, parameters, merges, config):
     """The source that each is a fragment of, and the templates of those that are none, with all their fragments."""
     mixtures = shapes.mixture(parameters)
     if not merges or len(sources) == 0:

@@ -127,6 +127,11 @@ class BandImage:
         other.__dict__.update(data=data, variance=variance, valid=np.isfinite(variance), **known)
         return other
 
+    def without(self, light, **known):
+        """The image less some light (ny, nx), nJy; ``sky_weight`` stays, if it is not among what is ``known``."""
+        data = np.where(self.valid, self.data - light, 0.0).astype(np.float32)
+        return self.with_pixels(data, self.variance, **{"sky_weight": self.sky_weight, **known})
+
     # ------------------------------------------------------------------ positions
     def sky_to_pixel(self, coord):
         """0-based pixel positions (x, y), float64 arrays of shape (n,)."""
