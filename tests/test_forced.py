@@ -19,6 +19,7 @@ from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, LearnedAligner, Sky
 from rosetta.cli import _check_columns, _listed
 from rosetta.deblending.band_fit import BandFit
 from rosetta.deblending.scene import DeblendedScene
+from rosetta.deblending.tiles import Tile
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.positions import from_tangent
 from rosetta.pipeline.run import measure
@@ -254,6 +255,21 @@ def test_a_faint_source_beside_a_bright_one_of_the_scene():
     found = on_scene(from_tangent(xy, CENTER)[1:], known, shape="point")
     for band in scenes.FWHM:
         assert abs(found[f"flux_{band}"][0].value - 400) < 3 * found[f"flux_err_{band}"][0].value
+
+
+def test_parts_of_a_tile_hold_the_positions_that_it_owns():
+    core = np.array([[-40.0, -np.inf], [np.inf, np.inf]])  # the western and southern part of the sky is another tile's
+    tile = Tile(CENTER, core, np.array([[-48.0, -60.0], [60.0, 60.0]]))
+    xy = np.array([[-50.0, 0.0], [-39.0, 1.0], [-30.0, 3.0], [30.0, 30.0], [33.0, 28.0], [30.0, -40.0], [90.0, 0.0]])
+    coord = from_tangent(xy, CENTER)
+    parts = tile.around(coord)
+    owners = np.sum([part.owns(coord) for part in parts], axis=0)
+    np.testing.assert_array_equal(owners, [0, 1, 1, 1, 1, 1, 1])
+    assert len(parts) > 1 and sum(part.area for part in parts) < 0.5 * tile.area
+    for part in parts:
+        assert (part.bounds[0] >= tile.bounds[0]).all() and (part.bounds[1] <= tile.bounds[1]).all()
+    many = from_tangent(np.stack(np.meshgrid(*2 * [np.arange(-35.0, 60.0, 10.0)]), -1).reshape(-1, 2), CENTER)
+    assert tile.around(many) == [tile] and tile.around(coord[:1]) == []
 
 
 def test_what_a_scene_cannot_be_asked():

@@ -44,7 +44,7 @@ ORDER = """
     deblending.source_list deblending.job_list deblending.sources deblending.listed deblending.chance_neighbours
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
-    deblending.residual_search deblending.tile_fit deblending.tiles deblending.whole_tile deblending.one_source
+    deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source
     deblending.label_map deblending.scene deblending.scene_fit
     deblending.single_band deblending.wrong_bands deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.magnitudes photometry.apertures

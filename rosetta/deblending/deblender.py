@@ -22,19 +22,18 @@ from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows, views
 from ..workers import check_workers, in_order
 from . import blend_probability
+from .band_fit import shape_variance_factor
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
 from .flagging import flagged
 from .job_list import JobList
-from .point_sources import is_point
 from .scene import DeblendedScene, Templates, source_columns, template_covariance
 from .scene_fit import fit_in_scene
-from .sky_plane import BACKGROUNDS, SkyPlane
+from .sky_plane import BACKGROUNDS
 from .sources import Sources, truncation
 from .tile_fit import Roles, fit_tile
 from .tiles import joined_field, tiles
-from .whole_tile import WholeTile
 from .wrong_bands import wrong_bands
 
 __all__ = ["DeblendedScene", "JEPADeblender", "occupants"]
@@ -181,7 +180,7 @@ class JEPADeblender(Head):
         field = tiles(images)
         parts = [part for tile in field for part in tile.around(job.coord)] or field
         fits = [fit_in_scene(scene, part, images, roles, listed, solution, config) for part in parts]
-        whole = joined_field(fits, images)
+        whole = replace(joined_field(fits, images), skies=scene.meta["sky"])
         label = np.append(job.label, job.label.max(initial=0) + 1 + np.arange(len(scene)))
         named = whole.index < len(job.label)
         fixed = np.zeros(len(whole), bool) if recentre else named
@@ -189,33 +188,29 @@ class JEPADeblender(Head):
 
     def _fitted(self, images, roles, job, found, solution, search, background, workers, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
-        config, steps, beside = self._config, count(1), job.listed & search
+        config, field, steps = self._config, tiles(images), count(1)
         found_too = found if search else None
-        # Of neighbours only those matter whose light reaches a listed position.
-        field = [(tile, tile.around(job.coord[beside]) if beside.any() else [tile]) for tile in tiles(images)]
-        n_step = STEPS * sum(len(parts) for _, parts in field)
 
         def report():
             if progress is not None:
-                progress(next(steps), n_step)
+                progress(next(steps), STEPS * len(field))
 
         def tasks():
-            for tile, parts in field:
-                if not parts:
-                    continue
+            for tile in field:
+                sees, beside = tile.sees(job.coord), job.listed & search
                 some, listed = (
-                    Sources.of_job(np.flatnonzero(tile.sees(job.coord) & which), job, found, solution, config)
-                    for which in (~beside, beside)
+                    Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config)
+                    for part in (~beside, beside)
                 )
-                yield tile, parts, tile.cut(images), roles, some, listed if beside.any() else None, found_too
+                yield tile.cut(images), roles, some, listed if beside.any() else None, found_too, tile.owns
 
         within = report if workers == 1 else _unreported  # a process cannot report from within
-        fits, work = [], partial(_tile, config, within, background)
-        for of_tile in in_order(work, tasks(), workers):
-            fits += of_tile
-            for _ in range(0 if workers == 1 else STEPS * len(of_tile)):
+        parts, work = [], partial(_tile, config, within, background)
+        for part in in_order(work, tasks(), workers):
+            parts.append(part)
+            for _ in range(0 if workers == 1 else STEPS):
                 report()
-        return joined_field(fits, images)
+        return joined_field(parts, images)
 
     def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
@@ -239,10 +234,7 @@ class JEPADeblender(Head):
 
     def _scene(self, embedding, images, roles, field, label, listed, fixed, offsets):
         fits, reference = field.bands, roles.reference.band
-        # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
-        # hold this source show in the residual. The shape of a point is known.
-        misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
-        covariance = field.covariance * misfit[:, None, None]
+        covariance = field.covariance * shape_variance_factor(field.mixtures, fits[reference])[:, None, None]
         columns = source_columns(field, fixed, covariance, fits[reference], fits[roles.blend])
         solution = as_solution(offsets) if offsets is not None else None
         flags, of_bands = flagged(fits, images, embedding.pair, field.coord, reference, solution)
@@ -274,20 +266,10 @@ class JEPADeblender(Head):
 
 
 def _tile(config, report, background, task):
-    """The fits of one tile, or of parts of it; here, so that other processes find it."""
-    tile, parts, images, roles, sources, listed, detections = task
+    """The fit of one tile; here, so that other processes find it."""
+    images, roles, sources, listed, detections, owns = task
     engine = SparseEngine(config.engine)
-    if parts == [tile]:
-        planes = {band: SkyPlane.of(image) for band, image in images.items() if background == "plane"}
-        return [fit_tile(engine, images, roles, sources, listed, detections, tile.owns, config, report, planes)]
-    whole, fits = WholeTile.of(engine, images, roles, sources, config, background), []
-    for part in parts:
-        inside, mine = part.sees(sources.coord), np.flatnonzero(part.sees(listed.coord))
-        pieces, planes = whole.part(part, inside)
-        some, own = sources.elsewhere(np.flatnonzero(inside)), listed.elsewhere(mine)
-        fit = fit_tile(engine, pieces, roles, some, own, detections, part.owns, config, report, planes)
-        fits.append(replace(fit, products=whole.bright.products))
-    return [*fits, whole.bright_beyond(tile, parts)]
+    return fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, background)
 
 
 def _unreported():

@@ -19,6 +19,7 @@ from ..display import html_table
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import FAR, band_images
+from ..images.noise import DISTANCES
 from ..images.positions import offset_coord
 from ..images.wcs_fit import as_fits_wcs, blank
 from ..io._fits import as_path
@@ -698,6 +699,7 @@ def _fit_of(found, band, side):
     n = len(values["flux"])
     values.setdefault("displaced", np.zeros((n, len(DISPLACED))))
     values.setdefault("width", np.full(n, np.nan))
+    values.setdefault("products", np.zeros((2, len(DISTANCES))))
     if "point_noise" not in values:
         values["residual_snr"] = values["residual_snr"] / values["noise"]
         values |= {"point_noise": values["noise"], "noise": np.full(n, values["noise"])}

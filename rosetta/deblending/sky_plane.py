@@ -22,8 +22,8 @@ class SkyPlane:
     ----------
     columns : (3, ny, nx) float32 array
         Images of a level of 1, and of slopes along x and y of 1 per ``reach`` pixels.
-    mean, sigma : (3,) array
-        Middle and width of the prior of each coefficient, nJy.
+    sigma : (3,) array
+        Width of the prior of each coefficient about 0, nJy.
     subtracted : (3,) array
         Coefficients of what has been subtracted from the image already, nJy.
     place : `~astropy.coordinates.SkyCoord`
@@ -33,34 +33,22 @@ class SkyPlane:
     """
 
     columns: np.ndarray
-    mean: np.ndarray
     sigma: np.ndarray
     subtracted: np.ndarray
     place: object
     reach: float
 
     @classmethod
-    def of(cls, image, known=None):
-        """The plane of a `~rosetta.images.image.BandImage`.
-
-        Parameters
-        ----------
-        image : `~rosetta.images.image.BandImage`
-        known : `FoundSky`, optional
-            At the middle of the image, found on more pixels than its own.
-        """
+    def of(cls, image):
+        """The plane of a `~rosetta.images.image.BandImage`."""
         (ny, nx), used = image.shape, image.sky_weight > 0
         reach, middle = max(ny, nx) / 2, ((nx - 1) / 2, (ny - 1) / 2)
         x, y = (np.arange(nx) - middle[0]) / reach, (np.arange(ny) - middle[1]) / reach
         columns = np.stack(np.broadcast_arrays(1.0, x, y[:, None])).astype(np.float32)
-        if known is not None:
-            unit = np.array([1.0, reach, reach])
-            mean, sigma = unit * known.plane, unit * np.sqrt(known.covariance.diagonal())
-        else:
-            noise = 1.0 / np.sqrt(np.median(image.sky_weight[used]))
-            slope = SLOPE * reach * image.pixel_scale
-            mean, sigma = np.zeros(3), noise * np.array([LEVEL, slope, slope])
-        return cls(columns, mean, sigma, np.zeros(3), image.pixel_to_sky(*middle), reach)
+        noise = 1.0 / np.sqrt(np.median(image.sky_weight[used]))
+        slope = SLOPE * reach * image.pixel_scale
+        sigma = noise * np.array([LEVEL, slope, slope])
+        return cls(columns, sigma, np.zeros(3), image.pixel_to_sky(*middle), reach)
 
     def without(self, image, found):
         """The image less a plane of coefficients ``found`` (3,), and what is then left to be solved for."""
@@ -92,21 +80,6 @@ class FoundSky:
         """From a `SkyPlane` and the `~rosetta.deblending.engine.fluxes.Solution` of an image."""
         unit = 1.0 / np.array([1.0, sky.reach, sky.reach])
         return cls(sky.place, unit * (sky.subtracted + solution.sky), solution.sky_covariance * np.outer(unit, unit))
-
-    @classmethod
-    def at(cls, rows, x, y):
-        """The plane about a pixel, from the ``rows`` of `sky_rows`; None where there are none."""
-        if rows is None:
-            return None
-        rows = {name: np.array(values) for name, values in rows.items()}
-        k = np.argmin((rows["x"] - x) ** 2 + (rows["y"] - y) ** 2)
-        plane, error = (np.array([rows[f"{name}{end}"][k] for name in NAMES]) for end in ("", "_err"))
-        return cls(None, plane, np.diag(error**2)).moved(x - rows["x"][k], y - rows["y"][k])
-
-    def moved(self, dx, dy):
-        """The same plane about a place ``dx``, ``dy`` pixels from its own, which is not worked out."""
-        shift = np.array([[1.0, dx, dy], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-        return FoundSky(None, shift @ self.plane, shift @ self.covariance @ shift.T)
 
 
 def sky_rows(found, image, noise):

@@ -15,7 +15,7 @@ from .point_sources import point_sources
 from .residual_search import missed
 from .source_list import coincident
 
-__all__ = ["Roles", "TileFit", "fit_tile", "fitted_bands", "fitted_shapes", "merged_fragments"]
+__all__ = ["Roles", "TileFit", "fit_tile", "fitted_bands", "fitted_shapes"]
 
 SAME_WIDTH = 0.12  # of ln(PSF width): bands of one side that are nearer than this share their flux slopes
 UNALIGNED_ERROR = 0.1  # arcsec per axis: of positions on ground images that are not aligned with the space image
@@ -66,9 +66,8 @@ class TileFit:
     covariance : (n, n_shape, n_shape) array
         Of the shapes.
     bands : dict of str to `~rosetta.deblending.band_fit.BandFit`
-    products : dict of str to (2, n_distance) array
     overlaps : dict of str to (n, n_distance) array
-        Of the residuals, and of the templates, in each band; see `rosetta.images.noise.noise_factor`.
+        Of the templates in each band; see `rosetta.images.noise.noise_factor`.
     skies : dict of str to `~rosetta.deblending.sky_plane.FoundSky`
         What is left of the sky; None where it was not solved for.
     """
@@ -80,7 +79,6 @@ class TileFit:
     mixtures: np.ndarray
     covariance: np.ndarray
     bands: dict
-    products: dict
     overlaps: dict
     skies: dict
 
@@ -88,7 +86,7 @@ class TileFit:
         return len(self.own)
 
 
-def fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, planes):
+def fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, background):
     """Fit the sources of a tile.
 
     Parameters
@@ -107,8 +105,8 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     config : `~rosetta.deblending.config.DeblenderConfig`
     report : callable
         Called after each of three steps.
-    planes : dict of str to `~rosetta.deblending.sky_plane.SkyPlane`
-        What is solved for beside the sources; bands that are left out have a sky of 0.
+    background : {"plane", None}
+        What is solved for beside the sources.
 
     Returns
     -------
@@ -124,29 +122,30 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     # From the initial shapes: a shape that absorbed an undetected neighbour would stay too large.
     merges = detections is not None and roles.reference.band in images
     parameters, covariance, _ = fitted_shapes(engine, images, roles, sources)
-    owners, mixtures = merged_fragments(engine, images, roles, sources, parameters, merges, config)
+    owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
     if listed is not None:
         sources, new = with_listed(sources, owners, mixtures, listed, config.match)
         if new:
             parameters, covariance, _ = fitted_shapes(engine, images, roles, sources)
-            owners, mixtures = merged_fragments(engine, images, roles, sources, parameters, merges, config)
+            owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
     report()
     whole = np.flatnonzero(owners == np.arange(len(owners)))
     sources, parameters, covariance = sources.of(whole), parameters[whole], covariance[whole]
     home = sources.coord
     if listed is not None:
         sources, mixtures, home = placed_where_listed(sources, mixtures, listed)
-    fit = fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, owns(home), config, planes)
+    own = owns(home)
+    fit = fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, own, config, background)
     report()
     return fit
 
 
-def fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, own, config, planes):
+def fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, own, config, background):
     """Fluxes and residuals of sources of known shapes in every band, a `TileFit`.
 
     Parameters
     ----------
-    engine, images, roles, sources, config, planes
+    engine, images, roles, sources, config, background
         As for `fit_tile`.
     parameters : (n, N_PARAMETER) array
     covariance : (n, n_shape, n_shape) array
@@ -157,17 +156,17 @@ def fitted_bands(engine, images, roles, sources, parameters, covariance, mixture
     """
     wavelength, place = roles.reference.wavelength, coincident(sources.coord)
     mixtures = mixtures[place]
-    bands, products, overlaps, skies, slopes = {}, {}, {}, {}, []
+    bands, overlaps, skies, slopes = {}, {}, {}, []
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = UNALIGNED_ERROR if loose else 0.0
-        found = fit_band(engine, mixtures, placed, slope, place, position_error, planes.get(band))
-        bands[band], products[band], overlaps[band], skies[band] = found
+        found = fit_band(engine, mixtures, placed, slope, place, position_error, background)
+        bands[band], overlaps[band], skies[band] = found
     return TileFit(
         index=sources.index, own=own, coord=sources.coord, snr=sources.snr, mixtures=mixtures,
-        covariance=covariance, bands=bands, products=products, overlaps=overlaps, skies=skies,
+        covariance=covariance, bands=bands, overlaps=overlaps, skies=skies,
     )
 
 
@@ -198,7 +197,7 @@ def fitted_shapes(engine, images, roles, sources):
     return parameters[first], covariance[first], point[first]
 
 
-def merged_fragments(engine, images, roles, sources, parameters, merges, config):
+def _merged(engine, images, roles, sources, parameters, merges, config):
     """The source that each is a fragment of, and the templates of those that are none, with all their fragments."""
     mixtures = shapes.mixture(parameters)
     if not merges or len(sources) == 0:

@@ -190,11 +190,13 @@ def joined_field(parts, images):
             name: np.concatenate([getattr(fit, name)[part.own] for fit, part in zip(fits, parts, strict=True)])[order]
             for name in BandFit.per_source()
         }
-        noise, point_noise = _noise(parts, band, image, order)
+        products = sum(fit.products for fit in fits)
+        noise, point_noise = _noise(parts, band, image, order, products)
         covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)).tocoo()
         covariance.data *= noise[covariance.row] * noise[covariance.col]
         rows |= {"noise": noise, "residual_snr": rows["residual_snr"] / point_noise}
-        bands[band] = BandFit(covariance=sparse.csc_array(covariance), point_noise=point_noise, **rows)
+        common = {"covariance": sparse.csc_array(covariance), "point_noise": point_noise, "products": products}
+        bands[band] = BandFit(**common, **rows)
         planes = [part.skies[band] for part in parts if part.skies.get(band) is not None]
         if planes:
             skies[band] = sky_rows(planes, image, point_noise)
@@ -202,9 +204,8 @@ def joined_field(parts, images):
     return FieldFit(index=index[order], coord=coord, bands=bands, skies=skies, **arrays)
 
 
-def _noise(parts, band, image, order):
+def _noise(parts, band, image, order, products):
     """Noise factor of every source, (n,), and of a point source, from the residuals of all tiles."""
-    products = sum((part.products[band] for part in parts if band in part.products), np.zeros((2, len(DISTANCES))))
     unseen = np.eye(1, len(DISTANCES))
     overlaps = np.concatenate(
         [part.overlaps.get(band, np.repeat(unseen, len(part), axis=0))[part.own] for part in parts]

@@ -149,8 +149,7 @@ class _SkyEquations:
         weighted = weight * sky.columns  # (k, ny, nx)
         self.cross = np.stack([design.project(one) for one in weighted], axis=1)  # (n, k)
         self.own = np.einsum("iyx,jyx->ij", weighted, sky.columns) + np.diag(sky.sigma**-2.0)
-        self.right = np.einsum("iyx,yx->i", weighted, np.where(weight > 0, data, 0.0))
-        self.right += (sky.mean - sky.subtracted) / sky.sigma**2
+        self.right = np.einsum("iyx,yx->i", weighted, np.where(weight > 0, data, 0.0)) - sky.subtracted / sky.sigma**2
 
     def solve(self, flux, taken, live, noise):
         """Coefficients and their covariance, from fluxes (n,) without a sky and what a sky takes of them (n, k)."""
