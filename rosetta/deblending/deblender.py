@@ -177,10 +177,7 @@ class JEPADeblender(Head):
         found = detected(embedding.pair, config.detection)
         job = JobList.of_positions(sources, found, neighbours=neighbours, shape=shape, recentre=recentre)
         listed = Sources.of_job(np.arange(len(job.label)), job, found, solution, config)
-        field = tiles(images)
-        parts = [part for tile in field for part in tile.around(job.coord)] or field
-        fits = [fit_in_scene(scene, part, images, roles, listed, solution, config) for part in parts]
-        whole = replace(joined_field(fits, images), skies=scene.meta["sky"])
+        whole = fit_in_scene(scene, images, roles, listed, solution, config)
         label = np.append(job.label, job.label.max(initial=0) + 1 + np.arange(len(scene)))
         named = whole.index < len(job.label)
         fixed = np.zeros(len(whole), bool) if recentre else named

@@ -4,50 +4,60 @@
 from dataclasses import replace
 
 import numpy as np
+from scipy import sparse
 
-from ..images.positions import offset_coord
+from ..images.positions import joined, offset_coord
 from . import shapes
-from .band_fit import shape_variance_factor
+from .band_fit import BandFit, shape_variance_factor
 from .engine.engine import SparseEngine
 from .listed import identity
 from .sources import Sources
 from .tile_fit import fitted_bands, fitted_shapes
-from .tiles import filled
+from .tiles import filled, joined_field, tiles
 
 __all__ = ["fit_in_scene"]
 
-TURNS = 4  # of shapes of what the scene lacks, and of fluxes of its own sources beside them
+TURNS = 12  # at most, of shapes of what the scene lacks and of fluxes of its own sources beside them
+SETTLED = 3e-3  # change of the parameters of a shape after which there is no further turn
 
 
-def fit_in_scene(scene, part, images, roles, listed, solution, config):
+def fit_in_scene(scene, images, roles, listed, solution, config):
     """Fluxes of listed sources and of the sources of a scene around them, together.
 
     Parameters
     ----------
     scene : `~rosetta.DeblendedScene`
-    part : `~rosetta.deblending.tiles.Tile`
-        Around the positions; the light of the scene's sources beyond is subtracted.
     images : dict of str to `~rosetta.images.image.BandImage`
-        Of the whole field.
     roles : `~rosetta.deblending.tile_fit.Roles`
     listed : `~rosetta.deblending.sources.Sources`
-        The whole list. Those that are a source of the scene take its template, unless a shape was given.
+        Those that are a source of the scene take its template, unless a shape was given.
     solution : `~rosetta.AstrometricSolution` or None
     config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
     -------
-    `~rosetta.deblending.tile_fit.TileFit`
-        ``index`` of a source of the scene is its row there, after all rows of the list.
+    `~rosetta.deblending.tiles.FieldFit`
+        The list, then the other sources of the scene: ``index`` is their row there, after all rows of the list. Those
+        far from the list are as they were.
     """
-    templates, engine = scene.templates, SparseEngine(config.engine)
-    widened = shape_variance_factor(templates.mixtures, scene.fits[roles.reference.band])  # and will be again
-    near = np.flatnonzero(part.sees(templates.coord))
-    pieces = _surroundings(scene, part, images, near)
-    n_listed, listed = len(listed), listed.elsewhere(np.flatnonzero(part.sees(listed.coord)))
-    which, _ = identity(listed.coord, templates.coord[near], templates.mixtures[near], config.match)
-    row = np.append(near, -1)[which]  # of the scene; -1: none
-    taken, kept = (row >= 0) & listed.free[:, shapes.SIZE], near[~np.isin(near, row)]
+    row, _ = identity(listed.coord, scene.templates.coord, scene.templates.mixtures, config.match)
+    # Variances of shapes as the fit gave them: they will be widened again.
+    factor = shape_variance_factor(scene.templates.mixtures, scene.fits[roles.reference.band])
+    known = scene.shape_covariance / factor[:, None, None]
+    parts = [part for tile in tiles(images) for part in tile.around(listed.coord)] or tiles(images)
+    fits = [_fit_part(scene, part, images, roles, listed, row, known, solution, config) for part in parts]
+    field = joined_field(fits, images)
+    rest = np.setdiff1d(np.arange(len(scene)), np.append(row, field.index - len(listed)))
+    return _with_rest(replace(field, skies=scene.meta["sky"]), scene, rest, known, len(listed))
+
+
+def _fit_part(scene, part, images, roles, listed, row, covariances, solution, config):
+    """The `~rosetta.deblending.tile_fit.TileFit` of a part; ``row`` (n,) of the scene is each listed source, or -1."""
+    templates, engine, n_listed = scene.templates, SparseEngine(config.engine), len(listed)
+    near, mine = (np.flatnonzero(part.sees(one.coord)) for one in (templates, listed))
+    pieces = _surroundings(scene, part, images, np.append(near, row[mine]))
+    listed, kept, row = listed.elsewhere(mine), near[~np.isin(near, row)], row[mine]
+    taken = (row >= 0) & listed.free[:, shapes.SIZE]
     known, new = np.append(row[taken], kept), listed.of(np.flatnonzero(~taken))
     n, n_shape = len(known), len(shapes.DIRECTIONS)
     light, middle = templates.mixtures[known], shapes.centroids(templates.mixtures[known])
@@ -68,19 +78,39 @@ def fit_in_scene(scene, part, images, roles, listed, solution, config):
             design = engine.render(mixtures, sources.on(pieces[band], roles.reference.wavelength, config.engine))
             flux, _ = engine.fluxes(design, pieces[band])
             less[band] = pieces[band].without(design.of(np.arange(n)).image(flux[:n]))
-        fitted, covariance, _ = fitted_shapes(engine, less, roles, new)
+        before, (fitted, covariance, _) = fitted, fitted_shapes(engine, less, roles, new)
         mixtures[n:] = filled(shapes.mixture(fitted), n_component)
+        if np.abs(fitted - before).max() < SETTLED:
+            break
     own = np.concatenate([part.owns(listed.coord[taken]), part.owns(coord[taken.sum() :]), part.owns(new.coord)])
-    known_covariance = scene.shape_covariance[known] / widened[known, None, None]
     fit = fitted_bands(
         engine, pieces, roles, sources, np.concatenate([of_scene.start, fitted]),
-        np.concatenate([known_covariance, covariance]), mixtures, own, config, None,
+        np.concatenate([covariances[known], covariance]), mixtures, own, config, None,
     )
     bands = {}
     for band, found in fit.bands.items():  # slopes of its own shapes, and the noise of the field, are the scene's
         slope = np.concatenate([scene.fits[band].slope[known], found.slope[n:]])
         bands[band] = replace(found, slope=slope, products=scene.fits[band].products)
     return replace(fit, bands=bands)
+
+
+def _with_rest(field, scene, rest, covariances, n_listed):
+    """A field with more sources of the scene, ``rest`` (k,), as they are there."""
+    templates, bands = scene.templates, {}
+    for band, fit in field.bands.items():
+        known = scene.fits[band]
+        rows = {
+            name: np.concatenate([getattr(fit, name), getattr(known, name)[rest]]) for name in BandFit.per_source()
+        }
+        blocks = [fit.covariance, known.covariance[rest][:, rest]]
+        bands[band] = replace(fit, covariance=sparse.csc_array(sparse.block_diag(blocks)), **rows)
+    n_component = max(field.mixtures.shape[1], templates.mixtures.shape[1])
+    mixtures = [filled(one, n_component) for one in (field.mixtures, templates.mixtures[rest])]
+    return replace(
+        field, index=np.append(field.index, n_listed + rest), coord=joined([field.coord, templates.coord[rest]]),
+        snr=np.append(field.snr, 0.1 / templates.truncation[rest]), mixtures=np.concatenate(mixtures),
+        covariance=np.concatenate([field.covariance, covariances[rest]]), bands=bands,
+    )  # fmt: skip
 
 
 def _shifted(mixtures, by):
