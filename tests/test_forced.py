@@ -223,7 +223,12 @@ def test_a_source_of_the_scene_keeps_its_template():
     found = on_scene(table)
     assert list(found["label"]) == [70, 20] and list(found["id"]) == ["b", "a"]
     assert np.abs(pulls(found, order)).max() < 0.05
-    rows = deblender()(scene(), table, neighbours="scene").to_table()
+    for band in scenes.FWHM:
+        error = whole()[f"flux_err_{band}"][order]
+        np.testing.assert_allclose(found[f"flux_err_{band}"].value, error.value, rtol=0.05)
+    again = deblender()(scene(), table, neighbours="scene")
+    assert len(again) == len(scene())
+    rows = again.to_table()
     for name in ("half_light_radius", "e1", "e2"):
         np.testing.assert_allclose(rows[name][:2].value, scene().to_table()[name][order].value, rtol=1e-6)
 
