@@ -231,6 +231,8 @@ def test_a_source_of_the_scene_keeps_its_template():
     rows = again.to_table()
     for name in ("half_light_radius", "e1", "e2"):
         np.testing.assert_allclose(rows[name][:2].value, scene().to_table()[name][order].value, rtol=1e-6)
+    np.testing.assert_allclose(rows["ra_err"][:2].value, scene().to_table()["ra_err"][order].value, rtol=0.05)
+    assert rows["sky_centroid"][:2].separation(scene().to_table()["sky_centroid"][order]).max() < 1e-3 * u.mas
 
 
 def lacking(known, row):

@@ -94,8 +94,8 @@ class JEPADeblender(Head):
             rows of the scene, with the next free labels and ``listed`` False. "listed": only the positions; light of
             other sources goes into their fluxes. "scene": nothing is detected; the sources of the scene ``x`` keep
             their shapes, and the fluxes of those around the positions are fitted together with the listed ones. A
-            position that is a source of the scene, in the same sense, takes its template and place; where a shape is
-            given, it takes the place of that source. Offsets and sky are the scene's.
+            position that is a source of the scene, in the same sense, takes its template, and its place with its error;
+            where a shape is given, it replaces that source. Offsets and sky are the scene's.
         shape : {"fit", "point"} or table
             Of the sources at the given positions. A table has a row for each, with ``half_light_radius`` (arcsec; of
             the circle of equal area), ``e1`` and ``e2`` as in `DeblendedScene.to_table`: exponential discs, which
@@ -177,10 +177,9 @@ class JEPADeblender(Head):
         found = detected(embedding.pair, config.detection)
         job = JobList.of_positions(sources, found, neighbours=neighbours, shape=shape, recentre=recentre)
         listed = Sources.of_job(np.arange(len(job.label)), job, found, solution, config)
-        whole = fit_in_scene(scene, images, roles, listed, solution, config)
+        whole, fixed = fit_in_scene(scene, images, roles, listed, recentre, solution, config)
         label = np.append(job.label, job.label.max(initial=0) + 1 + np.arange(len(scene)))
         named = whole.index < len(job.label)
-        fixed = np.zeros(len(whole), bool) if recentre else named
         return self._scene(embedding, images, roles, whole, _labels(whole.index, label), named, fixed, scene.offsets)
 
     def _fitted(self, images, roles, job, found, solution, search, background, workers, progress):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import sparse
 
-from ..images.positions import joined, offset_coord
+from ..images.positions import joined
 from . import shapes
 from .band_fit import BandFit, shape_variance_factor
 from .engine.engine import SparseEngine
@@ -21,7 +21,7 @@ TURNS = 12  # at most, of shapes of what the scene lacks and of fluxes of its ow
 SETTLED = 3e-3  # change of the parameters of a shape after which there is no further turn
 
 
-def fit_in_scene(scene, images, roles, listed, solution, config):
+def fit_in_scene(scene, images, roles, listed, recentre, solution, config):
     """Fluxes of listed sources and of the sources of a scene around them, together.
 
     Parameters
@@ -31,14 +31,18 @@ def fit_in_scene(scene, images, roles, listed, solution, config):
     roles : `~rosetta.deblending.tile_fit.Roles`
     listed : `~rosetta.deblending.sources.Sources`
         Those that are a source of the scene take its template, unless a shape was given.
+    recentre : bool
+        Whether the others may move.
     solution : `~rosetta.AstrometricSolution` or None
     config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
     -------
-    `~rosetta.deblending.tiles.FieldFit`
+    field : `~rosetta.deblending.tiles.FieldFit`
         The list, then the other sources of the scene: ``index`` is their row there, after all rows of the list. Those
         far from the list are as they were.
+    fixed : (n,) bool array
+        Whether a position is what a user says, now or when the scene was made.
     """
     row, _ = identity(listed.coord, scene.templates.coord, scene.templates.mixtures, config.match)
     # Variances of shapes as the fit gave them: they will be widened again.
@@ -48,7 +52,15 @@ def fit_in_scene(scene, images, roles, listed, solution, config):
     fits = [_fit_part(scene, part, images, roles, listed, row, known, solution, config) for part in parts]
     field = joined_field(fits, images)
     rest = np.setdiff1d(np.arange(len(scene)), np.append(row, field.index - len(listed)))
-    return _with_rest(replace(field, skies=scene.meta["sky"]), scene, rest, known, len(listed))
+    field = _with_rest(replace(field, skies=scene.meta["sky"]), scene, rest, known, len(listed))
+    of_scene = np.isnan(scene.to_table()["ra_err"].value)
+    of_list = np.where(_taken(row, listed), np.append(of_scene, False)[row], not recentre)
+    return field, np.append(of_list, of_scene)[field.index]
+
+
+def _taken(row, listed):
+    """Whether listed sources take the template of the scene's source that they are, (n,) bool."""
+    return (row >= 0) & listed.free[:, shapes.SIZE]
 
 
 def _fit_part(scene, part, images, roles, listed, row, covariances, solution, config):
@@ -57,11 +69,10 @@ def _fit_part(scene, part, images, roles, listed, row, covariances, solution, co
     near, mine = (np.flatnonzero(part.sees(one.coord)) for one in (templates, listed))
     pieces = _surroundings(scene, part, images, np.append(near, row[mine]))
     listed, kept, row = listed.elsewhere(mine), near[~np.isin(near, row)], row[mine]
-    taken = (row >= 0) & listed.free[:, shapes.SIZE]
+    taken = _taken(row, listed)
     known, new = np.append(row[taken], kept), listed.of(np.flatnonzero(~taken))
     n, n_shape = len(known), len(shapes.DIRECTIONS)
-    light, middle = templates.mixtures[known], shapes.centroids(templates.mixtures[known])
-    coord, light = offset_coord(templates.coord[known], *middle.T), _shifted(light, -middle)
+    light, coord = templates.mixtures[known], templates.coord[known]
     of_scene = Sources(
         index=np.append(listed.index[taken], n_listed + kept), coord=coord,
         snr=0.1 / templates.truncation[known], start=np.tile(shapes.base_parameters(*np.ones((3, 1))), (n, 1)),
@@ -111,13 +122,6 @@ def _with_rest(field, scene, rest, covariances, n_listed):
         snr=np.append(field.snr, 0.1 / templates.truncation[rest]), mixtures=np.concatenate(mixtures),
         covariance=np.concatenate([field.covariance, covariances[rest]]), bands=bands,
     )  # fmt: skip
-
-
-def _shifted(mixtures, by):
-    """Mixtures (n, K, 6) moved by (n, 2) arcsec."""
-    mixtures = mixtures.copy()
-    mixtures[..., 1:3] += by[:, None]
-    return mixtures
 
 
 def _surroundings(scene, part, images, near):
