@@ -2,17 +2,17 @@
 """Forced photometry: the flux of a source whose position alone is given, beside the same from the whole run.
 
 Each field is measured as a whole. Then sources of S/N > 10 in i that match a true source are measured again, one at a
-time, with nothing given but a position: the catalogue's, or the true one. The share of fluxes within one sigma of those
-of the whole run, and bias and scatter against the truth, stand beside those of today's alternatives: light of sources
-that are not listed left in the image ("listed"), a PSF fit and an aperture of 1" (both photutils, at true positions on
-every image, the PSF's light beyond the aperture corrected for). Intervals are 68 %, from resampling sources (fields,
-where there are six or more).
+time, with nothing given but a position: the catalogue's, or the true one; and once more in the scene of the whole run
+(``neighbours="scene"``). The share of fluxes within one sigma of those of the whole run, and bias and scatter against
+the truth, stand beside those of today's alternatives: light of sources that are not listed left in the image
+("listed"), a PSF fit and an aperture of 1" (both photutils, at true positions on every image, the PSF's light beyond
+the aperture corrected for). Intervals are 68 %, from resampling sources (fields, where there are six or more).
 
 Run: python benchmarks/forced.py FOLDER [--fields 4] [--first-seed 7531] [--sources 12] [--size 32] [--tables FOLDER]
      python benchmarks/forced.py FOLDER --frozen FOLDER [--fields 40] [--sources 12]
 
 FOLDER keeps what was measured, so that a second run goes on where the first ended. --frozen measures fields of the
-frozen test sky, kept in its folder.
+frozen test sky, kept in its folder, without the methods that fit a whole field for each position.
 """
 
 import argparse
@@ -42,6 +42,8 @@ METHODS = {
     "alone, catalogue's position": {},
     "alone, true position": {},
     "alone, true position, listed": {"neighbours": "listed"},
+    "in the scene, catalogue's position": {"neighbours": "scene"},
+    "in the scene, true position": {"neighbours": "scene"},
     "photutils PSF, true position": None,
     "aperture, true position": None,
 }
@@ -86,7 +88,7 @@ def peers(image, truth):
     return fitted, summed
 
 
-def measured(pair, truth, n, seed):
+def measured(pair, truth, n, seed, methods):
     """Fluxes, errors (n_method, n, n_band) and true fluxes (n, n_band) of some sources of a field (dict)."""
     heads = models()
     result = measure(pair, **heads)
@@ -101,15 +103,14 @@ def measured(pair, truth, n, seed):
         return np.stack([[table[f"{name}_{b}"].to_value(u.nJy) for b in BANDS] for name in ("flux", "flux_err")])
 
     found = {"whole run": columns(catalog)}  # each (2, n_band, n)
-    for method, options in METHODS.items():
+    for method in methods:
+        options = METHODS[method]
         if options is not None:
             place = (catalog if "catalogue" in method else truth)["sky_centroid"]
-            alone = [photometry(result.embedding, place[k : k + 1], offsets=result.offsets, **options)
-                     for k in range(len(place))]  # fmt: skip
+            x = result.scene if options.get("neighbours") == "scene" else result.embedding
+            alone = [photometry(x, place[k : k + 1], offsets=result.offsets, **options) for k in range(len(place))]
             found[method] = np.concatenate([columns(one) for one in alone], axis=-1)
-            limits = np.stack([[one[f"upper_limit_{b}"].value[0] for b in BANDS] for one in alone])
-            if method == "alone, true position":
-                found["limits"] = limits  # (n, n_band)
+            found["limits"] = np.stack([[one[f"upper_limit_{b}"].value[0] for b in BANDS] for one in alone])
     images = band_images(pair)
     both = [peers(images[b], truth) for b in BANDS]
     for method, k in (("photutils PSF, true position", 0), ("aperture, true position", 1)):
@@ -118,12 +119,17 @@ def measured(pair, truth, n, seed):
     return found
 
 
+def methods(options):
+    """Names of the methods that are measured."""
+    return [name for name in METHODS if not (options.frozen and name.startswith("alone"))]
+
+
 def one(seed, options):
     """What was measured on a field, now or before (dict of arrays)."""
     path = options.folder / f"{seed}.npz"
     if not path.exists():
         pair, truth = field(seed, options.frozen) if options.frozen else development(seed, options.size)
-        found = measured(pair, truth, options.sources, seed)
+        found = measured(pair, truth, options.sources, seed, methods(options))
         options.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part.npz")
         np.savez(temporary, **found)
@@ -132,12 +138,12 @@ def one(seed, options):
 
 
 # ---------------------------------------------------------------------------- all fields
-def lines(fields, k):
+def lines(fields, k, methods):
     """A line per method in one band."""
     whole, known = [f["whole run"][:, k] for f in fields], np.concatenate([f["truth"][:, k] for f in fields])
     number = field_number([f["truth"] for f in fields])
     reference, error = np.concatenate(whole, axis=-1)
-    for method in METHODS:
+    for method in methods:
         flux, own = np.concatenate([f[method][:, k] for f in fields], axis=-1)
         ratio = flux / known - 1
         cells = [(np.mean, np.abs(flux - reference) < error), (np.median, ratio), (nmad, ratio),
@@ -161,7 +167,7 @@ def main():
     tables = Tables(options.tables)
     header = ["Method", "n", "in 1 sigma of the whole run", "bias", "NMAD", "> 25 % off", "truth in 1 sigma"]
     for k, band in enumerate(BANDS):
-        tables.show(f"forced_{band}", f"Single positions: flux in {band}", header, lines(fields, k))
+        tables.show(f"forced_{band}", f"Single positions: flux in {band}", header, lines(fields, k, methods(options)))
     limits, known = (np.concatenate([f[name].ravel() for f in fields]) for name in ("limits", "truth"))
     some = np.isfinite(limits)
     print(f"\n{np.sum(known[some] < limits[some])} of {some.sum()} true fluxes lie below their upper limits")

@@ -4,10 +4,9 @@
 import copy
 
 import astropy.units as u
-from astropy.io.fits import Header
 from astropy.nddata import NDData, VarianceUncertainty
 
-from .images.wcs import cards_of, is_fits_wcs, slice_wcs, wcs_of
+from .images.wcs import packed, slice_wcs, unpacked
 
 __all__ = ["cut_image", "frozen_image"]
 
@@ -43,15 +42,13 @@ class _Image(NDData):
 
     def __reduce__(self):
         # Arrays come back from pickle and deepcopy writeable, a FITS WCS from pickle with 14 digits.
-        wcs = cards_of(self._wcs).tostring() if is_fits_wcs(self._wcs) else self._wcs
         array = self._uncertainty.array
-        return _unpickled, (self.data, array, self.mask, wcs, self._meta, self.psf_anywhere)
+        return _unpickled, (self.data, array, self.mask, packed(self._wcs), self._meta, self.psf_anywhere)
 
 
 def _unpickled(data, variance, mask, wcs, meta, psf):
     """The image that `_Image.__reduce__` took apart."""
-    wcs = wcs_of(Header.fromstring(wcs)) if isinstance(wcs, str) else wcs
-    return frozen_image(data, variance, mask, wcs, meta, psf)
+    return frozen_image(data, variance, mask, unpacked(wcs), meta, psf)
 
 
 def frozen_image(data, variance, mask, wcs, meta, psf):

@@ -4,6 +4,7 @@
 import importlib.util
 import warnings
 from argparse import Namespace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from astropy.table import QTable
 
 from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, LearnedAligner, SkyPair
 from rosetta.commands.lists import check_columns, positions_of
+from rosetta.deblending.band_fit import BandFit
+from rosetta.deblending.scene import DeblendedScene
+from rosetta.deblending.tiles import Tile
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.positions import from_tangent
 from rosetta.pipeline.run import measure
@@ -61,7 +65,7 @@ def test_only_listed_sources_are_modelled_if_that_is_wanted():
     rows = scenes.match(whole(), XY[:2])
     alone = forced(whole()["sky_centroid"][rows[1:2]], neighbours="listed")
     assert pulls(alone, rows[1:2])[0, 2] > 20  # the neighbour's light is in it (VIS)
-    with pytest.raises(ValueError, match="neighbours is 'all': use one of 'detect', 'listed'"):
+    with pytest.raises(ValueError, match="neighbours is 'all': use one of 'detect', 'listed', 'scene'"):
         forced(whole()["sky_centroid"], neighbours="all")
 
 
@@ -206,6 +210,85 @@ def test_masked_pixels_around_a_field_move_no_flux():
     table = photometry()(padded.embedding, padded)
     rows = scenes.match(table, XY)
     assert np.abs(pulls(table[rows], scenes.match(whole(), XY))).max() < 0.05
+
+
+# ---------------------------------------------------------------------------- on a scene
+def on_scene(positions, known=None, **options):
+    return photometry()(scene() if known is None else known, positions, neighbours="scene", **options)
+
+
+def test_a_source_of_the_scene_keeps_its_template():
+    order = [2, 0]
+    table = QTable({"id": ["b", "a"], "sky_centroid": whole()["sky_centroid"][order], "label": [70, 20]})
+    found = on_scene(table)
+    assert list(found["label"]) == [70, 20] and list(found["id"]) == ["b", "a"]
+    assert np.abs(pulls(found, order)).max() < 0.05
+    for band in scenes.FWHM:
+        error = whole()[f"flux_err_{band}"][order]
+        np.testing.assert_allclose(found[f"flux_err_{band}"].value, error.value, rtol=0.05)
+    again = deblender()(scene(), table, neighbours="scene")
+    assert len(again) == len(scene())
+    rows = again.to_table()
+    for name in ("half_light_radius", "e1", "e2"):
+        np.testing.assert_allclose(rows[name][:2].value, scene().to_table()[name][order].value, rtol=1e-6)
+    np.testing.assert_allclose(rows["ra_err"][:2].value, scene().to_table()["ra_err"][order].value, rtol=0.05)
+    assert rows["sky_centroid"][:2].separation(scene().to_table()["sky_centroid"][order]).max() < 1e-3 * u.mas
+
+
+def lacking(known, row):
+    """A scene without one of its sources."""
+    rest, templates = np.delete(np.arange(len(known)), row), known.templates
+    kept = {name: getattr(templates, name)[rest] for name in ("coord", "mixtures", "truncation")}
+    fits = {}
+    for band, fit in known.fits.items():
+        rows = {name: getattr(fit, name)[rest] for name in BandFit.per_source()}
+        fits[band] = replace(fit, covariance=fit.covariance[rest][:, rest], **rows)
+    return DeblendedScene(
+        embedding=known.embedding, table=known.to_table()[rest], templates=replace(templates, **kept), fits=fits,
+        shape_covariance=known.shape_covariance[rest], offsets=known.offsets, meta=known.meta,
+    )
+
+
+def test_a_source_that_the_scene_lacks_has_the_flux_of_the_whole_run():
+    for row in range(len(XY)):
+        found = on_scene(whole()["sky_centroid"][row : row + 1], lacking(scene(), row))
+        assert np.abs(pulls(found, [row])).max() < 0.2
+
+
+def test_a_faint_source_beside_a_bright_one_of_the_scene():
+    xy, flux = np.array([[0.0, 0.0], [1.2, 0.0]]), np.array([20000.0, 400.0])
+    known = deblender()(make_pair(xy, flux, MIXTURES[[2, 3]]))
+    known = lacking(known, scenes.match(known.to_table(), xy)[1])
+    found = on_scene(from_tangent(xy, CENTER)[1:], known, shape="point")
+    for band in scenes.FWHM:
+        assert abs(found[f"flux_{band}"][0].value - 400) < 3 * found[f"flux_err_{band}"][0].value
+
+
+def test_parts_of_a_tile_hold_the_positions_that_it_owns():
+    core = np.array([[-40.0, -np.inf], [np.inf, np.inf]])  # the western and southern part of the sky is another tile's
+    tile = Tile(core, np.array([[-48.0, -60.0], [60.0, 60.0]]))
+    xy = np.array([[-50.0, 0.0], [-39.0, 1.0], [-30.0, 3.0], [30.0, 30.0], [33.0, 28.0], [30.0, -40.0], [90.0, 0.0]])
+    parts = tile.around(xy)
+    owners = np.sum([part.owns(xy) for part in parts], axis=0)
+    np.testing.assert_array_equal(owners, [0, 1, 1, 1, 1, 1, 1])
+    assert len(parts) > 1 and sum(part.area for part in parts) < 0.5 * tile.area
+    for part in parts:
+        assert (part.bounds[0] >= tile.bounds[0]).all() and (part.bounds[1] <= tile.bounds[1]).all()
+    many = np.stack(np.meshgrid(*2 * [np.arange(-35.0, 60.0, 10.0)]), -1).reshape(-1, 2)
+    assert tile.around(many) == [tile] and tile.around(xy[:1]) == []
+
+
+def test_what_a_scene_cannot_be_asked():
+    position = whole()["sky_centroid"][:1]
+    other = LearnedAligner(deblender().encoder)(scene().embedding)
+    for what, message in (
+        (lambda: forced(position, neighbours="scene"), "'scene' belongs to a DeblendedScene as x"),
+        (lambda: photometry()(scene(), position), "'scene' belongs to a DeblendedScene as x, the others to its"),
+        (lambda: deblender()(scene(), neighbours="scene"), "sources is None: give positions"),
+        (lambda: on_scene(position, offsets=other), "offsets differs from what the scene was made with"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            what()
 
 
 # ---------------------------------------------------------------------------- the main job and the command line

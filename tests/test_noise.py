@@ -81,8 +81,8 @@ def scattered():
     for _ in range(250):
         data = (SIGMA * correlated(rng, (n, n), 1.3)).astype(np.float32)
         here = Placement(image.with_pixels(data, image.variance, fwhm=image.fwhm), xy, jacobian, np.full(8, 1e-3))
-        fit, products, overlaps, _ = fit_band(engine, mixtures, here, np.zeros((8, 10)), np.arange(8))
-        factor = noise_factor(products, overlaps)
+        fit, overlaps, _ = fit_band(engine, mixtures, here, np.zeros((8, 10)), np.arange(8))
+        factor = noise_factor(fit.products, overlaps)
         covariance = factor[:, None] * fit.covariance.toarray() * factor
         sigma = np.sqrt(np.diag(covariance))
         flux.append(fit.flux)

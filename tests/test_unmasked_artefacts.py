@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Artefacts that no survey has masked: what is found, and that stars and galaxies are left alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage, sparse
@@ -127,10 +129,9 @@ def test_an_artefact_is_masked_in_the_band_image_and_not_in_the_pair(make_image)
 
 def fit(flux, error):
     """A fit of isolated sources with these fluxes and errors."""
+    covariance = sparse.diags_array(np.square(error, dtype=float)).tocsc()
     unseen = BandFit.unseen(len(flux), 1)
-    values = {name: getattr(unseen, name) for name in BandFit.per_source()}
-    values.update(flux=np.array(flux, float), measured=np.isfinite(flux))
-    return BandFit(covariance=sparse.diags_array(np.square(error, dtype=float)).tocsc(), point_noise=1.0, **values)
+    return replace(unseen, covariance=covariance, flux=np.array(flux, float), measured=np.isfinite(flux))
 
 
 EDGES = {"r": (552, 691), "i": (691, 818), "z": (818, 922), "VIS": (540, 890), "J_E": (1168, 1567)}
@@ -156,9 +157,7 @@ def test_a_bright_neighbour_hides_what_a_band_would_show():
     noise = np.array([[16.0, 0.5 * 4 * 4], [0.5 * 4 * 4, 16.0]])
     fits = {"i": fit([0, 5000], [4, 4]), "VIS": fit([100, 5000], [4, 4])}
     assert only(fits) == [True, False]
-    near = fits["i"]
-    values = {name: getattr(near, name) for name in BandFit.per_source()}
-    fits["i"] = BandFit(covariance=sparse.csc_array(noise), point_noise=1.0, **values)
+    fits["i"] = replace(fits["i"], covariance=sparse.csc_array(noise))
     assert not any(only(fits))
 
 

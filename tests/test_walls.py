@@ -46,8 +46,8 @@ ORDER = """
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
     deblending.residual_search deblending.tile_fit deblending.tiles deblending.one_source
-    deblending.label_map deblending.templates deblending.scene_file deblending.scene deblending.source_columns
-    deblending.flagging deblending.features deblending.deblender
+    deblending.label_map deblending.templates deblending.scene_file deblending.scene deblending.scene_fit
+    deblending.source_columns deblending.flagging deblending.features deblending.deblender
     photometry photometry.error_model photometry.zeropoints photometry.magnitudes photometry.apertures
     photometry.reddening photometry.catalogue
     pipeline pipeline.catalogue_file pipeline.output pipeline.products pipeline.run pipeline.comparison

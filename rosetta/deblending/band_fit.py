@@ -8,10 +8,13 @@ from scipy import ndimage, sparse
 
 from ..images.noise import DISTANCES, overlap, significance, sky_products
 from .engine.rendering import half_light_radius
+from .point_sources import is_point
 from .psf_width import point_widths
 from .sky_plane import FoundSky, SkyPlane
 
-__all__ = ["DISPLACED", "N_ANGLE", "POOR_CHI2", "RADII", "RINGS", "BandFit", "fit_band", "misfits"]
+__all__ = [
+    "DISPLACED", "N_ANGLE", "POOR_CHI2", "RADII", "RINGS", "BandFit", "fit_band", "misfits", "shape_variance_factor",
+]
 
 RADII = (0.4, 0.8, 1.2)  # arcsec: an unrecognised neighbour lies within an arcsecond
 N_ANGLE = 8
@@ -67,6 +70,8 @@ class BandFit:
         0 where the image is aligned.
     width : (n,) array
         Of bright point sources, over that of the PSF; NaN for others. See `rosetta.deblending.psf_width`.
+    products : (2, n_distance) array
+        What ``noise`` follows from: `~rosetta.images.noise.sky_products` of the residuals of the whole field.
     """
 
     flux: np.ndarray
@@ -88,11 +93,12 @@ class BandFit:
     residual_snr: np.ndarray
     displaced: np.ndarray
     width: np.ndarray
+    products: np.ndarray
 
     @classmethod
     def per_source(cls):
         """Names of the attributes that hold a row per source."""
-        return [field.name for field in fields(cls) if field.name not in ("covariance", "point_noise")]
+        return [field.name for field in fields(cls) if field.name not in ("covariance", "point_noise", "products")]
 
     def of(self, rows):
         """The fit of some of the sources."""
@@ -108,7 +114,7 @@ class BandFit:
             degenerate=none, coverage=np.zeros(n), outside=np.ones(n), chi2=nothing, misfit=np.ones(n),
             pixels=np.zeros(n, int), unmodelled=np.zeros(n), slope=np.zeros((n, n_shape)), blendedness=np.zeros(n),
             breadth=np.zeros(n), breadth_error=np.zeros(n), residual_snr=np.zeros((n, len(RINGS))),
-            displaced=np.zeros((n, len(DISPLACED))), width=nothing,
+            displaced=np.zeros((n, len(DISPLACED))), width=nothing, products=np.zeros((2, len(DISTANCES))),
         )
 
 
@@ -133,8 +139,6 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
     -------
     fit : `BandFit`
         Its covariance, and what is in units of scatter, is that of uncorrelated pixels.
-    products : (2, n_distance) array
-        `~rosetta.images.noise.sky_products` of the residuals.
     overlaps : (n, n_distance) array
         `~rosetta.images.noise.overlap` of every source.
     found_sky : `~rosetta.deblending.sky_plane.FoundSky` or None
@@ -192,11 +196,12 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
         width=point_widths(
             engine, mixtures, placed, flux, blendedness, lambda rows: residual + design.of(rows).image(flux[rows])
         ),
+        products=sky_products(residual * inverse_sigma, unlit),
     )
     sigma = np.where(image.valid, np.sqrt(image.variance), 0.0)
     weights = design.times(image.sky_weight * sigma).values
     overlaps = np.array([overlap(values) for values in weights]).reshape(n, len(DISTANCES))
-    return result, sky_products(residual * inverse_sigma, unlit), overlaps, found_sky
+    return result, overlaps, found_sky
 
 
 def _unmodelled(mixtures, placed, residual, poor):
@@ -228,6 +233,15 @@ def _displaced(engine, design, placed, flux, position_error):
         for step in steps
     ]
     return np.stack([engine.fluxes(design, one)[0] - flux for one in moved], axis=1)
+
+
+def shape_variance_factor(mixtures, fit):
+    """How much larger the variances of shapes are than their fit says, (n,); ``fit`` is that of the reference band.
+
+    It took its weights for the whole truth: photon noise and a family of shapes that does not hold this source show in
+    the residual. The shape of a point is known.
+    """
+    return np.where(is_point(mixtures), 1.0, np.maximum(fit.misfit, 1.0))
 
 
 def misfits(design, residual, weight):

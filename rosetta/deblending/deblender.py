@@ -17,19 +17,21 @@ from ..astrometry.solution import AstrometricSolution, as_solution, solution_for
 from ..detection.detection import detected
 from ..head import Head
 from ..images.image import band_images
+from ..images.positions import joined
 from ..images.sky import unsubtracted
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows, views
 from ..workers import check_workers, in_order
 from . import blend_probability
+from .band_fit import shape_variance_factor
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
 from .flagging import flagged
 from .job_list import JobList
-from .point_sources import is_point
 from .residual_search import confirmed
 from .scene import DeblendedScene, template_covariance
+from .scene_fit import fit_in_scene
 from .sky_plane import BACKGROUNDS
 from .source_columns import source_columns
 from .sources import Sources, truncation
@@ -78,7 +80,7 @@ class JEPADeblender(Head):
 
         Parameters
         ----------
-        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
+        x : `~rosetta.SkyPair`, `~rosetta.SkyEmbedding`, or `~rosetta.DeblendedScene` with ``neighbours="scene"``
         sources : `~astropy.coordinates.SkyCoord` or table, optional
             Positions in the space image's frame, or a table with a column ``sky_centroid`` (and, if it
             has one, ``label``: different integers, none of them -1). They are the first rows of the scene, in their
@@ -89,12 +91,15 @@ class JEPADeblender(Head):
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
             ``UNALIGNED`` where it abstained).
-        neighbours : {"detect", "listed"}
+        neighbours : {"detect", "listed", "scene"}
             Light around the given positions. "detect": what is found in the images, and is none of the positions, is
             modelled too. A detection within 0.3 arcsec of a position (half its width for large galaxies) is that
             source, which starts from its shape; a fragment of it is merged into it. The others are the last
             rows of the scene, with the next free labels and ``listed`` False. "listed": only the positions; light of
-            other sources goes into their fluxes.
+            other sources goes into their fluxes. "scene": nothing is detected; the sources of the scene ``x`` keep
+            their shapes, and the fluxes of those around the positions are fitted together with the listed ones. A
+            position that is a source of the scene, in the same sense, takes its template, and its place with its error;
+            where a shape is given, it replaces that source. Offsets and sky are the scene's.
         shape : {"fit", "point"} or table
             Of the sources at the given positions. A table has a row for each, with ``half_light_radius`` (arcsec; of
             the circle of equal area), ``e1`` and ``e2`` as in `DeblendedScene.to_table`: exponential discs, which
@@ -130,14 +135,14 @@ class JEPADeblender(Head):
         check_workers(workers)
         if background not in BACKGROUNDS:
             raise ValueError(f"background must be 'plane' or None, got {background!r}")
+        if isinstance(x, DeblendedScene) or neighbours == "scene":
+            return self._in_scene(x, sources, offsets, neighbours, shape, recentre)
         embedding = self._embedding(x)
         pair, config = embedding.pair, self._config
         images = band_images(pair)
         _warn_of_sky(images)
         solution = solution_for(offsets, images)
-        roles = Roles.of(images, config.n_ground_shape)
-        if roles.reference.side == "space" and solution is not None and solution.verdict == "abstain":
-            roles = replace(roles, shape=(roles.reference.band,))  # the ground may show other sources there
+        roles = Roles.of(images, solution, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
         if sources is None:
             job = JobList.of_detections(found)
@@ -155,9 +160,39 @@ class JEPADeblender(Head):
         whole = whole.of(confirmed(whole, config.detection.peak))
         listed = None if sources is None else np.isin(whole.index, np.flatnonzero(job.listed))
         fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
-        coord = _positions(whole, job, roles.reference.tangent_plane)
+        coord = _positions(whole, job.coord, job.east_north, roles.reference.tangent_plane)
         return self._scene(
             embedding, images, roles, whole, coord, _labels(whole.index, job.label), listed, fixed, offsets
+        )
+
+    def _in_scene(self, scene, sources, offsets, neighbours, shape, recentre):
+        """The scene of positions whose neighbours are those of another scene of the same images."""
+        if not isinstance(scene, DeblendedScene) or neighbours != "scene":
+            raise ValueError(
+                f"x is a {type(scene).__name__} and neighbours {neighbours!r}: 'scene' belongs to a DeblendedScene as "
+                "x, the others to its embedding"
+            )
+        if sources is None:
+            raise ValueError("neighbours is 'scene', but sources is None: give positions")
+        made_by = scene.meta["rosetta"]["head_fingerprint"]
+        if made_by != self.fingerprint:
+            raise ValueError(f"x is a scene of deblender {made_by}, this is {self.fingerprint}: use that one")
+        scene.check_offsets(offsets)
+        embedding, config = self._embedding(scene.embedding), self._config
+        images = band_images(embedding.pair)
+        solution = solution_for(scene.offsets, images)
+        roles = Roles.of(images, solution, config.n_ground_shape)
+        found = detected(embedding.pair, config.detection)
+        job = JobList.of_positions(sources, found, neighbours=neighbours, shape=shape, recentre=recentre)
+        listed = Sources.of_job(np.arange(len(job.label)), job, found, solution, config)
+        whole, fixed = fit_in_scene(scene, images, roles, listed, recentre, solution, config)
+        label = np.append(job.label, job.label.max(initial=0) + 1 + np.arange(len(scene)))
+        named = whole.index < len(job.label)
+        plane = roles.reference.tangent_plane
+        known = joined([job.coord, scene.templates.coord])
+        coord = _positions(whole, known, plane.east_north(known), plane)
+        return self._scene(
+            embedding, images, roles, whole, coord, _labels(whole.index, label), named, fixed, scene.offsets
         )
 
     def _fitted(self, images, roles, job, found, solution, search, background, workers, progress):
@@ -208,10 +243,7 @@ class JEPADeblender(Head):
 
     def _scene(self, embedding, images, roles, field, coord, label, listed, fixed, offsets):
         fits, reference = field.bands, roles.reference.band
-        # The fit took its weights for the whole truth: photon noise and a family of shapes that does not
-        # hold this source show in the residual. The shape of a point is known.
-        misfit = np.where(is_point(field.mixtures), 1.0, np.maximum(fits[reference].misfit, 1.0))
-        covariance = field.covariance * misfit[:, None, None]
+        covariance = field.covariance * shape_variance_factor(field.mixtures, fits[reference])[:, None, None]
         columns = source_columns(field, coord, fixed, covariance, fits[reference], fits[roles.blend], self._config)
         solution = as_solution(offsets) if offsets is not None else None
         flags, of_bands = flagged(
@@ -277,11 +309,11 @@ def _warn_of_sky(images):
             )  # fmt: skip
 
 
-def _positions(field, job, plane):
-    """Sky positions of the sources of a field; those that are where the job's list has them are as they were given."""
+def _positions(field, known, at, plane):
+    """Sky positions of the sources of a field; those that are where a list has them (``at``, (n, 2)) are as it says."""
     coord, row = plane.sky(field.east_north), np.flatnonzero(field.index >= 0)
-    row = row[(field.east_north[row] == job.east_north[field.index[row]]).all(axis=1)]
-    coord[row] = job.coord[field.index[row]]
+    row = row[(field.east_north[row] == at[field.index[row]]).all(axis=1)]
+    coord[row] = known[field.index[row]]
     return coord
 
 

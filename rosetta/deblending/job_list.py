@@ -14,7 +14,7 @@ from .source_list import coincident, user_sources
 
 __all__ = ["NEIGHBOURS", "JobList"]
 
-NEIGHBOURS = ("detect", "listed")
+NEIGHBOURS = ("detect", "listed", "scene")
 SMALLEST, LONGEST = 1e-3, 0.98  # arcsec: smaller sources are points; of |e|: no galaxy is longer
 PLAIN = 10.0  # of `shapes.INNER`: inner light is as long as the outer
 SHAPE_COLUMNS = ("half_light_radius", "e1", "e2")
@@ -76,7 +76,7 @@ class JobList:
         free = np.tile(~fixed, (n, 1))
         free[:, shapes.EAST : shapes.NORTH + 1] = recentre
         listed = cls(coord[place], east_north[place], label, np.ones(n, bool), start, free)
-        if neighbours == "listed":
+        if neighbours != "detect":
             return listed
         others = label.max(initial=0) + 1 + np.arange(len(found))
         return listed._and(cls._free(found, others))

@@ -13,7 +13,7 @@ from .engine.rendering import half_light_radius
 from .shapes import EAST, SIZE, centroids
 from .source_list import COINCIDENT, coincident
 
-__all__ = ["placed_where_listed", "with_listed"]
+__all__ = ["identity", "placed_where_listed", "with_listed"]
 
 
 def with_listed(sources, owners, mixtures, listed, config):
@@ -42,9 +42,7 @@ def with_listed(sources, owners, mixtures, listed, config):
         Whether there are new ones.
     """
     whole = np.flatnonzero(owners == np.arange(len(owners)))
-    light = sources.east_north[whole] + centroids(mixtures)
-    reach = np.maximum(config.match, config.uncertain_centre * half_light_radius(mixtures))
-    which, apart = _identity(listed.east_north, light, reach)
+    which, apart = identity(listed.east_north, sources.east_north[whole], mixtures, config)
     known, row = which >= 0, np.append(whole, -1)[which]
     place = coincident(listed.east_north)
     alone = np.bincount(place, minlength=len(place))[place] == 1
@@ -87,11 +85,23 @@ def placed_where_listed(sources, mixtures, listed):
     return replace(sources, east_north=moved, _places={}), mixtures, home
 
 
-def _identity(position, light, reach):
-    """The source whose light each position is, -1 where there is none, and how far it is, arcsec; each (n,)."""
+def identity(position, of_sources, mixtures, config):
+    """The source whose light each position is, -1 where there is none, and how far it is, arcsec; each (n,).
+
+    Parameters
+    ----------
+    position : (n, 2) array
+    of_sources : (m, 2) array
+        Positions of sources, in the same tangent plane.
+    mixtures : (m, K, 6) array
+        Their templates.
+    config : `~rosetta.deblending.config.DeblenderConfig`
+    """
     n = len(position)
-    if n == 0 or len(light) == 0:
+    if n == 0 or len(mixtures) == 0:
         return np.full(n, -1), np.full(n, np.inf)
+    light = of_sources + centroids(mixtures)
+    reach = np.maximum(config.match, config.uncertain_centre * half_light_radius(mixtures))
     apart, index = cKDTree(light).query(position)
     _, back = cKDTree(position).query(light)
     place = coincident(position)

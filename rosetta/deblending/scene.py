@@ -79,6 +79,8 @@ class DeblendedScene:
     labels = property(lambda self: np.asarray(self._table["label"]).copy(), doc="Labels of the sources (a copy).")
     bands = property(lambda self: tuple(self._fits), doc="Bands that were fitted, ground first.")
     embedding = property(lambda self: self._embedding, doc="What it was made from.")
+    templates = property(lambda self: self._templates, doc="What draws the sources, `Templates`.")
+    shape_covariance = property(lambda self: self._shape_covariance, doc="Of the fitted shapes, (n, n_shape, n_shape).")
     fits = property(lambda self: self._fits, doc="Fit of each band (read-only mapping of `BandFit`).")
     images = property(lambda self: band_images(self._embedding.pair), doc="Images of the bands, as arrays.")
     offsets = property(
@@ -130,6 +132,13 @@ class DeblendedScene:
             f"DeblendedScene: {len(self)} sources", ("survey", "band", "measured", "S/N > 5"), rows,
             f"Rows with flags: {note}. One source: scene[label].",
         )
+
+    def check_offsets(self, offsets):
+        """Raise `ValueError` if there are offsets, and they are not those that the scene was made with."""
+        if offsets is None:
+            return
+        if self._offsets is None or not as_solution(offsets).same_as(as_solution(self._offsets)):
+            raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
 
     def to_table(self):
         """One row per source.
@@ -352,15 +361,20 @@ class DeblendedScene:
             yield rows, Design(self._stamps(band, rows), self.images[band].shape, len(rows))
 
     def _painted(self, band, cut=None):
-        """All sources on the image of a band, or on a cut of it (slices of y and x), nJy."""
+        """All sources on the image of a band, or on a cut of it, nJy."""
         flux = np.nan_to_num(self._fits[band].flux)
         if cut is None:
             blank = np.zeros(self.images[band].shape)
             return sum((design.image(flux[rows]) for rows, design in self._designs(band)), blank)
-        _, placed, sizes = self._drawn(band, np.arange(len(self)))
+        return self.painted(band, cut, np.arange(len(self)))
+
+    def painted(self, band, cut, rows):
+        """Some of the sources on a cut (slices of y and x) of the image of a band, nJy."""
+        flux = np.nan_to_num(self._fits[band].flux)
+        _, placed, sizes = self._drawn(band, rows)
         low, high = (np.array([getattr(part, end) for part in cut[::-1]]) for end in ("start", "stop"))  # (x, y)
         reach = 0.5 * (sizes[:, None] + high - low) + 1  # (n, 2)
-        near = np.flatnonzero((np.abs(placed.xy - 0.5 * (low + high)) < reach).all(axis=1))
+        near = rows[(np.abs(placed.xy - 0.5 * (low + high)) < reach).all(axis=1)]
         return Design(self._stamps(band, near), self.images[band].shape, len(near)).image(flux[near])[cut]
 
     @plain_arithmetic

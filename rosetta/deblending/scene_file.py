@@ -7,6 +7,7 @@ import numpy as np
 from astropy.table import QTable
 
 from ..astrometry.solution import AstrometricSolution
+from ..images.noise import DISTANCES
 from ..io._store import document, document_hdu, record, record_hdus
 from .band_fit import DISPLACED, BandFit
 from .engine.config import EngineConfig
@@ -56,6 +57,7 @@ def _fit_of(found, band, side):
     n = len(values["flux"])
     values.setdefault("displaced", np.zeros((n, len(DISPLACED))))
     values.setdefault("width", np.full(n, np.nan))
+    values.setdefault("products", np.zeros((2, len(DISTANCES))))
     if "point_noise" not in values:
         values["residual_snr"] = values["residual_snr"] / values["noise"]
         values |= {"point_noise": values["noise"], "noise": np.full(n, values["noise"])}

@@ -72,6 +72,10 @@ class Sources:
         places = {band: (xy[rows], jacobian[rows]) for band, (xy, jacobian) in self._places.items()}
         return Sources(*(getattr(self, name)[rows] for name in ARRAYS), self.solution, places)
 
+    def elsewhere(self, rows):
+        """Some of the sources, for images with other pixels."""
+        return replace(self.of(rows), _places={})
+
     def joined(self, other):
         """These sources and others."""
         arrays = (np.concatenate([getattr(one, name) for one in (self, other)]) for name in ARRAYS)

@@ -13,7 +13,7 @@ from .point_sources import point_sources
 from .residual_search import missed
 from .source_list import coincident
 
-__all__ = ["Roles", "TileFit", "fit_tile"]
+__all__ = ["Roles", "TileFit", "fit_tile", "fitted_bands", "fitted_shapes"]
 
 SAME_WIDTH = 0.12  # of ln(PSF width): bands of one side that are nearer than this share their flux slopes
 SLOPE_LIGHT = 3e-3  # fraction of a source's light truncated in stamps for d ln(flux) / d(shape)
@@ -38,10 +38,12 @@ class Roles:
     blend: str
 
     @classmethod
-    def of(cls, images, n_ground_shape):
+    def of(cls, images, solution, n_ground_shape):
         ground = sorted((image for image in images.values() if image.side == "ground"), key=lambda image: -image.depth)
         ground, reference = [image.band for image in ground], images[reference_band(images)]
         space = [reference.band] if reference.side == "space" else []
+        if space and solution is not None and solution.verdict == "abstain":
+            n_ground_shape = 0  # the ground may show other sources there
         return cls(reference, (*space, *ground[:n_ground_shape]), (ground or [reference.band])[0])
 
 
@@ -62,9 +64,8 @@ class TileFit:
     covariance : (n, n_shape, n_shape) array
         Of the shapes.
     bands : dict of str to `~rosetta.deblending.band_fit.BandFit`
-    products : dict of str to (2, n_distance) array
     overlaps : dict of str to (n, n_distance) array
-        Of the residuals, and of the templates, in each band; see `rosetta.images.noise.noise_factor`.
+        Of the templates in each band; see `rosetta.images.noise.noise_factor`.
     skies : dict of str to `~rosetta.deblending.sky_plane.FoundSky`
         What is left of the sky; None where it was not solved for.
     """
@@ -76,7 +77,6 @@ class TileFit:
     mixtures: np.ndarray
     covariance: np.ndarray
     bands: dict
-    products: dict
     overlaps: dict
     skies: dict
 
@@ -110,9 +110,8 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     -------
     `TileFit`
     """
-    wavelength = roles.reference.wavelength
     if detections is not None and images:
-        first, _, point = _fit_shapes(engine, images, roles, sources)
+        first, _, point = fitted_shapes(engine, images, roles, sources)
         sources = sources.starting_from(np.where(point[:, None], first, sources.start))
         extra = missed(engine, images, roles.reference, sources, shapes.mixture(first), config)
         if len(extra):
@@ -120,12 +119,12 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     report()
     # From the initial shapes: a shape that absorbed an undetected neighbour would stay too large.
     merges = detections is not None and roles.reference.band in images
-    parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
+    parameters, covariance, _ = fitted_shapes(engine, images, roles, sources)
     owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
     if listed is not None:
         sources, new = with_listed(sources, owners, mixtures, listed, config)
         if new:
-            parameters, covariance, _ = _fit_shapes(engine, images, roles, sources)
+            parameters, covariance, _ = fitted_shapes(engine, images, roles, sources)
             owners, mixtures = _merged(engine, images, roles, sources, parameters, merges, config)
     report()
     whole = np.flatnonzero(owners == np.arange(len(owners)))
@@ -133,24 +132,43 @@ def fit_tile(engine, images, roles, sources, listed, detections, owns, config, r
     home = sources.east_north
     if listed is not None:
         sources, mixtures, home = placed_where_listed(sources, mixtures, listed)
-    place = coincident(sources.east_north)
+    own = owns(home)
+    fit = fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, own, config, background)
+    report()
+    return fit
+
+
+def fitted_bands(engine, images, roles, sources, parameters, covariance, mixtures, own, config, background):
+    """Fluxes and residuals of sources of known shapes in every band, a `TileFit`.
+
+    Parameters
+    ----------
+    engine, images, roles, sources, config, background
+        As for `fit_tile`.
+    parameters : (n, N_PARAMETER) array
+    covariance : (n, n_shape, n_shape) array
+        Of the shapes.
+    mixtures : (n, K, 6) array
+        The templates, with what was merged into them.
+    own : (n,) bool array
+    """
+    wavelength, place = roles.reference.wavelength, coincident(sources.east_north)
     mixtures = mixtures[place]
-    bands, products, overlaps, skies, slopes = {}, {}, {}, {}, []
+    bands, overlaps, skies, slopes = {}, {}, {}, []
     for band, image in images.items():
         placed = sources.on(image, wavelength, config.engine)
         slope = _slope(engine, slopes, placed, parameters)
         loose = roles.reference.side == "space" and image.side == "ground" and not sources.aligned
         position_error = config.unaligned_error if loose else 0.0
         found = fit_band(engine, mixtures, placed, slope, place, position_error, background)
-        bands[band], products[band], overlaps[band], skies[band] = found
-    report()
+        bands[band], overlaps[band], skies[band] = found
     return TileFit(
-        index=sources.index, own=owns(home), east_north=sources.east_north, snr=sources.snr, mixtures=mixtures,
-        covariance=covariance, bands=bands, products=products, overlaps=overlaps, skies=skies,
+        index=sources.index, own=own, east_north=sources.east_north, snr=sources.snr, mixtures=mixtures,
+        covariance=covariance, bands=bands, overlaps=overlaps, skies=skies,
     )
 
 
-def _fit_shapes(engine, images, roles, sources):
+def fitted_shapes(engine, images, roles, sources):
     """Shape vectors fitted to the pixels, their covariance, and which are points; sources of one place have one shape.
 
     Returns

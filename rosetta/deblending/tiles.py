@@ -13,11 +13,13 @@ from .band_fit import BandFit
 from .shapes import DIRECTIONS
 from .sky_plane import sky_rows
 
-__all__ = ["FieldFit", "Tile", "joined_field", "tiles"]
+__all__ = ["FieldFit", "Tile", "filled", "joined_field", "tiles"]
 
 SAME = 0.05  # arcsec: what two tiles find within this is one source
 CORE = 102.4  # arcsec a side, about
 MARGIN = 8.0  # arcsec around a core: light beyond it does not change a source in the core
+REACH = 4.0  # arcsec around a listed position: the core of what is fitted for it
+WORTH = 0.5  # of a tile's area: parts of it that cover more cost as much as all of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +47,67 @@ class Tile:
 
     def cut(self, images):
         """The images' pixels in the tile, as images; those without a valid pixel there are left out."""
+        trimmed = {band: image.trimmed for band, image in images.items()}  # so that a masked rim changes nothing
+        return {band: trimmed[band].cut(window) for band, window in self.windows(trimmed).items()}
+
+    def windows(self, images):
+        """The pixels (y0, y1, x0, x1) of each image in the tile; images without a valid one are left out."""
         axis = np.linspace(0.0, 1.0, 5)
         east, north = np.meshgrid(*(low + (high - low) * axis for low, high in self.bounds.T))
-        rim = np.stack([east.ravel(), north.ravel()], -1)
-        pieces = {}
+        rim, windows = np.stack([east.ravel(), north.ravel()], -1), {}
         for band, image in images.items():
-            image = image.trimmed  # so that a masked rim changes nothing
             (nx, ny), xy = image.shape[::-1], image.xy(rim)
             if not np.isfinite(xy).all():
                 xy = np.array([[-1.0, -1.0], [nx, ny]])  # a WCS that does not reach the tile's corners: all of it
             low = np.clip(np.floor(xy.min(axis=0)), 0, (nx, ny)).astype(int)
             high = np.clip(np.ceil(xy.max(axis=0)) + 1, 0, (nx, ny)).astype(int)
-            if (high <= low).any():
-                continue
-            piece = image.cut((low[1], high[1], low[0], high[0]))
-            if piece.valid.any():
-                pieces[band] = piece
-        return pieces
+            if image.valid[low[1] : high[1], low[0] : high[0]].any():
+                windows[band] = (low[1], high[1], low[0], high[0])
+        return windows
+
+    def around(self, east_north):
+        """Parts of the tile around those of the positions (n, 2) that it owns; the tile itself where these fill it.
+
+        Returns
+        -------
+        list of `Tile`
+            Their cores have no point in common, and hold all positions. Empty where the tile owns none.
+        """
+        place = east_north[self.owns(east_north)]
+        parts = [self._about(some) for some in _groups(place)] if len(place) else []
+        return [self] if sum(part.area for part in parts) > WORTH * self.area else parts
+
+    @property
+    def area(self):
+        """Of the bounds, arcsec^2."""
+        return _area(*self.bounds)
+
+    def _about(self, place):
+        """The smallest part that holds positions (n, 2) and what is around them."""
+        low, high = place.min(axis=0) - REACH, place.max(axis=0) + REACH
+        core = np.stack([np.maximum(low, self.core[0]), np.minimum(high, self.core[1])])
+        bounds = np.clip(np.stack([low, high]) + MARGIN * np.array([[-1.0], [1.0]]), *self.bounds)
+        return Tile(core, bounds)
+
+
+def _area(low, high):
+    return float(np.prod(np.maximum(high - low, 0.0)))
+
+
+def _groups(place):
+    """Positions (n, 2), arcsec, in groups whose surroundings are smaller one by one than together."""
+
+    def around(some):
+        return _area(some.min(axis=0), some.max(axis=0) + 2.0 * (REACH + MARGIN))
+
+    for axis in (0, 1):
+        place = place[np.argsort(place[:, axis], kind="stable")]
+        gaps = np.diff(place[:, axis])
+        for k in np.flatnonzero(gaps > 2.0 * REACH) + 1:  # so that the cores are apart
+            one, two = place[:k], place[k:]
+            if around(one) + around(two) < around(place):
+                return _groups(one) + _groups(two)
+    return [place]
 
 
 def tiles(images):
@@ -132,7 +178,7 @@ def joined_field(parts, images):
     order = np.argsort(np.where(index < 0, len(index), index), kind="stable")
     numbers = _numbers(parts, order, index[order], stacked("east_north")[order])
     most = max(part.mixtures.shape[1] for part in parts)
-    parts = [replace(part, mixtures=_filled(part.mixtures, most)) for part in parts]
+    parts = [replace(part, mixtures=filled(part.mixtures, most)) for part in parts]
     bands, skies = {}, {}
     for band, image in images.items():
         fits = [part.bands.get(band, BandFit.unseen(len(part), len(DIRECTIONS))) for part in parts]
@@ -140,11 +186,13 @@ def joined_field(parts, images):
             name: np.concatenate([getattr(fit, name)[part.own] for fit, part in zip(fits, parts, strict=True)])[order]
             for name in BandFit.per_source()
         }
-        noise, point_noise = _noise(parts, band, image, order)
+        products = sum(fit.products for fit in fits)
+        noise, point_noise = _noise(parts, band, image, order, products)
         covariance = _covariance([fit.covariance for fit in fits], parts, numbers, len(order)).tocoo()
         covariance.data *= noise[covariance.row] * noise[covariance.col]
         rows |= {"noise": noise, "residual_snr": rows["residual_snr"] / point_noise}
-        bands[band] = BandFit(covariance=sparse.csc_array(covariance), point_noise=point_noise, **rows)
+        common = {"covariance": sparse.csc_array(covariance), "point_noise": point_noise, "products": products}
+        bands[band] = BandFit(**common, **rows)
         planes = [part.skies[band] for part in parts if part.skies.get(band) is not None]
         if planes:
             skies[band] = sky_rows(planes, point_noise)
@@ -152,9 +200,8 @@ def joined_field(parts, images):
     return FieldFit(index=index[order], bands=bands, skies=skies, **arrays)
 
 
-def _noise(parts, band, image, order):
+def _noise(parts, band, image, order, products):
     """Noise factor of every source, (n,), and of a point source, from the residuals of all tiles."""
-    products = sum((part.products[band] for part in parts if band in part.products), np.zeros((2, len(DISTANCES))))
     unseen = np.eye(1, len(DISTANCES))
     overlaps = np.concatenate(
         [part.overlaps.get(band, np.repeat(unseen, len(part), axis=0))[part.own] for part in parts]
@@ -163,7 +210,7 @@ def _noise(parts, band, image, order):
     return noise[:-1], float(noise[-1])
 
 
-def _filled(mixtures, n_component):
+def filled(mixtures, n_component):
     """Mixtures with components of weight 0 up to a number of them."""
     return np.pad(mixtures, ((0, 0), (0, n_component - mixtures.shape[1]), (0, 0)))
 

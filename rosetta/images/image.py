@@ -24,7 +24,7 @@ from .psf import PSF, moffat
 from .psf_core import PsfCore
 from .psf_wings import psf_wings
 from .sky import sky_weight
-from .wcs import slice_wcs
+from .wcs import packed, slice_wcs, unpacked
 
 __all__ = ["BandImage", "band_images", "extent", "width_error"]
 
@@ -114,6 +114,17 @@ class BandImage:
         piece.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
         return piece
 
+    def __copy__(self):
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self):
+        return {**self.__dict__, "wcs": packed(self.wcs)}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, wcs=unpacked(state["wcs"]))
+
     @property
     def trimmed(self):
         """The image without the rows and columns of its rim that have no valid pixel; itself where there are none."""
@@ -134,6 +145,11 @@ class BandImage:
         other.__dict__.pop("sky_weight", None)
         other.__dict__.update(data=data, variance=variance, valid=np.isfinite(variance), **known)
         return other
+
+    def without(self, light, **known):
+        """The image less some light (ny, nx), nJy; ``sky_weight`` stays, if it is not among what is ``known``."""
+        data = np.where(self.valid, self.data - light, 0.0).astype(np.float32)
+        return self.with_pixels(data, self.variance, **{"sky_weight": self.sky_weight, **known})
 
     # ------------------------------------------------------------------ positions
     def sky_to_pixel(self, coord):

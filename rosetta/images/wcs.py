@@ -12,7 +12,7 @@ from astropy.io import fits
 from astropy.wcs import WCS, WCSHDO_P17, FITSFixedWarning, WCSHDO_all
 from astropy.wcs.wcsapi import HighLevelWCSWrapper, SlicedLowLevelWCS
 
-__all__ = ["cards_of", "is_fits_wcs", "slice_wcs", "wcs_of"]
+__all__ = ["cards_of", "is_fits_wcs", "packed", "slice_wcs", "unpacked", "wcs_of"]
 
 
 def is_fits_wcs(wcs):
@@ -21,6 +21,16 @@ def is_fits_wcs(wcs):
     if not isinstance(wcs, WCS) or any(getattr(wcs, name) is not None for name in tables):
         return False
     return wcs.sip is None or list(wcs.sip.crpix) == list(wcs.wcs.crpix)
+
+
+def packed(wcs):
+    """What pickle keeps of a WCS without loss: of a FITS WCS its header, as astropy pickles it with 14 digits."""
+    return cards_of(wcs).tostring() if is_fits_wcs(wcs) else wcs
+
+
+def unpacked(wcs):
+    """The WCS that `packed` took apart."""
+    return wcs_of(fits.Header.fromstring(wcs)) if isinstance(wcs, str) else wcs
 
 
 def cards_of(wcs):

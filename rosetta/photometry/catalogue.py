@@ -9,7 +9,6 @@ from astropy.table import QTable
 
 from .. import checkpoint
 from ..arithmetic import plain_arithmetic
-from ..astrometry.solution import as_solution
 from ..columns import describe
 from ..deblending.band_fit import POOR_CHI2
 from ..deblending.deblender import JEPADeblender, as_aligned
@@ -89,8 +88,9 @@ class EmbeddingPhotometry(Head):
 
         Parameters
         ----------
-        x : `~rosetta.SkyPair` or `~rosetta.SkyEmbedding`
-            Where ``sources`` is a scene: its embedding, or the pair it was made from.
+        x : `~rosetta.SkyPair`, `~rosetta.SkyEmbedding`, or `~rosetta.DeblendedScene`
+            Where ``sources`` is a scene: its embedding, or the pair it was made from. A scene with positions and
+            ``neighbours="scene"``.
         sources : `~rosetta.DeblendedScene`, `~astropy.coordinates.SkyCoord` or table
             A scene is measured as it is, with the offsets it remembers. For positions, or a table
             with ``sky_centroid``, a scene is made first by the deblender that was given, else by the bundled one, or
@@ -100,7 +100,7 @@ class EmbeddingPhotometry(Head):
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`; only where ``sources`` is no scene.
         neighbours, shape, recentre
-            Of positions, as for `~rosetta.JEPADeblender`: whether sources that are not listed are modelled, what
+            Of positions, as for `~rosetta.JEPADeblender`: how sources that are not listed are modelled, what
             shape the listed ones have, and whether they may move; only where ``sources`` is no scene.
         background : {"plane", None}
             What the images still hold of the sky, see `~rosetta.JEPADeblender`; a scene keeps what it was made with.
@@ -131,8 +131,7 @@ class EmbeddingPhotometry(Head):
         if isinstance(sources, DeblendedScene):
             _check_of_scene(x, sources)
             self._check_deblender("sources is a scene of", sources.meta["rosetta"]["head_fingerprint"])
-            if offsets is not None and not _same_offsets(as_solution(offsets), sources.offsets):
-                raise ValueError("offsets differs from what the scene was made with: leave it out, the scene remembers")
+            sources.check_offsets(offsets)
             if recentre or neighbours != "detect" or not (isinstance(shape, str) and shape == "fit"):
                 raise ValueError("neighbours, shape and recentre are for positions, but sources is a DeblendedScene")
             scene, embedding = sources, self._embedding(sources.embedding)
@@ -140,10 +139,11 @@ class EmbeddingPhotometry(Head):
         else:
             deblender = self._own_deblender()
             self._check_deblender("positions are measured through", deblender.fingerprint)
-            embedding = self._embedding(x)
+            embedding = self._embedding(x.embedding if isinstance(x, DeblendedScene) else x)
             zeropoints = zeropoint_errors(zeropoint_err, embedding.pair.surveys)
             how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background}
-            scene = deblender(embedding, sources, offsets=offsets, **how)
+            x = x if isinstance(x, DeblendedScene) else embedding
+            scene = deblender(x, sources, offsets=offsets, **how)
         made_by = scene.meta["rosetta"]["head_fingerprint"]
         catalog = _formal(scene)
         if self._provenance.get("trained") and len(catalog):
@@ -215,11 +215,6 @@ def _check_of_scene(x, scene):
             "x is not what sources, a DeblendedScene, was made from: give scene.embedding or its pair, or run the "
             "deblender on x"
         )
-
-
-def _same_offsets(one, other):
-    """Whether a scene's offsets, or None, hold this solution."""
-    return other is not None and one.same_as(as_solution(other))
 
 
 def _formal(scene):
