@@ -155,8 +155,7 @@ def test_hsc_and_hst(models, tmp_path):
     result.write(tmp_path / "cosmos")
     assert len(result.catalog) >= 5
     assert np.all(result.embedding.sides["space"]["flags"] & Flag.BAND_EXTRAPOLATED)
-    # Six galaxies are there to be seen. On so strange a sky their errors are large, and neighbours share their light:
-    # only the three that lie apart are sure.
+    # Six galaxies are there to be seen. On so strange a sky their errors are large, and neighbours share their light.
     flux, error = (result.catalog[name].value for name in ("flux_i", "flux_err_i"))
-    assert 5 <= (flux > error).sum() <= 8 and (flux > 10 * error).sum() >= 3
+    assert 5 <= (flux > 3 * error).sum() <= 8
     assert result.offsets.meta["verdict"] in ("ok", "coarse", "abstain")
