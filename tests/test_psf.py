@@ -16,6 +16,7 @@ from photutils.psf import GriddedPSFModel
 from rosetta import PSF, Flag, SkyPair
 from rosetta.deblending.engine.rendering import render
 from rosetta.images.image import band_images
+from rosetta.images.psf_wings import blank_corners, psf_wings
 from rosetta.io import pair as pair_file
 
 
@@ -196,3 +197,21 @@ def test_shifted_stamps_of_an_undersampled_psf_do_not_ring():
     psf = PSF(optics.drawImage(nx=151, ny=151, scale=0.1, dtype=float).array)
     (group,) = render(np.eye(1, 6)[None], np.array([[90.5, 90.5]]), np.eye(2)[None] * 10, psf, sizes=np.array([175]))
     assert group.values.min() > -1e-4 * group.values.max()
+
+
+def test_a_stamp_cut_along_a_circle_has_wings_in_its_corners():
+    """As Euclid's are: no light is missing between the circle and the square."""
+    y, x = np.indices((141, 141)) - 70
+    radius = np.hypot(x, y)
+    light = (1.0 + (radius / 1.5) ** 2) ** -1.75
+    light /= light.sum()
+    whole = light[60:81, 60:81]
+    disc = np.where(radius[60:81, 60:81] < 10.5, whole, 0.0)
+    assert blank_corners(disc) and not blank_corners(whole)
+    found = psf_wings(disc, 0.1)
+    assert found.share == pytest.approx(1.0 - disc.sum(), rel=0.3)
+    assert found.share > psf_wings(whole, 0.1).share + 0.5 * (whole.sum() - disc.sum())
+    psf = PSF(disc).extended(found.at, 20, corners=True).cells[0]
+    corner = np.zeros(psf.shape, bool)
+    corner[20:-20, 20:-20] = disc == 0
+    np.testing.assert_allclose(psf[corner].sum() * disc.sum(), (whole - disc).sum(), rtol=0.4)

@@ -22,7 +22,7 @@ from .moments import half_maximum_width
 from .positions import TangentPlane, offset_coord, plain_icrs
 from .psf import PSF, moffat
 from .psf_core import PsfCore
-from .psf_wings import psf_wings
+from .psf_wings import blank_corners, psf_wings
 from .sky import sky_weight
 from .wcs import packed, slice_wcs, unpacked
 
@@ -289,7 +289,8 @@ def _with_wings(image, survey):
     mean, light = psf.cells.mean(axis=0), psf.light.mean()
     wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
     factor = (1.0 - light) / max(wings.share, 1e-9)
-    larger = psf.extended(lambda radius: factor * wings.at(radius), min(min(mean.shape) - 1, WIDEST))
+    pad, corners = min(min(mean.shape) - 1, WIDEST), blank_corners(mean)
+    larger = psf.extended(lambda radius: factor * wings.at(radius), pad, corners=corners)
     return _as_before(image, replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light)))
 
 

@@ -281,7 +281,7 @@ class PSF:
         """
         return self._with(self._samples * np.asarray(factors, float)[:, None, None], self._nodes)
 
-    def extended(self, profile, pad):
+    def extended(self, profile, pad, *, corners=False):
         """The PSF on larger stamps.
 
         Parameters
@@ -290,6 +290,8 @@ class PSF:
             ``profile(radius)`` gives the light per native pixel at radii (native pixels) outside the present stamps.
         pad : int
             Native pixels that are added on every side.
+        corners : bool
+            Whether the corners of the present stamps, beyond the circle that fits in, hold no light.
 
         Returns
         -------
@@ -298,9 +300,10 @@ class PSF:
         pad = pad * self._oversampling
         samples = np.pad(self._samples, ((0, 0), (pad, pad), (pad, pad)))
         y, x = (np.arange(n) - n // 2 for n in samples.shape[1:])
-        outside = np.ones(samples.shape[1:], bool)
-        outside[pad:-pad, pad:-pad] = False
-        samples[:, outside] = profile(np.hypot(y[:, None], x)[outside] / self._oversampling)
+        radius, outside = np.hypot(y[:, None], x), np.ones(samples.shape[1:], bool)
+        edge = min(self._samples.shape[1:]) / 2
+        outside[pad:-pad, pad:-pad] = radius[pad:-pad, pad:-pad] > edge if corners else False
+        samples[:, outside] = profile(radius[outside] / self._oversampling)
         return self._with(samples, self._nodes)
 
     def centred(self):

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from .cache import cached_by_pixels
 from .moments import half_maximum_width
 
-__all__ = ["TRUNCATED", "Wings", "psf_wings"]
+__all__ = ["TRUNCATED", "Wings", "blank_corners", "psf_wings"]
 
 TRUNCATED = 2e-3  # of the light, beyond the stamp, that matters
 REACH = 10.0  # arcsec; no light beyond is counted
@@ -25,6 +25,7 @@ SHOWN = 0.25, 2.0  # limits of (brightness of the rim) / (nominal brightness) be
 SCATTER = 0.8, 1.25  # limits of the scale of nominal wings; a fainter rim is due to a sky that was subtracted
 WIDTHS, SLOPES = (0.8, 0.9, 1.0, 1.1, 1.25), (2.0, 3.0, 4.765)  # of the profiles: in units of the PSF's; Moffat's beta
 SCATTERED = 1.0  # arcsec; where scattered light begins to fall
+BLANK = 0.02  # brightness of the corners over that of the rim, below which a stamp is a disc
 KNOWN = 0.15, 1e-5  # to what the mean of a ring follows a profile: relative to itself, to the peak
 MOST = 0.95, 0.1  # share of light beyond a stamp, and beyond one that holds the core
 
@@ -39,7 +40,7 @@ class Wings:
     light : (n,) array
         Per pixel, at these radii.
     half : (float, float)
-        Half sides (y, x) of the stamp, pixels.
+        Half sides (y, x) of the stamp, pixels; zeros where all radii are beyond it.
     most : float
         The largest share that can be beyond it.
 
@@ -58,6 +59,15 @@ class Wings:
     def at(self, radius):
         """Light per pixel at radii (pixels) beyond the stamp."""
         return np.interp(radius, self._radius, self._light, right=0.0)
+
+
+def blank_corners(stamp):
+    """Whether a stamp was cut along a circle: it says nothing of the light in its corners."""
+    edge = min(stamp.shape) / 2
+    y, x = (np.arange(k) - k // 2 for k in stamp.shape)
+    radius = np.hypot(y[:, None], x)
+    rim = (radius < edge) & (radius >= edge / 2**0.5)
+    return bool(np.abs(stamp[radius > edge]).mean() < BLANK * stamp[rim].mean())
 
 
 @cached_by_pixels
@@ -80,6 +90,7 @@ def psf_wings(stamp, scale, nominal=None):
     stamp = stamp / stamp.sum()
     half = tuple(k / 2 for k in stamp.shape)
     edge = min(half)
+    half = (0.0, 0.0) if blank_corners(stamp) else half
     y, x = (np.arange(k) - k // 2 for k in stamp.shape)
     radius = np.hypot(y[:, None], x)
     fwhm = min(half_maximum_width(stamp), 2.0 * edge) if edge > 3 else 2.0 * edge
