@@ -71,8 +71,9 @@ def messages(verbosity=NORMAL, path=None):
         log.addHandler(handler)
     log.setLevel(logging.INFO)
 
-    def show(message, *_, **__):
-        log.warning("%s", one_line(message))
+    def show(message, category, *_, **__):
+        if not issubclass(category, DeprecationWarning):  # for developers, of the packages that are used
+            log.warning("%s", one_line(message))
 
     try:
         with warnings.catch_warnings():

@@ -175,9 +175,10 @@ def recover(
         tables.append(table)
     if progress is not None:
         progress(rounds, rounds)
+    what_was_injected = tables[0].meta["injection"]  # before: of one table, astropy 7.0 returns that table itself
     injected = vstack(tables, metadata_conflicts="silent")
     injected.meta = {"reference_band": reference, "bands": list(pair.bands), "rounds": rounds, "seed": int(seed)}
-    injected.meta["injection"] = tables[0].meta["injection"]
+    injected.meta["injection"] = what_was_injected
     injected.meta["versions"] = versions()
     summary = summarise(injected, pair.bands, reference)
     summary.meta.update(reference_band=reference, bands=list(pair.bands), pulls=pull_covariance(injected, pair.bands))
