@@ -62,7 +62,7 @@ def aperture_photometry(scene, radii=(0.5, 1.0) * u.arcsec):
 
 def _circles(scene, band, xy, radii):
     """Fluxes and errors (n, n_radius) in circles."""
-    from photutils.aperture import CircularAperture
+    from photutils.aperture import CircularAperture, aperture_photometry
 
     image, residual = scene.images[band], scene.residual(band)
     flux, error = np.full((2, len(xy), len(radii)), np.nan)
@@ -71,13 +71,16 @@ def _circles(scene, band, xy, radii):
     if len(rows) == 0:
         return flux, error
     rest = np.nan_to_num(residual.data)
-    sigma = np.sqrt(np.nan_to_num(residual.uncertainty.array))
+    variance = np.nan_to_num(residual.uncertainty.array)
     for k, radius in enumerate(radii / image.pixel_scale):
-        flux[rows, k], error[rows, k] = CircularAperture(xy[rows], radius).do_photometry(rest, error=sigma)
+        circles = CircularAperture(xy[rows], radius)
+        flux[rows, k] = aperture_photometry(rest, circles)["aperture_sum"]
+        # Not by its ``error=``, which photutils 3.1 counts in another way for pixels on the rim.
+        error[rows, k] = np.sqrt(aperture_photometry(variance, circles)["aperture_sum"])
         for label, (x0, y0), model in scene.source_models(band):
             row = row_of[label]
-            own, _ = CircularAperture(xy[row] - (x0, y0), radius).do_photometry(model)
-            flux[row, k] += own[0]
+            own = aperture_photometry(model, CircularAperture(xy[row] - (x0, y0), radius))
+            flux[row, k] += own["aperture_sum"][0]
     return flux, error
 
 
