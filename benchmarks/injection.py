@@ -50,8 +50,9 @@ def injected(name, data, out, rounds):
     kind = "Euclid Q1" if name in Q1 else "HSC blends"
     folder = out / name.replace("/", "_").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
+    seed = SEED + crc32(name.encode())
     table = recover(
-        image(data, name), seed=SEED + crc32(name.encode()), rounds=rounds, magnitude=MAGNITUDE, directory=folder, **models()
+        image(data, name), seed=seed, rounds=rounds, magnitude=MAGNITUDE, directory=folder, **models()
     ).injected
     columns = {"found": np.asarray(table["found"]), "star": np.asarray(table["type"]) == "star"}
     for what, prefix in (("flux", "flux_"), ("error", "flux_err_"), ("true", "true_flux_")):
