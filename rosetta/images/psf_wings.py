@@ -66,8 +66,8 @@ def blank_corners(stamp):
     edge = min(stamp.shape) / 2
     y, x = (np.arange(k) - k // 2 for k in stamp.shape)
     radius = np.hypot(y[:, None], x)
-    rim = (radius < edge) & (radius >= edge / 2**0.5)
-    return bool(np.abs(stamp[radius > edge]).mean() < BLANK * stamp[rim].mean())
+    rim, corners = (radius < edge) & (radius >= edge / 2**0.5), radius > edge
+    return bool(corners.any() and rim.any() and np.abs(stamp[corners]).mean() < BLANK * stamp[rim].mean())
 
 
 @cached_by_pixels
