@@ -1,12 +1,13 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Simulated stars and galaxies injected into real images, by `rosetta.recover`: are the quoted errors right there?
 
-HSC blends (ground alone) and Euclid Q1 fields (with DES or UNIONS). No model was trained on any of them. At most 6
-sources per square arcminute are added at a time, so most images take one: they do not change how crowded the sky is.
+HSC blends and LSSTCam stamps (ground alone, the latter in one band each) and Euclid Q1 fields (with DES or UNIONS). No
+model was trained on any of them. At most 6 sources per square arcminute are added at a time, so most images take one:
+they do not change how crowded the sky is.
 The injected sources have the PSFs and the noise of the images; errors of PSFs and zero points are not seen. Intervals
 are 68 %, from drawing images again.
 
-Run: python benchmarks/injection.py DATA OUT [--blends 100] [--rounds 20] [--workers 2] [--tables docs/_tables]
+Run: python benchmarks/injection.py DATA OUT [--blends 100] [--stamps 64] [--rounds 20] [--workers 2] [--tables FOLDER]
 
 DATA holds the files that benchmarks/kit/real.py names. OUT keeps finished rounds; the same call goes on from there.
 """
@@ -21,7 +22,7 @@ from zlib import crc32
 import astropy.units as u
 import numpy as np
 from kit.models import HEADS, trained
-from kit.real import Q1, euclid_q1, hsc_blend
+from kit.real import Q1, euclid_q1, hsc_blend, lsstcam_stamps
 from kit.statistics import covered, interval, nmad, shown
 from kit.tables import Tables, add_option
 
@@ -29,7 +30,7 @@ from rosetta import CrossSurveyEncoder, recover
 
 SEED = 7  # plus a number of the image: each has sources of its own
 MAGNITUDE = (20.0, 25.5)
-KINDS = {"HSC blends": "grizy", "Euclid Q1": ("g", "r", "i", "z", "VIS", "Y_E", "J_E", "H_E")}
+KINDS = {"HSC blends": "grizy", "LSSTCam stamps": "giz", "Euclid Q1": ("g", "r", "i", "z", "VIS", "Y_E", "J_E", "H_E")}
 FAR = 25  # per cent
 MAG_BINS = ((20, 22), (22, 23), (23, 24), (24, 25.5))
 
@@ -40,14 +41,21 @@ def models():
     return {"encoder": encoder, **trained(encoder, *HEADS)}
 
 
+def kind_of(name):
+    return "Euclid Q1" if name in Q1 else "HSC blends" if name.endswith(".npz") else "LSSTCam stamps"
+
+
 def image(data, name):
-    """A pair, by a key of ``Q1`` or the file name of a blend."""
-    return euclid_q1(data, name) if name in Q1 else hsc_blend(data / name)[0]
+    """A pair, by a key of ``Q1``, the file name of a blend, or ``stamp_NN``."""
+    kind = kind_of(name)
+    if kind == "LSSTCam stamps":
+        return list(lsstcam_stamps(data))[int(name.removeprefix("stamp_"))][0]
+    return euclid_q1(data, name) if kind == "Euclid Q1" else hsc_blend(data / name)[0]
 
 
 def injected(name, data, out, rounds):
     """The kind of an image, and arrays of what was injected into it (dict)."""
-    kind = "Euclid Q1" if name in Q1 else "HSC blends"
+    kind = kind_of(name)
     folder = out / name.replace("/", "_").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     seed = SEED + crc32(name.encode())
@@ -104,13 +112,15 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--blends", type=int, default=100)
+    parser.add_argument("--stamps", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     add_option(parser)
     options = parser.parse_args()
     blends = [f"{path.parent.name}/{path.name}" for folder in ("hsc_blends", "hsc_blends_more")
               for path in sorted((options.data / folder).glob("*.npz"))][: options.blends]  # fmt: skip
-    names = [*Q1, *blends]
+    stamps = [f"stamp_{k:02d}" for k in range(options.stamps)]
+    names = [*Q1, *blends, *stamps]
     found = {kind: [] for kind in KINDS}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         work = partial(injected, data=options.data, out=options.out, rounds=options.rounds)

@@ -1,19 +1,21 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Fluxes of bright sources where the PSF varies over the field, with the PSF of each place and with one for all.
 
-An image of 2' in r and one in VIS; from one side to the other the PSF's width changes by 6 % (east-west, +-3 % about
-the middle) and its ellipticity by 0.04 (north-south, +-0.02). Sources of S/N of some 500 stand on a lattice, far from
-each other; half are stars, half exponential discs of 0.3". Their positions are given. The PSF is given as a function of
-the place, as a grid of 5 x 5 (photutils; also with 3 samples per pixel), as cells of 30" (as coadds have them), and as
-that of the middle. The control has one PSF, of the middle, everywhere, and is given it; its sources have the same
-positions, and its pixels the same noise. So the bias less the control's, source by source, is the bias due to the PSF;
-the bias of the control itself is due to the profiles that are fitted.
+An image of 2' in r and one in VIS, with PSFs of the simulator (other optics for each seed; wings to 10"). From one side
+to the other the PSF's width changes by 6 % (east-west, +-3 % about the middle) and its ellipticity by 0.04
+(north-south, +-0.02). Sources of S/N of some 500 stand about a lattice, far from each other; half are stars, half
+exponential discs of 0.3". Their positions are given. The PSF is given in stamps of 8" as a function of the place, as a
+grid of 5 x 5 (photutils; also with 3 samples per pixel), as cells of 30" (as coadds have them), and as that of the
+middle. The control has one PSF, of the middle, everywhere, and is given it; its sources have the same positions, and
+its pixels the same noise. So the bias less the control's, source by source, is the bias due to the variation of the
+PSF; the bias of the control itself is due to the profiles and to the light beyond the stamps.
 
 Run: python benchmarks/varying_psf.py [--seeds 4] [--given "grid of 5 x 5"] [--tables FOLDER]
 """
 
 import argparse
 import warnings
+from functools import lru_cache
 
 import astropy.units as u
 import galsim
@@ -24,69 +26,81 @@ from astropy.wcs import WCS
 from kit.models import tiny_encoder
 from kit.tables import Tables, add_option
 from photutils.psf import GriddedPSFModel
+from scipy.signal import fftconvolve
 
 from rosetta import PSF, JEPADeblender, SkyPair
+from rosetta.simulate.psf import FieldPSF
+from rosetta.surveys import EUCLID, RUBIN
 
 SIZE, STEP = 120.0, 8.0  # arcsec: of the image, and between sources
+JITTER = 1.5  # arcsec, off the lattice: rows of sources look like trails
 BANDS = {  # pixel and PSF width (arcsec), flux (nJy), noise per pixel (nJy)
     "r": (0.2, 0.8, 20000.0, 4.0),
     "VIS": (0.1, 0.16, 20000.0, 4.0),
 }
 
 
-def true_psf(band, east, north):
-    """The PSF at a place (arcsec from the middle) without the pixel, a galsim profile."""
-    fwhm = BANDS[band][1] * (1.0 + 0.03 * east / (SIZE / 2))
-    profile = galsim.Moffat(3.5, fwhm=fwhm, trunc=5 * fwhm) if band == "r" else galsim.Convolve(
-        galsim.Airy(lam_over_diam=0.125 * fwhm / 0.16, obscuration=0.4), galsim.Gaussian(sigma=0.04)
-    )  # fmt: skip
-    return profile.shear(e1=0.02 * north / (SIZE / 2), e2=0.01)
+@lru_cache
+def field(band, seed):
+    """The simulator's PSF of a band."""
+    survey, ground = (RUBIN, True) if band == "r" else (EUCLID, False)
+    return FieldPSF(np.random.default_rng(seed), survey, survey[band], ground, BANDS[band][1], half_size=SIZE / 2)
+
+
+def true_psf(band, seed, east, north):
+    """The PSF at a place (arcsec from the middle) without the pixel and the wings, a galsim profile."""
+    profile = field(band, seed).at(0.0, 0.0).dilate(1.0 + 0.03 * east / (SIZE / 2))
+    return profile.shear(e1=0.02 * north / (SIZE / 2), e2=0.0)
 
 
 def drawn(band, profile, half, offset=(0.0, 0.0)):
+    """A stamp without the wings."""
     scale = BANDS[band][0]
     local = galsim.JacobianWCS(-scale, 0.0, 0.0, scale)
     n = 2 * half + 1
     return profile.drawImage(nx=n, ny=n, wcs=local, offset=offset, dtype=float).array
 
 
-def fine(band, profile, half, sampling):
-    """What pixels see of a source at every third of a pixel, say: an effective PSF."""
-    scale = BANDS[band][0] / sampling
+def seen(band, seed, profile, half, sampling):
+    """What pixels see of a point, at every third of a pixel, say: an effective PSF, wings included."""
+    scale, wings = BANDS[band][0] / sampling, field(band, seed).wings
     local = galsim.JacobianWCS(-scale, 0.0, 0.0, scale)
-    seen = galsim.Convolve(profile, galsim.Pixel(BANDS[band][0]))
-    n = 2 * half * sampling + 1
-    return seen.drawImage(nx=n, ny=n, wcs=local, method="no_pixel", dtype=float).array
+    profile = galsim.Convolve(profile, galsim.Pixel(BANDS[band][0]))
+    n = wings.shape[0] * sampling
+    core = profile.drawImage(nx=n, ny=n, wcs=local, method="no_pixel", dtype=float).array
+    far = fftconvolve(core, np.kron(wings, np.full((sampling, sampling), sampling**-2)), mode="same")
+    middle = slice(n // 2 - half * sampling, n // 2 + half * sampling + 1)
+    return ((1.0 - wings.sum()) * core + far)[middle, middle]
 
 
 def scene(band, seed, varies):
     """The image, positions (east, north), and which are stars."""
     scale, _, flux, sigma = BANDS[band]
-    rng, n, half = np.random.default_rng(seed), round(SIZE / BANDS[band][0]), round(3.9 / BANDS[band][0])
-    image = rng.normal(0, sigma, (n, n))
+    rng, n, half = np.random.default_rng(seed), round(SIZE / scale), round(4.0 / scale)
+    noise, image = rng.normal(0, sigma, (n, n)), np.zeros((n, n))
     grid = np.arange(-SIZE / 2 + STEP, SIZE / 2 - STEP / 2, STEP)
     place = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    place = place + rng.uniform(-0.5, 0.5, place.shape)
+    place = place + rng.uniform(-JITTER, JITTER, place.shape)
     star = np.arange(len(place)) % 2 == 0
     for (east, north), point in zip(place, star, strict=True):
         x, y = (n - 1) / 2 - east / scale, (n - 1) / 2 + north / scale
-        profile = true_psf(band, east * varies, north * varies)
+        profile = true_psf(band, seed, east * varies, north * varies)
         if not point:
             profile = galsim.Convolve(profile, galsim.Exponential(half_light_radius=0.3))
         x0, y0 = round(x), round(y)
         stamp = drawn(band, profile * flux, half, (x - x0, y - y0))
         image[y0 - half : y0 + half + 1, x0 - half : x0 + half + 1] += stamp
-    return image, place, star
+    return field(band, seed).spread(image) + noise, place, star
 
 
-def given(band, how):
+def given(band, seed, how):
     """The PSF of a band as a user may have it."""
     scale, _, _, _ = BANDS[band]
     n, half = round(SIZE / scale), round(4.0 / scale)
 
     def at(x, y, sampling=1):
-        profile = true_psf(band, ((n - 1) / 2 - x) * scale, (y - (n - 1) / 2) * scale)
-        return drawn(band, profile, half) if sampling == 1 else fine(band, profile, half, sampling)
+        profile = true_psf(band, seed, ((n - 1) / 2 - x) * scale, (y - (n - 1) / 2) * scale)
+        return seen(band, seed, profile, half, sampling)
 
     if how == "function":
         return at
@@ -114,7 +128,7 @@ def errors(band, how, seed, deblender):
     wcs.wcs.cdelt = [-scale / 3600, scale / 3600]
     noise = VarianceUncertainty(np.full(image.shape, sigma**2))
     side = {band: NDData(image, wcs=wcs, unit=u.nJy, uncertainty=noise)}
-    pair = SkyPair(*((side, None) if band == "r" else (None, side)), psf={band: given(band, how)})
+    pair = SkyPair(*((side, None) if band == "r" else (None, side)), psf={band: given(band, seed, how)})
     center = SkyCoord(53.1, -28.1, unit="deg")
     coord = center.spherical_offsets_by(place[:, 0] * u.arcsec, place[:, 1] * u.arcsec)
     return deblender(pair, coord, neighbours="listed", recentre=True).flux(band).value / flux - 1, star

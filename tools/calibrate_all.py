@@ -2,7 +2,7 @@
 """Train everything that rests on a frozen encoder, on sky as surveys deliver it: novelty score, aligner, deblender,
 photometry.
 
-Usage: python tools/calibrate_all.py WORK [--encoder FILE] [--workers 2] [--install]
+Usage: python tools/calibrate_all.py WORK [--morphologies FILE] [--encoder FILE] [--workers 2] [--install]
 Every step goes on where it was stopped when the same command is given again. --install copies the result into the
 package.
 """
@@ -40,13 +40,14 @@ def trained(path, head, sky, workers):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
+    parser.add_argument("--morphologies", type=Path, help="images of real galaxies, for a third of photometry's pairs")
     parser.add_argument("--encoder", type=Path, help="a checkpoint; default: the bundled one")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--install", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rosetta").setLevel(logging.INFO)  # what was measured on held-out sky
-    skies = {kind: Sky(args.work / "sky", kind) for kind in N_PAIR}
+    skies = {kind: Sky(args.work / "sky", kind, args.morphologies) for kind in N_PAIR}
     for sky in skies.values():
         sky.simulate(args.workers)
     paths = {kind: args.work / f"{kind}.safetensors" for kind in ("encoder", *N_PAIR)}

@@ -22,6 +22,7 @@ N_PAIR = {"aligner": 16, "photometry": 40, "deblender": 20}
 SIZE = 76.8 * u.arcsec
 EPOCHS = 15.0  # years between the surveys, at most
 EVERY_IDEAL = 4  # one pair in so many has an exact PSF, white noise and no residuals of the sky
+EVERY_REAL = 3  # one pair for photometry in so many has real galaxies among the others, if some are given
 EVERY_STARRY, STARS = 5, 16.0  # one pair for photometry in so many has so many stars: else too few bright ones teach
 
 
@@ -33,10 +34,12 @@ class Sky(Sequence):
     folder : path-like
     kind : str
         A key of `N_PAIR`.
+    morphologies : path-like, optional
+        Images of real galaxies, for `~rosetta.simulate.simulate_pair`.
     """
 
-    def __init__(self, folder, kind):
-        self._folder, self.kind = Path(folder), kind
+    def __init__(self, folder, kind, morphologies=None):
+        self._folder, self.kind, self._morphologies = Path(folder), kind, morphologies
 
     def __len__(self):
         return N_PAIR[self.kind]
@@ -58,7 +61,7 @@ class Sky(Sequence):
                 print(f"{self.kind}: pair {index + 1} of {len(self)} simulated", flush=True)
 
     def _simulate(self, index):
-        pair, truth = simulated(self.kind, index)
+        pair, truth = simulated(self.kind, index, self._morphologies)
         truth.meta.clear()
         path, truth_path = self._paths(index)
         truth.write(truth_path, overwrite=True)
@@ -81,7 +84,7 @@ class _Truth(Sequence):
         return QTable.read(self._sky._paths(index)[1])
 
 
-def simulated(kind, index):
+def simulated(kind, index, morphologies=None):
     """A pair and its truth."""
     seed = FIRST_SEED[kind] + index
     rng = np.random.default_rng([seed, 1])
@@ -91,9 +94,11 @@ def simulated(kind, index):
         shift, rms = np.zeros(2), rng.uniform(2, 10)
     density, stars = rng.uniform(0.3, 1.4), np.exp(rng.uniform(np.log(0.5), np.log(4.0)))
     starry = kind == "photometry" and index % EVERY_STARRY == 1
+    real = kind == "photometry" and index % EVERY_REAL == 0
     return simulate_pair(
         seed=seed, size=SIZE, density=density, star_density=STARS if starry else stars,
         astrometric_error=AstrometricError(shift=shift * u.mas, rms=rms * u.mas, length=rng.uniform(15, 60) * u.arcsec),
         proper_motion_years=rng.uniform(0, EPOCHS), depth_offset=rng.uniform(-0.7, 0.3), seeing=rng.uniform(0.85, 1.2),
+        morphologies=morphologies if real else None,
         delivery=IDEAL if index % EVERY_IDEAL == EVERY_IDEAL - 1 else REAL,
     )  # fmt: skip

@@ -113,7 +113,7 @@ def _misfits(design, cores, data, weight):
         if core is None:
             continue
         own, here = shared(bounds, core)
-        model, (y0, y1, x0, x1) = values[own], core
+        model, (y0, y1, x0, x1) = values[own].astype(float), core  # a wide PSF made narrower may be beyond float32
         pixels, w = data[y0:y1, x0:x1][here], weight[y0:y1, x0:x1][here]
         flux = (w * model * pixels).sum() / (w * model**2).sum()
         out[k] = (w * (pixels - flux * model) ** 2).sum()
