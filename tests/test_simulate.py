@@ -70,6 +70,16 @@ def directory(tmp_path_factory):
     return directory
 
 
+def test_deep_images_show_fainter_galaxies():
+    def galaxies(depth_offset):
+        _, truth = simulate_pair(seed=5, size=25 * u.arcsec, bands=["i"], depth_offset=depth_offset, noise=False)
+        return truth["flux_i"][truth["type"] == "galaxy"].to_value(u.ABmag)
+
+    nominal, deep = galaxies(0.3), galaxies(1.3)
+    assert nominal.max() < 27.01 < 27.8 < deep.max() < 28.01
+    assert len(deep) > 1.5 * len(nominal)
+
+
 @pytest.mark.parametrize("depth_offset", [0.0, -0.7])
 def test_rendered_depth(depth_offset):
     """The matched filter scatters on empty sky as the 5-sigma point-source depth says, in every band."""

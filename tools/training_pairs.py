@@ -23,6 +23,7 @@ SIZE = 76.8 * u.arcsec
 EPOCHS = 15.0  # years between the surveys, at most
 EVERY_IDEAL = 4  # one pair in so many has an exact PSF, white noise and no residuals of the sky
 EVERY_REAL = 3  # one pair for photometry in so many has real galaxies among the others, if some are given
+N_DEEP, DEEPER, SHARPER = 8, 1.0, 0.75  # of photometry's pairs, the last; magnitudes; of the seeing
 EVERY_STARRY, STARS = 5, 16.0  # one pair for photometry in so many has so many stars: else too few bright ones teach
 
 
@@ -95,10 +96,12 @@ def simulated(kind, index, morphologies=None):
     density, stars = rng.uniform(0.3, 1.4), np.exp(rng.uniform(np.log(0.5), np.log(4.0)))
     starry = kind == "photometry" and index % EVERY_STARRY == 1
     real = kind == "photometry" and index % EVERY_REAL == 0
+    deep = kind == "photometry" and index >= N_PAIR[kind] - N_DEEP
     return simulate_pair(
         seed=seed, size=SIZE, density=density, star_density=STARS if starry else stars,
         astrometric_error=AstrometricError(shift=shift * u.mas, rms=rms * u.mas, length=rng.uniform(15, 60) * u.arcsec),
-        proper_motion_years=rng.uniform(0, EPOCHS), depth_offset=rng.uniform(-0.7, 0.3), seeing=rng.uniform(0.85, 1.2),
+        proper_motion_years=rng.uniform(0, EPOCHS), depth_offset=rng.uniform(-0.7, 0.3) + deep * DEEPER,
+        seeing=rng.uniform(0.85, 1.2) * (SHARPER if deep else 1.0),
         morphologies=morphologies if real else None,
         delivery=IDEAL if index % EVERY_IDEAL == EVERY_IDEAL - 1 else REAL,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from .rendering import Grid, add_stamp, draw_sources
 __all__ = ["simulate_pair"]
 
 _MARGIN = 6.0  # arcsec around the field in which sources still shed light into it
+_FOG = 0.3  # mag; images deeper than nominal by more than this show galaxies that the others do not
 
 
 @plain_arithmetic
@@ -85,7 +86,8 @@ def simulate_pair(
     proper_motion_years : float
         Epoch of the ground images minus that of the space images, in years.
     depth_offset : float
-        Magnitudes added to the depth of every band.
+        Magnitudes added to the depth of every band. Deep images show more galaxies: beyond 0.3, the faintest are
+        fainter than i = 27 by the rest.
     seeing : float
         Ground PSF widths relative to the survey's nominal ones; they scatter by 5% around it.
     noise : bool
@@ -148,6 +150,7 @@ def simulate_pair(
             families=families,
             star_density=star_density,
             galaxies=() if morphologies is None else read_morphologies(morphologies, families),
+            deeper=max(depth_offset - _FOG, 0.0),
         )
     parameters = (astrometric_error or AstrometricError()).realise(np.random.default_rng(field_seed))
     offset = AstrometricError.offset(parameters, scene.east, scene.north)  # mas

@@ -84,7 +84,9 @@ class Scene:
         return self.galaxies[self.real[component]]
 
 
-def draw_scene(rng, half_size, surveys, reference, *, density=1.0, families="train", star_density=1.0, galaxies=()):
+def draw_scene(
+    rng, half_size, surveys, reference, *, density=1.0, families="train", star_density=1.0, galaxies=(), deeper=0.0
+):
     """Draw the sources of one field.
 
     Parameters
@@ -103,13 +105,15 @@ def draw_scene(rng, half_size, surveys, reference, *, density=1.0, families="tra
         Stars relative to the counts at high galactic latitude.
     galaxies : sequence of `~rosetta.simulate.real_morphologies.RealGalaxy`
         Half of the galaxies that are as bright as one of these, or fainter, look like it.
+    deeper : float
+        Magnitudes by which there are galaxies fainter than `FAINT_LIMIT`.
 
     Returns
     -------
     Scene
     """
     area = (2 * half_size / 60.0) ** 2
-    place, redshift, mag = _galaxies(rng, half_size, area, density)
+    place, redshift, mag = _galaxies(rng, half_size, area, density, FAINT_LIMIT + deeper)
     family, owner, rows, real = [], [], [], []
     for k, (m, z) in enumerate(zip(mag, redshift)):
         name, parts = draw_galaxy(rng, m, z, families)
@@ -169,9 +173,9 @@ def _centroid(owner, offset, flux, n):
     return np.stack(sums, axis=1) / np.maximum(total, 1e-30)[:, None]
 
 
-def _galaxies(rng, half_size, area, density):
+def _galaxies(rng, half_size, area, density, faintest):
     """Positions (n, 2), redshifts and i magnitudes: a Neyman-Scott process over a Poisson field."""
-    expected = density * galaxy_counts(FAINT_LIMIT) * area
+    expected = density * galaxy_counts(faintest) * area
     n_field = rng.poisson(expected * (1 - _GROUPED))
     place = [rng.uniform(-half_size, half_size, (n_field, 2))]
     group = [np.full(n_field, -1)]
@@ -186,7 +190,7 @@ def _galaxies(rng, half_size, area, density):
         group.append(np.full(len(members), k))
     place, group = np.concatenate(place), np.concatenate(group)
     n = len(place)
-    mag = np.maximum(FAINT_LIMIT + np.log10(rng.uniform(1e-12, 1, n)) / _SLOPE, _BRIGHT_LIMIT)
+    mag = np.maximum(faintest + np.log10(rng.uniform(1e-12, 1, n)) / _SLOPE, _BRIGHT_LIMIT)
     redshift = rng.gamma(3.0, np.maximum(0.0417 * mag - 0.744, 0.04))
     common = np.clip(rng.gamma(3.0, 0.28, max(n_parent, 1)), 0.05, 4.0)
     grouped = group >= 0
