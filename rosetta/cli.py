@@ -83,8 +83,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line, as for all other bad input."""
+        self.exit(2, f"rosetta: error: {terminal.one_line(message)}; see {self.prog} --help\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rosetta",
         description="One aligned, deblended, ten-band catalogue from Rubin-like and Euclid-like images of one sky.",
     )

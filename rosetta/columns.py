@@ -51,7 +51,10 @@ SHOWN = {"blendedness": ".3f", "blend_probability": ".3f", "half_light_radius": 
 SHOWN_OF_BANDS = {"neighbor_corr": ".3f", "chi2": ".2f", "x": ".3f", "y": ".3f"}
 MOST_DIGITS = 6
 ERRORS = {"ra_err": ("ra_err",), "dec_err": ("dec_err",)}
-ERRORS_OF_BANDS = {"flux_err": ("flux", "flux_err", "upper_limit"), "mag_err": ("mag", "mag_err")}
+ERRORS_OF_BANDS = {
+    "flux_err": ("flux", "flux_err", "upper_limit"), "mag_err": ("mag", "mag_err"),
+    "aper_flux_err": ("aper_flux", "aper_flux_err"), "kron_flux_err": ("kron_flux", "kron_flux_err"),
+}  # fmt: skip
 
 
 def describe(table, bands=()):
@@ -83,7 +86,7 @@ def describe(table, bands=()):
 
 def _digits(error):
     """Format with the decimals of a tenth of the smallest positive error of a column."""
-    values = [value for value in getattr(error, "value", error).tolist() if 0 < value < math.inf]
+    values = [value for value in getattr(error, "value", error).ravel().tolist() if 0 < value < math.inf]
     if not values:
         return ".3g"
     return f".{min(max(-math.floor(math.log10(min(values) / 10.0)), 0), MOST_DIGITS)}f"

@@ -50,10 +50,18 @@ class Flag(IntFlag):
         -------
         ndarray of str
             Of the same shape: as ``str(Flag(value))``, for instance "LOW_SNR | BLENDED", or "none".
+
+        Raises
+        ------
+        TypeError
+            If the values are not whole numbers.
         """
         import numpy as np  # surveys and flags are read without it
 
-        found, where = np.unique(np.asarray(values, dtype=np.int64), return_inverse=True)
+        values = np.asarray(values)
+        if values.size and values.dtype.kind not in "iu":
+            raise TypeError(f"values are {values.dtype}, not whole numbers: give a column of flags")
+        found, where = np.unique(values.astype(np.int64), return_inverse=True)
         return np.array([str(cls(value)) for value in found], dtype=str)[where].reshape(np.shape(values))
 
     def __str__(self):

@@ -373,7 +373,8 @@ def _checked(side, name, image, survey, given):
         f"{side}[{name!r}]", image, given.pop(band, None), nominal=survey[band].psf_fwhm.to_value(u.arcsec),
         wings=PSF_WINGS.get(survey.name, {}).get(band),
     )
-    return frozen_image(*parts), flags
+    frozen = frozen_image(*parts)
+    return frozen, flags if frozen.psf_anywhere is not None else flags | Flag.PSF_NOMINAL
 
 
 def by_band(argument, what, given, surveys):

@@ -193,6 +193,7 @@ def test_colours_of_a_catalogue():
     found = rosetta.colour(table, "i", "VIS")
     mags = rosetta.magnitudes(table)
     np.testing.assert_allclose(found["colour"][0].value, (mags["mag_i"] - mags["mag_VIS"])[0].value)
+    assert found["colour"].info.format == found["colour_err"].info.format == ".4f"
     assert 0 < found["colour_err"][0].value < 0.2 and np.isnan(found["colour"][1].value)
 
 
@@ -216,6 +217,8 @@ def test_names_of_a_column_of_flags():
     names = Flag.names(values)
     assert names.tolist() == [["none", "EDGE | BLENDED"], ["EDGE", "none"]]
     assert Flag.names(catalog()["flags"]).tolist() == [str(Flag(value)) for value in catalog()["flags"]]
+    with pytest.raises(TypeError, match="values are float64, not whole numbers: give a column of flags"):
+        Flag.names(catalog()["flux_i"])
     assert Flag.names([]).shape == (0,) and Flag.names([]).dtype.kind == "U"
 
 

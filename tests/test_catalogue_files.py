@@ -176,6 +176,13 @@ def test_a_damaged_file_is_named(tmp_path, ending):
         io.read_catalogue(path)
 
 
+def test_a_fits_file_of_another_kind_is_named(tmp_path):
+    path = tmp_path / "c.fits"
+    QTable({"label": [1, 2, 3]}).write(path)
+    with pytest.raises(ValueError, match="c.fits' cannot be read .*no extension CATALOGUE_COLUMNS"):
+        io.read_catalogue(path)
+
+
 @pytest.mark.parametrize("lost", ["row", "digit"])
 def test_a_cut_ecsv_file_is_noticed(tmp_path, lost):
     path = tmp_path / "c.ecsv"

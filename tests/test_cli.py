@@ -493,6 +493,38 @@ def test_info(capsys, tmp_path, tiny_encoder):
     assert lines[5].startswith("one set: the heads belong to this encoder, and the errors of photometry to this")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--neighbours", "scene"), "argument --neighbours: invalid choice: 'scene'"),
+        (("--sauces", "list.ecsv"), "unrecognized arguments: --sauces list.ecsv"),
+        (("--size", "wide"), "argument --size: invalid float value: 'wide'"),
+    ],
+)
+def test_a_bad_option_ends_in_one_line(capsys, option, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "-o", "out", *option])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rosetta: error: {message}") and line.endswith("--help")
+
+
+def test_a_list_with_masked_positions_is_refused(tmp_path):
+    from types import SimpleNamespace
+
+    from astropy.table import MaskedColumn, Table
+
+    from rosetta.commands.lists import positions_of
+
+    for unit in (None, "deg"):  # two kinds of masked columns
+        path = tmp_path / f"list_{unit}.ecsv"
+        ra = MaskedColumn([150.1, 150.2], mask=[False, True], unit=unit)
+        Table({"ra": ra, "dec": MaskedColumn([2.2, 2.2], unit=unit)}).write(path)
+        arguments = SimpleNamespace(sources=str(path), neighbours="detect", shape="fit", recentre=False)
+        with pytest.raises(ValueError, match="rows without ra or dec: drop those rows"):
+            positions_of(arguments)
+
+
 def test_version(capsys):
     import rosetta
 

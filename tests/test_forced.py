@@ -282,8 +282,9 @@ def test_what_a_scene_cannot_be_asked():
     position = whole()["sky_centroid"][:1]
     other = LearnedAligner(deblender().encoder)(scene().embedding)
     for what, message in (
-        (lambda: forced(position, neighbours="scene"), "'scene' belongs to a DeblendedScene as x"),
-        (lambda: photometry()(scene(), position), "'scene' belongs to a DeblendedScene as x, the others to its"),
+        (lambda: forced(position, neighbours="scene"), "neighbours is 'scene', but no scene is given: call"),
+        (lambda: photometry()(scene(), position), "neighbours is 'detect', but a scene is given: use 'scene'"),
+        (lambda: measure(scene().embedding.pair, position, neighbours="scene"), "which measure does not take: call"),
         (lambda: deblender()(scene(), neighbours="scene"), "sources is None: give positions"),
         (lambda: on_scene(position, offsets=other), "offsets differs from what the scene was made with"),
     ):

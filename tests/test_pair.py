@@ -489,7 +489,8 @@ def test_other_psfs(make_image):
     y, x = np.mgrid[-8:9, -8:9]
     psf = np.exp(-(x**2 + y**2) / 6.0)
     new = pair.with_psf({"r": psf})
-    assert new.flags["r"] == pair.flags["r"] == Flag.VARIANCE_ESTIMATED
+    assert pair.flags["r"] == Flag.VARIANCE_ESTIMATED | Flag.PSF_NOMINAL and "PSF_NOMINAL" in pair._repr_html_()
+    assert new.flags["r"] == Flag.VARIANCE_ESTIMATED
     np.testing.assert_array_equal(new.ground["r"].data, pair.ground["r"].data)
     np.testing.assert_allclose(new.ground["r"].psf, psf / psf.sum(), rtol=1e-5)  # a little light is beyond the stamp
     assert new.space["Y_E"] is pair.space["Y_E"]

@@ -121,7 +121,7 @@ class AstrometricSolution:
         header = ("band", "model", "field of", "east (mas)", "north (mas)") if rows else ()
         note = "Offsets at the centre; corrected = ground + offset." if rows else ""
         return html_table(
-            f"AstrometricSolution: {self.verdict}", header, rows, " ".join(filter(None, [self.reason, note]))
+            f"AstrometricSolution: {self.verdict}", header, rows, ". ".join(filter(None, [self.reason, note]))
         )
 
     def _central(self, band):

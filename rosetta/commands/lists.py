@@ -28,6 +28,7 @@ def positions_of(arguments):
             raise ValueError("--neighbours, --shape and --recentre are of no use without --sources: give positions")
         return {}
     import astropy.units as u
+    import numpy as np
     from astropy.coordinates import SkyCoord
 
     path = Path(arguments.sources)
@@ -35,6 +36,8 @@ def positions_of(arguments):
     if "sky_centroid" not in table.colnames:
         if missing := [name for name in ("ra", "dec") if name not in table.colnames]:
             raise ValueError(f"--sources {path}: no column {' and '.join(missing)}: give sky_centroid, or ra and dec")
+        if any(np.any(getattr(table[name], "mask", False)) for name in ("ra", "dec")):  # which a Quantity would drop
+            raise ValueError(f"--sources {path}: rows without ra or dec: drop those rows")
         try:
             ra, dec = (u.Quantity(table[name], getattr(table[name], "unit", None) or u.deg) for name in ("ra", "dec"))
             table["sky_centroid"] = SkyCoord(ra, dec)

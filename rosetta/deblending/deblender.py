@@ -167,10 +167,14 @@ class JEPADeblender(Head):
 
     def _in_scene(self, scene, sources, offsets, neighbours, shape, recentre):
         """The scene of positions whose neighbours are those of another scene of the same images."""
-        if not isinstance(scene, DeblendedScene) or neighbours != "scene":
+        if not isinstance(scene, DeblendedScene):
             raise ValueError(
-                f"x is a {type(scene).__name__} and neighbours {neighbours!r}: 'scene' belongs to a DeblendedScene as "
-                "x, the others to its embedding"
+                "neighbours is 'scene', but no scene is given: call the photometry or the deblender with a scene in "
+                "place of the embedding"
+            )
+        if neighbours != "scene":
+            raise ValueError(
+                f"neighbours is {neighbours!r}, but a scene is given: use 'scene', or give scene.embedding"
             )
         if sources is None:
             raise ValueError("neighbours is 'scene', but sources is None: give positions")

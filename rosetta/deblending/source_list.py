@@ -23,7 +23,7 @@ def user_sources(sources):
         if "sky_centroid" not in getattr(sources, "colnames", ()):
             raise TypeError(
                 "sources must be a SkyCoord or a table with a column 'sky_centroid', "
-                f"got {type(sources).__name__}"
+                f"got {type(sources).__name__}: make it with SkyCoord(ra, dec, unit='deg')"
             )
         if not isinstance(sources, Table):
             raise TypeError("sources is one row of a table: give a table, as table[0:1]")

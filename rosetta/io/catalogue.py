@@ -83,7 +83,9 @@ def read_catalogue(path):
     except (OSError, ImportError):
         raise
     except Exception as error:  # readers of tables raise many types for a damaged one
-        raise ValueError(f"{str(path)!r} cannot be read as a catalogue ({error}): write it again") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a catalogue ({error}): write it again with write_catalogue"
+        ) from error
 
 
 def _format_of(path):
@@ -157,6 +159,8 @@ def _write_fits(catalog, path):
 def _read_fits(path):
     with open_fits(path, "path") as file:
         found = {(hdu.name, hdu.ver): hdu for hdu in file}
+        if (COLUMNS, 1) not in found:
+            raise ValueError(f"it has no extension {COLUMNS}, so that write_catalogue has not made it")
         known = document(found, COLUMNS)["columns"]
         return restored(lambda name: file["CATALOGUE"].data[name], known, document(found, META))
 

@@ -77,7 +77,10 @@ def colour(catalog, first, second):
             raise ValueError(f"{name} is {band!r}: use one of {', '.join(bands)}")
     order = catalog.meta.get("bands", ())
     if "flux_cov" not in catalog.colnames or first not in order or second not in order:
-        raise ValueError("catalog has no flux_cov of these bands: give the whole catalogue of EmbeddingPhotometry")
+        raise ValueError(
+            "catalog has no flux_cov of these bands, or no meta['bands']: give the whole catalogue; "
+            "of a file, that of rosetta.io.read_catalogue"
+        )
     i, j = list(order).index(first), list(order).index(second)
     cov = u.Quantity(catalog["flux_cov"]).to_value(u.nJy**2)
     one, two = (np.where(flux > 0, flux, np.nan) for flux in (_njy(catalog, f"flux_{b}") for b in (first, second)))
@@ -85,6 +88,8 @@ def colour(catalog, first, second):
     out = QTable({"label": catalog["label"]})
     out["colour"] = -2.5 * np.log10(one / two) * u.mag
     out["colour_err"] = PER_RATIO * np.sqrt(np.maximum(variance, 0.0)) * u.mag
+    for name in ("colour", "colour_err"):
+        out[name].info.format = ".4f"
     out["colour"].info.description = f"{first} - {second}, AB"
     out["colour_err"].info.description = f"Standard error of {first} - {second}, with the covariance of the fluxes"
     return out

@@ -170,6 +170,10 @@ def measure(
     """
     if not isinstance(pair, SkyPair):
         raise TypeError(f"pair must be a SkyPair, got {type(pair).__name__}: make one with SkyPair(ground, space)")
+    if neighbours == "scene":
+        raise ValueError(
+            "neighbours is 'scene', which measure does not take: call EmbeddingPhotometry with scene and positions"
+        )
     zeropoint_errors(zeropoint_err, pair.surveys)  # before the work, not after it
     check_workers(workers)
     if reference is not None:

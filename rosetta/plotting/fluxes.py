@@ -201,7 +201,7 @@ def plot_sed(catalog, labels, surveys, *, truth=None, ax=None):
     if len(values):
         ax.set_ylim(values.max() + 0.8, values.min() - 0.8)
     ax.set_xscale("log")
-    ticks = [400, 600, 1000, 1500]
+    ticks = [400, 500, 600, 800, 1000, 1500, 2000]
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.set_xticks([], minor=True)
     if len(bands):
