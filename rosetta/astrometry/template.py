@@ -50,17 +50,14 @@ class _Kept:
 
     def of(self, labels, place, make):
         """Stamps and corners (n, 2), near ``place`` (n, 2), of sources; ``make(rows)`` makes those that are new."""
-        known = self._known
-        rows = [
-            k for k, label in enumerate(labels)
-            if label not in known or np.abs(known[label][1] - place[k]).max() >= _NEARLY
-        ]
+        found = [self._known.get(label) for label in labels]
+        rows = [k for k, old in enumerate(found) if old is None or np.abs(old[1] - place[k]).max() >= _NEARLY]
         if rows:
-            made = dict(zip(labels[rows], zip(*make(rows), strict=True), strict=True))
-            if (len(known) + len(rows)) * made[labels[rows[0]]][0].nbytes < _KEPT_BYTES:
-                known.update(made)
-            known = known | made
-        return tuple(np.stack(parts) for parts in zip(*(known[label] for label in labels), strict=True))
+            for k, new in zip(rows, zip(*make(rows), strict=True), strict=True):
+                found[k] = new
+            if (len(self._known) + len(rows)) * found[rows[0]][0].nbytes < _KEPT_BYTES:
+                self._known.update((labels[k], found[k]) for k in rows)
+        return tuple(np.stack(parts) for parts in zip(*found, strict=True))
 
 
 class Sharp:
