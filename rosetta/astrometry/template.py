@@ -14,8 +14,8 @@ from .splines import spline_filter
 
 __all__ = ["RegistrationConfig", "Sharp", "Template", "blurred", "transfer"]
 
-# Transforms of the reference are kept on this many grids, and those of single sources' light up to so much memory; a
-# stamp of a source may lie so many reference pixels off.
+# Transforms of the reference are kept on this many grids, and stamps of single sources' light, or their transforms, up
+# to so much memory; a stamp of a source may lie so many reference pixels off.
 _KEPT_SHAPES, _KEPT_BYTES, _NEARLY = 2, 2**27, 2.0
 
 
@@ -40,6 +40,24 @@ class RegistrationConfig:
     ridge: float = 5e-3
     neighbour_color: float = 0.5
     signal: float = 0.3
+
+
+class _Kept:
+    """Stamps of single sources, which are used again where they were made at nearly the same place."""
+
+    def __init__(self):
+        self._known = {}
+
+    def of(self, labels, place, make):
+        """Stamps and corners (n, 2), near ``place`` (n, 2), of sources; ``make(rows)`` makes those that are new."""
+        found = [self._known.get(label) for label in labels]
+        rows = [k for k, old in enumerate(found) if old is None or np.abs(old[1] - place[k]).max() >= _NEARLY]
+        if rows:
+            for k, new in zip(rows, zip(*make(rows), strict=True), strict=True):
+                found[k] = new
+            if (len(self._known) + len(rows)) * found[rows[0]][0].nbytes < _KEPT_BYTES:
+                self._known.update((labels[k], found[k]) for k in rows)
+        return tuple(np.stack(parts) for parts in zip(*found, strict=True))
 
 
 class Sharp:
@@ -86,20 +104,12 @@ class Sharp:
 
         A stamp that was cut at nearly this position before is used again.
         """
-        light, corner = np.empty((len(labels), size, size // 2 + 1), np.complex64), np.empty((len(labels), 2), int)
-        known = self._light.setdefault(size, {})
-        new = []
-        for k, label in enumerate(labels):
-            if label in known and np.abs(known[label][1] + size // 2 - position[k]).max() < _NEARLY:
-                light[k], corner[k] = known[label]
-            else:
-                new.append(k)
-        if new:
-            cut, corner[new] = self.cut(position[new], size, labels[new])
-            light[new] = fft.rfft2(cut)
-            if (len(known) + len(new)) * light[0].nbytes < _KEPT_BYTES:
-                known.update((labels[k], (light[k].copy(), corner[k].copy())) for k in new)
-        return light, corner
+
+        def transformed(rows):
+            cut, corner = self.cut(position[rows], size, labels[rows])
+            return fft.rfft2(cut), corner
+
+        return self._light.setdefault(size, _Kept()).of(labels, position - size // 2, transformed)
 
     def cut(self, position, size, labels=None):
         """Stamps of the image about pixel positions, of single sources where ``labels`` names them.
@@ -136,6 +146,8 @@ class Template:
         Transfer function of the kernel and of `spline_filter`, for convolving the light of single sources.
     noise : dict
         Noise correlations and weights prepared by `fit_offsets`, by stamp radius: they do not depend on the offset.
+    light : _Kept
+        What `light_of` has made.
     """
 
     sharp: Sharp
@@ -144,6 +156,7 @@ class Template:
     correlation: np.ndarray
     otf: np.ndarray
     noise: dict = dataclass_field(default_factory=dict, compare=False, repr=False)
+    light: _Kept = dataclass_field(default_factory=_Kept, compare=False, repr=False)
 
     def light_of(self, labels, position):
         """Spline coefficients of single sources' light at the target's PSF.
@@ -160,8 +173,13 @@ class Template:
         corner : numpy.ndarray of int, shape (n, 2)
             Reference pixel (x, y) of element [0, 0].
         """
-        light, corner = self.sharp.light(labels, position, self.otf.shape[0])
-        return blurred(light, self.otf), corner + self.otf.shape[0] // 4
+        size = self.otf.shape[0]
+
+        def made(rows):
+            light, corner = self.sharp.light(labels[rows], position[rows], size)
+            return blurred(light, self.otf).copy(), corner + size // 4
+
+        return self.light.of(labels, position - size // 2 + size // 4, made)
 
 
 def _transfer_function(psf, matrix, n):

@@ -143,15 +143,16 @@ def fit_band(engine, mixtures, placed, slope, place, position_error=0.0, backgro
         `~rosetta.images.noise.overlap` of every source.
     found_sky : `~rosetta.deblending.sky_plane.FoundSky` or None
     """
-    n, image, sky = len(mixtures), placed.image, None
+    n, image, sky, first = len(mixtures), placed.image, None, {}
     alone, number = np.unique(place, return_inverse=True)
     if background == "plane":
         # Subtracted at first: breadths must not describe the sky.
         sky = SkyPlane.of(image, engine.config)
-        first = engine.solve(engine.render(mixtures[alone], placed.of(alone)), image, sky)
-        image, sky = sky.without(image, first.sky)
-        placed = replace(placed, image=image)
-    breadth, breadth_error, design = engine.fit_breadths(mixtures[alone], placed.of(alone))
+        design = engine.render(mixtures[alone], placed.of(alone))
+        found = engine.solve(design, image, sky, errors=False)
+        image, sky = sky.without(image, found.sky)
+        placed, first = replace(placed, image=image), {"first": (design, np.nan_to_num(found.flux))}
+    breadth, breadth_error, design = engine.fit_breadths(mixtures[alone], placed.of(alone), **first)
     breadth, breadth_error, design = breadth[number], breadth_error[number], design.of(number)
     found = engine.solve(design, image, sky)
     found_sky = None if sky is None else FoundSky.of(sky, found)

@@ -205,22 +205,21 @@ def _merged(engine, images, roles, sources, parameters, merges, config):
     trusted = [image for image in others if image.side == reference.side or sources.aligned]
     placements = [sources.on(image, roles.reference.wavelength, config.engine) for image in (reference, *trusted)]
     design = engine.render(mixtures, placements[0])
-    flux, _ = engine.fluxes(design, reference)
+    found = engine.solve(design, reference)
+    flux = np.nan_to_num(found.flux)
     place = sources.east_north - sources.east_north[0]
     misfit, _ = misfits(design, reference.data - design.image(flux), reference.sky_weight)
-    bands = _colours(engine, placements, mixtures)
+    others = [engine.solve(engine.render(mixtures, placed), placed.image) for placed in placements[1:]]
+    bands = _colours([found, *others])
     owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands)
     owners[sources.listed] = np.flatnonzero(sources.listed)  # what a user lists is no fragment
     return owners, merging.merged(mixtures, place, flux, owners)
 
 
-def _colours(engine, placements, mixtures):
-    """Fluxes and errors (n, n_band), nJy, of sources on each image; errors are infinite where it does not see one."""
-    flux, error = [], []
-    for placed in placements:
-        found = engine.solve(engine.render(mixtures, placed), placed.image)
-        flux.append(np.nan_to_num(found.flux))
-        error.append(np.where(found.measured, np.sqrt(found.covariance.diagonal()), np.inf))
+def _colours(solutions):
+    """Fluxes and errors (n, n_band), nJy, from solutions of all images; errors are infinite where one sees nothing."""
+    flux = [np.nan_to_num(found.flux) for found in solutions]
+    error = [np.where(found.measured, np.sqrt(found.covariance.diagonal()), np.inf) for found in solutions]
     return np.stack(flux, axis=1), np.stack(error, axis=1)
 
 

@@ -28,14 +28,20 @@ class Engine(Protocol):
         No half-light radius exceeds ``largest`` (n,), arcsec; what is not ``free`` (n, n_shape) stays as it is.
         """
 
-    def fit_breadths(self, mixtures, placed, *, iterations=2):
-        """How broad an image sees known shapes: ``breadth`` (n,), relative flux error from it (n,), and the design."""
+    def fit_breadths(self, mixtures, placed, *, iterations=2, first=None):
+        """How broad an image sees known shapes: ``breadth`` (n,), relative flux error from it (n,), and the design.
+
+        ``first`` is what is known of breadths of 0: the design, and fluxes (n,).
+        """
 
     def fluxes(self, design, image):
         """Fluxes (n,), and their S/N (n,) as if each source were alone."""
 
-    def solve(self, design, image, sky=None):
-        """Fluxes with their covariance, and a local sky if there is one to solve for: a `Solution`."""
+    def solve(self, design, image, sky=None, *, errors=True):
+        """Fluxes with their covariance, and a local sky if there is one to solve for: a `Solution`.
+
+        Without ``errors`` it has no covariance, and is found much sooner.
+        """
 
     def slopes(self, parameters, placed):
         """d ln(flux) / d(shape) of the weighted fit of an isolated source, (n, n_shape)."""
@@ -60,14 +66,14 @@ class SparseEngine:
     def fit_shapes(self, start, placements, largest, free=None):
         return fit_shapes(start, placements, largest, self.config, free)
 
-    def fit_breadths(self, mixtures, placed, *, iterations=2):
-        return fit_breadths(mixtures, placed, self.config, iterations=iterations)
+    def fit_breadths(self, mixtures, placed, *, iterations=2, first=None):
+        return fit_breadths(mixtures, placed, self.config, iterations=iterations, first=first)
 
     def fluxes(self, design, image):
         return amplitudes(design, image.data, image.sky_weight)
 
-    def solve(self, design, image, sky=None):
-        return solve(design, image.data, WhiteNoise(image.variance), image.sky_weight, sky)
+    def solve(self, design, image, sky=None, *, errors=True):
+        return solve(design, image.data, WhiteNoise(image.variance), image.sky_weight, sky, errors=errors)
 
     def slopes(self, parameters, placed):
         return flux_slopes(parameters, placed)

@@ -32,8 +32,8 @@ class Solution:
     ----------
     flux : (n,) float64 array
         In the image's unit; NaN where the image has no usable pixel of the source.
-    covariance : (n, n) sparse CSC array
-        From the pixels' variances; empty rows where the flux is NaN.
+    covariance : (n, n) sparse CSC array or None
+        From the pixels' variances; empty rows where the flux is NaN. None where no errors were asked for.
     measured : (n,) bool array
         Whether the source has usable pixels.
     degenerate : (n,) bool array
@@ -43,10 +43,11 @@ class Solution:
     sky : (k,) float64 array or None
         Coefficients of the local sky; its covariance with the fluxes is in theirs.
     sky_covariance : (k, k) float64 array or None
+        None also where no errors were asked for.
     """
 
     flux: np.ndarray
-    covariance: sparse.csc_array
+    covariance: sparse.csc_array | None
     measured: np.ndarray
     degenerate: np.ndarray
     coverage: np.ndarray
@@ -74,7 +75,7 @@ class WhiteNoise:
         return design.gram(weight**2 * np.where(self.usable, self.variance, 0.0))
 
 
-def solve(design, data, noise, weight=None, sky=None):
+def solve(design, data, noise, weight=None, sky=None, *, errors=True):
     """Fluxes and their covariance.
 
     Parameters
@@ -89,6 +90,8 @@ def solve(design, data, noise, weight=None, sky=None):
         templates are exact. Otherwise the covariance is the sandwich (A'WA)^-1 A'WVWA (A'WA)^-1.
     sky : `~rosetta.deblending.sky_plane.SkyPlane`, optional
         Columns that are solved for with the fluxes, each with a Gaussian prior.
+    errors : bool, optional
+        Whether covariances are worked out; they take most of the time.
 
     Returns
     -------
@@ -106,9 +109,12 @@ def solve(design, data, noise, weight=None, sky=None):
     degenerate = np.zeros(n_source, dtype=bool)
     sky_equations = None if sky is None else _SkyEquations(sky, design, data, weight)
     if len(live) == 0:
-        found = () if sky is None else sky_equations.solve(np.zeros(0), np.zeros((0, len(sky.sigma))), live, noise)
+        found, nothing = (), np.zeros((0, 0 if sky is None else len(sky.sigma)))
+        if sky is not None:
+            found, inverse = sky_equations.solve(np.zeros(0), nothing, live)
+            found = found, sky_equations.covariance(inverse, nothing, live, noise) if errors else None
         return Solution(flux, sparse.csc_array((n_source, n_source)), measured, degenerate, coverage, *found)
-    meat = None if optimal else noise.seen_by(design, weight)
+    meat = noise.seen_by(design, weight) if errors and not optimal else None
 
     unit = 1.0 / np.sqrt(normal.diagonal()[live])
     scale = sparse.diags_array(unit)
@@ -122,16 +128,23 @@ def solve(design, data, noise, weight=None, sky=None):
         meat = sparse.csc_array(scale @ meat[live][:, live] @ scale)
         meat.setdiag(meat.diagonal() + RIDGE)  # what nothing tells apart has a variance of 1 / RIDGE in either form
     right = right[live, None] if sky is None else np.column_stack([right, sky_equations.cross])[live]
-    solution, inverse = _solve_unit_diagonal(correlation, unit[:, None] * right, meat)
+    if errors:
+        solution, inverse = _solve_unit_diagonal(correlation, unit[:, None] * right, meat)
+    else:
+        solution = _lu(correlation).solve(unit[:, None] * right)
     solution *= unit[:, None]
-    inverse = sparse.coo_array(inverse)
-    row, column = inverse.row, inverse.col
-    covariance, found = inverse.data * unit[row] * unit[column], ()
-    flux[live] = solution[:, 0]
+    flux[live], level, level_inverse = solution[:, 0], None, None
     if sky is not None:
         taken = solution[:, 1:]  # the flux that a source loses for a sky of 1
-        found = sky_equations.solve(flux[live], taken, live, noise)
-        flux[live] -= taken @ found[0]
+        level, level_inverse = sky_equations.solve(flux[live], taken, live)
+        flux[live] -= taken @ level
+    if not errors:
+        return Solution(flux, None, measured, degenerate, coverage, level)
+    inverse, found = sparse.coo_array(inverse), ()
+    row, column = inverse.row, inverse.col
+    covariance = inverse.data * unit[row] * unit[column]
+    if sky is not None:
+        found = level, sky_equations.covariance(level_inverse, taken, live, noise)
         covariance += np.where(row == column, ((taken @ found[1])[row] * taken[column]).sum(axis=1), 0.0)
     covariance = sparse.csc_array((covariance, (live[row], live[column])), shape=(n_source, n_source))
     return Solution(flux, covariance, measured, degenerate, coverage, *found)
@@ -151,14 +164,19 @@ class _SkyEquations:
         self.own = np.einsum("iyx,jyx->ij", weighted, sky.columns) + np.diag(sky.sigma**-2.0)
         self.right = np.einsum("iyx,yx->i", weighted, np.where(weight > 0, data, 0.0)) - sky.subtracted / sky.sigma**2
 
-    def solve(self, flux, taken, live, noise):
-        """Coefficients and their covariance, from fluxes (n,) without a sky and what a sky takes of them (n, k)."""
-        cross, some = self.cross[live], self.design.of(live)
+    def solve(self, flux, taken, live):
+        """Coefficients, and inverse normal matrix, from fluxes (n,) without a sky and what it takes of them (n, k)."""
+        cross = self.cross[live]
         inverse = np.linalg.inv(self.own - cross.T @ taken)
+        return inverse @ (self.right - cross.T @ flux), inverse
+
+    def covariance(self, inverse, taken, live, noise):
+        """Of the coefficients, (k, k)."""
+        some = self.design.of(live)
         left = self.weight * (self.sky.columns - np.array([some.image(one) for one in taken.T]))
         variance = np.where(noise.usable, noise.variance, 0.0)
         meat = np.einsum("iyx,jyx->ij", variance * left, left) + np.diag(self.sky.sigma**-2.0)
-        return inverse @ (self.right - cross.T @ flux), inverse @ meat @ inverse
+        return inverse @ meat @ inverse
 
 
 def amplitudes(design, data, weight):
@@ -183,8 +201,13 @@ def amplitudes(design, data, weight):
         scale = sparse.diags_array(unit)
         correlation = sparse.csc_array(scale @ normal[live][:, live] @ scale)
         correlation.setdiag(1.0 + RIDGE)
-        flux[live] = unit * splu(correlation, permc_spec="MMD_AT_PLUS_A").solve(unit * right[live])
+        flux[live] = unit * _lu(correlation).solve(unit * right[live])
     return flux, flux * np.sqrt(normal.diagonal())
+
+
+def _lu(matrix):
+    """Factors of a symmetric sparse matrix."""
+    return splu(matrix, permc_spec="MMD_AT_PLUS_A")
 
 
 def _equations(design, data, weight):

@@ -38,7 +38,8 @@ RINGING = 0.05  # Fourier amplitude at the Nyquist frequency, relative to the fl
 CHUNK = 1_000_000
 
 ROLL_OFF = 0.2  # cycles per pixel, to either side of Nyquist's frequency
-FAINTEST = 1e-3  # of a PSF's transform, relative to its sum: folded frequencies below it are left out
+FAINTEST = 1e-3  # of a PSF's transform, relative to its sum: orders of folded frequencies below it are left out,
+NOTHING = 1e-6  # and of the others the frequencies below this
 SMALLEST = -60.0  # exponents end here: single precision is slow with the denormal numbers that follow
 
 
@@ -192,15 +193,19 @@ def draw(mixtures, tangents, xy, jacobian, psf, sizes, *, folded=True):
             corner = np.round(xy[index]).astype(int) - size // 2
             light = _transforms(lights, along, xy[index] - corner, jacobian[index], *frequencies)
             light *= _of_places(transform, weights[index])
-            values = fft.irfft2(light, s=(size, size), axes=(2, 3), overwrite_x=True)  # (n, 1 + D, size, size)
             if cores is not None:
                 edge = (size - window) // 2
-                middle = slice(edge, edge + window)
-                center = xy[index] - corner - edge
                 aliases = psf.once(("aliases", window), lambda window=window: _aliases(psf, window))
-                values[..., middle, middle] += _folded(
-                    lights, along, center, jacobian[index], aliases, weights[index], window
+                more = _folded(
+                    lights, along, xy[index] - corner - edge, jacobian[index], aliases, weights[index], window
                 )
+                if edge == 0:
+                    light += more
+            values = fft.irfft2(light, s=(size, size), axes=(2, 3), overwrite_x=True)  # (n, 1 + D, size, size)
+            if cores is not None:
+                if edge > 0:
+                    middle = slice(edge, edge + window)
+                    values[..., middle, middle] += fft.irfft2(more, s=(window, window), axes=(2, 3), overwrite_x=True)
                 star = (sharp & ~apart)[index]
                 values[star, 0] = _without_dark(values[star, 0], psf)
             yield Stamps(index, corner, values[:, 0], None if tangents is None else values[:, 1:])
@@ -214,7 +219,9 @@ def _sharp(mixtures, jacobian):
 
 
 def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
-    """What an undersampled PSF's frequencies beyond Nyquist add to stamps, (n, 1 + D, size, size).
+    """What an undersampled PSF's frequencies beyond Nyquist add to the transforms of stamps.
+
+    (n, 1 + D, size, size // 2 + 1) complex64.
 
     The sampled PSF holds them folded as they are for a source on a pixel's centre; elsewhere each has the phase
     of its own frequency. That difference is added.
@@ -223,10 +230,10 @@ def _folded(mixtures, tangents, center, jacobian, aliases, weights, size):
     # A source narrower than the PSF has Gaussians of negative variance, which would grow without limit out there.
     inner = _transforms(mixtures, tangents, center, jacobian, fy, fx, largest=0.0)
     total = np.zeros_like(inner)
-    for my, mx, responses in aliases:
-        light = _transforms(mixtures, tangents, center, jacobian, fy + my, fx + mx, largest=0.0)
-        total += (light - inner) * _of_places(responses, weights)
-    return fft.irfft2(total, s=(size, size), axes=(2, 3))
+    for my, mx, box, responses in aliases:
+        light = _transforms(mixtures, tangents, center, jacobian, fy[box[0]] + my, fx[box[1]] + mx, largest=0.0)
+        total[:, :, *box] += (light - inner[:, :, *box]) * _of_places(responses, weights)
+    return total
 
 
 def _without_dark(values, psf):
@@ -241,6 +248,8 @@ def _without_dark(values, psf):
 def _aliases(psf, size):
     """The alias orders (y, x), in cycles per pixel, of an undersampled PSF, and each cell's response at each of them.
 
+    A response stands on the box of frequencies (slices of y and x) outside which it is nothing.
+
     The PSF is its core, whose frequencies are known also beyond Nyquist, plus a remainder that is known on the pixels
     only. The pixels do not tell how the remainder is divided between a frequency and its aliases. `_share` divides it
     smoothly in frequency, because a sharp division at Nyquist would ring in a shifted stamp.
@@ -249,11 +258,14 @@ def _aliases(psf, size):
     whole = list(product((-1, 0, 1), repeat=2))
     cores = [np.stack([core.transform(fy + my, fx + mx) for core in psf.cores]) for my, mx in whole]  # (n_cell, ...)
     rest, found = _psf_transforms(psf, size) - sum(cores), []
-    faintest = FAINTEST * np.abs(_psf_transforms(psf, size)[:, 0, 0]).max()
+    sums = np.abs(_psf_transforms(psf, size)[:, 0, 0]).max()
     for (my, mx), core in zip(whole, cores, strict=True):
         responses = core + rest * _share(fy + my)[:, None] * _share(fx + mx)
-        if (my or mx) and np.abs(responses).max() > faintest:
-            found.append((my, mx, responses.astype(np.complex64)))
+        strength = np.abs(responses).max(axis=0)
+        if (my or mx) and strength.max() > FAINTEST * sums:
+            seen = strength > NOTHING * sums
+            box = tuple(slice(at.min(), at.max() + 1) for at in np.nonzero(seen))
+            found.append((my, mx, box, responses[:, *box].astype(np.complex64)))
     return found
 
 

@@ -119,7 +119,7 @@ def _prior_covariance(free, config):
     return np.where(free[:, :, None] & free[:, None, :], covariance, HELD**2 * np.eye(len(covariance)))
 
 
-def fit_breadths(mixtures, placed, config, *, iterations=2):
+def fit_breadths(mixtures, placed, config, *, iterations=2, first=None):
     """How broad an image sees sources of known shapes, and what that means for their fluxes.
 
     Parameters
@@ -128,6 +128,8 @@ def fit_breadths(mixtures, placed, config, *, iterations=2):
     placed : `Placement`
     config : `EngineConfig`
     iterations : int, optional
+    first : (`Design`, (n,) array), optional
+        The sources of breadth 0 and their fluxes; None: they are found.
 
     Returns
     -------
@@ -140,8 +142,12 @@ def fit_breadths(mixtures, placed, config, *, iterations=2):
     """
     n = len(mixtures)
     breadth, error = np.zeros(n), np.zeros(n)
-    design = design_of(mixtures, placed)
-    flux, snr = amplitudes(design, placed.image.data, placed.image.sky_weight)
+    if first is None:
+        design = design_of(mixtures, placed)
+        flux, snr = amplitudes(design, placed.image.data, placed.image.sky_weight)
+    else:
+        design, flux = first[0], first[1].copy()
+        snr = flux * np.sqrt(design.squares(placed.image.sky_weight))
     rows = np.flatnonzero(snr > config.faintest)
     for _ in range(iterations):
         if len(rows) == 0:
