@@ -3,8 +3,8 @@
 
 One simulated field is written as four Rubin patches that overlap and two MER tiles whose border is none of the cells'.
 It is measured in four cells in this process, in two other processes, of which one is killed on the way, and in one cell
-that holds all. With --faults, a field of three by three cells is measured again and again while processes are killed,
-the disk is full, a file is damaged, time runs out, or two runs share the survey.
+that holds all, with the same tiles. With --faults, a field of three by three cells is measured again and again while
+processes are killed, the disk is full, a file is damaged, time runs out, or two runs share the survey.
 
 Run: python benchmarks/survey.py FOLDER [--faults] [--seed N] [--core ARCSEC] [--bands BAND ...] [--tables FOLDER]
 """
@@ -109,7 +109,7 @@ def main():
     write_files(files, pair)
     names = ("serial", "processes", "whole")
     serial, processes, whole = (
-        planned(files / "rubin", files / euclid, options.folder / name, factor * options.core)
+        planned(files / "rubin", files / euclid, options.folder / name, factor * options.core, options.core)
         for name, euclid, factor in zip(names, ("euclid", "euclid", "euclid_whole"), (1, 1, 2), strict=True)
     )
     seconds = [timed_run(serial, "--serial"), killed_run(processes), timed_run(whole, "--serial")]

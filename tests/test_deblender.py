@@ -853,6 +853,33 @@ def test_tiles_share_the_sky_and_see_their_neighbours_margins(monkeypatch):
         assert piece.depth == plane.depth and piece.fwhm == plane.fwhm
 
 
+def test_a_part_of_a_field_is_cut_as_the_whole_is():
+    """Tiles between given corners see the same sky whatever the images; what is beyond their margins is in none."""
+    field = band_images(make_pair(XY, FLUX, MIXTURES))
+    turn = np.array([[1.0, 0.01], [-0.01, 1.0]])
+    corners = np.stack(np.meshgrid([10.0, 0.0, -10.0], [-10.0, 0.0, 10.0]), -1) @ turn  # (3, 3, 2), east to the left
+    found = tiles.tiles(field, corners)
+    assert len(found) == 4
+    inside = np.random.default_rng(3).uniform(-10, 10, (200, 2))
+    assert np.all(sum(tile.owns(inside).astype(int) for tile in found) == 1)
+    for tile in found:
+        assert np.all(tile.sees(inside[tile.owns(inside)]))
+        np.testing.assert_allclose(np.ptp(tile.bounds, axis=0), 10.0 + 2 * tiles.MARGIN, atol=0.2)
+    far = np.array([[10.3 + tiles.MARGIN, 0.0], [0.0, -10.3 - tiles.MARGIN]])
+    assert not any(tile.owns(far).any() or tile.sees(far).any() for tile in found)
+
+
+def test_corners_that_cannot_be():
+    pair = make_pair(XY, FLUX, MIXTURES)
+    sky = SkyCoord([[53.0, 53.1], [53.0, 53.1]], [[-28.0, -28.0], [-28.1, -28.1]], unit="deg")
+    with pytest.raises(TypeError, match="tile_corners must be a SkyCoord"):
+        deblender()(pair, tile_corners=[[0, 1], [0, 1]])
+    with pytest.raises(ValueError, match="two rows and two columns or more"):
+        deblender()(pair, tile_corners=sky[0])
+    with pytest.raises(ValueError, match="or sources, not both"):
+        deblender()(pair, sky.ravel(), tile_corners=sky)
+
+
 def test_several_tiles_give_the_scene_of_one(monkeypatch):
     pair = make_pair(XY, FLUX, MIXTURES)
     one = deblender()(pair)

@@ -235,6 +235,7 @@ def test_plan(files, models, tmp_path):
         ({"window": 13.0}, "multiple of 3.2"),
         ({"margin": 1.0}, "at least 3.2 arcsec"),
         ({"margin": 4.1}, "whole number of pixels"),
+        ({"core": 25.6, "tile": 20.0}, "whole number of tiles, of 12.8"),
     ],
 )
 def test_sizes_that_cannot_be(files, models, tmp_path, options, message):
@@ -380,6 +381,21 @@ def test_windows_lie_on_the_grid_of_the_tract(done):
         assert within_core(x, y, index[1], CORE).all()
         centers += list(zip(np.round(x, 2), np.round(y, 2), np.array(table["survey"]), strict=True))
     assert len(centers) == len(set(centers)) == 2 * 8
+
+
+def test_tiles_lie_on_the_grid_of_the_tract(files, models, tmp_path):
+    """Tiles of two cells and of one cell that holds both meet at the same places."""
+    small = plan(files[0], models, tmp_path / "small")
+    large = plan(files[0], models, tmp_path / "large", core=25.6, tile=12.8)
+    assert (small.config.tile, large.config.tile) == (12.8, 12.8)
+    places = []
+    for survey in (small, large):
+        found = [task._tile_corners(cell, survey.config) for cell in survey.cells(survey.indices)]
+        assert {corners.shape for corners in found} == {(2, 2) if survey is small else (3, 3)}
+        x, y = np.concatenate([tract_wcs().world_to_pixel(corners.ravel()) for corners in found], axis=1)
+        places.append({(round(a, 4), round(b, 4)) for a, b in zip(x + 0.5, y + 0.5, strict=True)})
+    assert places[0] == {(64.0 * i, 64.0 * j) for i in range(3) for j in range(2)} < places[1]
+    assert make_plan(tmp_path / "s", [files[0] / "rubin"], models=models).config.tile == pytest.approx(102.4)
 
 
 def test_record_and_status(done, capsys):

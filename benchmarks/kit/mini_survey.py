@@ -85,8 +85,10 @@ def command(*arguments):
     return [sys.executable, "-m", "rosetta.cli", "survey", *map(str, arguments)]
 
 
-def planned(rubin, euclid, folder, core):
-    subprocess.run(command("plan", "--rubin", rubin, "--euclid", euclid, "--core", core, "-o", folder), check=True)
+def planned(rubin, euclid, folder, core, tile=None):
+    """Plan a survey; ``tile`` None: each cell is one tile."""
+    sizes = ("--core", core, "--tile", core if tile is None else tile)
+    subprocess.run(command("plan", "--rubin", rubin, "--euclid", euclid, *sizes, "-o", folder), check=True)
     return folder
 
 

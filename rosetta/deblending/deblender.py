@@ -9,6 +9,7 @@ from itertools import count
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 from astropy.utils.exceptions import AstropyUserWarning
 
@@ -74,7 +75,7 @@ class JEPADeblender(Head):
     @plain_arithmetic
     def __call__(
         self, x, sources=None, *, offsets=None, neighbours="detect", shape="fit", recentre=False, background="plane",
-        workers=1, progress=None,
+        tile_corners=None, workers=1, progress=None,
     ):
         """Deblend a pair, tile by tile: beside the images, memory is needed for one tile of the field only.
 
@@ -111,6 +112,10 @@ class JEPADeblender(Head):
             What the images still hold of the sky: "plane", in each band and tile a plane is solved for together with
             the fluxes, whose errors include its own; it has a prior of a tenth of the sky noise per pixel. None: the
             sky is exactly 0.
+        tile_corners : `~astropy.coordinates.SkyCoord`, shape (n, m), optional
+            Where the tiles meet, so that a part of a field is cut as the whole is: rows to the north or south, columns
+            to the east or west. Each tile is fitted on its pixels and those within 8 arcsec; sources that are
+            farther out are left out. Not with ``sources``. None: tiles of about 102 arcsec that cover the pair.
         workers : int
             Processes that share the tiles. With more than one, a script needs ``if __name__ == "__main__":`` around its
             own work, as the processes are spawned.
@@ -135,6 +140,7 @@ class JEPADeblender(Head):
         check_workers(workers)
         if background not in BACKGROUNDS:
             raise ValueError(f"background must be 'plane' or None, got {background!r}")
+        _check_corners(tile_corners, sources)
         if isinstance(x, DeblendedScene) or neighbours == "scene":
             return self._in_scene(x, sources, offsets, neighbours, shape, recentre)
         embedding = self._embedding(x)
@@ -150,8 +156,12 @@ class JEPADeblender(Head):
             how = {"neighbours": neighbours, "shape": shape, "recentre": recentre}
             job = JobList.of_positions(sources, found, **how)
         search = sources is None or neighbours == "detect"
+        corners = tile_corners
+        if corners is not None:
+            corners = roles.reference.tangent_plane.east_north(corners).reshape(*corners.shape, 2)
+        field = tiles(images, corners)
         while True:
-            whole = self._fitted(images, roles, job, found, solution, search, background, workers, progress)
+            whole = self._fitted(images, field, roles, job, found, solution, search, background, workers, progress)
             wrong = set(wrong_bands(whole.bands, images, roles.reference.band, config.wrong_bands)) & set(roles.shape)
             if not wrong:
                 break
@@ -199,9 +209,9 @@ class JEPADeblender(Head):
             embedding, images, roles, whole, coord, _labels(whole.index, label), named, fixed, scene.offsets
         )
 
-    def _fitted(self, images, roles, job, found, solution, search, background, workers, progress):
+    def _fitted(self, images, field, roles, job, found, solution, search, background, workers, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
-        config, field, steps = self._config, tiles(images), count(1)
+        config, steps = self._config, count(1)
         found_too = found if search else None
 
         def report():
@@ -289,6 +299,17 @@ def _tile(config, report, background, task):
 
 def _unreported():
     pass
+
+
+def _check_corners(corners, sources):
+    if corners is None:
+        return
+    if sources is not None:
+        raise ValueError("tile_corners is for sources that are detected: give it, or sources, not both")
+    if not isinstance(corners, SkyCoord):
+        raise TypeError(f"tile_corners must be a SkyCoord, got {type(corners).__name__}")
+    if corners.ndim != 2 or min(corners.shape) < 2:
+        raise ValueError(f"tile_corners must have two rows and two columns or more, got shape {corners.shape}")
 
 
 def as_aligned(x):

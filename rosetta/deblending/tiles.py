@@ -29,9 +29,9 @@ class Tile:
     Attributes
     ----------
     core : (2, 2) array
-        Low and high (east, north), arcsec; infinite at the rim of the field.
+        Low and high (east, north), arcsec; infinite at the rim of the field, unless that is a part of a larger one.
     bounds : (2, 2) array
-        The same, finite, with the margin.
+        The same with the margin, finite.
     """
 
     core: np.ndarray
@@ -43,7 +43,8 @@ class Tile:
 
     def sees(self, east_north):
         """Whether positions (n, 2) lie in the core or its margin, (n,) bool."""
-        return ((east_north >= self.core[0] - MARGIN) & (east_north < self.core[1] + MARGIN)).all(axis=1)
+        low, high = np.where(np.isinf(self.core), self.core, self.bounds)
+        return ((east_north >= low) & (east_north < high)).all(axis=1)
 
     def cut(self, images):
         """The images' pixels in the tile, as images; those without a valid pixel there are left out."""
@@ -110,29 +111,46 @@ def _groups(place):
     return [place]
 
 
-def tiles(images):
-    """Tiles that cover all images.
+def tiles(images, corners=None):
+    """Tiles of all images.
 
     Parameters
     ----------
     images : dict of str to `~rosetta.images.image.BandImage`
+    corners : (n, m, 2) array, optional
+        Where the tiles meet, (east, north) in arcsec: rows to the north or south, columns to the east or west. What
+        lies beyond their margins belongs to no tile. None: tiles that cover the images.
 
     Returns
     -------
     list of `Tile`
     """
-    low, high = extent([image.trimmed for image in images.values()])
-    # A rim that a tile can take is not worth a tile of its own.
-    count = np.maximum(1, np.ceil((high - low) / CORE - 0.1)).astype(int)
-    edges = [np.linspace(a, b, n + 1) for a, b, n in zip(low, high, count, strict=True)]
+    if corners is None:
+        low, high = extent([image.trimmed for image in images.values()])
+        # A rim that a tile can take is not worth a tile of its own.
+        count = np.maximum(1, np.ceil((high - low) / CORE - 0.1)).astype(int)
+        east, north = (np.linspace(a, b, n + 1) for a, b, n in zip(low, high, count, strict=True))
+    else:
+        east, north = _edges(corners[..., 0].T), _edges(corners[..., 1])
     found = []
-    for j in range(count[1]):
-        for i in range(count[0]):
-            core = np.array([[edges[0][i], edges[1][j]], [edges[0][i + 1], edges[1][j + 1]]])
+    for j in range(len(north) - 1):
+        for i in range(len(east) - 1):
+            core = np.array([[east[i], north[j]], [east[i + 1], north[j + 1]]])
             bounds = core + MARGIN * np.array([[-1.0], [1.0]])
-            rim = np.array([[i == 0, j == 0], [i == count[0] - 1, j == count[1] - 1]])
-            found.append(Tile(np.where(rim, [[-np.inf], [np.inf]], core), bounds))
+            rim = np.array([[i == 0, j == 0], [i == len(east) - 2, j == len(north) - 2]])
+            outer = [[-np.inf], [np.inf]] if corners is None else bounds
+            found.append(Tile(np.where(rim, outer, core), bounds))
     return found
+
+
+def _edges(lines):
+    """Edges of tiles, increasing, from the positions across them of the corners on each line, (n_line, n_corner).
+
+    Lines that are not quite along the axes are replaced by their means; the outer edges have all corners between them.
+    """
+    edges = np.sort(lines.mean(axis=1))
+    edges[0], edges[-1] = lines.min(), lines.max()
+    return edges
 
 
 @dataclass(frozen=True, eq=False)

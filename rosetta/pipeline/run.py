@@ -117,8 +117,8 @@ class Result:
 @plain_arithmetic
 def measure(
     pair, sources=None, *, neighbours="detect", shape="fit", recentre=False, device=None, window=38.4 * u.arcsec,
-    centers=None, background="plane", zeropoint_err=None, workers=1, progress=None, encoder=None, aligner=None,
-    deblender=None, photometry=None, reference=None,
+    centers=None, tile_corners=None, background="plane", zeropoint_err=None, workers=1, progress=None, encoder=None,
+    aligner=None, deblender=None, photometry=None, reference=None,
 ):
     """The main job: encode, align, deblend and measure a pair.
 
@@ -138,6 +138,8 @@ def measure(
         Side of the encoder's windows (angle).
     centers : `~astropy.coordinates.SkyCoord`, optional
         Centres of these windows, see `~rosetta.CrossSurveyEncoder`; None: windows that cover the pair.
+    tile_corners : `~astropy.coordinates.SkyCoord`, optional
+        Where the tiles of the step "deblend" meet, see `~rosetta.JEPADeblender`; None: tiles that cover the pair.
     background : {"plane", None}
         What the images still hold of the sky, see `rosetta.JEPADeblender`.
     workers : int
@@ -202,7 +204,8 @@ def measure(
     offsets = None
     if pair.ground and (pair.space or reference is not None):
         offsets = timed("align", lambda _: _aligned(heads["aligner"], embedding, reference))
-    how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background, "workers": workers}
+    how = {"neighbours": neighbours, "shape": shape, "recentre": recentre, "background": background}
+    how |= {"tile_corners": tile_corners, "workers": workers}
     scene = timed(
         "deblend", lambda within: heads["deblender"](embedding, sources, offsets=offsets, progress=within, **how)
     )

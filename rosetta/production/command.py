@@ -31,6 +31,7 @@ def add_commands(parser):
     plan.add_argument("--core", type=float, metavar="ARCSEC", help="side of a cell; default: 307.2")
     plan.add_argument("--margin", type=float, metavar="ARCSEC", help="read around a cell; default: 10")
     plan.add_argument("--window", type=float, metavar="ARCSEC", help="of the encoder; default: 38.4")
+    plan.add_argument("--tile", type=float, metavar="ARCSEC", help="fitted at a time; default: about 102.4")
     plan.add_argument("--models", metavar="DIR", help="folder of a checkpoint of each kind; default: the bundled ones")
     plan.add_argument("-o", "--output", required=True, metavar="SURVEY", help="folder of the survey")
 
@@ -69,7 +70,7 @@ def _plan(arguments):
     from .plan import make_plan, summary
     from .survey import write
 
-    options = _given(arguments, "moc", "core", "margin", "window", "models")
+    options = _given(arguments, "moc", "core", "margin", "window", "tile", "models")
     survey = make_plan(
         arguments.output, arguments.rubin, arguments.euclid, report=_every(arguments.report), **options
     )

@@ -16,17 +16,20 @@ from .cells import clipped, core_box, depth_in, grown, numbers_in, owner, polygo
 from .models import fingerprint
 from .survey import Config, Survey
 
-__all__ = ["CORE", "MARGIN", "WINDOW", "make_plan", "summary"]
+__all__ = ["CORE", "MARGIN", "TILE", "WINDOW", "make_plan", "summary"]
 
 WINDOW = 38.4  # arcsec
 OVERLAP = 12.8  # arcsec shared by neighbouring windows, as everywhere (`rosetta.encoding.windows`)
 CORE = 307.2  # arcsec: twelve windows a side, none of which hangs over an edge
 MARGIN = 10.0  # arcsec
+TILE = 102.4  # arcsec, about: side of what is fitted at a time
 NEAR = 4 * u.deg  # centres of tracts and tiles that can share sky are not further apart
 GRID_ERROR = 1e-3  # pixels by which the grids of two patches of a tract may differ
 
 
-def make_plan(folder, rubin, euclid=(), *, moc=None, core=CORE, margin=MARGIN, window=WINDOW, models=None, report=None):
+def make_plan(
+    folder, rubin, euclid=(), *, moc=None, core=CORE, margin=MARGIN, window=WINDOW, tile=None, models=None, report=None
+):
     """Plan a survey; nothing is written.
 
     Cells lie on the pixel grids of the tracts. There is one wherever a core touches a patch and, if there are Euclid
@@ -42,6 +45,8 @@ def make_plan(folder, rubin, euclid=(), *, moc=None, core=CORE, margin=MARGIN, w
         A coverage map: cells whose core it does not touch (on a grid of 17 x 17 positions) are left out.
     core, margin, window : float
         Sides of the cells and of the encoder's windows, and the margin around the cells, arcsec.
+    tile : float, optional
+        Side of the tiles in which sources are deblended, arcsec; None: about 102.4.
     models : path-like, optional
         Folder with a checkpoint of each kind; None: the bundled ones.
     report : callable, optional
@@ -56,7 +61,7 @@ def make_plan(folder, rubin, euclid=(), *, moc=None, core=CORE, margin=MARGIN, w
     ValueError
         If sizes cannot be used, a file cannot be read, patches of a tract lie on different grids, or no cell is left.
     """
-    config = _config(folder, core, margin, window, models)
+    config = _config(folder, core, margin, window, tile, models)
     report = report or (lambda text: None)
     rows, cards = _rubin_rows(inputs.find(rubin, "--rubin"), report)
     more, tiles = _euclid_rows(inputs.find(euclid, "--euclid") if euclid else [], report)
@@ -90,7 +95,7 @@ def summary(survey):
 
 
 # ---------------------------------------------------------------------------- settings
-def _config(folder, core, margin, window, models):
+def _config(folder, core, margin, window, tile, models):
     pixel = PIXEL_SCALE["ground"]
     step = window - min(OVERLAP, window / 2)
     if not 12.8 <= window <= 1000 or abs(window / 3.2 - round(window / 3.2)) > 1e-6:
@@ -107,10 +112,13 @@ def _config(folder, core, margin, window, models):
         )
     if abs(margin / pixel - round(margin / pixel)) > 1e-6:
         raise ValueError(f"--margin {margin:g}: it must be a whole number of pixels of {pixel:g} arcsec")
+    tile = core / max(1, round(core / TILE)) if tile is None else tile
+    if not 12.8 <= tile <= core or abs(core / tile - round(core / tile)) > 1e-6:
+        raise ValueError(f"--tile {tile:g}: a core must hold a whole number of tiles, of 12.8 arcsec or more")
     models = "" if models is None else str(Path(models).absolute())
     return Config(
         folder=str(Path(folder).absolute()), core=round(core, 6), margin=margin, window=window, step=round(step, 6),
-        models=models, **{kind: fingerprint(models, kind) for kind in KINDS},
+        tile=round(tile, 6), models=models, **{kind: fingerprint(models, kind) for kind in KINDS},
     )  # fmt: skip
 
 

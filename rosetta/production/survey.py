@@ -36,6 +36,8 @@ class Config:
         Side of a cell, and what is read around it, arcsec.
     window, step : float
         Side of the encoder's windows, and the distance of their centres, arcsec.
+    tile : float
+        Side of the tiles in which sources are deblended, arcsec.
     models : str
         Folder of ``encoder.safetensors`` and those of the heads; empty: the bundled ones.
     encoder, aligner, deblender, photometry : str
@@ -47,6 +49,7 @@ class Config:
     margin: float
     window: float
     step: float
+    tile: float
     models: str
     encoder: str
     aligner: str

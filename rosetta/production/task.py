@@ -196,6 +196,14 @@ def _windows(cell, config):
     return cell.tracts[0].wcs.pixel_to_world(x, y)
 
 
+def _tile_corners(cell, config):
+    """Where the tiles of the core meet: at the same places whatever the cells, so that fits see the same pixels."""
+    y0, y1, x0, x1 = cell.core
+    n = round(config.core / config.tile) + 1
+    x, y = np.meshgrid(np.linspace(x0, x1, n) - 0.5, np.linspace(y0, y1, n) - 0.5)
+    return cell.tracts[0].wcs.pixel_to_world(x, y)
+
+
 def _measure(pair, cell, config, store, progress):
     """Measure a pair and write the tables; what the record says of it."""
     from ..astrometry.solution import as_solution
@@ -204,8 +212,8 @@ def _measure(pair, cell, config, store, progress):
     from ..pipeline.run import measure
 
     result = measure(
-        pair, window=config.window * u.arcsec, centers=_windows(cell, config), progress=progress,
-        **loaded(config.models),
+        pair, window=config.window * u.arcsec, centers=_windows(cell, config),
+        tile_corners=_tile_corners(cell, config), progress=progress, **loaded(config.models),
     )  # fmt: skip
     objects = _objects(result, cell, config)
     windows = result.embedding.to_table()
