@@ -56,7 +56,7 @@ def _text_of(error):
     if isinstance(error, ImportError) and not isinstance(error, ValueError):
         extra = {
             "matplotlib": "plot", "galsim": "sim", "speclite": "sim", "pyarrow": "survey", "astropy_healpix": "survey",
-            "hats_import": "hats", "healsparse": "hats",
+            "hats_import": "hats", "healsparse": "hats", "faiss": "search",
         }.get(error.name)
         if extra:
             return f"{error.name} is not installed: pip install 'astro-rosetta[{extra}]'"
@@ -172,7 +172,7 @@ def _parser():
     inject.add_argument("--seed", type=int, default=0, help="default: 0")
     inject.add_argument("--device", help="with --measure; cpu, cuda or cuda:N; default: CUDA where there is one")
 
-    add_survey(command("survey", measure_area, "the main job over an area: plan, run, status, qa, publish"))
+    add_survey(command("survey", measure_area, "the main job over an area: plan, run, status, qa, publish, search"))
 
     simulate = command("simulate", simulate_sky, "noise-free training tiles, or one noisy pair with its truth")
     what = simulate.add_mutually_exclusive_group(required=True)

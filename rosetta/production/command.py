@@ -59,6 +59,15 @@ def add_commands(parser):
     publish.add_argument("--randoms", type=float, metavar="N", help="random positions per square arcmin; default: 50")
     publish.add_argument("--workers", type=int, metavar="N", help="processes; default: 1, this one")
 
+    search = command("search", _search, "list the windows that look most like another one")
+    search.add_argument("folder", metavar="SURVEY")
+    search.add_argument(
+        "--like", nargs="+", required=True, metavar=("RA", "DEC"),
+        help="a position (deg) in the survey; or one FILE with embeddings, such as the windows.parquet of a cell",
+    )
+    search.add_argument("-n", "--n", type=int, metavar="N", help="windows for each that is looked for; default: 20")
+    search.add_argument("-o", "--output", metavar="FILE", help="write a table: .ecsv, .fits, .parquet or .vot")
+
 
 def _given(arguments, *names):
     """The options that were given; the others keep their defaults, which stand where they are used."""
@@ -205,3 +214,32 @@ def _publish(arguments):
             raise ValueError(f"{name} {value:g}: give a number above 0")
     yield from publish(arguments.folder, arguments.hats, **given)
     return 0
+
+
+# ---------------------------------------------------------------------------- search
+def _search(arguments):
+    from .search import search
+
+    table = search(arguments.folder, _like(arguments.like), **_given(arguments, "n"))
+    if arguments.output:
+        from ..io.catalogue import write_catalogue
+
+        write_catalogue(table, arguments.output, overwrite=True)
+        yield f"{len(table)} windows in {arguments.output}"
+    else:
+        yield from table.pformat(max_lines=-1, max_width=-1)
+    return 0
+
+
+def _like(given):
+    """A position or the path of a file."""
+    if len(given) == 1:
+        return given[0]
+    from astropy.coordinates import SkyCoord
+
+    try:
+        ra, dec = map(float, given)
+        return SkyCoord(ra, dec, unit="deg")
+    except ValueError as error:
+        text = " ".join(given)
+        raise ValueError(f"--like {text}: give right ascension and declination (deg), or one file") from error
