@@ -4,12 +4,13 @@
 Vectors of 256 components about 2,000 directions, as float16 in a file; 20 of them are looked for, with noise. *Found*
 is the share of the 20 nearest of each that are among the 20 that the index gives.
 
-Run: python benchmarks/search.py FOLDER [--exact 100000 10000000] [--index 100000 1000000] [--tables FOLDER]
+Run: python benchmarks/search.py FOLDER [--vectors 100000 1000000 10000000] [--tables FOLDER]
 """
 
 import argparse
 import resource
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,27 +50,21 @@ def timed(function):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--exact", type=int, nargs="*", default=[100_000, 10_000_000])
-    parser.add_argument("--index", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--vectors", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     add_option(parser)
     options, lines = parser.parse_args(), []
     options.folder.mkdir(parents=True, exist_ok=True)
-    for n in sorted({*options.exact, *options.index}):
+    for n in options.vectors:
         path, index = options.folder / "vectors.float16", options.folder / "vectors.faiss"
         windows = written(path, n)
         asked = queries(windows)
-        (exact, _), seconds = timed(lambda windows=windows, asked=asked: vectors.nearest(windows, asked, NEAREST))
+        (exact, _), seconds = timed(partial(vectors.nearest, windows, asked, NEAREST))
         lines.append([f"{n:.0e}", "exact", "", f"{seconds:.2f}", "1"])
-        if n in options.index:
-            _, built = timed(lambda windows=windows, index=index: vectors.build_index(windows, index))
-            (found, _), seconds = timed(
-                lambda windows=windows, asked=asked, index=index: vectors.nearest_by_index(
-                    index, windows, asked, NEAREST
-                )
-            )
-            share = np.mean([len(set(a) & set(b)) / NEAREST for a, b in zip(found, exact, strict=True)])
-            lines.append([f"{n:.0e}", "index", f"{built:.0f}", f"{seconds:.2f}", f"{share:.3f}"])
-            index.unlink()
+        _, built = timed(partial(vectors.build_index, windows, index))
+        (found, _), seconds = timed(partial(vectors.nearest_by_index, index, windows, asked, NEAREST))
+        share = np.mean([len(set(a) & set(b)) / NEAREST for a, b in zip(found, exact, strict=True)])
+        lines.append([f"{n:.0e}", "index", f"{built:.0f}", f"{seconds:.2f}", f"{share:.3f}"])
+        index.unlink()
         path.unlink()
     header = ["Vectors", "Search", "CPU-s to build", f"CPU-s for {QUERIES}", "Found"]
     Tables(options.tables).show("search", "Nearest of many vectors", header, lines)

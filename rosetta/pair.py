@@ -64,8 +64,8 @@ class SkyPair:
         if len(self._surveys) != 2 or not all(isinstance(survey, Survey) for survey in self._surveys):
             raise TypeError(f"surveys must be two Survey objects (ground, space), got {surveys!r}")
         flags, given = {}, by_band("psf", "PSF", psf, self._surveys)
-        self._ground = _check_side("ground", ground, surveys[0], flags, given)
-        self._space = _check_side("space", space, surveys[1], flags, given)
+        self._ground = _check_side("ground", ground, self._surveys, flags, given)
+        self._space = _check_side("space", space, self._surveys, flags, given)
         self._flags = ReadOnlyDict(flags)
         if given:
             raise ValueError(f"psf has bands {sorted(given)} without an image: leave them out")
@@ -348,7 +348,7 @@ class SkyPair:
         return html_table("SkyPair", header, rows)
 
 
-def _check_side(side, images, survey, flags, given):
+def _check_side(side, images, surveys, flags, given):
     """The checked, read-only images of one side, in order of wavelength; None if the side is None."""
     if images is None:
         return None
@@ -356,8 +356,11 @@ def _check_side(side, images, survey, flags, given):
         raise TypeError(f"{side} must be a dict of band name to NDData, or None; got {type(images).__name__}")
     if not images:
         raise ValueError(f"{side} is an empty dict: pass None if this survey did not look here")
-    checked = {}
+    checked, survey = {}, surveys[SIDES.index(side)]
+    other_side, other = next((s, one) for s, one in zip(SIDES, surveys, strict=True) if s != side)
     for name, image in images.items():
+        if name not in survey and name in other:
+            raise ValueError(f"{side} has band {name!r}, which is one of {other.name}'s: give it as {other_side}")
         band = survey[name].name
         if band in checked:
             raise ValueError(f"{side} has band {band!r} twice (under two of its names): keep one")

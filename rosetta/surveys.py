@@ -145,6 +145,10 @@ class Survey:
         """Names of the bands, in order of wavelength (tuple of str)."""
         return tuple(band.name for band in self.bands)
 
+    def __contains__(self, name):
+        """Whether there is a `Band` called ``name`` (or known under that alias)."""
+        return any(name == band.name or name in band.aliases for band in self.bands)
+
     def __getitem__(self, name):
         """The `Band` called ``name`` (or known under that alias).
 

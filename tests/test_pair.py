@@ -150,7 +150,8 @@ SPECTRAL.wcs.ctype = ["WAVE", "DEC--TAN"]
         (lambda make: SkyPair([make(64, 0.2)], None), TypeError, "ground must be a dict"),
         (lambda make: SkyPair({"r": np.zeros((4, 4))}, None), TypeError, "must be an astropy NDData"),
         (lambda make: SkyPair({"rr": make(64, 0.2)}, None), ValueError, "unknown band 'rr'.*nearest.*'r'"),
-        (lambda make: SkyPair({"VIS": make(64, 0.2)}, None), ValueError, "unknown band 'VIS' for survey Rubin"),
+        (lambda make: SkyPair({"VIS": make(64, 0.2)}, None), ValueError,
+         "ground has band 'VIS', which is one of Euclid's: give it as space"),
         (lambda make: SkyPair({"R": make(64, 0.2)}, None), ValueError, "unknown band 'R'.*nearest known names are 'r'"),
         (
             lambda make: SkyPair(None, {"Y": make(64, 0.1), "Y_E": make(64, 0.1)}),

@@ -40,13 +40,20 @@ def ebv(catalog, dust_map):
         raise TypeError(f"catalog must be a table with sky_centroid or a SkyCoord, got {type(catalog).__name__}")
     place = place.reshape(-1)
     if isinstance(dust_map, NDData):
-        return _interpolated(dust_map, place) * u.mag
+        return _described(_interpolated(dust_map, place))
     if not callable(dust_map):
         raise TypeError(f"dust_map must be an NDData image or a function, got {type(dust_map).__name__}")
     values = np.asarray(u.Quantity(dust_map(place), u.mag).value, float)
     if values.shape != place.shape:
         raise ValueError(f"dust_map gives an array of shape {values.shape} for {len(place)} positions: give one each")
-    return values * u.mag
+    return _described(values)
+
+
+def _described(values):
+    """As a Quantity that keeps its description as a column."""
+    values = values * u.mag
+    values.info.description = "E(B-V) of the dust in the Milky Way"
+    return values
 
 
 def _interpolated(image, place):
