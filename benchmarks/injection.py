@@ -32,6 +32,7 @@ SEED = 7  # plus a number of the image: each has sources of its own
 MAGNITUDE = (20.0, 25.5)
 KINDS = {"HSC blends": "grizy", "LSSTCam stamps": "giz", "Euclid Q1": ("g", "r", "i", "z", "VIS", "Y_E", "J_E", "H_E")}
 FAR = 25  # per cent
+NEAR = 1.2  # arcsec from a source that was there: its light and that of the injected one are hard to tell apart
 MAG_BINS = ((20, 22), (22, 23), (23, 24), (24, 25.5))
 
 
@@ -59,10 +60,12 @@ def injected(name, data, out, rounds):
     folder = out / name.replace("/", "_").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     seed = SEED + crc32(name.encode())
-    table = recover(
-        image(data, name), seed=seed, rounds=rounds, magnitude=MAGNITUDE, directory=folder, **models()
-    ).injected
-    columns = {"found": np.asarray(table["found"]), "star": np.asarray(table["type"]) == "star"}
+    test = recover(image(data, name), seed=seed, rounds=rounds, magnitude=MAGNITUDE, directory=folder, **models())
+    table, there = test.injected, test.existing
+    apart = np.full(len(table), np.inf)
+    if len(there):
+        apart = table["true_sky_centroid"].match_to_catalog_sky(there["sky_centroid"])[1].to_value(u.arcsec)
+    columns = {"apart": apart, "found": np.asarray(table["found"]), "star": np.asarray(table["type"]) == "star"}
     for what, prefix in (("flux", "flux_"), ("error", "flux_err_"), ("true", "true_flux_")):
         names = [prefix + band for band in KINDS[kind]]
         missing = np.full(len(table), np.nan)
@@ -103,6 +106,9 @@ def lines(parts, bands):
         yield cells(band, everything & (number == k))
     yield cells("all bands, stars", everything & whole["star"][:, None])
     yield cells("all bands, galaxies", everything & ~whole["star"][:, None])
+    near = whole["apart"] < NEAR
+    yield cells(f'all bands, on a source (within {NEAR:g}")', everything & near[:, None])
+    yield cells("all bands, others", everything & ~near[:, None])
     for low, high in MAG_BINS:
         yield cells(f"all bands, i = {low:g}-{high:g}", everything & ((mag >= low) & (mag < high))[:, None])
 
