@@ -29,11 +29,11 @@ from kit.tables import Tables, add_option
 from rosetta import CrossSurveyEncoder, recover
 
 SEED = 7  # plus a number of the image: each has sources of its own
-MAGNITUDE = (20.0, 25.5)
+MAGNITUDE = {"HSC blends": (20.0, 25.5), "LSSTCam stamps": (18.5, 22.5), "Euclid Q1": (20.0, 25.5)}
 KINDS = {"HSC blends": "grizy", "LSSTCam stamps": "giz", "Euclid Q1": ("g", "r", "i", "z", "VIS", "Y_E", "J_E", "H_E")}
 FAR = 25  # per cent
 NEAR = 1.2  # arcsec from a source that was there: its light and that of the injected one are hard to tell apart
-MAG_BINS = ((20, 22), (22, 23), (23, 24), (24, 25.5))
+MAG_BINS = ((18.5, 20), (20, 22), (22, 23), (23, 24), (24, 25.5))
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +60,7 @@ def injected(name, data, out, rounds):
     folder = out / name.replace("/", "_").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
     seed = SEED + crc32(name.encode())
-    test = recover(image(data, name), seed=seed, rounds=rounds, magnitude=MAGNITUDE, directory=folder, **models())
+    test = recover(image(data, name), seed=seed, rounds=rounds, magnitude=MAGNITUDE[kind], directory=folder, **models())
     table, there = test.injected, test.existing
     apart = np.full(len(table), np.inf)
     if len(there):
@@ -99,7 +99,8 @@ def lines(parts, bands):
         ]  # fmt: skip
 
     number = np.arange(len(bands))
-    mag = 31.4 - 2.5 * np.log10(whole["true"][:, bands.index("i") if "i" in bands else 0])
+    in_i = whole["true"][:, bands.index("i")]
+    mag = 31.4 - 2.5 * np.log10(np.where(np.isnan(in_i), np.nanmax(whole["true"], axis=1), in_i))  # stamps: any band
     everything = np.ones(pull.shape, bool)
     yield cells("all bands", everything)
     for k, band in enumerate(bands):

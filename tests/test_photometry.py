@@ -2,6 +2,7 @@
 """Catalogues: their columns, their errors, and that they agree with the scene."""
 
 import importlib.util
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rosetta.encoding.network import EncoderConfig
 from rosetta.images.image import band_images
 from rosetta.images.positions import from_tangent
 from rosetta.photometry import error_model
+from rosetta.surveys import EUCLID, RUBIN
 from rosetta.training.loop import TrainerConfig, seeded, train
 
 # Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
@@ -145,6 +147,20 @@ def test_the_error_of_a_psf_that_is_not_the_surveys_is_that_of_its_width(psf_wid
         assert ratio == pytest.approx(psf_width * FWHM[band] / fwhm, rel=0.05)
         assert images[band].psf_suspect_error == pytest.approx(abs(ratio**2 - 1) / (ratio**2 + 1))
         assert images[band].psf_suspect_error == pytest.approx(relative, abs=0.1)
+
+
+@pytest.mark.parametrize(("psf_width", "credible"), [(1.0, True), (2.0, False)])
+def test_one_star_tells_whether_a_psf_that_is_not_the_surveys_is_credible(psf_width, credible):
+    """A survey of half the width; the PSF given is true, or twice as wide as that."""
+    point = np.eye(1, 6).repeat(3, 0)[None] / 3
+    ground = make_pair(STARS[-1:], np.full(1, 1e5), point, sides=("ground",), psf_width=psf_width).ground
+    sharp = replace(RUBIN, bands=tuple(replace(band, psf_fwhm=band.psf_fwhm / 2) for band in RUBIN.bands))
+    found = deblender()(SkyPair(ground, None, surveys=(sharp, EUCLID)), from_tangent(STARS[-1:], CENTER))
+    for band in "gi":
+        image, off = found.images[band], abs(found.fits[band].flux[0] / 1e5 - 1)
+        assert image.flags & Flag.PSF_SUSPECT and image.psf_suspect_error > 0.5
+        error = flux_error(found.fits[band], image)
+        assert off < error and (error < 0.12) == credible
 
 
 def test_neighbours_are_each_other():

@@ -16,8 +16,9 @@ from photutils.psf import GriddedPSFModel
 from rosetta import PSF, Flag, SkyPair
 from rosetta.deblending.engine.rendering import render
 from rosetta.images.image import band_images
-from rosetta.images.psf_wings import blank_corners, psf_wings
+from rosetta.images.psf_wings import known_radius, psf_wings
 from rosetta.io import pair as pair_file
+from rosetta.surveys import PSF_WINGS
 
 
 def gaussian(fwhm, half=15, fine=1, x=0.0, y=0.0):
@@ -207,11 +208,39 @@ def test_a_stamp_cut_along_a_circle_has_wings_in_its_corners():
     light /= light.sum()
     whole = light[60:81, 60:81]
     disc = np.where(radius[60:81, 60:81] < 10.5, whole, 0.0)
-    assert blank_corners(disc) and not blank_corners(whole)
+    assert known_radius(disc, 0.1) == 10.5 and known_radius(whole, 0.1) == np.inf
     found = psf_wings(disc, 0.1)
     assert found.share == pytest.approx(1.0 - disc.sum(), rel=0.3)
     assert found.share > psf_wings(whole, 0.1).share + 0.5 * (whole.sum() - disc.sum())
-    psf = PSF(disc).extended(found.at, 20, corners=True).cells[0]
+    psf = PSF(disc).extended(found.at, 20, known=10.5).cells[0]
     corner = np.zeros(psf.shape, bool)
     corner[20:-20, 20:-20] = disc == 0
     np.testing.assert_allclose(psf[corner].sum() * disc.sum(), (whole - disc).sum(), rtol=0.4)
+
+
+def test_wings_take_the_place_of_what_a_window_cut_off():
+    """As Euclid's VIS stamps are: their rim was multiplied by a window that ends at zero."""
+    nominal = PSF_WINGS["Euclid"]["VIS"]
+    y, x = np.indices((201, 201)) - 100
+    radius = np.hypot(x, y)
+    beyond = np.exp(np.interp(np.log(np.maximum(radius, 3) * 0.1), *np.log(nominal).T))
+    wings = np.maximum(-np.gradient(np.sort(beyond.ravel())[::-1])[np.argsort(np.argsort(radius.ravel()))], 0)
+    ring = np.round(radius).astype(int)
+    wings = (np.bincount(ring.ravel(), wings) / np.bincount(ring.ravel()))[ring]
+    true = 0.8 * np.exp(-0.5 * (radius / 0.7) ** 2) / (2 * np.pi * 0.7**2) + wings
+    true /= true.sum()
+    whole, inner = true[90:111, 90:111], radius[90:111, 90:111]
+    windowed = whole * np.clip((10.5 - inner) / 2.5, 0, 1)
+    assert known_radius(whole, 0.1, nominal) == np.inf
+    known = known_radius(windowed, 0.1, nominal)
+    assert known == pytest.approx(8.25, abs=0.75)
+    found = psf_wings(windowed, 0.1, nominal)
+    assert found.share == pytest.approx(1 - windowed.sum(), rel=0.15)
+    psf = PSF(windowed * (1 - found.share) / windowed.sum()).extended(found.at, 20, known=known).cells[0]
+    for low, high in ((7, 9), (9, 10.5), (10.5, 14)):
+        of = (radius[70:131, 70:131] >= low) & (radius[70:131, 70:131] < high)
+        assert psf[of].sum() == pytest.approx(true[70:131, 70:131][of].sum(), rel=0.2)
+
+
+def test_a_gaussian_without_wings_is_not_taken_for_windowed():
+    assert known_radius(gaussian(3.0, half=20), 0.1, PSF_WINGS["Euclid"]["VIS"]) == 20.5  # its corners are blank

@@ -69,7 +69,8 @@ def contradicted(fit):
 def flux_error(fit, image):
     """Relative error of a band's fluxes, because the PSF given for it cannot be true.
 
-    Where there are enough bright point sources they tell its width; where there are not, it is the survey's.
+    Where there are enough bright point sources they tell its width; where there are not, it is the survey's. One or two
+    that agree with the PSF given make it credible, although it is not as wide as the survey's.
 
     Parameters
     ----------
@@ -84,7 +85,11 @@ def flux_error(fit, image):
     ratio, error = _typical(fit)
     if contradicted(fit):
         return width_error(ratio)
-    return image.psf_suspect_error if np.isnan(error) else 0.0
+    if not np.isnan(error):
+        return 0.0
+    few = np.abs(np.log(fit.width[np.isfinite(fit.width)]))
+    agree = len(few) > 0 and few.max() < LARGEST
+    return min(image.psf_suspect_error, width_error(np.exp(2.0 * LARGEST)) if agree else np.inf)
 
 
 def _typical(fit):

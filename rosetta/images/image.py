@@ -22,7 +22,7 @@ from .moments import half_maximum_width
 from .positions import TangentPlane, offset_coord, plain_icrs
 from .psf import PSF, moffat
 from .psf_core import PsfCore
-from .psf_wings import blank_corners, psf_wings
+from .psf_wings import known_radius, psf_wings
 from .sky import sky_weight
 from .wcs import packed, slice_wcs, unpacked
 
@@ -287,11 +287,12 @@ def _with_wings(image, survey):
     """An image whose PSF has larger stamps, with the light that was found to be missing."""
     psf = image.psf
     mean, light = psf.cells.mean(axis=0), psf.light.mean()
-    wings = psf_wings(mean, image.pixel_scale, PSF_WINGS.get(survey.name, {}).get(image.band))
-    factor = (1.0 - light) / max(wings.share, 1e-9)
-    pad, corners = min(min(mean.shape) - 1, WIDEST), blank_corners(mean)
-    larger = psf.extended(lambda radius: factor * wings.at(radius), pad, corners=corners)
-    return _as_before(image, replace(image, psf=larger, psf_reach=min(mean.shape) / 2, psf_beyond=float(1.0 - light)))
+    nominal = PSF_WINGS.get(survey.name, {}).get(image.band)
+    wings, known = (of(mean, image.pixel_scale, nominal) for of in (psf_wings, known_radius))
+    factor, pad = (1.0 - light) / max(wings.share, 1e-9), min(min(mean.shape) - 1, WIDEST)
+    larger = psf.extended(lambda radius: factor * wings.at(radius), pad, known=known)
+    reach = min(min(mean.shape) / 2, known)
+    return _as_before(image, replace(image, psf=larger, psf_reach=reach, psf_beyond=float(1.0 - light)))
 
 
 def width_error(ratio):

@@ -281,17 +281,17 @@ class PSF:
         """
         return self._with(self._samples * np.asarray(factors, float)[:, None, None], self._nodes)
 
-    def extended(self, profile, pad, *, corners=False):
+    def extended(self, profile, pad, *, known=np.inf):
         """The PSF on larger stamps.
 
         Parameters
         ----------
         profile : callable
-            ``profile(radius)`` gives the light per native pixel at radii (native pixels) outside the present stamps.
+            ``profile(radius)`` gives the light per native pixel at radii (native pixels) outside what is known.
         pad : int
             Native pixels that are added on every side.
-        corners : bool
-            Whether the corners of the present stamps, beyond the circle that fits in, hold no light.
+        known : float
+            Radius (native pixels) beyond which the present stamps say nothing, and the profile takes their place.
 
         Returns
         -------
@@ -301,8 +301,7 @@ class PSF:
         samples = np.pad(self._samples, ((0, 0), (pad, pad), (pad, pad)))
         y, x = (np.arange(n) - n // 2 for n in samples.shape[1:])
         radius, outside = np.hypot(y[:, None], x), np.ones(samples.shape[1:], bool)
-        edge = min(self._samples.shape[1:]) / 2
-        outside[pad:-pad, pad:-pad] = radius[pad:-pad, pad:-pad] > edge if corners else False
+        outside[pad:-pad, pad:-pad] = radius[pad:-pad, pad:-pad] > known * self._oversampling
         samples[:, outside] = profile(radius[outside] / self._oversampling)
         return self._with(samples, self._nodes)
 

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from .cache import cached_by_pixels
 from .moments import half_maximum_width
 
-__all__ = ["TRUNCATED", "Wings", "blank_corners", "psf_wings"]
+__all__ = ["TRUNCATED", "Wings", "known_radius", "psf_wings"]
 
 TRUNCATED = 2e-3  # of the light, beyond the stamp, that matters
 REACH = 10.0  # arcsec; no light beyond is counted
@@ -26,6 +26,8 @@ SCATTER = 0.8, 1.25  # limits of the scale of nominal wings; a fainter rim is du
 WIDTHS, SLOPES = (0.8, 0.9, 1.0, 1.1, 1.25), (2.0, 3.0, 4.765)  # of the profiles: in units of the PSF's; Moffat's beta
 SCATTERED = 1.0  # arcsec; where scattered light begins to fall
 BLANK = 0.02  # brightness of the corners over that of the rim, below which a stamp is a disc
+TAPERED = 0.9  # brightness over nominal wings, relative to what it is farther in, below which a stamp was windowed
+EVEN = 1.5  # factor by which the brightness over nominal wings may vary where wings are seen
 KNOWN = 0.15, 1e-5  # to what the mean of a ring follows a profile: relative to itself, to the peak
 MOST = 0.95, 0.1  # share of light beyond a stamp, and beyond one that holds the core
 
@@ -40,34 +42,71 @@ class Wings:
     light : (n,) array
         Per pixel, at these radii.
     half : (float, float)
-        Half sides (y, x) of the stamp, pixels; zeros where all radii are beyond it.
+        Half sides (y, x) of the stamp, pixels; zeros where all radii are beyond what is known.
+    replaced : float
+        Share of the stamp's light whose place the wings take (see `known_radius`).
     most : float
-        The largest share that can be beyond it.
+        The largest share that can be missing.
 
     Attributes
     ----------
     share : float
-        What is beyond the stamp.
+        What the stamp lacks.
     """
 
-    def __init__(self, radius, light, half, most):
+    def __init__(self, radius, light, half, replaced, most):
         outside = sum(np.arccos(np.minimum(side / radius, 1.0)) for side in half) * 2.0 / np.pi
         beyond = np.trapezoid(2.0 * np.pi * radius * light * np.minimum(outside, 1.0), radius)  # the stamp holds 1
-        self.share = min(float(beyond / (1.0 + beyond)), most)
-        self._radius, self._light = radius, light * (self.share / max(beyond, 1e-30))
+        lacking = max(beyond - replaced, 0.0)
+        self.share = min(float(lacking / (1.0 + lacking)), most)
+        self._radius = radius
+        self._light = light * ((self.share + replaced * (1.0 - self.share)) / max(beyond, 1e-30))
 
     def at(self, radius):
         """Light per pixel at radii (pixels) beyond the stamp."""
         return np.interp(radius, self._radius, self._light, right=0.0)
 
 
-def blank_corners(stamp):
-    """Whether a stamp was cut along a circle: it says nothing of the light in its corners."""
-    edge = min(stamp.shape) / 2
-    y, x = (np.arange(k) - k // 2 for k in stamp.shape)
-    radius = np.hypot(y[:, None], x)
+@cached_by_pixels
+def known_radius(stamp, scale, nominal=None):
+    """Radius (pixels) beyond which a stamp says nothing of the PSF; inf: all of it counts.
+
+    It is half the side of a stamp whose corners are blank. It is less where wings as bright as the survey's nominal ones
+    are seen, and farther out vanish: no PSF does so.
+
+    Parameters
+    ----------
+    stamp, scale, nominal
+        As for `psf_wings`.
+
+    Returns
+    -------
+    float
+    """
+    edge, radius = min(stamp.shape) / 2, _radius(stamp)
     rim, corners = (radius < edge) & (radius >= edge / 2**0.5), radius > edge
-    return bool(corners.any() and rim.any() and np.abs(stamp[corners]).mean() < BLANK * stamp[rim].mean())
+    blank = corners.any() and rim.any() and np.abs(stamp[corners]).mean() < BLANK * stamp[rim].mean()
+    known = edge if blank else np.inf
+    fwhm = half_maximum_width(stamp)
+    if nominal is None or 2**0.5 * CORE * fwhm >= edge:
+        return known
+    bright = stamp / stamp.sum() / _per_pixel(radius, scale, nominal)
+    end = edge
+    while end > 2**0.5 * CORE * fwhm:  # farther in there are no wings to be compared with
+        inner = [(radius >= low * end) & (radius < high * end) for low, high in ((0.5, 0.7), (0.7, 0.9))]
+        levels = [bright[ring].mean() for ring in inner]
+        rim = bright[(radius >= 0.9 * end) & (radius < end)].mean()
+        if rim > TAPERED * min(levels):
+            seen = SHOWN[0] < np.mean(levels) < SHOWN[1] and 1 / EVEN < levels[0] / levels[1] < EVEN
+            return end if end < edge and seen else known
+        end -= 0.25
+    return known
+
+
+def _radius(stamp):
+    """Distances from the central pixel."""
+    y, x = (np.arange(k) - k // 2 for k in stamp.shape)
+    return np.hypot(y[:, None], x)
 
 
 @cached_by_pixels
@@ -88,11 +127,11 @@ def psf_wings(stamp, scale, nominal=None):
     `Wings`
     """
     stamp = stamp / stamp.sum()
-    half = tuple(k / 2 for k in stamp.shape)
-    edge = min(half)
-    half = (0.0, 0.0) if blank_corners(stamp) else half
-    y, x = (np.arange(k) - k // 2 for k in stamp.shape)
-    radius = np.hypot(y[:, None], x)
+    half, radius = tuple(k / 2 for k in stamp.shape), _radius(stamp)
+    edge, known = min(half), known_radius(stamp, scale, nominal)
+    if known <= edge:
+        half, edge = (0.0, 0.0), known
+    replaced = stamp[radius > known].sum()
     fwhm = min(half_maximum_width(stamp), 2.0 * edge) if edge > 3 else 2.0 * edge
     out = np.geomspace(edge, max(REACH / scale, 4.0 * edge), 400)
     if nominal is not None and 2**0.5 * CORE * fwhm < edge < 0.9 * REACH / scale:
@@ -102,7 +141,7 @@ def psf_wings(stamp, scale, nominal=None):
         if SHOWN[0] < bright < SHOWN[1]:
             light = _per_pixel(out, scale, nominal)
             light *= np.clip(bright, *SCATTER) * beyond / np.trapezoid(2.0 * np.pi * out * light, out)
-            return Wings(out, light, half, MOST[1])
+            return Wings(out, light, half, replaced, MOST[1])
     inside = (radius < edge) & (radius >= INNER * edge) if edge > 4 else radius < 1.5 * edge
     ring = np.floor(np.log(np.maximum(radius, 0.3) / edge) / STEP)
     rings = [inside & (ring == k) for k in np.unique(ring[inside])]
@@ -112,7 +151,8 @@ def psf_wings(stamp, scale, nominal=None):
     matrix = np.stack([_profiles(radius[one], fwhm, scale, nominal).mean(axis=0) for one in rings]) / error[:, None]
     norm = np.maximum(matrix.max(axis=0), 1e-30)
     weight = nnls(matrix / norm, light / error)[0] / norm
-    return Wings(out, _profiles(out, fwhm, scale, nominal) @ weight, half, MOST[1] if edge > HELD * fwhm else MOST[0])
+    most = MOST[1] if edge > HELD * fwhm else MOST[0]
+    return Wings(out, _profiles(out, fwhm, scale, nominal) @ weight, half, replaced, most)
 
 
 def _profiles(radius, fwhm, scale, nominal):
