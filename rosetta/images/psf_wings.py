@@ -90,7 +90,7 @@ def known_radius(stamp, scale, nominal=None):
     fwhm = half_maximum_width(stamp)
     if nominal is None or 2**0.5 * CORE * fwhm >= edge:
         return known
-    bright = stamp / stamp.sum() / _per_pixel(radius, scale, nominal)
+    bright = stamp / stamp.sum() / np.maximum(_per_pixel(radius, scale, nominal), 1e-30)
     end = edge
     while end > 2**0.5 * CORE * fwhm:  # farther in there are no wings to be compared with
         inner = [(radius >= low * end) & (radius < high * end) for low, high in ((0.5, 0.7), (0.7, 0.9))]
