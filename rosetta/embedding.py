@@ -12,7 +12,7 @@ from astropy.wcs import WCS
 from .arithmetic import plain_arithmetic
 from .display import html_table
 from .flags import Flag
-from .images.positions import plain_icrs
+from .images.positions import given_positions, plain_icrs
 from .io import pair as pair_io
 from .io._fits import as_path
 from .io._store import check_format, document, document_hdu, extensions, new_path, record, record_hdus, save
@@ -122,7 +122,7 @@ class SkyEmbedding:
 
     def _locate(self, coord):
         """Nearest window of each position, and the offset from its centre in arcsec."""
-        coord = plain_icrs(coord)
+        coord = given_positions(coord, "coord")
         window, _, _ = coord.match_to_catalog_sky(self._centers)
         east, north = self._centers[window].spherical_offsets_to(coord)
         return window, np.stack([east.to_value(u.arcsec), north.to_value(u.arcsec)], -1)

@@ -4,7 +4,7 @@
 from enum import IntFlag
 from operator import index
 
-__all__ = ["Flag"]
+__all__ = ["OF_BANDS", "Flag"]
 
 
 class Flag(IntFlag):
@@ -66,3 +66,10 @@ class Flag(IntFlag):
 
     def __str__(self):
         return " | ".join(flag.name for flag in Flag if flag in self) or "none"
+
+
+#: What can be true in single bands, and is kept in ``flags_<band>``; the others are of whole rows.
+OF_BANDS = (
+    Flag.NO_DATA | Flag.EDGE | Flag.MASKED | Flag.VARIANCE_ESTIMATED | Flag.PSF_NOMINAL | Flag.PSF_TRUNCATED
+    | Flag.UNALIGNED | Flag.COARSE_ALIGNMENT | Flag.DUPLICATE | Flag.POOR_FIT | Flag.PSF_SUSPECT
+)  # fmt: skip

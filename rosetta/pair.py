@@ -9,6 +9,7 @@ from .arithmetic import plain_arithmetic
 from .display import html_table
 from .flags import Flag
 from .frozen_image import cut_image, frozen_image
+from .images.positions import given_positions
 from .input_image import checked_image
 from .readonly import ReadOnlyDict
 from .surveys import EUCLID, PSF_WINGS, RUBIN, Survey
@@ -227,6 +228,7 @@ class SkyPair:
         """
         if not isinstance(center, SkyCoord) or not center.isscalar:
             raise TypeError("center must be one SkyCoord")
+        given_positions(center, "center")
         try:
             height, width = np.broadcast_to(u.Quantity(size).to_value(u.arcsec), 2)
         except (TypeError, u.UnitConversionError, ValueError) as error:

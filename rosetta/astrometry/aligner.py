@@ -14,7 +14,7 @@ from ..arithmetic import plain_arithmetic
 from ..detection.detection import detected
 from ..head import Head
 from ..images.image import band_images
-from ..images.positions import offset_coord
+from ..images.positions import given_positions, offset_coord
 from ..pair import SIDES, SkyPair
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows
@@ -316,7 +316,8 @@ class LearnedAligner(Head):
             return None
         tokens = self._tokens(pair, sources)
         if truth is not None and len(truth):
-            match, apart, _ = sources.table["sky_centroid"].match_to_catalog_sky(truth["sky_centroid"])
+            true = given_positions(truth["sky_centroid"], "truth")
+            match, apart, _ = sources.table["sky_centroid"].match_to_catalog_sky(true)
             known = np.stack([truth[c].to_value(MAS)[match] for c in ("d_ra_cosdec", "d_dec")], -1)
             matched = apart.arcsec < 0.3
         parts = []

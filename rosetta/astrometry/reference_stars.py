@@ -130,6 +130,8 @@ def reference_stars(reference):
     motion_error = np.where(known, np.nan_to_num(motion_error), MOTION)
     error = np.hypot(np.nan_to_num(error), PARALLAX_SHARE * np.maximum(parallax, 0.0)[:, None])
     good = np.isfinite(sky.ra.deg) & np.isfinite(sky.dec.deg) & np.isfinite(year)
+    for name in ("ra", "dec"):  # their masks, which sky_centroid does not have if it was made from them
+        good &= ~np.asarray(getattr(table.get(name), "mask", False))
     return ReferenceStars(sky[good], year[good], error[good], np.where(known, motion, 0.0)[good], motion_error[good])
 
 

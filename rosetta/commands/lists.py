@@ -27,22 +27,14 @@ def positions_of(arguments):
         if arguments.neighbours != "detect" or arguments.shape != "fit" or arguments.recentre:
             raise ValueError("--neighbours, --shape and --recentre are of no use without --sources: give positions")
         return {}
-    import astropy.units as u
-    import numpy as np
-    from astropy.coordinates import SkyCoord
-
     path = Path(arguments.sources)
     table = _table("--sources", path)
-    if "sky_centroid" not in table.colnames:
-        if missing := [name for name in ("ra", "dec") if name not in table.colnames]:
-            raise ValueError(f"--sources {path}: no column {' and '.join(missing)}: give sky_centroid, or ra and dec")
-        if any(np.any(getattr(table[name], "mask", False)) for name in ("ra", "dec")):  # which a Quantity would drop
-            raise ValueError(f"--sources {path}: rows without ra or dec: drop those rows")
-        try:
-            ra, dec = (u.Quantity(table[name], getattr(table[name], "unit", None) or u.deg) for name in ("ra", "dec"))
-            table["sky_centroid"] = SkyCoord(ra, dec)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"--sources {path}: ra and dec are no positions in degrees: {error}") from error
+    from ..images.positions import table_positions
+
+    try:
+        table_positions(table, "the table")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--sources {path}: {error}") from error
     shape = table if arguments.shape == "table" else arguments.shape
     return {
         "sources": table, "neighbours": arguments.neighbours, "shape": shape, "recentre": arguments.recentre,

@@ -4,6 +4,8 @@
 import sys
 import time
 
+from .errors import options
+
 __all__ = ["inject_sources", "measure_area"]
 
 
@@ -12,8 +14,9 @@ def inject_sources(arguments):
 
     start = time.perf_counter()
     arguments.report = lambda text: print(f"{time.perf_counter() - start:7.1f} s  {text}", file=sys.stderr, flush=True)
-    for line in command.run(arguments):
-        print(line)
+    with options("output"):
+        for line in command.run(arguments):
+            print(line)
 
 
 def measure_area(arguments):

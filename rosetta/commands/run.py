@@ -69,7 +69,8 @@ def measure_images(arguments):
 def write_page(arguments):
     from ..pipeline.report import write_report
 
-    path = write_report(arguments.folder, arguments.output)
+    with options("output"):
+        path = write_report(arguments.folder, arguments.output)
     print(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -89,10 +90,12 @@ def _measure_and_write(pair, arguments, progress, *, window=38.4, truth=None, **
 
     with options("window", "device", "workers"):
         result = measure(pair, device=arguments.device, window=window * u.arcsec, progress=progress, **how)
-    written = result.write(
-        arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth, format=arguments.format,
-        pixel_positions=arguments.pixel_positions, segmentation=arguments.segmentation, progress=progress.of("write"),
-    )
+    with options("output"):
+        written = result.write(
+            arguments.output, overwrite=arguments.overwrite, models=arguments.models, truth=truth,
+            format=arguments.format, pixel_positions=arguments.pixel_positions, segmentation=arguments.segmentation,
+            progress=progress.of("write"),
+        )
     for path in written:
         log.info("wrote %s, %.1f MB", path, path.stat().st_size / 1e6)
     return result, written

@@ -3,14 +3,19 @@
 
 from pathlib import Path
 
+from .errors import option, options
+
 __all__ = ["simulate_sky"]
 
 
 def simulate_sky(arguments):
     if arguments.pair:
-        return _simulate_pair(arguments)
+        with options("output"):
+            return _simulate_pair(arguments)
     from ..simulate import write_training_set
 
+    with option("--output"):
+        Path(arguments.output).mkdir(parents=True, exist_ok=True)
     write_training_set(
         arguments.output, arguments.tiles, seed=arguments.seed, processes=arguments.processes,
         star_density=arguments.stars, morphologies=arguments.morphologies,
@@ -42,9 +47,10 @@ def _simulate_pair(arguments):
         star_density=arguments.stars, morphologies=arguments.morphologies,
     )
     truth.meta = {"SEED": arguments.seed, "VERSION": versions()["astro-rosetta"]}
-    pair_io.write(_rounded(pair), path, overwrite=arguments.overwrite)
-    with atomic_write(truth_path) as temporary:
-        truth.write(temporary, overwrite=True)
+    with option("--output"):
+        pair_io.write(_rounded(pair), path, overwrite=arguments.overwrite)
+        with atomic_write(truth_path) as temporary:
+            truth.write(temporary, overwrite=True)
     print(f"{pair}\n{len(truth)} sources\nWrote {path} and {truth_path}")
     return 0
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ..registry import head_class
+from .errors import options
 
 __all__ = ["train_encoder", "train_head"]
 
@@ -14,7 +15,8 @@ LOG_EVERY = 10  # training steps per line
 
 
 def train_encoder(arguments):
-    path = _checkpoint_path(arguments.output)
+    with options("output"):
+        path = _checkpoint_path(arguments.output)
     if arguments.steps is None and arguments.max_minutes is None:
         raise ValueError("no end: give --steps N, --max-minutes M, or both (whichever comes first)")
     if arguments.batch < 12:
@@ -51,7 +53,8 @@ def train_encoder(arguments):
 
 
 def train_head(arguments):
-    path = _checkpoint_path(arguments.output)
+    with options("output"):
+        path = _checkpoint_path(arguments.output)
     if arguments.deblender and arguments.kind != "photometry":
         raise ValueError(f"--deblender is of no use to train-head {arguments.kind}: leave it out")
     from .. import CrossSurveyEncoder, JEPADeblender

@@ -18,7 +18,7 @@ from ..astrometry.solution import AstrometricSolution, as_solution, solution_for
 from ..detection.detection import detected
 from ..head import Head
 from ..images.image import band_images
-from ..images.positions import joined
+from ..images.positions import given_positions, joined
 from ..images.sky import unsubtracted
 from ..training.loop import TrainerConfig
 from ..training.rows import joined_rows, views
@@ -83,11 +83,13 @@ class JEPADeblender(Head):
         ----------
         x : `~rosetta.SkyPair`, `~rosetta.SkyEmbedding`, or `~rosetta.DeblendedScene` with ``neighbours="scene"``
         sources : `~astropy.coordinates.SkyCoord` or table, optional
-            Positions in the space image's frame, or a table with a column ``sky_centroid`` (and, if it
-            has one, ``label``: different integers, none of them -1). They are the first rows of the scene, in their
-            order. Positions within 0.02 arcsec are one place, that of the first: their flux is shared equally (flag
-            ``DUPLICATE``). None: detect on the space image (inverse-variance ground stack if there is none), then
-            once more on the residuals; fragments of one galaxy are merged into one source.
+            Positions in the space image's frame, or a table with a column ``sky_centroid``, or ``ra`` and ``dec`` (deg
+            where they have no unit), and, if it has one, ``label``: different integers, none of them -1. They are the
+            first rows of the scene, in their order. Positions within 0.02 arcsec are one place, that of the first:
+            their flux is shared equally (flag ``DUPLICATE``). Positions that are farther apart have the same flag in
+            bands that hardly tell their fluxes apart (correlation beyond 0.95). None: detect on the space image
+            (inverse-variance ground stack if there is none), then once more on the residuals; fragments of one galaxy
+            are merged into one source.
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
             From `~rosetta.LearnedAligner`: the ground images are read where it says (flag ``COARSE_ALIGNMENT``
             where its verdict is "coarse"). Without it, or where it abstained, header positions are used (flag
@@ -245,7 +247,7 @@ class JEPADeblender(Head):
             name = f"flux_{scene.meta['reference_band']}"
             if name not in truth.colnames:
                 raise ValueError(f"truth[{index}] has no column {name!r}: use tables as rosetta.simulate makes them")
-            place, flux = truth["sky_centroid"].icrs, truth[name].to_value(u.nJy)
+            place, flux = given_positions(truth["sky_centroid"], "truth"), truth[name].to_value(u.nJy)
             first, second = occupants(scene.to_table()["sky_centroid"], place, flux, self._config.blend.reach)
             true = first > 0
             features = source_features(scene.to_table(), scene.fits, scene.images, scene.template_covariance)
@@ -261,7 +263,7 @@ class JEPADeblender(Head):
         columns = source_columns(field, coord, fixed, covariance, fits[reference], fits[roles.blend], self._config)
         solution = as_solution(offsets) if offsets is not None else None
         flags, of_bands = flagged(
-            fits, images, embedding.pair, field.east_north, reference, solution, self._config
+            fits, images, embedding.pair, field.east_north, listed, reference, solution, self._config
         )
         flags |= columns.pop("flags")
         flags |= embedding.ood_at(coord) if len(label) else flags
@@ -310,6 +312,7 @@ def _check_corners(corners, sources):
         raise TypeError(f"tile_corners must be a SkyCoord, got {type(corners).__name__}")
     if corners.ndim != 2 or min(corners.shape) < 2:
         raise ValueError(f"tile_corners must have two rows and two columns or more, got shape {corners.shape}")
+    given_positions(corners, "tile_corners")
 
 
 def as_aligned(x):

@@ -13,8 +13,10 @@ from .wrong_bands import wrong_bands
 
 __all__ = ["flagged"]
 
+INSEPARABLE = 0.95  # correlation of two fluxes whose errors are more than three times those of a source alone
 
-def flagged(fits, images, pair, east_north, reference, solution, config):
+
+def flagged(fits, images, pair, east_north, listed, reference, solution, config):
     """Flags that follow from the fits.
 
     Parameters
@@ -24,6 +26,8 @@ def flagged(fits, images, pair, east_north, reference, solution, config):
     pair : `~rosetta.SkyPair`
     east_north : (n, 2) array
         Positions in the tangent plane of the images, arcsec.
+    listed : (n,) bool array or None
+        Whether a user gave the position; None: nobody gave any.
     reference : str
         Band of the templates.
     solution : `~rosetta.AstrometricSolution` or None
@@ -42,6 +46,8 @@ def flagged(fits, images, pair, east_north, reference, solution, config):
     for band, fit in fits.items():
         if contradicted(fit):
             of_bands[band] |= int(Flag.PSF_SUSPECT)
+        if listed is not None:
+            of_bands[band][_inseparable(fit, listed)] |= int(Flag.DUPLICATE)
     flags = np.bitwise_or.reduce([_source_flags(fits, images, len(east_north)), *of_bands.values()])
     place = coincident(east_north)
     flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
@@ -64,6 +70,16 @@ def _band_flags(fit, image, solution):
     if solution is not None and image.side == "ground":
         flags |= int(solution.flag)
     return flags
+
+
+def _inseparable(fit, listed):
+    """Listed sources so near another listed one that one band hardly tells their fluxes apart, (n,) bool array."""
+    covariance, sigma = fit.covariance.tocoo(), np.sqrt(fit.covariance.diagonal())
+    row, other = covariance.row, covariance.col
+    near = (row != other) & (np.abs(covariance.data) > INSEPARABLE * sigma[row] * sigma[other])
+    found = np.zeros(len(listed), bool)
+    found[row[near & listed[row] & listed[other]]] = True
+    return found
 
 
 def _source_flags(fits, images, n):

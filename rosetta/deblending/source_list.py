@@ -2,13 +2,13 @@
 """Positions and labels of sources that a user gives."""
 
 import numpy as np
-from astropy.coordinates import ConvertError, SkyCoord
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ..images.positions import plain_icrs
+from ..images.positions import given_positions, table_positions
 
 __all__ = ["NO_LABEL", "coincident", "user_sources"]
 
@@ -18,32 +18,17 @@ NO_LABEL = -1  # what the photometry calls a missing neighbour
 
 def user_sources(sources):
     """Positions and labels of user-given sources."""
-    label = None
-    if not isinstance(sources, SkyCoord):
-        if "sky_centroid" not in getattr(sources, "colnames", ()):
-            raise TypeError(
-                "sources must be a SkyCoord or a table with a column 'sky_centroid', "
-                f"got {type(sources).__name__}: make it with SkyCoord(ra, dec, unit='deg')"
-            )
-        if not isinstance(sources, Table):
+    if isinstance(sources, SkyCoord):
+        return given_positions(sources, "sources"), None
+    if not isinstance(sources, Table):
+        if hasattr(sources, "colnames"):
             raise TypeError("sources is one row of a table: give a table, as table[0:1]")
-        if "label" in sources.colnames:
-            label = _labels(sources["label"])
-        sources = sources["sky_centroid"]
-        if not isinstance(sources, SkyCoord):
-            raise TypeError(
-                f"sources has a column 'sky_centroid' of type {type(sources).__name__}: make it a SkyCoord"
-            )
-    if any(np.any(getattr(angle, "mask", False)) for angle in (sources.spherical.lon, sources.spherical.lat)):
-        raise ValueError("sources has masked positions: drop those rows")
-    try:
-        coord = plain_icrs(sources)
-    except (AttributeError, ConvertError) as error:
-        raise ValueError(f"sources cannot be brought to ICRS: {error}") from error
-    bad = ~(np.isfinite(coord.ra.deg) & np.isfinite(coord.dec.deg))
-    if bad.any():
-        raise ValueError(f"sources has {bad.sum()} positions that are not finite: drop those rows")
-    return coord, label
+        raise TypeError(
+            "sources must be a SkyCoord, or a table with sky_centroid, or with ra and dec (deg); "
+            f"got {type(sources).__name__}: make a table"
+        )
+    coord = table_positions(sources, "sources")
+    return coord, _labels(sources["label"]) if "label" in sources.colnames else None
 
 
 def _labels(column):

@@ -14,7 +14,7 @@ from ..arithmetic import plain_arithmetic
 from ..embedding import SkyEmbedding
 from ..flags import Flag
 from ..images.image import band_images, extent
-from ..images.positions import plain_icrs
+from ..images.positions import given_positions
 from ..pair import SIDES, SkyPair
 from ..surveys import PIXEL_SCALE
 from . import familiar, inference, windows
@@ -174,6 +174,8 @@ class CrossSurveyEncoder:
         if centers is None:
             window = windows.fitting_window(images, window)
             centers = windows.window_grid(images, window)
+        else:
+            centers = given_positions(centers, "centers")
         sides, done = {}, 0
         of_sides = {side: [image for image in images if image.side == side] for side in SIDES}
         of_sides = {side: of_side for side, of_side in of_sides.items() if of_side}
@@ -271,7 +273,7 @@ class CrossSurveyEncoder:
             If the survey is not known or has no images here, or the embedding is of another encoder.
         """
         side, images = self._images_of(x, survey)
-        coord = plain_icrs(coord)
+        coord = given_positions(coord, "coord")
         found = np.full((len(coord), self._config.dim), np.nan, np.float32)
         inside = np.flatnonzero(windows.on_images(images, coord))
         for start in range(0, len(inside), AT_ONCE):
@@ -311,7 +313,7 @@ class CrossSurveyEncoder:
             position on the images, or ``window`` is not an allowed size.
         """
         side, images = self._images_of(x, survey)
-        coord = plain_icrs(coord)
+        coord = given_positions(coord, "coord")
         if len(coord) != 1:
             raise ValueError(f"coord has {len(coord)} positions: attention is of one")
         if not windows.on_images(images, coord)[0]:

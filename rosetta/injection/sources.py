@@ -3,10 +3,9 @@
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.table import QTable, Table
 
-from ..images.positions import plain_icrs, tangent
+from ..images.positions import table_positions, tangent
 from ..simulate.mixtures import half_light_radii, moments, scene_mixtures
 from ..simulate.morphology import FAMILIES
 from ..simulate.population import Scene, draw_scene
@@ -181,11 +180,7 @@ def given(sources, bands):
     if not (np.isfinite(flux).all() and (flux >= 0).all()):
         raise ValueError("sources has fluxes that are negative or not finite: drop those rows")
     if "sky_centroid" in table.colnames:
-        if not isinstance(table["sky_centroid"], SkyCoord):
-            raise TypeError("sources has a column 'sky_centroid' that is no SkyCoord: make it one")
-        table["sky_centroid"] = plain_icrs(table["sky_centroid"])
-        if not np.isfinite(table["sky_centroid"].ra.deg + table["sky_centroid"].dec.deg).all():
-            raise ValueError("sources has positions that are not finite: drop those rows")
+        table["sky_centroid"] = table_positions(table, "sources")
     if "mixture" in table.colnames:
         parts = _of_mixtures(np.asarray(table["mixture"], float))
     else:

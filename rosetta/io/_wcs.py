@@ -13,6 +13,8 @@ from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import proj_plane_pixel_scales, wcs_to_celestial_frame
 from scipy.interpolate import RectBivariateSpline
 
+from ..images.positions import given_positions
+
 __all__ = ["celestial_wcs", "check_place", "pixel_areas", "region"]
 
 PIXEL_SCALES = (0.005, 5.0)  # arcsec; what images of this field have
@@ -334,6 +336,7 @@ def region(wcs, shape, center, size, where):
         return slice(0, shape[0]), slice(0, shape[1])
     if not isinstance(center, SkyCoord) or not center.isscalar:
         raise TypeError("center must be one SkyCoord")
+    given_positions(center, "center")
     if not isinstance(size, u.Quantity) or not size.unit.is_equivalent(u.deg):
         raise TypeError("size must be an angle, for example 60 * u.arcsec")
     if size.shape not in ((), (2,)) or not np.all((size > 0) & np.isfinite(size)):

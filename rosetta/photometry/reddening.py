@@ -8,6 +8,8 @@ from astropy.nddata import NDData
 from astropy.table import Table
 from scipy.ndimage import map_coordinates
 
+from ..images.positions import given_positions
+
 __all__ = ["ebv"]
 
 
@@ -38,7 +40,7 @@ def ebv(catalog, dust_map):
     place = catalog["sky_centroid"] if isinstance(catalog, Table) and "sky_centroid" in catalog.colnames else catalog
     if not isinstance(place, SkyCoord):
         raise TypeError(f"catalog must be a table with sky_centroid or a SkyCoord, got {type(catalog).__name__}")
-    place = place.reshape(-1)
+    place = given_positions(place, "catalog")
     if isinstance(dust_map, NDData):
         return _described(_interpolated(dust_map, place))
     if not callable(dust_map):

@@ -4,7 +4,7 @@
 import os
 import shutil
 import stat
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..files import naming
@@ -26,7 +26,8 @@ PRODUCTS = (
 def check_output(directory, overwrite, products=PRODUCTS):
     """Refuse a directory that holds something, before any work is done.
 
-    If a run was killed while it replaced the products of the directory, the earlier ones are brought back first.
+    If a run was killed while it replaced the products of the directory, the earlier ones are brought back first. The
+    lock of the directory is taken and released again, which shows whether files can be made there.
 
     Parameters
     ----------
@@ -39,27 +40,50 @@ def check_output(directory, overwrite, products=PRODUCTS):
     Raises
     ------
     ValueError
-        If it is a file, its parent does not exist, it cannot be written to, or it is not empty and ``overwrite`` is
-        False; or if another process is writing to it.
+        If it is a file, its parent does not exist, it cannot be made or written to, or it is not empty and
+        ``overwrite`` is False; or if another process is writing to it.
     """
+    if not os.fspath(directory):
+        raise ValueError("output is empty: name a directory")
     directory = Path(directory)
-    target = directory.resolve()
-    stem = _stem(target)
-    if _at(stem, "old").exists() or _at(stem, "kept").exists():
+    with _usable(directory):
+        _check_place(directory)
+        target = directory.resolve()
+        stem = _stem(target)
         with _locked(_at(stem, "lock"), directory):
-            _settle(target, stem, products)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"output {str(directory)!r} is a file: name a directory")
-    if not directory.absolute().parent.is_dir():
-        raise ValueError(f"output {str(directory)!r}: the folder it would stand in does not exist, create it first")
-    home = directory if directory.is_dir() else directory.absolute().parent
-    if not os.access(home, os.W_OK):
-        raise ValueError(f"output {str(directory)!r}: {str(home)!r} cannot be written to, choose another directory")
+            if _at(stem, "old").exists() or _at(stem, "kept").exists():
+                _settle(target, stem, products)
     if directory.is_dir() and not overwrite and any(not _is_ours(path.name) for path in directory.iterdir()):
         raise ValueError(
             f"output {str(directory)!r} is not empty: choose another directory, or allow overwriting (overwrite=True, "
             "--overwrite)"
         )
+
+
+def _check_place(directory):
+    """Refuse what is no directory, and where none can be made."""
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"output {str(directory)!r} is a file: name a directory")
+    for above in directory.absolute().parents:
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"output {str(directory)!r}: {str(above)!r} is a file, choose another directory")
+    if not directory.absolute().parent.is_dir():
+        raise ValueError(f"output {str(directory)!r}: the folder it would stand in does not exist, create it first")
+    home = directory if directory.is_dir() else directory.absolute().parent
+    if not os.access(home, os.W_OK):
+        raise ValueError(f"output {str(directory)!r}: {str(home)!r} cannot be written to, choose another directory")
+
+
+@contextmanager
+def _usable(directory):
+    """Errors of the system within name the directory, not the file that could not be made for it."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"output {str(directory)!r} cannot be made or written to ({error.strerror or error}): choose another "
+            "directory"
+        ) from error
 
 
 def _is_ours(name):
@@ -95,7 +119,7 @@ def replaced(directory, products=PRODUCTS):
     Raises
     ------
     ValueError
-        If another process is writing to the directory.
+        If another process is writing to the directory, or it cannot be made.
     OSError
         If a file cannot be written, for instance because the disk is full.
     """
@@ -103,8 +127,9 @@ def replaced(directory, products=PRODUCTS):
     stem = _stem(target)
     new, old, kept, part, gone, lock = (_at(stem, name) for name in ("new", "old", "kept", "part", "gone", "lock"))
     with _locked(lock, directory):
-        _settle(target, stem, products)
-        new.mkdir()
+        with _usable(directory):
+            _settle(target, stem, products)
+            new.mkdir()
         try:
             yield new
             for path in filter(Path.is_file, new.iterdir()):
@@ -176,7 +201,9 @@ def _locked(path, directory):
     if fcntl is None:
         yield
         return
-    with open(path, "a") as file:
+    with ExitStack() as opened:
+        with _usable(directory):
+            file = opened.enter_context(open(path, "a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
+from math import floor, log10
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from astropy.io import fits
 from astropy.table import QTable
 
 from ..astrometry.solution import AstrometricSolution
+from ..columns import DESCRIPTIONS
+from ..columns import OF_BANDS as COLUMNS_OF_BANDS
 from ..display import html_table
 from ..files import atomic_write
+from ..flags import OF_BANDS as FLAGS_OF_BANDS
 from ..flags import Flag
 from ..io.catalogue import read_catalogue
 from .catalogue_file import find_catalogue
@@ -25,7 +29,11 @@ __all__ = ["MAX_ROWS", "write_report"]
 
 MAX_ROWS = 10_000  # of the table
 PNG = b"\x89PNG\r\n\x1a\n"
-NUMBERS = ("snr", "half_light_radius", "blendedness", "blend_probability")  # columns that are shown if they are there
+# Columns that are shown if they are there, with so many decimals.
+NUMBERS = {"snr": 1, "half_light_radius": 3, "blendedness": 3, "blend_probability": 3}
+OF_DEGREES = 7  # decimals: 0.4 mas
+EXACT = 2**53  # JavaScript's numbers are exact up to here: longer identifiers are texts
+LONGEST = 60  # characters of a text that are shown
 
 
 def write_report(directory, path=None):
@@ -171,9 +179,13 @@ def _flags(catalog, bands):
     for flag in Flag:
         counts = [int(np.count_nonzero(np.asarray(catalog[name]) & int(flag))) for name in columns]
         if any(counts):
-            rows.append((flag.name, *counts))
+            of_bands = counts[1:] if flag in FLAGS_OF_BANDS else [""] * len(bands)
+            rows.append((flag.name, counts[0], *of_bands))
     yield html_table("", ("flag", "rows", *bands), rows)
-    yield "<p>Rows of the catalogue with each flag; in the columns of the bands, those for which it holds there.</p>"
+    yield (
+        "<p>Rows of the catalogue with each flag; in the columns of the bands, those for which it holds there. Where "
+        "these are empty, the flag is not kept for each band.</p>"
+    )
 
 
 def _table(catalog, source):
@@ -190,27 +202,74 @@ def _rows(catalog, bands):
         snr = np.nan_to_num(np.asarray(catalog["snr"], float))
         catalog = catalog[np.sort(np.argsort(-snr, kind="stable")[:MAX_ROWS])]
     sky = catalog["sky_centroid"].icrs
-    columns = {
-        "label": np.asarray(catalog["label"]).tolist(), "RA (deg)": np.round(sky.ra.deg, 7).tolist(),
-        "Dec (deg)": np.round(sky.dec.deg, 7).tolist(),
-    }  # fmt: skip
-    for name in NUMBERS:
-        if name in catalog.colnames:
-            unit = f" ({catalog[name].unit})" if getattr(catalog[name], "unit", None) else ""
-            columns[f"{name}{unit}"] = _numbers(catalog[name])
-    for band in bands:
-        columns[band] = list(zip(_numbers(catalog[f"flux_{band}"]), _numbers(catalog[f"flux_err_{band}"]), strict=True))
-    columns["flags"] = np.asarray(catalog["flags"]).tolist()
+    columns = [
+        ("label", np.asarray(catalog["label"]).tolist()),
+        *((_titled(catalog, name), _values(catalog[name])) for name in _own_columns(catalog, bands)),
+        ("RA (deg)", _rounded(sky.ra.deg, OF_DEGREES)), ("Dec (deg)", _rounded(sky.dec.deg, OF_DEGREES)),
+        *((_titled(catalog, name), _rounded(catalog[name], decimals))
+          for name, decimals in NUMBERS.items() if name in catalog.colnames),
+        *((band, _with_errors(catalog[f"flux_{band}"], catalog[f"flux_err_{band}"])) for band in bands),
+        ("flags", np.asarray(catalog["flags"]).tolist()),
+    ]  # fmt: skip
+    names, values = zip(*columns, strict=True)
     return {
-        "columns": list(columns), "rows": [list(row) for row in zip(*columns.values(), strict=True)],
+        "columns": list(names), "rows": [list(row) for row in zip(*values, strict=True)],
         "flags": [flag.name for flag in Flag], "flag": len(columns) - 1,
     }  # fmt: skip
 
 
-def _numbers(column):
-    """Four digits of each value; None where it is not finite."""
+def _own_columns(catalog, bands):
+    """Names of the columns that came with a user's list of positions, of one number or text a row."""
+    known = {"ra", "dec", *DESCRIPTIONS, *(f"{name}_{band}" for name in COLUMNS_OF_BANDS for band in bands)}
+    return [
+        name for name in catalog.colnames
+        if name not in known and catalog[name].shape == (len(catalog),)
+        and getattr(getattr(catalog[name], "dtype", None), "kind", "") in "biufUSO"
+    ]  # fmt: skip
+
+
+def _titled(catalog, name):
+    """The name of a column, with its unit."""
+    unit = getattr(catalog[name], "unit", None)
+    return f"{name} ({unit})" if unit else name
+
+
+def _values(column):
+    """Numbers and texts of a column as they are; None where it is masked or not finite."""
+    mask = np.broadcast_to(getattr(column, "mask", False), column.shape)
+    values = np.asarray(getattr(column, "unmasked", getattr(column, "value", column))).tolist()
+    return [None if hidden else _plain_value(value) for value, hidden in zip(values, mask, strict=True)]
+
+
+def _plain_value(value):
+    """A number, or a text."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, bool | int):
+        return str(value) if isinstance(value, bool) or abs(value) > EXACT else value
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if np.isfinite(value) else None
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\u2026"
+
+
+def _rounded(column, decimals):
+    """Values with so many decimals; None where one is not finite."""
     values = np.asarray(getattr(column, "value", column), float)
-    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
+    return [round(value, decimals) if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _with_errors(column, errors):
+    """Value, error and decimals of each: two digits of the error, and of the value what they leave."""
+    return [list(_with_error(*both)) for both in zip(column.value.tolist(), errors.value.tolist(), strict=True)]
+
+
+def _with_error(value, error):
+    if not (np.isfinite(error) and error > 0):
+        return (float(f"{value:.4g}") if np.isfinite(value) else None), None, None
+    error = float(f"{error:.2g}")
+    decimals = 1 - floor(log10(error))
+    return (round(value, decimals) if np.isfinite(value) else None), error, max(decimals, 0)
 
 
 # ---------------------------------------------------------------------------- provenance

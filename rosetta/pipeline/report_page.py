@@ -56,15 +56,18 @@ _SCRIPT = """
   const cell = (tag, text) => { const e = document.createElement(tag); e.textContent = text; return e; };
   const flags = v => data.flags.filter((_, bit) => v & (1 << bit)).join(" ") || "none";
   const key = v => Array.isArray(v) ? v[0] : v;
-  const text = (v, k) => k === data.flag ? flags(v) : v === null ? "" : Array.isArray(v)
-    ? (v[0] === null ? "" : v[0] + " \\u00b1 " + (v[1] === null ? "?" : v[1])) : String(v);
+  const measured = ([value, error, digits]) => value === null ? ""
+    : error === null ? value + " \\u00b1 ?" : value.toFixed(digits) + " \\u00b1 " + error.toFixed(digits);
+  const text = (v, k) => k === data.flag ? flags(v) : v === null ? "" : Array.isArray(v) ? measured(v) : String(v);
+  const order = (x, y) => typeof x === "number" && typeof y === "number" ? x - y
+    : String(x).localeCompare(String(y), undefined, {numeric: true});
   const sort = k => {
     down = by === k ? !down : true;
     by = k;
     rows.sort((a, b) => {
       const x = key(a[k]), y = key(b[k]);
       if (x === null || y === null) return (x === null) - (y === null);
-      return (down ? y - x : x - y);
+      return down ? order(y, x) : order(x, y);
     });
     first = 0;
     draw();
@@ -108,8 +111,8 @@ def page(title, sections, rows, script=""):
     sections : iterable of str
         HTML.
     rows : dict
-        The table that can be sorted: ``columns`` (names), ``rows`` (lists of numbers, pairs of number and error, or
-        None), ``flags`` (names of the bits), ``flag`` (which column holds them).
+        The table that can be sorted: ``columns`` (names), ``rows`` (lists of numbers, texts, None, or
+        lists of number, error and decimals), ``flags`` (names of the bits), ``flag`` (which column holds them).
     script : str, optional
         JavaScript of the page's own, which finds ``rows`` in the element of that name.
 

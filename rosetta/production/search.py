@@ -16,6 +16,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 from pyarrow import parquet
 
+from ..images.positions import given_positions
 from ..io.catalogue import read_catalogue
 from ..pipeline.output import replaced
 from ..surveys import EUCLID, RUBIN
@@ -126,7 +127,7 @@ def _queries(survey, place, dim, like):
 
 def _at(survey, place, dim, coord):
     """The window that a position lies in."""
-    coord, reach = coord.icrs.reshape(1), survey.config.step * u.arcsec
+    coord, reach = given_positions(coord, "like"), survey.config.step * u.arcsec
     for name in NAMES:
         if not (place / f"{name}.parquet").exists():
             continue
