@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
-from astropy.table import QTable
+from astropy.table import MaskedColumn, QTable
 
 from rosetta import Flag
 from rosetta.cli import main
@@ -29,10 +29,12 @@ def catalogue(n=3):
         table[f"flux_err_{band}"] = np.full(n, 3.0) * u.nJy
         table[f"chi2_{band}"] = np.full(n, 1.25)
         table[f"flags_{band}"] = np.where(np.arange(n) == 0, int(Flag.EDGE), 0)
+    table["flags_VIS"][1] = int(Flag.POOR_FIT)
     table["flux_r"][-1] = np.nan * u.nJy
     table["flux_cov"] = np.ones((n, 2, 2)) * u.nJy**2
     table["snr"] = np.arange(n, dtype=float)
     table["flags"] = np.where(np.arange(n) == 0, int(Flag.EDGE | Flag.BLENDED), 0)
+    table["flags"][1] = int(Flag.POOR_FIT)
     told = {"head_fingerprint": "0123", "inputs": {"r": {"file": EVIL, "shape": [10, 10], "flags": 0}}}
     table.meta.update(rosetta=told, bands=["r", "VIS"])
     return table
@@ -64,17 +66,56 @@ def test_report(run, capsys):
     assert "<title>rosetta: a &amp; b</title>" in text
     assert "data:image/png;base64,iVBORw0KGgo" in text
     assert re.search(r"<td>EDGE</td><td>1</td><td>1</td><td>1</td>", text)
-    assert re.search(r"<td>BLENDED</td><td>1</td><td>0</td><td>0</td>", text)
+    assert re.search(r"<td>POOR_FIT</td><td>1</td><td>0</td><td>1</td>", text)
+    assert re.search(r"<td>BLENDED</td><td>1</td><td></td><td></td>", text)  # it is not kept for each band
     assert "images of one survey only" in text
     scatter, far, chi2 = re.search(r"<td>VIS</td><td>([\d.]+)</td><td>([\d.]+)</td><td>([\d.]+)</td>", text).groups()
     assert abs(float(scatter) - 2) < 0.02
     assert (float(far), float(chi2)) == (0, 1.25)
     rows = rows_of(text)
     assert len(rows["rows"]) == 3
-    assert dict(zip(rows["columns"], rows["rows"][2], strict=True))["r"] == [None, 3.0]
-    assert dict(zip(rows["columns"], rows["rows"][2], strict=True))["VIS"] == [202.0, 3.0]
+    assert dict(zip(rows["columns"], rows["rows"][2], strict=True))["r"] == [None, 3.0, 1]
+    assert dict(zip(rows["columns"], rows["rows"][2], strict=True))["VIS"] == [202.0, 3.0, 1]
     assert rows["columns"][rows["flag"]] == "flags"
     assert rows["flags"][14] == "BLENDED"
+
+
+def test_columns_of_a_list_are_shown(run):
+    """What came with --sources stands beside the label; names that are long or too large for a number are texts."""
+    table = catalogue()
+    table["id"] = MaskedColumn(["b7", EVIL, "x" * 99], mask=[False, False, True])
+    table["object"] = [2**60 + 1, 2, 3]
+    table["r"] = [1.5, np.inf, 0.123456789012] * u.mag  # the name of a band
+    table["ra"] = table["sky_centroid"].ra
+    table["pair"], table["other"] = np.ones((3, 2)), table["sky_centroid"]
+    (run / "catalogue.ecsv").unlink()
+    write_catalogue(table, run / "catalogue.ecsv")
+    text = report.write_report(run).read_text()
+    rows = rows_of(text)
+    assert rows["columns"] == [
+        "label", "id", "object", "r (mag)", "RA (deg)", "Dec (deg)", "snr", "r", "VIS", "flags"
+    ]
+    assert rows["rows"][0][:4] == [1, "b7", str(2**60 + 1), 1.5]
+    assert rows["rows"][1][1:4] == [EVIL, 2, None] and EVIL not in text
+    assert rows["rows"][2][1:4] == [None, 3, 0.123456789]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (4563.27, 812.3, (4560.0, 810.0, 0)),
+        (12.3456, 0.05, (12.346, 0.05, 3)),
+        (-0.4, 9.96, (-0.0, 10.0, 0)),
+        (np.nan, 3.0, (None, 3.0, 1)),
+        (123.456, np.nan, (123.5, None, None)),
+        (1.0, 0.0, (1.0, None, None)),
+    ],
+)
+def test_values_have_the_digits_that_their_errors_allow(value, error, shown):
+    table = catalogue()[:1]
+    table["flux_r"], table["flux_err_r"] = [value] * u.nJy, [error] * u.nJy
+    rows = report._rows(table, ["r"])
+    assert tuple(rows["rows"][0][rows["columns"].index("r")]) == shown
 
 
 def test_nothing_is_loaded_and_text_stays_text(run):

@@ -9,9 +9,10 @@ from html import escape
 from math import floor, log10
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 from astropy.io import fits
-from astropy.table import QTable
+from astropy.table import Column, QTable
 
 from ..astrometry.solution import AstrometricSolution
 from ..columns import DESCRIPTIONS
@@ -223,8 +224,8 @@ def _own_columns(catalog, bands):
     known = {"ra", "dec", *DESCRIPTIONS, *(f"{name}_{band}" for name in COLUMNS_OF_BANDS for band in bands)}
     return [
         name for name in catalog.colnames
-        if name not in known and catalog[name].shape == (len(catalog),)
-        and getattr(getattr(catalog[name], "dtype", None), "kind", "") in "biufUSO"
+        if name not in known and isinstance(catalog[name], Column | u.Quantity)
+        and catalog[name].ndim == 1 and catalog[name].dtype.kind in "biufUSO"
     ]  # fmt: skip
 
 
