@@ -374,7 +374,25 @@ def test_bad_input(capsys, tmp_path):
     assert "text.fits is not a complete FITS file" in error
     assert "cannot be combined" in refused(capsys, "run", "--pair", "a.fits", "--rubin", "b.fits", "-o", out)
     assert "create it first" in refused(capsys, "run", "--pair", "a.fits", "-o", tmp_path / "no" / "out")
+    for command in (["run", "--pair", "a.fits"], ["demo"]):
+        error = refused(capsys, *command, "-o", tmp_path / "text.fits" / "out")
+        assert f"--output '{tmp_path}/text.fits/out': '{tmp_path}/text.fits' is a file, choose another" in error
+    assert "--output is empty: name a directory" in refused(capsys, "run", "--pair", "a.fits", "-o", "")
+    if os.path.isdir("/proc"):  # where no one can make a file, root neither
+        error = refused(capsys, "run", "--pair", "a.fits", "-o", "/proc/out")
+        assert "--output '/proc/out' cannot be made or written to" in error or "--output '/proc/out': '/proc' " in error
+        assert "choose another directory" in error
     assert not out.exists()
+
+
+def test_outputs_of_the_simulator_that_cannot_be(capsys, tmp_path):
+    pytest.importorskip("galsim")
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert f"--output '{file}/out': '{file}' is a file" in refused(capsys, "inject", "--pair", "a", "-o", file / "out")
+    assert "--output: Not a directory" in refused(capsys, "simulate", "--tiles", "1", "-o", file / "tiles")
+    assert "--output: File exists" in refused(capsys, "simulate", "--tiles", "1", "-o", file)
+    assert "its folder does not exist" in refused(capsys, "simulate", "--pair", "-o", file / "pair.fits")
 
 
 PROFILE = "step         seconds   CPU seconds  share of CPU"
@@ -389,6 +407,10 @@ def test_options_that_cannot_be(capsys, sky, tmp_path):
     assert "--bands q: bands: 'q' is not in this pair, which has r, VIS" in refused(capsys, *job, "--bands", "q")
     wrong = refused(capsys, "run", "--ground", f"r={pair}", "--bands", "q", "-o", out)
     assert "--bands q: give names of bands, of u g r i z y VIS" in wrong
+    for empty in ([""], ["r", " "]):
+        wrong = refused(capsys, *job, "--bands", *empty)
+        assert "--bands has an empty name: give names of bands, such as r VIS, or leave the option out" in wrong
+    assert "--bands has an empty name" in refused(capsys, "run", "--ground", f"r={pair}", "--bands", "", "-o", out)
     assert "--psf r: write BAND=FILE, such as r=image.fits" in refused(capsys, *job, "--psf", "r")
     assert "must be 2-D with odd sides, got shape (4, 4)" in refused(capsys, *job, "--psf", f"r={psf}")
     fits.PrimaryHDU(np.ones((5, 5))).writeto(psf, overwrite=True)
@@ -521,7 +543,7 @@ def test_a_list_with_masked_positions_is_refused(tmp_path):
         ra = MaskedColumn([150.1, 150.2], mask=[False, True], unit=unit)
         Table({"ra": ra, "dec": MaskedColumn([2.2, 2.2], unit=unit)}).write(path)
         arguments = SimpleNamespace(sources=str(path), neighbours="detect", shape="fit", recentre=False)
-        with pytest.raises(ValueError, match="rows without ra or dec: drop those rows"):
+        with pytest.raises(ValueError, match=r"--sources .*: column ra is masked in row 1 \(from 0\): drop those rows"):
             positions_of(arguments)
 
 

@@ -12,16 +12,23 @@ import astropy.units as u
 import numpy as np
 import pytest
 import torch
+from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData, VarianceUncertainty
-from astropy.table import QTable
+from astropy.table import MaskedColumn, QTable, Table
+from astropy.utils.masked import Masked
+from scipy.sparse import csc_array
 
-from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, LearnedAligner, SkyPair
+from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, Flag, LearnedAligner, SkyPair
 from rosetta.commands.lists import check_columns, positions_of
 from rosetta.deblending.band_fit import BandFit
+from rosetta.deblending.flagging import inseparable
 from rosetta.deblending.scene import DeblendedScene
+from rosetta.deblending.source_list import user_sources
 from rosetta.deblending.tiles import Tile
 from rosetta.encoding.network import EncoderConfig
 from rosetta.images.positions import from_tangent
+from rosetta.matching import match
+from rosetta.photometry.reddening import ebv
 from rosetta.pipeline.run import measure
 
 # Tests are imported one by one, so the scenes shared with the deblender's tests are loaded by path.
@@ -147,6 +154,110 @@ def test_what_is_not_seen_has_an_upper_limit():
     flux, error = found["flux_VIS"][1], found["flux_err_VIS"][1]
     assert flux < 3 * error and found["upper_limit_VIS"][1] == max(flux, 0 * u.nJy) + 3 * error
     assert "upper_limit_VIS" not in whole().colnames
+
+
+@pytest.mark.parametrize("options", [{}, {"neighbours": "listed"}, {"neighbours": "scene"}], ids=str)
+def test_positions_that_no_band_tells_apart_are_flagged(options):
+    """A star that is listed twice, ever farther apart; and both of the rows say so, band by band."""
+    given, flagged = scene() if options.get("neighbours") == "scene" else scene().embedding, {}
+    alone = whole()[scenes.match(whole(), XY)[STAR]]
+    for apart in (0.05, 0.3):
+        places = from_tangent(np.array([XY[STAR], XY[STAR] + [apart, 0.0], XY[0]]), CENTER)
+        found = photometry()(given, places, shape="point", **options)
+        assert found["flags"][2] & int(Flag.DUPLICATE) == 0
+        for band in scenes.FWHM:
+            twins = (found[f"flags_{band}"] & int(Flag.DUPLICATE)) != 0
+            assert twins[0] == twins[1] == (abs(found[f"neighbor_corr_{band}"][0]) > 0.95)
+            if twins[0]:
+                assert found[f"flux_err_{band}"][:2].min() > 3 * alone[f"flux_err_{band}"]
+        assert len(set(found["flags"][:2] & int(Flag.DUPLICATE))) == 1
+        flagged[apart] = {band for band in scenes.FWHM if found[f"flags_{band}"][0] & int(Flag.DUPLICATE)}
+    assert flagged == {0.05: {"g", "i", "H_E"}, 0.3: set()}  # VIS is sharp enough
+
+
+def test_sources_that_nobody_listed_are_not_called_duplicates():
+    fit, listed = scene().fits["g"], np.zeros(len(scene()), bool)
+    near = replace(fit, covariance=csc_array(np.full((len(listed),) * 2, 0.99) + 0.01 * np.eye(len(listed))))
+    assert not inseparable(near, listed).any()
+    listed[:2] = True
+    np.testing.assert_array_equal(inseparable(near, listed), listed)
+    listed[1] = False
+    assert not inseparable(near, listed).any()
+
+
+# ---------------------------------------------------------------------------- positions that are none
+def flat(**masks):
+    """A table of four positions as archives give them, some of them masked."""
+    coord = from_tangent(XY, CENTER)
+    return Table({
+        name: MaskedColumn(getattr(coord, name).deg, mask=masks.get(name, np.zeros(4, bool)))
+        for name in ("ra", "dec")
+    })  # fmt: skip
+
+
+def test_a_flat_table_is_a_list():
+    table = flat()
+    table["id"] = list("abcd")
+    coord, label = user_sources(table)
+    assert coord.separation(from_tangent(XY, CENTER)).max() < 1e-3 * u.mas and label is None
+    table["ra"] = table["ra"] / 15
+    table["ra"].unit, table["label"] = "hourangle", [4, 3, 2, 1]
+    coord, label = user_sources(QTable(table))
+    assert coord.separation(from_tangent(XY, CENTER)).max() < 1e-3 * u.mas and list(label) == [4, 3, 2, 1]
+    found = forced(flat()[[STAR]], shape="point")
+    assert np.abs(pulls(found, scenes.match(whole(), XY)[[STAR]])).max() < 0.5 and "ra" in found.colnames
+
+
+@pytest.mark.parametrize("kind", ["flat", "with sky_centroid", "quantities"])
+def test_masked_positions_are_refused(kind):
+    """``SkyCoord`` of a masked column forgets its mask: the table still has it."""
+    table = flat(dec=[False, True, False, True])
+    if kind == "with sky_centroid":
+        table["sky_centroid"] = SkyCoord(table["ra"], table["dec"], unit="deg")
+        assert np.isfinite(table["sky_centroid"].dec.deg).all()
+    if kind == "quantities":
+        for name in ("ra", "dec"):
+            table[name].unit = "deg"
+        table = QTable(table)
+    with pytest.raises(ValueError, match=r"sources: column dec is masked in rows 1, 3 \(from 0\): drop those rows"):
+        forced(table)
+
+
+def test_positions_that_are_masked_or_not_finite_are_refused_everywhere():
+    embedding, pair, good = scene().embedding, scene().embedding.pair, from_tangent(XY, CENTER)
+    masked = SkyCoord(Masked(good.ra, mask=[0, 0, 1, 0]), good.dec)
+    missing = SkyCoord([*good.ra.deg[:2], np.nan, good.ra.deg[3]], good.dec.deg, unit="deg")
+    catalog = QTable({"sky_centroid": good, "flux_i": FLUX * u.nJy})
+    dust = NDData(np.ones((9, 9)), wcs=next(pair.images())[2].wcs)
+    corners = good.reshape(2, 2)
+    for bad, what in ((masked, "masked"), (missing, "not finite")):
+        table = QTable({"sky_centroid": bad, "flux_i": FLUX * u.nJy})
+        for name, call in (
+            ("sources", lambda bad: forced(bad)),
+            ("sources", lambda bad, table=table: forced(table)),
+            ("coord", lambda bad: deblender().encoder.at(pair, bad, "space")),
+            ("coord", lambda bad: embedding.ood_at(bad)),
+            ("centers", lambda bad: deblender().encoder(pair, centers=bad)),
+            ("sky_centroid of the catalogue", lambda bad, table=table: match(table, catalog, "i")),
+            ("sky_centroid of the truth", lambda bad, table=table: match(catalog, table, "i")),
+            ("catalog", lambda bad: ebv(bad, dust)),
+        ):
+            with pytest.raises(ValueError, match=rf"^{name} is {what} in row 2 \(from 0\): drop those rows"):
+                call(bad)
+        with pytest.raises(ValueError, match=f"^center is {what}: give a position"):
+            pair.cutout(bad[2], 5 * u.arcsec)
+        with pytest.raises(ValueError, match=f"^tile_corners is {what} in row"):
+            deblender()(embedding, tile_corners=bad.reshape(corners.shape))
+    for name, values, message in (
+        ("ra", [150.0, np.inf], "column ra is not finite in row 1"),
+        ("dec", [2.0, 95.0], "ra and dec are no positions in degrees"),
+        ("ra", ["10:00", "10:01"], "column ra holds no angles, give degrees"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            user_sources(Table({"ra": [150.0, 150.1], "dec": [2.0, 2.1]} | {name: values}))
+    many = Table({"ra": MaskedColumn(np.zeros(40), mask=True), "dec": np.zeros(40)})
+    with pytest.raises(ValueError, match="in rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 30 more"):
+        user_sources(many)
 
 
 # ---------------------------------------------------------------------------- the state of the caller
@@ -314,10 +425,10 @@ def test_a_file_of_positions(tmp_path):
     path = tmp_path / "list.ecsv"
     QTable({"id": [5, 6, 7, 8], "ra": coord.ra, "dec": coord.dec}).write(path)
     known = read(path, shape="table")
-    assert known["sources"]["sky_centroid"].separation(coord).max() < 1e-3 * u.mas
+    assert user_sources(known["sources"])[0].separation(coord).max() < 1e-3 * u.mas
     assert known["shape"] is known["sources"]
     QTable({"ra": coord.ra.deg, "dec": coord.dec.deg}).write(tmp_path / "list.csv")
-    assert read(tmp_path / "list.csv")["sources"]["sky_centroid"].separation(coord).max() < 1e-3 * u.mas
+    assert user_sources(read(tmp_path / "list.csv")["sources"])[0].separation(coord).max() < 1e-3 * u.mas
     assert read(None) == {}
     own = known["sources"].copy()
     for form in ("ecsv", "fits", "votable"):
@@ -329,7 +440,7 @@ def test_a_file_of_positions(tmp_path):
     QTable({"ra": coord.ra}).write(path, overwrite=True)
     (tmp_path / "list.unknown").write_text("1 2")
     for what, message in (
-        (lambda: read(path), "no column dec: give sky_centroid, or ra and dec"),
+        (lambda: read(path), "must have a column sky_centroid, or ra and dec .deg., it has ra: add them"),
         (lambda: read(tmp_path / "none.ecsv"), "there is no such file"),
         (lambda: read(tmp_path / "list.unknown"), "not a kind of table that astropy knows by name"),
         (lambda: read(None, recentre=True), "of no use without --sources"),

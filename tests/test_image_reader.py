@@ -12,7 +12,7 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosetta import HSC, HST_ACS, SkyPair
+from rosetta import EUCLID, HSC, HST_ACS, RUBIN, SkyPair
 from rosetta.io import read_image
 from rosetta.io._wcs import celestial_wcs, pixel_areas
 
@@ -350,3 +350,41 @@ def test_real_hsc_and_hubble():
         y, x = np.unravel_index(np.argmax(image.data), image.data.shape)
         places.append(image.wcs.pixel_to_world(x, y))
     assert places[0].separation(places[1]) < 0.4 * u.arcsec
+
+
+# ---------------------------------------------------------------------------- the band
+@pytest.mark.parametrize(
+    ("cards", "band", "survey"),
+    [
+        ({"FILTER": "i"}, "r", RUBIN), ({"FILTER": "i_03"}, "r", RUBIN), ({"BAND": "y"}, "z", RUBIN),
+        ({"FILTER": "g DECam SDSS c0001 4720.0 1520.0"}, "r", RUBIN), ({"FILTER": "H"}, "J_E", EUCLID),
+        ({"FILTER1": "CLEAR1L", "FILTER2": "F814W"}, "F606W", HST_ACS),
+    ],
+)  # fmt: skip
+def test_a_header_of_another_band_is_refused(cards, band, survey):
+    """As the readers of Rubin and Euclid do."""
+    file = image(BUNIT="nJy", **cards)
+    with pytest.raises(ValueError, match=f"has (FILTER|BAND|FILTER2)='.*', which is the band .* but band is '{band}'"):
+        read_image(file, band=band, survey=survey)
+    assert read_image(file, band=band).meta["band"] == band  # nobody said what survey it is of
+
+
+@pytest.mark.parametrize(
+    ("cards", "band"),
+    [({"FILTER": "r"}, "r"), ({"FILTER": "r_57"}, "r"), ({"FILTER": "HSC-I"}, "r"), ({"FILTER": ""}, "r"),
+     ({"FILTER": "CLEAR", "BAND": "r"}, "r"), ({"FILTER1": "i", "FILTER2": "r"}, "r"), ({"FILTER": "z_blocker"}, "r")],
+)  # fmt: skip
+def test_headers_that_do_not_contradict_the_band(cards, band):
+    assert read_image(image(BUNIT="nJy", **cards), band=band, survey=RUBIN).meta["band"] == "r"
+
+
+def test_names_that_are_no_band():
+    file = image(BUNIT="nJy", FILTER="r")
+    for band, survey, error, message in (
+        ("q", RUBIN, ValueError, "band: unknown band 'q' for survey Rubin: the nearest known names"),
+        ("", RUBIN, ValueError, "band is '': name the band, or leave it out"),
+        (" ", None, ValueError, "band is ' ': name the band"),
+        (3, None, TypeError, "band must be a string, got int"),
+    ):
+        with pytest.raises(error, match=message):
+            read_image(file, band=band, survey=survey)

@@ -15,6 +15,8 @@ def given_pair(arguments):
     files = {f"--{name}": getattr(arguments, name) for name in ("rubin", "euclid", "ground", "space")}
     center, size = _region(arguments)
     psf = _psfs(arguments.psf)
+    if any(not name.strip() for name in arguments.bands or ()):
+        raise ValueError("--bands has an empty name: give names of bands, such as r VIS, or leave the option out")
     if not arguments.pair:
         return _pair_of_files(arguments, files, (center, size), psf)
     given = [name for name, value in (files | {"--survey": arguments.survey}).items() if value]

@@ -11,7 +11,7 @@ from .single_band import only_in_reference
 from .source_list import coincident
 from .wrong_bands import wrong_bands
 
-__all__ = ["flagged"]
+__all__ = ["flagged", "inseparable"]
 
 INSEPARABLE = 0.95  # correlation of two fluxes whose errors are more than three times those of a source alone
 
@@ -47,7 +47,7 @@ def flagged(fits, images, pair, east_north, listed, reference, solution, config)
         if contradicted(fit):
             of_bands[band] |= int(Flag.PSF_SUSPECT)
         if listed is not None:
-            of_bands[band][_inseparable(fit, listed)] |= int(Flag.DUPLICATE)
+            of_bands[band][inseparable(fit, listed)] |= int(Flag.DUPLICATE)
     flags = np.bitwise_or.reduce([_source_flags(fits, images, len(east_north)), *of_bands.values()])
     place = coincident(east_north)
     flags[np.bincount(place, minlength=len(place))[place] > 1] |= int(Flag.DUPLICATE)
@@ -72,8 +72,18 @@ def _band_flags(fit, image, solution):
     return flags
 
 
-def _inseparable(fit, listed):
-    """Listed sources so near another listed one that one band hardly tells their fluxes apart, (n,) bool array."""
+def inseparable(fit, listed):
+    """Listed sources so near another listed one that a band hardly tells their fluxes apart.
+
+    Parameters
+    ----------
+    fit : `~rosetta.deblending.band_fit.BandFit`
+    listed : (n,) bool array
+
+    Returns
+    -------
+    (n,) bool array
+    """
     covariance, sigma = fit.covariance.tocoo(), np.sqrt(fit.covariance.diagonal())
     row, other = covariance.row, covariance.col
     near = (row != other) & (np.abs(covariance.data) > INSEPARABLE * sigma[row] * sigma[other])

@@ -21,6 +21,7 @@ __all__ = ["UNCERTAINTY_TYPES", "read_image"]
 
 UNCERTAINTY_TYPES = ("std", "var", "ivar")
 NO_WEIGHT = 1e12  # times the variance of good pixels: brighter than any star
+FILTERS = ("FILTER", "FILTER1", "FILTER2", "BAND")  # cards that name the band
 BLOCK = 2**24  # pixels that are held in double precision at a time
 # Names of planes that go with an image and are none themselves.
 _BESIDE = re.compile(
@@ -65,7 +66,8 @@ def read_image(
     source : str, path-like, bytes or `~astropy.io.fits.HDUList`
         A FITS file, compressed or not; its path, URL (needs the extra ``remote``), content, or open HDUs.
     band : str, optional
-        Name of the band, for ``meta``; with ``survey``, one of its bands or their aliases.
+        Name of the band, for ``meta``; with ``survey``, one of its bands or their aliases, and not another one than the
+        cards ``FILTER``, ``FILTER1``, ``FILTER2`` and ``BAND`` name.
     survey : `~rosetta.Survey`, optional
         The survey of the image.
     ext : str, int or tuple of (str, int), optional
@@ -107,8 +109,9 @@ def read_image(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If a file is damaged; if the header has no celestial WCS, no unit or two that differ; if a companion does not
-        fit the image; or if the region misses the image. The message names the file and the remedy.
+        If ``band`` is no band of the survey, or the header names another one; if a file is damaged; if the header has
+        no celestial WCS, no unit or two that differ; if a companion does not fit the image; or if the region misses
+        the image. The message names the file and the remedy.
     """
     if survey is not None and not isinstance(survey, Survey):
         raise TypeError(f"survey must be a Survey, got {type(survey).__name__}")
@@ -119,7 +122,8 @@ def read_image(
         )
     if mask_bits is not None and (type(mask_bits) is not int or not 0 < mask_bits < 2**63 or mask is None):
         raise ValueError(f"mask_bits must be a positive integer (63 bits) and needs mask, got {mask_bits!r}")
-    meta = {} if band is None else {"band": survey[band].name if survey else band}
+    band = _checked_band(band, survey)
+    meta = {} if band is None else {"band": band}
     meta |= {} if survey is None else {"survey": survey.name}
     with open_fits(source, "source") as hdus:
         name = source_name(source)
@@ -135,6 +139,7 @@ def read_image(
         wcs = celestial_wcs(hdu.header, where, origin, tuple(part.stop - part.start for part in slices))
         header = hdus[0].header.copy()
         header.extend(hdu.header, update=True, strip=False)  # cards of the primary header hold for its extensions
+        _check_filter(header, band, survey, where)
         pixel = photometric_unit(header, where, unit, zeropoint)
         scale = pixel.factor * (pixel_areas(wcs, wcs.pixel_shape[::-1]) if pixel.per_area else 1.0)
 
@@ -178,6 +183,44 @@ _VARIANCE = {
     "var": lambda values, scale: values * scale * scale,
     "ivar": lambda values, scale: np.where(values > 0, scale / values * scale, np.nan),
 }
+
+
+def _checked_band(band, survey):
+    """The band by the survey's name for it; None if it is not given."""
+    if band is None:
+        return None
+    if not isinstance(band, str):
+        raise TypeError(f"band must be a string, got {type(band).__name__}")
+    if not band.strip():
+        raise ValueError(f"band is {band!r}: name the band, or leave it out")
+    if survey is None:
+        return band
+    try:
+        return survey[band].name
+    except ValueError as error:
+        raise ValueError(f"band: {error}") from error
+
+
+def _check_filter(header, band, survey, where):
+    """Refuse an image whose header names other bands of the survey than the one that is read."""
+    if band is None or survey is None:
+        return
+    said = {card: str(header[card]).strip() for card in FILTERS if card in header}
+    named = {card: found for card, text in said.items() if (found := _band_of_filter(text, survey))}
+    if named and band not in named.values():
+        card, other = next(iter(named.items()))
+        raise ValueError(
+            f"{where} has {card}={said[card]!r}, which is the band {other!r} of {survey.name}, but band is {band!r}: "
+            "give the image of that band, or correct one of the two"
+        )
+
+
+def _band_of_filter(text, survey):
+    """The band of a survey that a card names, also with more after it (``r_03``, ``r DECam SDSS c0002``), or None."""
+    for name in (text, re.split(r"_\d+$| ", text)[0]):
+        if name in survey:
+            return survey[name].name
+    return None
 
 
 def _psf(psf, hdus, plane):
