@@ -139,7 +139,8 @@ def _parser():
     )
     job.add_argument(
         "--neighbours", choices=("detect", "listed"), default="detect",
-        help="with --sources; whether sources that are not in the table are modelled (default) or not",
+        help="with --sources; whether sources that are not in the table are modelled (default) or not; neighbours of a "
+        "scene that was deblended before: in Python, with neighbours='scene'",
     )
     job.add_argument(
         "--shape", choices=("fit", "point", "table"), default="fit",

@@ -12,7 +12,7 @@ from astropy.nddata import CCDData, NDData, StdDevUncertainty
 from astropy.wcs import WCS
 from photutils.psf import GriddedPSFModel
 
-from rosetta import PSF
+from rosetta import PSF, SkyPair
 
 PAGE = Path(__file__).parent.parent / "docs" / "your_images.rst"
 BLOCK = re.compile(r"^\.\. code-block:: python\n((?: {4}.*\n|\s*\n)+)", re.M)
@@ -102,10 +102,15 @@ def test_the_page_runs(tmp_path, monkeypatch):
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     names, found = given(), list(blocks())
-    assert len(found) == 9
+    assert len(found) == 10
     for line, code in found:
         exec(compile("\n" * line + code, PAGE.name, "exec"), names)
     assert names["acs"].meta["band"] == "F814W" and names["acs"].psf is not None
+    test = names["test_r"]
+    assert test.meta["band"] == "r" and test.shape == (101, 101) and not test.mask.any()
+    np.testing.assert_allclose(test.uncertainty.array, 25)
+    assert abs(test.data[38:63, 38:63].sum() - 3000) < 5 * 25 * 5 and test.psf.sum() == pytest.approx(1)
+    assert SkyPair(ground={"r": test}).flags["r"] == 0
     assert names["decam"].band_names == ("g", "r")
     assert [len(table) for table in (names["result"].catalog, names["scene"].to_table())] == [3, 3]
     for name in ("field.fits", "scene.fits", "embedding.fits", "cosmos.fits", "out/catalogue.ecsv"):
