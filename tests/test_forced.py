@@ -423,7 +423,8 @@ def test_a_file_of_positions(tmp_path):
 
     coord = from_tangent(XY, CENTER)
     path = tmp_path / "list.ecsv"
-    QTable({"id": [5, 6, 7, 8], "ra": coord.ra, "dec": coord.dec}).write(path)
+    shapes = {"half_light_radius": np.full(4, 0.3), "e1": np.zeros(4), "e2": np.zeros(4)}
+    QTable({"id": [5, 6, 7, 8], "ra": coord.ra, "dec": coord.dec, **shapes}).write(path)
     known = read(path, shape="table")
     assert user_sources(known["sources"])[0].separation(coord).max() < 1e-3 * u.mas
     assert known["shape"] is known["sources"]
@@ -439,11 +440,14 @@ def test_a_file_of_positions(tmp_path):
         check_columns(own, Namespace(sources="list", format="fits"))
     QTable({"ra": coord.ra}).write(path, overwrite=True)
     (tmp_path / "list.unknown").write_text("1 2")
+    QTable({"ra": coord.ra.deg, "dec": coord.dec.deg, "label": [1, 1, 2, 3]}).write(tmp_path / "twice.csv")
     for what, message in (
         (lambda: read(path), "must have a column sky_centroid, or ra and dec .deg., it has ra: add them"),
         (lambda: read(tmp_path / "none.ecsv"), "there is no such file"),
         (lambda: read(tmp_path / "list.unknown"), "not a kind of table that astropy knows by name"),
         (lambda: read(None, recentre=True), "of no use without --sources"),
+        (lambda: read(tmp_path / "twice.csv"), "--sources .*twice.csv: has duplicate labels: give every row its own"),
+        (lambda: read(tmp_path / "list.csv", shape="table"), "--shape has no column half_light_radius, e1, e2: give"),
     ):
         with pytest.raises(ValueError, match=message):
             what()

@@ -3,6 +3,8 @@
 
 from pathlib import Path
 
+from .errors import options
+
 __all__ = ["check_columns", "positions_of", "stars_of"]
 
 
@@ -29,13 +31,16 @@ def positions_of(arguments):
         return {}
     path = Path(arguments.sources)
     table = _table("--sources", path)
-    from ..images.positions import table_positions
+    from ..deblending.job_list import given_shapes
+    from ..deblending.source_list import user_sources
 
     try:
-        table_positions(table, "the table")
+        user_sources(table)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"--sources {path}: {error}") from error
+        raise ValueError(f"--sources {path}: {str(error).removeprefix('sources').lstrip(': ')}") from error
     shape = table if arguments.shape == "table" else arguments.shape
+    with options("shape"):
+        given_shapes(shape, len(table))
     return {
         "sources": table, "neighbours": arguments.neighbours, "shape": shape, "recentre": arguments.recentre,
     }  # fmt: skip

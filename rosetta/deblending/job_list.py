@@ -12,7 +12,7 @@ from ..images.positions import joined
 from . import shapes
 from .source_list import coincident, user_sources
 
-__all__ = ["NEIGHBOURS", "JobList"]
+__all__ = ["NEIGHBOURS", "JobList", "given_shapes"]
 
 NEIGHBOURS = ("detect", "listed", "scene")
 SMALLEST, LONGEST = 1e-3, 0.98  # arcsec: smaller sources are points; of |e|: no galaxy is longer
@@ -72,7 +72,7 @@ class JobList:
         east_north, n = found.image.tangent_plane.east_north(coord), len(coord)
         place = coincident(east_north)
         label = np.arange(1, n + 1) if label is None else label
-        start, fixed = _given_shapes(shape, n)
+        start, fixed = given_shapes(shape, n)
         free = np.tile(~fixed, (n, 1))
         free[:, shapes.EAST : shapes.NORTH + 1] = recentre
         listed = cls(coord[place], east_north[place], label, np.ones(n, bool), start, free)
@@ -93,8 +93,27 @@ class JobList:
         return JobList(joined([self.coord, other.coord]), *rows)
 
 
-def _given_shapes(shape, n):
-    """Shapes to start from (n, N_PARAMETER), NaN where they are fitted, and what of them is fixed (n_shape,)."""
+def given_shapes(shape, n):
+    """Shapes of n listed sources.
+
+    Parameters
+    ----------
+    shape : {"fit", "point"} or `~astropy.table.Table`
+        As for `~rosetta.JEPADeblender`.
+    n : int
+
+    Returns
+    -------
+    start : (n, N_PARAMETER) array
+        NaN where they are fitted.
+    fixed : (n_shape,) bool array
+        What of them is fixed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes cannot be used; the message says what to do.
+    """
     fixed = np.zeros(len(shapes.DIRECTIONS), bool)
     if isinstance(shape, str) and shape == "fit":
         return np.full((n, shapes.N_PARAMETER), np.nan), fixed

@@ -92,9 +92,9 @@ class EmbeddingPhotometry(Head):
             Where ``sources`` is a scene: its embedding, or the pair it was made from. A scene with positions and
             ``neighbours="scene"``.
         sources : `~rosetta.DeblendedScene`, `~astropy.coordinates.SkyCoord` or table
-            A scene is measured as it is, with the offsets it remembers. For positions, or a table
-            with ``sky_centroid``, or ``ra`` and ``dec``, a scene is made first by the deblender that was given, else by the bundled one, or
-            by an untrained one where the bundled one belongs to another encoder.
+            A scene is measured as it is, with the offsets it remembers. For positions, or a table with
+            ``sky_centroid`` or ``ra`` and ``dec``, a scene is made first by the deblender that was given, else by the
+            bundled one, or by an untrained one where the bundled one belongs to another encoder.
             ``meta["rosetta"]["options"]["deblender"]`` is its fingerprint, or "untrained". The catalogue then has the
             rows of ``sources``, in their order, and its other columns, except those whose names it has itself.
         offsets : `~astropy.table.QTable` or `~rosetta.AstrometricSolution`, optional
