@@ -140,13 +140,18 @@ def one(seed, options):
 
 
 # ---------------------------------------------------------------------------- all fields
-def lines(fields, k, methods):
-    """A line per method in one band."""
-    whole, known = [f["whole run"][:, k] for f in fields], np.concatenate([f["truth"][:, k] for f in fields])
-    number = field_number([f["truth"] for f in fields])
-    reference, error = np.concatenate(whole, axis=-1)
+def lines(fields, bands, methods):
+    """A line per method; ``bands``: numbers of the bands that are taken together."""
+
+    def of(name):
+        """(2, n): fluxes and errors of all sources, band after band."""
+        return np.concatenate([f[name][:, bands] for f in fields], axis=-1).reshape(2, -1)
+
+    known = np.concatenate([f["truth"][:, bands] for f in fields]).T.ravel()
+    number = np.tile(field_number([f["truth"] for f in fields]), len(bands))
+    reference, error = of("whole run")
     for method in methods:
-        flux, own = np.concatenate([f[method][:, k] for f in fields], axis=-1)
+        flux, own = of(method)
         ratio = flux / known - 1
         cells = [(np.mean, np.abs(flux - reference) < error), (np.median, ratio), (nmad, ratio),
                  (np.mean, np.abs(ratio) > 0.25), (np.mean, np.abs(flux - known) < own)]  # fmt: skip
@@ -168,8 +173,10 @@ def main():
     fields = [one(seed, options) for seed in range(first, first + options.fields)]
     tables = Tables(options.tables)
     header = ["Method", "n", "in 1 sigma of the whole run", "bias", "NMAD", "> 25 % off", "truth in 1 sigma"]
+    every = list(range(len(BANDS)))
+    tables.show("forced", f"Single positions: {' '.join(BANDS)}", header, lines(fields, every, methods(options)))
     for k, band in enumerate(BANDS):
-        tables.show(f"forced_{band}", f"Single positions: flux in {band}", header, lines(fields, k, methods(options)))
+        tables.show(f"forced_{band}", f"Single positions: flux in {band}", header, lines(fields, [k], methods(options)))
     limits, known = (np.concatenate([f[name].ravel() for f in fields]) for name in ("limits", "truth"))
     some = np.isfinite(limits)
     print(f"\n{np.sum(known[some] < limits[some])} of {some.sum()} true fluxes lie below their upper limits")

@@ -41,6 +41,7 @@ ROLL_OFF = 0.2  # cycles per pixel, to either side of Nyquist's frequency
 FAINTEST = 1e-3  # of a PSF's transform, relative to its sum: orders of folded frequencies below it are left out,
 NOTHING = 1e-6  # and of the others the frequencies below this
 SMALLEST = -60.0  # exponents end here: single precision is slow with the denormal numbers that follow
+LARGEST = 80.0  # and here, where a light narrower than a point is asked for: single precision ends at 88
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _share(frequency):
     return 0.5 * (1.0 - np.sin(0.5 * np.pi * beyond))
 
 
-def _transforms(mixtures, tangents, center, jacobian, fy, fx, largest=None):
+def _transforms(mixtures, tangents, center, jacobian, fy, fx, largest=LARGEST):
     """Fourier transforms of mixtures and of their derivatives, in closed form.
 
     At frequencies in cycles per pixel; (n, 1 + D, len(fy), len(fx)) complex64. ``largest`` bounds the logarithm of the
