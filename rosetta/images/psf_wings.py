@@ -26,7 +26,9 @@ SCATTER = 0.8, 1.25  # limits of the scale of nominal wings; a fainter rim is du
 WIDTHS, SLOPES = (0.8, 0.9, 1.0, 1.1, 1.25), (2.0, 3.0, 4.765)  # of the profiles: in units of the PSF's; Moffat's beta
 SCATTERED = 1.0  # arcsec; where scattered light begins to fall
 BLANK = 0.02  # brightness of the corners over that of the rim, below which a stamp is a disc
-TAPERED = 0.9  # brightness over nominal wings, relative to what it is farther in, below which a stamp was windowed
+TAPERED = 0.5, 0.9  # brightness over nominal wings, relative to what it is farther in: less at the rim tells of a
+# window, which begins where it is less than the second number
+MATTERS = 0.03  # share of the nominal light beyond a stamp, below which a window would do no harm
 EVEN = 1.5  # factor by which the brightness over nominal wings may vary where wings are seen
 KNOWN = 0.15, 1e-5  # to what the mean of a ring follows a profile: relative to itself, to the peak
 MOST = 0.95, 0.1  # share of light beyond a stamp, and beyond one that holds the core
@@ -88,7 +90,7 @@ def known_radius(stamp, scale, nominal=None):
     blank = corners.any() and rim.any() and np.abs(stamp[corners]).mean() < BLANK * stamp[rim].mean()
     known = edge if blank else np.inf
     fwhm = half_maximum_width(stamp)
-    if nominal is None or 2**0.5 * CORE * fwhm >= edge:
+    if nominal is None or 2**0.5 * CORE * fwhm >= edge or _beyond(edge * scale, nominal) < MATTERS:
         return known
     bright = stamp / stamp.sum() / np.maximum(_per_pixel(radius, scale, nominal), 1e-30)
     end = edge
@@ -96,9 +98,11 @@ def known_radius(stamp, scale, nominal=None):
         inner = [(radius >= low * end) & (radius < high * end) for low, high in ((0.5, 0.7), (0.7, 0.9))]
         levels = [bright[ring].mean() for ring in inner]
         rim = bright[(radius >= 0.9 * end) & (radius < end)].mean()
-        if rim > TAPERED * min(levels):
+        if end == edge and rim > TAPERED[0] * min(levels):
+            return known
+        if rim > TAPERED[1] * min(levels):
             seen = SHOWN[0] < np.mean(levels) < SHOWN[1] and 1 / EVEN < levels[0] / levels[1] < EVEN
-            return end if end < edge and seen else known
+            return end if seen else known
         end -= 0.25
     return known
 
