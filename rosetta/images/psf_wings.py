@@ -73,8 +73,8 @@ class Wings:
 def known_radius(stamp, scale, nominal=None):
     """Radius (pixels) beyond which a stamp says nothing of the PSF; inf: all of it counts.
 
-    It is half the side of a stamp whose corners are blank. It is less where wings as bright as the survey's nominal ones
-    are seen, and farther out vanish: no PSF does so.
+    It is half the side of a stamp whose corners are blank. It is less where wings as bright as the survey's nominal
+    ones are seen, and farther out vanish: no PSF does so.
 
     Parameters
     ----------
