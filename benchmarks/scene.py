@@ -24,7 +24,7 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 import torch
-from kit.dense_heads import CentreHead, heat, peaks, train, train_path
+from kit.dense_heads import FLOOR, CentreHead, heat, train, train_path
 from kit.dense_windows import (
     FAINTEST,
     INNER,
@@ -45,6 +45,7 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
 from rosetta import CrossSurveyEncoder, JEPADeblender
+from rosetta.centres.heat_map import peaks
 from rosetta.detection.detection import DetectionConfig, detected
 from rosetta.images.positions import tangent
 from rosetta.simulate import ObservedSet, write_training_set
@@ -225,7 +226,7 @@ def head_lists(folder, fields, name, head):
     """Lists of a head on all test fields."""
 
     def finder(channels, tokens):
-        return peaks(heat(head, channels, tokens.get(head.arm)))
+        return peaks(heat(head, channels, tokens.get(head.arm)), FLOOR)
 
     return [
         arrays(folder / "lists" / name / f"{k:03d}.npz", lambda f=field: list_of(f, finder))

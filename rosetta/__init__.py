@@ -21,6 +21,7 @@ _HOME = {
     "HST_ACS": "surveys",
     "Flag": "flags",
     "CrossSurveyEncoder": "encoding.encoder",
+    "LearnedDetector": "centres.detector",
     "AstrometricSolution": "astrometry.solution",
     "DeblendedScene": "deblending.scene",
     **{name: module for module, name in (place.split(":") for place in HEADS.values())},

@@ -11,7 +11,7 @@ HEADS = {
     "deblender": "deblending.deblender:JEPADeblender",
     "photometry": "photometry.catalogue:EmbeddingPhotometry",
 }
-KINDS = ("encoder", *HEADS)  # of checkpoints
+KINDS = ("encoder", "detector", *HEADS)  # of checkpoints
 
 
 def head_class(kind):

@@ -29,6 +29,8 @@ ORDER = """
     encoding.windows encoding.training_tiles encoding.pretraining encoding.familiar encoding.inference encoding.encoder
     training training.rows training.network training.loop
     head
+    centres centres.network centres.channels centres.heat_map centres.presentations centres.training centres.windows
+    centres.detector
     astrometry astrometry.epochs astrometry.field astrometry.scatter astrometry.field_fit astrometry.band_fields
     astrometry.few_sources
     astrometry.solution astrometry.corrected_wcs
@@ -41,7 +43,8 @@ ORDER = """
     plotting.blends plotting.fluxes plotting.recovery plotting.residual_images plotting.page plotting
     deblending deblending.blend_probability deblending.shapes deblending.engine deblending.engine.config
     deblending.engine.placement deblending.engine.rendering deblending.engine.design deblending.engine.fluxes
-    deblending.engine.shape_fit deblending.engine.engine deblending.single_band deblending.wrong_bands deblending.config
+    deblending.engine.shape_fit deblending.engine.engine deblending.single_band deblending.wrong_bands
+    deblending.candidates deblending.config
     deblending.source_list deblending.job_list deblending.sources deblending.listed deblending.chance_neighbours
     deblending.merging
     deblending.point_sources deblending.psf_width deblending.sky_plane deblending.band_fit
@@ -71,7 +74,7 @@ ORDER = """
 ASTROPY = {
     "surveys", "input_image", "frozen_image", "pair", "embedding", "matching", "terminal",
     "images.positions", "images.wcs", "images.wcs_fit", "images.image", "detection.detection",
-    "encoding.encoder", "encoding.windows",
+    "encoding.encoder", "encoding.windows", "centres.detector",
     "astrometry.aligner", "astrometry.solution", "astrometry.corrected_wcs",
     "astrometry.reference_stars", "astrometry.offsets_table", "astrometry.tied_offsets",
     "deblending.source_list", "deblending.job_list", "deblending.templates", "deblending.scene_file",

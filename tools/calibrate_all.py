@@ -1,5 +1,5 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Train everything that rests on a frozen encoder, on sky as surveys deliver it: novelty score, aligner, deblender,
+"""Train everything but the encoder, on sky as surveys deliver it: novelty score, aligner, detector, deblender,
 photometry.
 
 Usage: python tools/calibrate_all.py WORK [--morphologies FILE] [--encoder FILE] [--workers 2] [--install]
@@ -15,9 +15,12 @@ from pathlib import Path
 from training_pairs import N_PAIR, Sky
 
 import rosetta
-from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner
+from rosetta import CrossSurveyEncoder, EmbeddingPhotometry, JEPADeblender, LearnedAligner, LearnedDetector
+from rosetta.registry import KINDS
+from rosetta.simulate import TrainingSet, write_training_set
 
-SEED = {"aligner": 5, "deblender": 5, "photometry": 6}
+SEED = {"aligner": 5, "deblender": 5, "photometry": 6, "detector": 6200}
+TILE_SEED, N_TILE, STEPS = 6600, 96, 16000  # of the detector
 
 
 def calibrated(path, source, skies):
@@ -27,6 +30,25 @@ def calibrated(path, source, skies):
         encoder.calibrate(skies["photometry"], skies["aligner"])
         encoder.save(path)
     return CrossSurveyEncoder.from_pretrained(path, device="cpu")
+
+
+def detector_of(work, morphologies, workers):
+    """The detector, trained or from an earlier run, on noise-free tiles of its own."""
+    path, folder = work / "detector.safetensors", work / "detector_tiles"
+    if not path.exists():
+        write_training_set(folder, N_TILE, seed=TILE_SEED, processes=workers, morphologies=morphologies)
+        tiles = TrainingSet(folder)
+        truth = [tiles.truth(index) for index in range(len(tiles))]
+
+        def progress(step, steps, loss):
+            if step % 500 == 0:
+                print(f"detector: step {step} of {steps}, loss {loss:.3f}", flush=True)
+
+        detector = LearnedDetector(device="cpu")
+        state = path.with_suffix(".state.safetensors")
+        detector.fit(tiles, truth, steps=STEPS, seed=SEED["detector"], checkpoint=state, progress=progress)
+        print(f"detector: {detector.save(path)}", flush=True)
+    return LearnedDetector.from_pretrained(path, device="cpu")
 
 
 def trained(path, head, sky, workers):
@@ -50,10 +72,11 @@ def main():
     skies = {kind: Sky(args.work / "sky", kind, args.morphologies) for kind in N_PAIR}
     for sky in skies.values():
         sky.simulate(args.workers)
-    paths = {kind: args.work / f"{kind}.safetensors" for kind in ("encoder", *N_PAIR)}
+    paths = {kind: args.work / f"{kind}.safetensors" for kind in KINDS}
     encoder = calibrated(paths["encoder"], args.encoder, skies)
     trained(paths["aligner"], LearnedAligner(encoder), skies["aligner"], args.workers)
-    deblender = trained(paths["deblender"], JEPADeblender(encoder), skies["deblender"], args.workers)
+    detector = detector_of(args.work, args.morphologies, args.workers)
+    deblender = trained(paths["deblender"], JEPADeblender(encoder, detector), skies["deblender"], args.workers)
     trained(paths["photometry"], EmbeddingPhotometry(encoder, deblender), skies["photometry"], args.workers)
     if args.install:
         for path in paths.values():

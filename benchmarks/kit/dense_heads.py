@@ -6,15 +6,15 @@ encoder's tokens, interpolated to the grid; or of the output of a thin U-Net, wh
 noise, or trained with the head. So all arms have the same head.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["CentreHead", "heat", "loss_of", "peaks", "target_of", "train", "train_path"]
+from rosetta.centres.heat_map import loss_of, target_of
+
+__all__ = ["FLOOR", "CentreHead", "heat", "train", "train_path"]
 
 N_CHANNEL, N_FEATURE, WIDTH, DIM = 13, 24, 24, 384
-SPREAD = 0.8  # cells; width of a centre in the target
 FLOOR = -3.9  # logit of 0.02: fainter peaks are none
 RATE = {"end-to-end": 1e-3}  # peak learning rate; 2e-3 for the others
 
@@ -91,29 +91,6 @@ class CentreHead(nn.Module):
         return self.narrow(found)
 
 
-def target_of(centres, shape):
-    """Heat map (ny, nx) with a peak of 1 at each centre, and the weight of the cells that hold a centre (ny, nx)."""
-    heat_map, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    middle = np.clip(np.rint(centres.xy).astype(int), 0, np.array(shape[::-1]) - 1)
-    steps = np.arange(-3, 4)
-    y, x = (middle[:, 1, None, None] + steps[:, None]), (middle[:, 0, None, None] + steps[None])
-    apart = (x - centres.xy[:, 0, None, None]) ** 2 + (y - centres.xy[:, 1, None, None]) ** 2
-    value = np.exp(-0.5 * apart / SPREAD**2)
-    y, x, value = np.broadcast_arrays(y, x, value)
-    inside = (y >= 0) & (x >= 0) & (y < shape[0]) & (x < shape[1])
-    np.maximum.at(heat_map, (y[inside], x[inside]), value[inside])
-    np.maximum.at(weight, (middle[:, 1], middle[:, 0]), centres.weight)
-    return heat_map, weight
-
-
-def loss_of(logits, heat_map, weight):
-    """Focal loss of centres (Lin et al. 2017; Zhou et al. 2019), with a weight for each centre."""
-    chance = logits.sigmoid()
-    centre = weight * (1 - chance) ** 2 * F.logsigmoid(logits)
-    others = (weight == 0) * (1 - heat_map) ** 4 * chance**2 * F.logsigmoid(-logits)
-    return -(centre + others).sum() / weight.sum().clamp(min=1.0)
-
-
 def rate_at(step, n_step):
     """Share of the peak learning rate: 50 steps up, then level, and down to zero over the last 40 %."""
     return min(1.0, (step + 1) / 50, (n_step - step) / (0.4 * n_step))
@@ -144,7 +121,7 @@ def train(arm, seed, windows, n_step, path=None):
 
     def loss(window):
         channels, tokens, centres = window
-        heat_map, weight = map(torch.from_numpy, target_of(centres, channels.shape[-2:]))
+        heat_map, weight = map(torch.from_numpy, target_of(centres.xy, centres.weight, channels.shape[-2:]))
         with torch.autocast("cpu", torch.bfloat16):
             logits = head(*as_input(channels, tokens))
         return loss_of(logits[0], heat_map, weight)
@@ -195,21 +172,3 @@ def heat(head, channels, tokens=None):
     """Logits (ny, nx) of one window."""
     with torch.autocast("cpu", torch.bfloat16):
         return head(*as_input(channels, tokens))[0].numpy()
-
-
-def peaks(image, floor=FLOOR):
-    """Local maxima of an image above ``floor``: cells (x, y), refined by parabolas, (n, 2), and their values (n,)."""
-    padded = torch.from_numpy(np.pad(image, 1, constant_values=-np.inf))[None, None]
-    highest = F.max_pool2d(padded, 3, 1)[0, 0].numpy()
-    y, x = np.nonzero((image == highest) & (image > floor))
-    inner = (y > 0) & (x > 0) & (y < image.shape[0] - 1) & (x < image.shape[1] - 1)
-    y, x = y[inner], x[inner]
-
-    def shift(before, here, after):
-        bend = np.minimum(before + after - 2 * here, -1e-6)
-        return np.clip(0.5 * (before - after) / bend, -0.5, 0.5)
-
-    here = image[y, x]
-    along_x = shift(image[y, x - 1], here, image[y, x + 1])
-    along_y = shift(image[y - 1, x], here, image[y + 1, x])
-    return np.stack([x + along_x, y + along_y], -1), here

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from astropy.coordinates import SkyCoord
 
+from rosetta.centres.channels import cells, east_north, stacked
 from rosetta.encoding import observing, training_windows, windows
 from rosetta.encoding.network import SIDES, EncoderConfig
 from rosetta.images.image import band_images
@@ -75,27 +75,9 @@ def read_tiles(directory, n):
     return Sky(tiles, truth, place)
 
 
-def stacked(ground, space):
-    """Channels on the grid of 0.2", (n, 13, 192, 192) float16: six ground bands, four phases of VIS, three NISP bands.
-
-    Images of the bands of both sides, (n, n_band, height, width), in units of asinh(flux / noise).
-    """
-    phases, infrared = F.pixel_unshuffle(space[:, :1], 2), 2 * F.avg_pool2d(space[:, 1:], 2)
-    return torch.cat([ground, phases, infrared], 1).to(torch.float16).numpy()
-
-
-def cells(offsets, positions, pixel=0.1, patch=16):
-    """(east, north) about the window centre, arcsec -> cells (x, y), by the token positions of the space view."""
-    first = np.asarray(positions, float)[0]  # centre of the token in the corner
-    x, y = (patch - 1) / 2 + (np.asarray(offsets) - first).T * ((-1,), (1,)) / pixel
-    return np.stack([(x + 0.5) / 2 - 0.5, (y + 0.5) / 2 - 0.5], -1)
-
-
-def sky_offsets(xy, positions, pixel=0.1, patch=16):
-    """The inverse of `cells`."""
-    first = np.asarray(positions, float)[0]
-    pixels = (np.asarray(xy) + 0.5) * 2 - 0.5
-    return first + (pixels - (patch - 1) / 2) * (-pixel, pixel)
+def stored(ground, space):
+    """The channels of `rosetta.centres.channels.stacked`, (n, 13, 192, 192) float16."""
+    return stacked(ground, space).to(torch.float16).numpy()
 
 
 def significance(truth, views):
@@ -155,8 +137,8 @@ def presented(sky, n_tile, seed, step):
     snr = significance(truth, views)
     weight = snr**2 / (snr**2 + KNOWN_AT**2)
     centres = Centres(xy[chosen].astype(np.float32), weight[chosen].astype(np.float32))
-    channels = stacked(*(views[side].pixels for side in SIDES))[0]
-    return Drawn(channels, views, stacked(*(light[side] for side in SIDES))[0], centres)
+    channels = stored(*(views[side].pixels for side in SIDES))[0]
+    return Drawn(channels, views, stored(*(light[side] for side in SIDES))[0], centres)
 
 
 @torch.inference_mode()
@@ -199,12 +181,12 @@ class Field:
         centers = from_tangent(lattice(), self.center)
         self.views = {}
         for side in SIDES:
-            images = [of_sky(image) for image in band_images(pair).values() if image.side == side]
+            images = [image.of_sky for image in band_images(pair).values() if image.side == side]
             self.views[side] = windows.side_view(images, centers, WINDOW, EncoderConfig().knots(side))
 
     def channels(self):
         """(n_window, 13, 192, 192) float16."""
-        return stacked(*(self.views[side].pixels for side in SIDES))
+        return stored(*(self.views[side].pixels for side in SIDES))
 
     def positions(self):
         """Token positions of the space view of every window, (n_window, 576, 2)."""
@@ -213,12 +195,6 @@ class Field:
     def place(self, truth):
         """(east, north) of sources about the field's centre, arcsec, (n, 2)."""
         return tangent(truth["sky_centroid"], self.center)
-
-
-def of_sky(image):
-    """A band with the variance of its sky alone: the noise that windows are normalised by in training."""
-    with np.errstate(divide="ignore"):
-        return image.with_pixels(image.data, 1 / image.sky_weight)
 
 
 def on_sky(peaks, positions):
@@ -240,7 +216,7 @@ def on_sky(peaks, positions):
     """
     middles, places, scores = lattice(), [], []
     for (xy, score), where, middle in zip(peaks, positions, middles, strict=True):
-        place = middle + sky_offsets(xy, where)
+        place = middle + east_north(xy, where)
         nearest = np.argmin(np.abs(place[:, None] - middles).max(-1), 1)  # squares around the centres
         own = (middles[nearest] == middle).all(1) & (np.abs(place) < INNER).all(1)
         places.append(place[own])

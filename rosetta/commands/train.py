@@ -57,7 +57,7 @@ def train_head(arguments):
         path = _checkpoint_path(arguments.output)
     if arguments.deblender and arguments.kind != "photometry":
         raise ValueError(f"--deblender is of no use to train-head {arguments.kind}: leave it out")
-    from .. import CrossSurveyEncoder, JEPADeblender
+    from .. import CrossSurveyEncoder, JEPADeblender, LearnedDetector
     from ..simulate.observed import ObservedSet
 
     encoder = CrossSurveyEncoder.from_pretrained(arguments.encoder, device=arguments.device)
@@ -67,6 +67,8 @@ def train_head(arguments):
         given["deblender"] = JEPADeblender.from_pretrained(
             arguments.deblender, encoder=encoder, device=arguments.device
         )
+    if arguments.kind == "deblender":
+        given["detector"] = LearnedDetector.from_pretrained(device=arguments.device)
     head = head_class(arguments.kind)(encoder, **given)
     state = path.with_name(f"{path.name}.state")
     print(f"{arguments.kind} on {encoder}: {len(pairs)} tiles; training state in {state}", flush=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ..detection.detection import DetectionConfig
 from .blend_probability import BlendConfig
+from .candidates import CandidateConfig
 from .engine.config import EngineConfig
 from .single_band import SingleBandConfig
 from .wrong_bands import WrongBandsConfig
@@ -38,6 +39,11 @@ class MergingConfig:
         Of the brighter source's model, relative.
     n_colour : float
         Bands are worth so many together, at most: their fluxes are correlated.
+    unseen, seen : float
+        Added to the logarithm of the odds of a source in which the learned detector sees no centre, and taken from that
+        of one in which it does.
+    inside_unseen : float
+        ``inside`` for such a source.
     """
 
     reach: float = 2.0
@@ -51,6 +57,9 @@ class MergingConfig:
     of_others: float = 1.0
     light_error: float = 0.1
     n_colour: float = 3.0
+    unseen: float = 4.0
+    seen: float = 0.0
+    inside_unseen: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class DeblenderConfig:
     ----------
     detection : `~rosetta.detection.detection.DetectionConfig`
     engine : `~rosetta.deblending.engine.config.EngineConfig`
+    candidates : `~rosetta.deblending.candidates.CandidateConfig`
     merging : `MergingConfig`
     blend : `~rosetta.deblending.blend_probability.BlendConfig`
     match : float
@@ -90,6 +100,7 @@ class DeblenderConfig:
 
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
     merging: MergingConfig = field(default_factory=MergingConfig)
     blend: BlendConfig = field(default_factory=BlendConfig)
     match: float = 0.3

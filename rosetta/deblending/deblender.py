@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import astropy.units as u
 import numpy as np
@@ -15,6 +16,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 
 from ..arithmetic import plain_arithmetic
 from ..astrometry.solution import AstrometricSolution, as_solution, solution_for
+from ..centres.detector import LearnedDetector
 from ..detection.detection import detected
 from ..head import Head
 from ..images.image import band_images
@@ -62,11 +64,68 @@ class JEPADeblender(Head):
     ----------
     encoder : `~rosetta.CrossSurveyEncoder`, optional
         None: the bundled one, loaded when needed.
+    detector : `~rosetta.LearnedDetector`, optional
+        Tells sources from parts of galaxies, and adds sources that only all bands together show. None: every peak of
+        the detection image is a source, unless it looks like a part of another one.
     """
 
     _kind = "deblender"
     _config_class = DeblenderConfig
     trainer = TrainerConfig(steps=1000, batch=256)
+
+    _owner_kinds = ("encoder", "detector")
+
+    def __init__(self, encoder=None, detector=None):
+        if detector is not None and not isinstance(detector, LearnedDetector):
+            raise TypeError(f"detector must be a LearnedDetector or None, got {type(detector).__name__}")
+        super().__init__(encoder)
+        self._detector = detector
+
+    @classmethod
+    @plain_arithmetic
+    def from_pretrained(cls, path=None, *, encoder=None, device=None):
+        """Load a trained head, with the detector that it was trained with.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            A checkpoint written by `save`. None: the bundled one. Its detector is the ``detector.safetensors`` beside
+            it or, where there is none, the bundled one.
+        encoder : `~rosetta.CrossSurveyEncoder`, optional
+            The encoder it belongs to. None: the bundled one.
+        device : str, optional
+            "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
+
+        Returns
+        -------
+        `JEPADeblender`
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the checkpoint is damaged or of another kind, if the device is not there, or if head, encoder and
+            detector do not belong together (the message names the fingerprints).
+        """
+        head = super().from_pretrained(path, encoder=encoder, device=device)
+        needed = head._owners["detector"]
+        if needed is not None:
+            beside = None if path is None else Path(path).with_name("detector.safetensors")
+            head._detector = LearnedDetector.from_pretrained(
+                beside if beside is not None and beside.exists() else None, device=device
+            )
+            if head._detector.fingerprint != needed:
+                raise ValueError(
+                    f"detector has fingerprint {head._detector.fingerprint}, but the deblender was trained with "
+                    f"{needed}: put that one beside it, or train the deblender with fit()"
+                )
+        return head
+
+    @property
+    def detector(self):
+        """The `~rosetta.LearnedDetector` that it uses; None where it uses none."""
+        return self._detector
 
     @staticmethod
     def _build(config):
@@ -152,24 +211,27 @@ class JEPADeblender(Head):
         solution = solution_for(offsets, images)
         roles = Roles.of(images, solution, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
+        centres = self._centres(pair)
         if sources is None:
-            job = JobList.of_detections(found)
+            job = JobList.of_detections(found, centres, config.candidates)
         else:
             how = {"neighbours": neighbours, "shape": shape, "recentre": recentre}
-            job = JobList.of_positions(sources, found, **how)
+            job = JobList.of_positions(sources, found, centres, config.candidates, **how)
         search = sources is None or neighbours == "detect"
         corners = tile_corners
         if corners is not None:
             corners = roles.reference.tangent_plane.east_north(corners).reshape(*corners.shape, 2)
         field = tiles(images, corners)
         while True:
-            whole = self._fitted(images, field, roles, job, found, solution, search, background, workers, progress)
+            whole = self._fitted(
+                images, field, roles, job, found, centres, solution, search, background, workers, progress
+            )
             wrong = set(wrong_bands(whole.bands, images, roles.reference.band, config.wrong_bands)) & set(roles.shape)
             if not wrong:
                 break
             # A band that contradicts the templates must not have shaped them.
             roles = replace(roles, shape=tuple(band for band in roles.shape if band not in wrong))
-        whole = whole.of(confirmed(whole, config.detection.peak))
+        whole = whole.of(confirmed(whole, job.sure, config.detection.peak))
         listed = None if sources is None else np.isin(whole.index, np.flatnonzero(job.listed))
         fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
         coord = _positions(whole, job.coord, job.east_north, roles.reference.tangent_plane)
@@ -211,7 +273,7 @@ class JEPADeblender(Head):
             embedding, images, roles, whole, coord, _labels(whole.index, label), named, fixed, scene.offsets
         )
 
-    def _fitted(self, images, field, roles, job, found, solution, search, background, workers, progress):
+    def _fitted(self, images, field, roles, job, found, centres, solution, search, background, workers, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
         config, steps = self._config, count(1)
         found_too = found if search else None
@@ -227,7 +289,7 @@ class JEPADeblender(Head):
                     Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config)
                     for part in (~beside, beside)
                 )
-                yield tile.cut(images), roles, some, listed if beside.any() else None, found_too, tile.owns
+                yield tile.cut(images), roles, some, listed if beside.any() else None, found_too, centres, tile.owns
 
         within = report if workers == 1 else _unreported  # a process cannot report from within
         parts, work = [], partial(_tile, config, within, background)
@@ -237,9 +299,18 @@ class JEPADeblender(Head):
                 report()
         return joined_field(parts, images)
 
+    def _trained_on(self):
+        return {**super()._trained_on(), "detector": None if self._detector is None else self._detector.fingerprint}
+
+    def _centres(self, pair):
+        """Centres (n, 2) that count, in the tangent plane of the images; None without a detector."""
+        if self._detector is None:
+            return None
+        return self._detector.centres(pair).above(self._config.candidates.support).east_north
+
     def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
-        untrained, rows = type(self)(self.encoder), []
+        untrained, rows = type(self)(self.encoder, self._detector), []
         for view in views(self._embedding(pair), ("ground",)):
             scene = untrained(view, offsets=as_aligned(view))
             if len(scene) == 0 or len(truth) == 0:
@@ -294,9 +365,9 @@ class JEPADeblender(Head):
 
 def _tile(config, report, background, task):
     """The fit of one tile; here, so that other processes find it."""
-    images, roles, sources, listed, detections, owns = task
+    images, roles, sources, listed, detections, centres, owns = task
     engine = SparseEngine(config.engine)
-    return fit_tile(engine, images, roles, sources, listed, detections, owns, config, report, background)
+    return fit_tile(engine, images, roles, sources, listed, detections, centres, owns, config, report, background)
 
 
 def _unreported():

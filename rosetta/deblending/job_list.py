@@ -10,6 +10,7 @@ from astropy.table import Table
 
 from ..images.positions import joined
 from . import shapes
+from .candidates import candidates
 from .source_list import coincident, user_sources
 
 __all__ = ["NEIGHBOURS", "JobList", "given_shapes"]
@@ -33,6 +34,10 @@ class JobList:
     label : (n,) int array
     listed : (n,) bool array
         Whether a user gave the position.
+    seen : (n,) bool array
+        Whether the learned detector sees a centre there; positions of a user count as seen.
+    sure : (n,) bool array
+        Whether it stays a source whatever its flux is: detections and a user's positions do, mere centres do not.
     start : (n, N_PARAMETER) array
         Shapes to start from; NaN: that of the nearest detection.
     free : (n, n_shape) bool array
@@ -43,23 +48,36 @@ class JobList:
     east_north: np.ndarray
     label: np.ndarray
     listed: np.ndarray
+    seen: np.ndarray
+    sure: np.ndarray
     start: np.ndarray
     free: np.ndarray
 
     @classmethod
-    def of_detections(cls, found):
-        """The detections, all free."""
-        return cls._free(found, np.asarray(found.table["label"]))
+    def of_detections(cls, found, centres=None, config=None):
+        """The detections and the centres that are none of them, all free.
+
+        Parameters
+        ----------
+        found : `~rosetta.detection.detection.Detections`
+        centres : (n, 2) array, optional
+            What the learned detector sees, in the same tangent plane, arcsec.
+        config : `~rosetta.deblending.candidates.CandidateConfig`, optional
+        """
+        return cls._free(found, centres, config, first=1)
 
     @classmethod
-    def of_positions(cls, sources, found, *, neighbours="detect", shape="fit", recentre=False):
+    def of_positions(
+        cls, sources, found, centres=None, config=None, *, neighbours="detect", shape="fit", recentre=False
+    ):
         """The positions that a user gives and, if asked for, the detections.
 
         Parameters
         ----------
         sources, neighbours, shape, recentre
             As for `~rosetta.JEPADeblender`.
-        found : `~rosetta.detection.detection.Detections`
+        found, centres, config
+            As for `of_detections`.
 
         Raises
         ------
@@ -75,21 +93,25 @@ class JobList:
         start, fixed = given_shapes(shape, n)
         free = np.tile(~fixed, (n, 1))
         free[:, shapes.EAST : shapes.NORTH + 1] = recentre
-        listed = cls(coord[place], east_north[place], label, np.ones(n, bool), start, free)
+        listed = cls(coord[place], east_north[place], label, *np.ones((3, n), bool), start, free)
         if neighbours != "detect":
             return listed
-        others = label.max(initial=0) + 1 + np.arange(len(found))
-        return listed._and(cls._free(found, others))
+        return listed._and(cls._free(found, centres, config, first=label.max(initial=0) + 1))
 
     @classmethod
-    def _free(cls, found, label):
-        coord, east_north, n = found.table["sky_centroid"], found.east_north, len(label)
-        start = np.full((n, shapes.N_PARAMETER), np.nan)
-        return cls(coord, east_north, label, np.zeros(n, bool), start, np.ones((n, len(shapes.DIRECTIONS)), bool))
+    def _free(cls, found, centres, config, first):
+        """All free, with labels from ``first`` on."""
+        east_north, seen = candidates(found, centres, config)
+        n = len(seen)
+        more = found.image.tangent_plane.sky(east_north[len(found) :])
+        coord = joined([found.table["sky_centroid"], more])
+        start, free = np.full((n, shapes.N_PARAMETER), np.nan), np.ones((n, len(shapes.DIRECTIONS)), bool)
+        sure = np.arange(n) < len(found)
+        return cls(coord, east_north, first + np.arange(n), np.zeros(n, bool), seen, sure, start, free)
 
     def _and(self, other):
         rows = (np.concatenate([getattr(one, name) for one in (self, other)])
-                for name in ("east_north", "label", "listed", "start", "free"))  # fmt: skip
+                for name in ("east_north", "label", "listed", "seen", "sure", "start", "free"))  # fmt: skip
         return JobList(joined([self.coord, other.coord]), *rows)
 
 

@@ -7,13 +7,14 @@ from scipy.spatial import cKDTree
 
 from ..detection.detection import ground_stack, residual_peaks
 from ..images.filtering import filter_sigma
+from .candidates import supported
 from .point_sources import is_point
 from .sources import true_at
 
 __all__ = ["confirmed", "missed"]
 
 
-def missed(engine, images, reference, sources, mixtures, config):
+def missed(engine, images, reference, sources, mixtures, centres, config):
     """Positions of sources that the residuals show, on the reference image and on the ground stack.
 
     Parameters
@@ -25,12 +26,16 @@ def missed(engine, images, reference, sources, mixtures, config):
     sources : `~rosetta.deblending.sources.Sources`
     mixtures : (n, K, 6) array
         Their fitted shapes.
+    centres : (n, 2) array or None
+        What the learned detector sees, in the tangent plane of the images, arcsec; None: there is no detector.
     config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
     -------
-    (n, 2) array
+    east_north : (n, 2) array
         True positions in the tangent plane of the images, arcsec; n may be 0.
+    seen : (n,) bool array
+        Whether the detector sees a centre there, or there is no detector.
     """
     residuals = {}
     for band, image in images.items():
@@ -40,19 +45,26 @@ def missed(engine, images, reference, sources, mixtures, config):
     ground = [image for image in residuals.values() if image.side == "ground"]
     looks = [residuals[reference.band]] if reference.side == "space" and reference.band in residuals else []
     looks += [ground_stack(ground)] if ground else []
-    known = sources.east_north
+    known, seen = sources.east_north, sources.seen
     for look in looks:
-        x, y, _ = residual_peaks(look, config.detection)
+        x, y, significance = residual_peaks(look, config.detection)
         found = true_at(look.east_north(x, y), look, sources.solution)
+        if centres is None:
+            support = np.ones(len(found), bool)
+        else:
+            support = supported(found, centres, config.candidates.centred)
+            keep = support | (significance > config.candidates.unseen_peak)
+            found, support = found[keep], support[keep]
         if len(known) and len(found):
             separation, _ = cKDTree(known).query(found)
-            found = found[separation > max(config.apart[look.side == "ground"] * look.fwhm, config.match)]
-        known = np.concatenate([known, found])
-    return known[len(sources) :]
+            apart = separation > max(config.apart[look.side == "ground"] * look.fwhm, config.match)
+            found, support = found[apart], support[apart]
+        known, seen = np.concatenate([known, found]), np.concatenate([seen, support])
+    return known[len(sources) :], seen[len(sources) :]
 
 
-def confirmed(field, peak):
-    """Rows of the sources that stay, (m,): what the residuals showed must be significant beside its neighbours too.
+def confirmed(field, sure, peak):
+    """Rows of the sources that stay, (m,): what was not detected must be significant beside its neighbours too.
 
     Their models have changed since; and what a source shows in all bands together is less than in their stack if it has
     not the light of a source.
@@ -60,13 +72,16 @@ def confirmed(field, peak):
     Parameters
     ----------
     field : `~rosetta.deblending.tiles.FieldFit`
+    sure : (n,) bool array
+        Which of the list of the job stay in any case.
     peak : float
         Sigma, as in the search.
     """
     snr = [np.where(fit.measured, fit.flux / np.sqrt(fit.covariance.diagonal()), 0.0) for fit in field.bands.values()]
     chi2 = np.sum(np.maximum(snr, 0.0) ** 2, axis=0)
     noise = 0.5 * sum(fit.measured for fit in field.bands.values())  # mean: half of the fluxes of noise are positive
-    return np.flatnonzero((field.index >= 0) | (chi2 > peak**2 + noise))
+    stays = (field.index >= 0) & np.append(sure, False)[field.index]
+    return np.flatnonzero(stays | (chi2 > peak**2 + noise))
 
 
 def _residual(engine, mixtures, placed, config):

@@ -146,6 +146,16 @@ class BandImage:
         other.__dict__.update(data=data, variance=variance, valid=np.isfinite(variance), **known)
         return other
 
+    @property
+    def of_sky(self):
+        """The image with the variance of its sky alone, as `sky_weight` has it."""
+        with np.errstate(divide="ignore"):
+            variance = (1.0 / self.sky_weight).astype(np.float32)
+        noise = VarianceUncertainty(variance, copy=False)
+        other = replace(self, pixels=NDData(self.data, uncertainty=noise, mask=~self.valid))
+        other.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
+        return other
+
     def without(self, light, **known):
         """The image less some light (ny, nx), nJy; ``sky_weight`` stays, if it is not among what is ``known``."""
         data = np.where(self.valid, self.data - light, 0.0).astype(np.float32)

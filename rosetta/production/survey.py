@@ -40,7 +40,7 @@ class Config:
         Side of the tiles in which sources are deblended, arcsec.
     models : str
         Folder of ``encoder.safetensors`` and those of the heads; empty: the bundled ones.
-    encoder, aligner, deblender, photometry : str
+    encoder, detector, aligner, deblender, photometry : str
         Fingerprints of the models.
     """
 
@@ -52,6 +52,7 @@ class Config:
     tile: float
     models: str
     encoder: str
+    detector: str
     aligner: str
     deblender: str
     photometry: str
