@@ -4,10 +4,10 @@
 One small head for centres reads the pixels of ten bands on a grid of 0.2", and beside them 24 channels of features:
 none; the tokens of an untrained or of the bundled encoder; a frozen U-Net, untrained or trained to remove the noise; or
 a U-Net that is trained with the head on the same labels (end to end). Noise, PSF, depth, masks and orientation are
-drawn for every window; ``--steps`` beyond ``--windows`` show windows again. The lists are compared at equal purity with
-the rows of today's detection and deblender, on the same test fields.
+drawn for every window; ``--steps`` beyond ``--windows`` show windows again. The lists are compared at equal purity, on
+the same test fields; the deblender's rows, without and with the bundled detector, with that detector's own list.
 
-Run: python benchmarks/scene.py FOLDER [--train 40] [--test 20] [--windows 960] [--steps 960] [--seeds 2] [--long 1920]
+Run: python benchmarks/scene.py FOLDER [--train 40] [--test 20] [--windows 960] [--steps 960] [--seeds 2]
      [--few 240] [--arms ARM ...] [--deblended 12] [--tables FOLDER]
 
 FOLDER keeps tiles, windows, heads and lists; a second run goes on where the first ended. Seeds: 6100 (training tiles,
@@ -18,7 +18,6 @@ import argparse
 import json
 import time
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import astropy.units as u
@@ -37,7 +36,7 @@ from kit.dense_windows import (
     read_tiles,
     tokens_of,
 )
-from kit.source_lists import BINS, Lists, judged, united
+from kit.source_lists import BINS, Lists, judged
 from kit.store import arrays
 from kit.tables import Tables, add_option
 from kit.windows import note
@@ -50,7 +49,7 @@ from rosetta.detection.detection import DetectionConfig, detected
 from rosetta.images.positions import tangent
 from rosetta.simulate import ObservedSet, write_training_set
 
-TRAIN_SEED, TEST_SEED, LIGHT_SEED, NEW_SEED = 6100, 6400, 6199, 6200
+TRAIN_SEED, TEST_SEED, LIGHT_SEED = 6100, 6400, 6199
 NOISE_SEED = 6401
 CHUNK = 16  # windows in a file
 FEW = (3, 10)  # labelled tiles
@@ -58,8 +57,8 @@ PURITY = (0.887, 0.94)
 N_BOOTSTRAP = 1000
 FEWEST = 5  # rows a field of a list that is shown
 MAIN, FROZEN = ("end-to-end", "random tokens", "pixels", "tokens"), ("light U-Net", "random U-Net")
-STACK, TODAY, DEBLENDED = "smoothed stack, local maxima", "today's detection, VIS alone", "today's rows"
-UNITED = "its bright rows, head for the others, the same purity"
+STACK, VIS_ALONE = "smoothed stack, local maxima", "detection on VIS alone"
+ROWS = {"without": "deblender without detector", "with": "deblender with detector"}
 NAMES = {
     "pixels": "head on pixels", "random tokens": "+ tokens of an untrained encoder",
     "tokens": "+ tokens of the bundled encoder",
@@ -71,9 +70,7 @@ CONTRASTS = (
     ("end-to-end", "pixels"), ("light U-Net", "random tokens"), ("light U-Net", "random U-Net"),
     ("random U-Net", "random tokens"), ("tokens", "random tokens"), ("random tokens", "pixels"), ("tokens", "pixels"),
 )  # fmt: skip
-BEST = "end-to-end"  # the head that is compared with today's rows
 MIDDLE = 51.2  # arcsec: what the deblender measures of a field
-BRIGHTER, UNITED_APART = 20.0, 0.5  # S/N in VIS of rows that are kept; arcsec from them to the head's peaks
 
 
 def encoders():
@@ -122,13 +119,6 @@ def stream(folder, n_tile, n_window, arm):
                 yield channels[k], tokens[k], Centres(xy[rows], weight[rows])
 
 
-def new_windows(folder, n_tile, seed):
-    """As `stream`, without tokens, and no window twice."""
-    sky = read_tiles(folder / "train", n_tile)
-    drawn = (presented(sky, n_tile, NEW_SEED + seed, step) for step in count())
-    return ((one.channels, None, one.centres) for one in drawn)
-
-
 # ------------------------------------------------------------------------------------- test fields
 def field_arrays(pairs, index, models):
     """What heads read of a test field, its true sources, and the rows of today's detection."""
@@ -148,15 +138,27 @@ def field_arrays(pairs, index, models):
     }  # fmt: skip
 
 
-def deblended(pairs, index):
+def deblended(pairs, index, deblender):
     """Rows of the deblender on the middle of a field: detection, one pass on the residuals, fragments merged."""
     pair = pairs[index]
     center = center_of(pair)
     part = pair.cutout(center, MIDDLE * u.arcsec)
     start = time.process_time()
-    scene = JEPADeblender.from_pretrained(device="cpu")(part).to_table()
+    scene = deblender(part).to_table()
     return {
         "place": tangent(scene["sky_centroid"], center), "score": np.asarray(scene["snr"], float),
+        "seconds": np.array(time.process_time() - start),
+    }  # fmt: skip
+
+
+def centres(pairs, index, detector):
+    """The list of the bundled detector on the same part of a field."""
+    pair = pairs[index]
+    center = center_of(pair)
+    start = time.process_time()
+    found = detector(pair.cutout(center, MIDDLE * u.arcsec))
+    return {
+        "place": tangent(found["sky_centroid"], center), "score": np.asarray(found["score"], float),
         "seconds": np.array(time.process_time() - start),
     }  # fmt: skip
 
@@ -188,14 +190,13 @@ def judge(field, rows, half=INNER):
 
 # ------------------------------------------------------------------------------------- heads
 def trained(folder, arm, n_tile, seed, n_window, n_step):
-    """A head, from its file or trained now; without ``n_window``, on windows that are all new."""
+    """A head, from its file or trained now."""
     path = folder / "heads" / f"{arm.replace(' ', '_')}_{n_tile}_{seed}_{n_step}.safetensors"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         start = time.process_time()
         light = path_of_light(folder, n_tile, n_step) if arm == "light U-Net" else None
-        windows = stream(folder, n_tile, n_window, arm) if n_window else new_windows(folder, n_tile, seed)
-        head, losses = train(arm, seed, windows, n_step, light)
+        head, losses = train(arm, seed, stream(folder, n_tile, n_window, arm), n_step, light)
         keep(path, head, losses, start)
     head = CentreHead(arm)
     head.load_state_dict(load_file(path))
@@ -235,13 +236,11 @@ def head_lists(folder, fields, name, head):
 
 
 def runs(options):
-    """(arm, tiles, seed, stored windows or None, steps) of every head."""
+    """(arm, tiles, seed, stored windows, steps) of every head."""
     for seed in range(options.seeds):
         for arm in options.arms:
             if arm in MAIN or seed == 0:
                 yield arm, options.train, seed, options.windows, options.steps
-    if options.long:
-        yield BEST, options.train, 0, None, options.long
     for n_tile in FEW:
         for arm in options.arms if options.few else ():
             yield arm, n_tile, 0, options.few, options.steps
@@ -294,7 +293,6 @@ def main():
     parser.add_argument("--test", type=int, default=20, help="test tiles")
     parser.add_argument("--windows", type=int, default=960, help="presentations of all training tiles")
     parser.add_argument("--steps", type=int, default=960, help="training steps of a head, of one presentation each")
-    parser.add_argument("--long", type=int, default=1920, help="steps of a longer end-to-end training; 0: none")
     parser.add_argument("--arms", nargs="+", choices=NAMES, default=[*MAIN, *FROZEN], help="features of the heads")
     parser.add_argument("--few", type=int, default=240, help="presentations of 3 and of 10 tiles; 0: none")
     parser.add_argument("--seeds", type=int, default=2, help="training seeds")
@@ -312,9 +310,16 @@ def main():
     ]
     for n_tile, n_window in ((options.train, options.windows), *((few, options.few) for few in FEW)):
         write_windows(folder, n_tile, n_window, models)
-    rows = [
-        arrays(folder / "deblended" / f"{k:03d}.npz", partial(deblended, pairs, k)) for k in range(options.deblended)
-    ]
+    deblender = JEPADeblender.from_pretrained(device="cpu")
+    finders = {
+        "without": partial(deblended, deblender=JEPADeblender(deblender.encoder)),
+        "with": partial(deblended, deblender=deblender),
+        "list": partial(centres, detector=deblender.detector),
+    }
+    rows = {
+        name: [arrays(folder / name / f"{k:03d}.npz", partial(find, pairs, k)) for k in range(options.deblended)]
+        for name, find in finders.items()
+    }
     heads = {}  # (arm, tiles, steps) -> lists of every training seed
     for arm, n_tile, seed, n_window, n_step in runs(options):
         name, head = trained(folder, arm, n_tile, seed, n_window, n_step)
@@ -337,13 +342,13 @@ def report(tables, fields, heads, rows, options):
     """All tables."""
     finders = {
         STACK: [[list_of(field, lambda channels, _: stack_peaks(channels)) for field in fields]],
-        **{title(arm, n_step, options): found for (arm, n, n_step), found in heads.items() if n == options.train},
+        **{NAMES[arm]: found for (arm, n, _), found in heads.items() if n == options.train},
     }
     times, main = samples(len(fields)), {}
     for purity in PURITY:
         main = {name: figures([lists(fields, one) for one in seeds], purity, times) for name, seeds in finders.items()}
         vis = [{name: field[name] for name in ("place", "score")} for field in fields]
-        shown = {TODAY: figures([lists(fields, vis)], None, times)} | main
+        shown = {VIS_ALONE: figures([lists(fields, vis)], None, times)} | main
         show(tables, f"scene_{purity}".replace(".", "_"), f"Purity {purity}", shown)
         pairs = [(NAMES[arm], NAMES[other]) for arm, other in CONTRASTS]
         against(tables, f"scene_difference_{purity}".replace(".", "_"), f"Paired, purity {purity}", main, pairs)
@@ -353,37 +358,21 @@ def report(tables, fields, heads, rows, options):
         lines.append([NAMES[arm], n_tile, n_step, len(seeds), *(cell(found[:, SHOWN.index(name)]) for name in BINS)])
     header = ("List", "tiles", "steps", "seeds", *BINS)
     tables.show("scene_labels", f"Tiles, steps and training seeds, purity {PURITY[0]}", header, lines)
-    if rows:
-        practical(tables, fields[: len(rows)], heads, rows, options)
+    if options.deblended:
+        practical(tables, fields[: options.deblended], rows)
 
 
-def title(arm, n_step, options):
-    return NAMES[arm] if n_step == options.steps else f"{NAMES[arm]}, {n_step} steps"
-
-
-def practical(tables, fields, heads, rows, options):
-    """The rows of today's deblender, of the best head and of both together, in the middle of the same fields."""
+def practical(tables, fields, rows):
+    """The deblender's rows without and with the detector, and the detector's own list, in the middle of the fields."""
     times, half = samples(len(fields)), MIDDLE / 2 - 2  # sources at the edge of the cutout are left out
-    seeds = heads[BEST, options.train, options.long or options.steps]
-    both = [
-        [united(brighter(row, BRIGHTER), peak, UNITED_APART) for row, peak in zip(rows, one, strict=False)]
-        for one in seeds
-    ]
-    today = lists(fields, rows, half)
-    own = float(today.figures(None)["purity"])
-    found = {DEBLENDED: figures([today], None, times)}
-    for purity in (own, *PURITY):
-        head = [lists(fields, one, half) for one in seeds]
-        found[f"head, purity {purity:.3f}"] = figures(head, purity, times)
-    found[UNITED] = figures([lists(fields, one, half) for one in both], own, times)
-    show(tables, "scene_today", f"Against today's rows, {len(fields)} fields of {2 * half} arcsec", found)
-    pairs = [(name, DEBLENDED) for name in found if name != DEBLENDED]
-    against(tables, "scene_today_difference", "Paired", found, pairs)
-
-
-def brighter(rows, snr):
-    bright = rows["score"] > snr
-    return {name: rows[name][bright] for name in ("place", "score")}
+    found = {ROWS[name]: figures([lists(fields, rows[name], half)], None, times) for name in ROWS}
+    for purity in PURITY:
+        found[f"detector's list, purity {purity}"] = figures([lists(fields, rows["list"], half)], purity, times)
+    show(tables, "scene_rows", f"The deblender's rows, {len(fields)} fields of {2 * half} arcsec", found)
+    pairs = [(name, ROWS["without"]) for name in found if name != ROWS["without"]]
+    against(tables, "scene_rows_difference", "Paired", found, pairs)
+    seconds = {name: np.mean([float(row["seconds"]) for row in each]) for name, each in rows.items()}
+    note(f"CPU seconds a field: {seconds}")
 
 
 if __name__ == "__main__":

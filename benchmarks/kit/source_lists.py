@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-__all__ = ["APART", "BINS", "Judged", "Lists", "judged", "united"]
+__all__ = ["APART", "BINS", "Judged", "Lists", "judged"]
 
 APART = 0.3  # arcsec: a row and a true source are one
 BINS = {"18-24": (18, 24), "24-25": (24, 25), "25-26": (25, 26)}
@@ -142,26 +142,3 @@ class Lists:
 def _at(values, index):
     """``values[index]``, and False where the index is -1."""
     return np.where(index >= 0, values[np.maximum(index, 0)], False)
-
-
-def united(bright, faint, apart):
-    """A list of bright rows, all kept, and of the faint ones that lie ``apart`` arcsec or more from each of them.
-
-    Parameters
-    ----------
-    bright, faint : dict of ndarray
-        ``place`` (n, 2), arcsec, and ``score`` (n,).
-    apart : float
-
-    Returns
-    -------
-    dict of ndarray
-        Scores of bright rows are above all others.
-    """
-    near = cKDTree(bright["place"]).query(faint["place"])[0] < apart if len(bright["place"]) else False
-    others = {name: values[~np.broadcast_to(near, len(values))] for name, values in faint.items()}
-    top = others["score"].max(initial=0) + 1
-    score = top + np.argsort(np.argsort(bright["score"]))
-    return {
-        "place": np.concatenate([bright["place"], others["place"]]), "score": np.concatenate([score, others["score"]])
-    }  # fmt: skip
