@@ -15,7 +15,8 @@ from rosetta.centres import channels, heat_map, presentations
 from rosetta.centres.detector import Centres
 from rosetta.centres.network import REACH, CentreConfig, CentreNet
 from rosetta.centres.windows import windows
-from rosetta.deblending.candidates import CandidateConfig, candidates, supported
+from rosetta.deblending.candidates import CandidateConfig, candidates, scores_at
+from rosetta.deblending.deblender import as_aligned
 from rosetta.encoding.training_windows import TrainingTile, TrainingTileSide
 from rosetta.images.image import band_images
 from rosetta.surveys import EUCLID, RUBIN
@@ -220,22 +221,24 @@ class _Found:
         return len(self.east_north)
 
 
-def test_centres_support_detections_and_add_to_them():
-    found = _Found([[0, 0], [0.8, 0], [5, 5]], [0.2, 0.2, 1.0])
-    centres = np.array([[0.1, 0.0], [0.4, 0.5], [5.4, 5.0], [9.0, 9.0]])
-    places, seen = candidates(found, centres, CandidateConfig())
-    np.testing.assert_array_equal(seen, [True, False, True, True, True])
-    np.testing.assert_array_equal(places[3:], centres[[1, 3]])
-    places, seen = candidates(found, None, CandidateConfig())  # without a detector
-    assert len(places) == 3 and seen.all()
-    places, seen = candidates(found, centres[:0], CandidateConfig())  # with one that sees nothing
-    assert len(places) == 3 and not seen.any()
+def test_centres_are_added_to_detections():
+    found, config = _Found([[0, 0], [0.8, 0], [5, 5]], [0.2, 0.2, 1.0]), CandidateConfig()
+    at = np.array([[0.1, 0.0], [0.4, 0.5], [5.4, 5.0], [9.0, 9.0], [-7.0, 0.0]])
+    centres = Centres(at, np.array([2.0, 1.0, 0.5, 0.0, -1.0]))
+    places, score = candidates(found, centres, config)
+    np.testing.assert_array_equal(places[3:], at[[1, 3]])  # the last one does not count
+    np.testing.assert_array_equal(score, [2.0, config.unseen, 0.5, 1.0, 0.0])
+    places, score = candidates(found, None, config)  # without a detector
+    assert len(places) == 3 and (score == 0).all()
+    places, score = candidates(found, Centres(at[:0], np.zeros(0)), config)  # with one that sees nothing
+    assert len(places) == 3 and (score == config.unseen).all()
 
 
-def test_a_centre_supports_one_position():
-    places = np.array([[0, 0], [0.2, 0]])
-    np.testing.assert_array_equal(supported(places, np.array([[0.05, 0.0]]), 0.3), [True, False])
-    assert not supported(places, np.zeros((0, 2)), 0.3).any()
+def test_a_centre_is_that_of_one_position():
+    places, config = np.array([[0, 0], [0.2, 0]]), CandidateConfig()
+    two = Centres(np.array([[0.05, 0.0], [0.06, 0.0]]), np.array([1.0, 2.0]))
+    np.testing.assert_array_equal(scores_at(places, two, 0.3, config), [2.0, config.unseen])
+    assert (scores_at(places, None, 0.3, config) == 0).all()
 
 
 class _Told(LearnedDetector):
@@ -262,7 +265,7 @@ def test_the_deblender_reads_the_detector(make_image, tiny_encoder):
     """A bluer knot in a galaxy's light is a source if the detector sees both, and part of it if it sees one centre."""
 
     def scene(n, scale, psf):
-        sources = ((0.0, 0.0, 4000.0, 0.35), (0.7, 0.0, 700.0 if scale == 0.1 else 220.0, 0.1))
+        sources = ((0.0, 0.0, 8000.0, 0.4), (0.8, 0.0, 500.0 if scale == 0.1 else 150.0, 0.1))
         light = sum(gaussian(n, scale, *at, flux, np.hypot(sigma, psf)) for *at, flux, sigma in sources)
         noise = np.random.default_rng(n).normal(size=(n, n))
         return make_image(n, scale, data=(light + noise).astype(np.float32)), gaussian(41, scale, 0, 0, 1, psf)
@@ -272,8 +275,8 @@ def test_the_deblender_reads_the_detector(make_image, tiny_encoder):
     embedding = tiny_encoder(pair, window=12.8 * u.arcsec)
 
     def rows(told):
-        return JEPADeblender(tiny_encoder, _Told(told))(embedding).to_table()
+        return JEPADeblender(tiny_encoder, _Told(told))(embedding, offsets=as_aligned(pair)).to_table()
 
-    assert len(rows([[0, 0], [0.7, 0]])) == 2
+    assert len(rows([[0, 0], [0.8, 0]])) == 2
     assert len(rows([[0, 0]])) == 1
-    assert len(rows([[0, 0], [0.7, 0], [-4, 3]])) == 2  # a centre without light is no source
+    assert len(rows([[0, 0], [0.8, 0], [-4, 3]])) == 2  # a centre without light is no source

@@ -35,11 +35,6 @@ class Centres:
     east_north: np.ndarray
     score: np.ndarray
 
-    def above(self, score):
-        """The centres of at least this score."""
-        keep = self.score > score
-        return Centres(self.east_north[keep], self.score[keep])
-
 
 class LearnedDetector:
     """Finds sources on all bands of both surveys together.

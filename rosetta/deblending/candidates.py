@@ -1,12 +1,12 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
-"""Detections and the centres that the learned detector sees: one list of positions, and which of them it supports."""
+"""Detections and the centres that the learned detector sees: one list of positions, and what it thinks of each."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-__all__ = ["CandidateConfig", "candidates", "supported"]
+__all__ = ["CandidateConfig", "candidates", "scores_at"]
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,20 @@ class CandidateConfig:
     apart : float
         arcsec from every detection at which a centre is a source of its own.
     centred : float
-        arcsec; a detection or a peak of the residuals so near to a centre is supported.
+        arcsec; a detection or a peak of the residuals so near to a centre has its score.
     centred_width : float
         The same in units of the width of a large detection.
+    unseen : float
+        Score of a position where there is no centre.
     unseen_peak : float
-        Sigma that the residuals must show where there is no centre.
+        Sigma that the residuals must show where no centre counts.
     """
 
     support: float = -0.5
     apart: float = 0.45
     centred: float = 0.3
     centred_width: float = 0.5
+    unseen: float = -3.0
     unseen_peak: float = 10.0
 
 
@@ -40,41 +43,44 @@ def candidates(found, centres, config):
     Parameters
     ----------
     found : `~rosetta.detection.detection.Detections`
-    centres : (n, 2) array or None
-        Centres that count, in the same tangent plane, arcsec. None: there is no detector, and detections are trusted.
+    centres : `~rosetta.centres.detector.Centres` or None
+        In the same tangent plane. None: there is no detector.
     config : `CandidateConfig`
 
     Returns
     -------
     east_north : (m, 2) array
-        The detections, then the centres that are none of them.
-    seen : (m,) bool array
-        Whether the detector sees a centre there.
+        The detections, then the centres that count and are none of them.
+    score : (m,) array
+        What the detector thinks of each: the logarithm of the odds that it is a source; 0 without a detector.
     """
-    if centres is None or len(centres) == 0 or len(found) == 0:
-        n = len(found)
-        more = np.zeros((0, 2)) if centres is None else centres
-        seen = np.append(np.full(n, centres is None), np.ones(len(more), bool))
-        return np.concatenate([found.east_north, more]), seen
+    if centres is None:
+        return found.east_north, np.zeros(len(found))
     reach = np.maximum(config.centred, config.centred_width * np.asarray(found.table["b"]))
-    seen = supported(found.east_north, centres, reach)
-    apart, _ = cKDTree(found.east_north).query(centres)
-    more = centres[apart > config.apart]
-    return np.concatenate([found.east_north, more]), np.append(seen, np.ones(len(more), bool))
+    score, more = scores_at(found.east_north, centres, reach, config), centres.score > config.support
+    if len(found) and more.any():
+        more &= cKDTree(found.east_north).query(centres.east_north)[0] > config.apart
+    return np.concatenate([found.east_north, centres.east_north[more]]), np.append(score, centres.score[more])
 
 
-def supported(east_north, centres, reach):
-    """Whether positions (n, 2) are those of centres (m, 2), (n,) bool; a centre is of the position nearest to it.
+def scores_at(east_north, centres, reach, config):
+    """The detector's scores at positions (n, 2), (n,); a centre is that of the position nearest to it.
 
     Parameters
     ----------
-    east_north, centres : (n, 2), (m, 2) array
+    east_north : (n, 2) array
         arcsec.
+    centres : `~rosetta.centres.detector.Centres` or None
+        None: there is no detector, and scores are 0.
     reach : float or (n,) array
         arcsec.
+    config : `CandidateConfig`
     """
-    seen = np.zeros(len(east_north), bool)
-    if len(east_north) and len(centres):
-        apart, nearest = cKDTree(east_north).query(centres)
-        seen[nearest[apart < np.broadcast_to(reach, len(east_north))[nearest]]] = True
-    return seen
+    if centres is None:
+        return np.zeros(len(east_north))
+    score = np.full(len(east_north), config.unseen)
+    if len(east_north) and len(centres.score):
+        apart, nearest = cKDTree(east_north).query(centres.east_north)
+        near = apart < np.broadcast_to(reach, len(east_north))[nearest]
+        np.maximum.at(score, nearest[near], centres.score[near])
+    return score

@@ -39,11 +39,8 @@ class MergingConfig:
         Of the brighter source's model, relative.
     n_colour : float
         Bands are worth so many together, at most: their fluxes are correlated.
-    unseen, seen : float
-        Added to the logarithm of the odds of a source in which the learned detector sees no centre, and taken from that
-        of one in which it does.
-    inside_unseen : float
-        ``inside`` for such a source.
+    trust : float
+        The learned detector's score of a source, times this, is taken from the logarithm of the odds.
     """
 
     reach: float = 2.0
@@ -57,9 +54,7 @@ class MergingConfig:
     of_others: float = 1.0
     light_error: float = 0.1
     n_colour: float = 3.0
-    unseen: float = 4.0
-    seen: float = 0.0
-    inside_unseen: float = 0.15
+    trust: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class JEPADeblender(Head):
         solution = solution_for(offsets, images)
         roles = Roles.of(images, solution, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
-        centres = self._centres(pair)
+        centres = None if self._detector is None else self._detector.centres(pair)
         if sources is None:
             job = JobList.of_detections(found, centres, config.candidates)
         else:
@@ -301,12 +301,6 @@ class JEPADeblender(Head):
 
     def _trained_on(self):
         return {**super()._trained_on(), "detector": None if self._detector is None else self._detector.fingerprint}
-
-    def _centres(self, pair):
-        """Centres (n, 2) that count, in the tangent plane of the images; None without a detector."""
-        if self._detector is None:
-            return None
-        return self._detector.centres(pair).above(self._config.candidates.support).east_north
 
     def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""

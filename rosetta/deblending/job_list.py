@@ -34,8 +34,8 @@ class JobList:
     label : (n,) int array
     listed : (n,) bool array
         Whether a user gave the position.
-    seen : (n,) bool array
-        Whether the learned detector sees a centre there; positions of a user count as seen.
+    score : (n,) array
+        Of the learned detector; 0 where it is not asked.
     sure : (n,) bool array
         Whether it stays a source whatever its flux is: detections and a user's positions do, mere centres do not.
     start : (n, N_PARAMETER) array
@@ -48,7 +48,7 @@ class JobList:
     east_north: np.ndarray
     label: np.ndarray
     listed: np.ndarray
-    seen: np.ndarray
+    score: np.ndarray
     sure: np.ndarray
     start: np.ndarray
     free: np.ndarray
@@ -60,8 +60,8 @@ class JobList:
         Parameters
         ----------
         found : `~rosetta.detection.detection.Detections`
-        centres : (n, 2) array, optional
-            What the learned detector sees, in the same tangent plane, arcsec.
+        centres : `~rosetta.centres.detector.Centres`, optional
+            Of the learned detector, in the same tangent plane.
         config : `~rosetta.deblending.candidates.CandidateConfig`, optional
         """
         return cls._free(found, centres, config, first=1)
@@ -93,7 +93,8 @@ class JobList:
         start, fixed = given_shapes(shape, n)
         free = np.tile(~fixed, (n, 1))
         free[:, shapes.EAST : shapes.NORTH + 1] = recentre
-        listed = cls(coord[place], east_north[place], label, *np.ones((3, n), bool), start, free)
+        every, score = np.ones(n, bool), np.zeros(n)
+        listed = cls(coord[place], east_north[place], label, every, score, every, start, free)
         if neighbours != "detect":
             return listed
         return listed._and(cls._free(found, centres, config, first=label.max(initial=0) + 1))
@@ -101,17 +102,18 @@ class JobList:
     @classmethod
     def _free(cls, found, centres, config, first):
         """All free, with labels from ``first`` on."""
-        east_north, seen = candidates(found, centres, config)
-        n = len(seen)
+        east_north, score = candidates(found, centres, config)
+        n = len(score)
         more = found.image.tangent_plane.sky(east_north[len(found) :])
         coord = joined([found.table["sky_centroid"], more])
         start, free = np.full((n, shapes.N_PARAMETER), np.nan), np.ones((n, len(shapes.DIRECTIONS)), bool)
         sure = np.arange(n) < len(found)
-        return cls(coord, east_north, first + np.arange(n), np.zeros(n, bool), seen, sure, start, free)
+        label, listed = first + np.arange(n), np.zeros(n, bool)
+        return cls(coord, east_north, label, listed, score, sure, start, free)
 
     def _and(self, other):
         rows = (np.concatenate([getattr(one, name) for one in (self, other)])
-                for name in ("east_north", "label", "listed", "seen", "sure", "start", "free"))  # fmt: skip
+                for name in ("east_north", "label", "listed", "score", "sure", "start", "free"))  # fmt: skip
         return JobList(joined([self.coord, other.coord]), *rows)
 
 

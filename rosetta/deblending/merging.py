@@ -18,7 +18,7 @@ __all__ = ["merged", "fragment_owners"]
 FAINT = 0.02  # of a galaxy's flux: a fragment of less is one Gaussian of its moments
 
 
-def fragment_owners(mixtures, place, flux, misfit, config, bands=None, seen=None):
+def fragment_owners(mixtures, place, flux, misfit, config, bands=None, score=0.0):
     """The source that each source is a fragment of.
 
     Parameters
@@ -32,8 +32,8 @@ def fragment_owners(mixtures, place, flux, misfit, config, bands=None, seen=None
     config : `~rosetta.deblending.config.MergingConfig`
     bands : (flux, error), optional
         Of all sources in every band, (n, n_band) nJy, the sharpest one first. None: colours and counts are not asked.
-    seen : (n,) bool array, optional
-        Whether the learned detector sees a centre there. None: there is no detector.
+    score : (n,) array, optional
+        Of the learned detector.
 
     Returns
     -------
@@ -53,17 +53,14 @@ def fragment_owners(mixtures, place, flux, misfit, config, bands=None, seen=None
     own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)), config.blur)
     inside = flux[owner] * _overlap(mixtures[owner], mixtures[fragment], apart, config.blur) / own[fragment]
     belongs = misfit[fragment] > config.misfit
-    told = seen is not None
-    unseen = ~seen if told else np.zeros(len(flux), bool)
     if bands is not None:
         one, other = ([value[rows] for value in bands] for rows in (fragment, owner))
         odds = log_odds(inside, np.hypot(*apart.T), one, other, 0, config)
-        odds += np.where(unseen, config.unseen, -config.seen if told else 0.0)[fragment]
+        odds -= config.trust * np.broadcast_to(score, len(flux))[fragment]
         belongs |= (flux[fragment] < config.share * flux[owner]) & (odds > config.log_odds)
     inside = np.where(belongs, inside, 0.0)
     order = np.argsort(inside)  # the last assignment counts: the source that gives most light there
-    least = np.where(unseen[fragment], config.inside_unseen, config.inside)
-    order = order[inside[order] > least[order]]
+    order = order[inside[order] > config.inside]
     owners[fragment[order]] = owner[order]
     for row in np.argsort(-flux, kind="stable"):  # brighter ones first: an owner's own owner is known by now
         owners[row] = owners[owners[row]]

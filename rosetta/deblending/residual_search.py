@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 
 from ..detection.detection import ground_stack, residual_peaks
 from ..images.filtering import filter_sigma
-from .candidates import supported
+from .candidates import scores_at
 from .point_sources import is_point
 from .sources import true_at
 
@@ -26,18 +26,18 @@ def missed(engine, images, reference, sources, mixtures, centres, config):
     sources : `~rosetta.deblending.sources.Sources`
     mixtures : (n, K, 6) array
         Their fitted shapes.
-    centres : (n, 2) array or None
-        What the learned detector sees, in the tangent plane of the images, arcsec; None: there is no detector.
+    centres : `~rosetta.centres.detector.Centres` or None
+        In the tangent plane of the images; None: there is no detector.
     config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
     -------
     east_north : (n, 2) array
         True positions in the tangent plane of the images, arcsec; n may be 0.
-    seen : (n,) bool array
-        Whether the detector sees a centre there, or there is no detector.
+    score : (n,) array
+        Of the detector.
     """
-    residuals = {}
+    residuals, rules = {}, config.candidates
     for band, image in images.items():
         if image.side == "ground" or band == reference.band:
             placed = sources.on(image, reference.wavelength, config.engine, light=3.0)
@@ -45,22 +45,19 @@ def missed(engine, images, reference, sources, mixtures, centres, config):
     ground = [image for image in residuals.values() if image.side == "ground"]
     looks = [residuals[reference.band]] if reference.side == "space" and reference.band in residuals else []
     looks += [ground_stack(ground)] if ground else []
-    known, seen = sources.east_north, sources.seen
+    known, score = sources.east_north, sources.score
     for look in looks:
         x, y, significance = residual_peaks(look, config.detection)
         found = true_at(look.east_north(x, y), look, sources.solution)
-        if centres is None:
-            support = np.ones(len(found), bool)
-        else:
-            support = supported(found, centres, config.candidates.centred)
-            keep = support | (significance > config.candidates.unseen_peak)
-            found, support = found[keep], support[keep]
+        own = scores_at(found, centres, rules.centred, rules)
+        keep = (own > rules.support) | (significance > rules.unseen_peak)
+        found, own = found[keep], own[keep]
         if len(known) and len(found):
             separation, _ = cKDTree(known).query(found)
             apart = separation > max(config.apart[look.side == "ground"] * look.fwhm, config.match)
-            found, support = found[apart], support[apart]
-        known, seen = np.concatenate([known, found]), np.concatenate([seen, support])
-    return known[len(sources) :], seen[len(sources) :]
+            found, own = found[apart], own[apart]
+        known, score = np.concatenate([known, found]), np.concatenate([score, own])
+    return known[len(sources) :], score[len(sources) :]
 
 
 def confirmed(field, sure, peak):

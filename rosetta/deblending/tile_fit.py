@@ -98,8 +98,8 @@ def fit_tile(engine, images, roles, sources, listed, detections, centres, owns, 
         What a user lists: some of ``sources``, or beside them.
     detections : `~rosetta.detection.detection.Detections` or None
         None: no source is added, and none is merged with another.
-    centres : (n, 2) array or None
-        What the learned detector sees, in the tangent plane of the images, arcsec; None: there is no detector.
+    centres : `~rosetta.centres.detector.Centres` or None
+        Of the learned detector, in the tangent plane of the images; None: there is none.
     owns : callable
         Positions (n, 2) in the tangent plane -> (n,) bool: whether they belong to the tile.
     config : `~rosetta.deblending.config.DeblenderConfig`
@@ -115,9 +115,9 @@ def fit_tile(engine, images, roles, sources, listed, detections, centres, owns, 
     if detections is not None and images:
         first, _, point = fitted_shapes(engine, images, roles, sources)
         sources = sources.starting_from(np.where(point[:, None], first, sources.start))
-        extra, seen = missed(engine, images, roles.reference, sources, shapes.mixture(first), centres, config)
+        extra, score = missed(engine, images, roles.reference, sources, shapes.mixture(first), centres, config)
         if len(extra):
-            sources = sources.and_at(extra, seen, detections, config)
+            sources = sources.and_at(extra, score, detections, config)
     report()
     # From the initial shapes: a shape that absorbed an undetected neighbour would stay too large.
     merges = detections is not None and roles.reference.band in images
@@ -213,7 +213,7 @@ def _merged(engine, images, roles, sources, parameters, merges, config):
     misfit, _ = misfits(design, reference.data - design.image(flux), reference.sky_weight)
     others = [engine.solve(engine.render(mixtures, placed), placed.image) for placed in placements[1:]]
     bands = _colours([found, *others])
-    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands, sources.seen)
+    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands, sources.score)
     owners[sources.listed] = np.flatnonzero(sources.listed)  # what a user lists is no fragment
     return owners, merging.merged(mixtures, place, flux, owners)
 

@@ -152,7 +152,7 @@ class BandImage:
         with np.errstate(divide="ignore"):
             variance = (1.0 / self.sky_weight).astype(np.float32)
         noise = VarianceUncertainty(variance, copy=False)
-        other = replace(self, pixels=NDData(self.data, uncertainty=noise, mask=~self.valid))
+        other = _as_before(self, replace(self, pixels=NDData(self.data, uncertainty=noise, mask=~self.valid)))
         other.__dict__.update(depth=self.depth, fwhm=self.fwhm, pixel_scale=self.pixel_scale)
         return other
 
@@ -281,7 +281,8 @@ def _band_image(pair, plane, side, name, pixels):
     else:
         image = BandImage(name, side, pixels, psf.centred(), flags=flags, **parts)
         image = image if Flag.PSF_TRUNCATED not in flags else _with_wings(image, pair.survey(side))
-    return _without_artefacts(image)
+    # Of a noise-free image nothing is sharper than the PSF, and the search would take cores of stars for artefacts.
+    return image if pixels.meta.get("noise_free") else _without_artefacts(image)
 
 
 def _without_artefacts(image):
