@@ -15,8 +15,9 @@ from rosetta.centres import channels, heat_map, presentations
 from rosetta.centres.detector import Centres
 from rosetta.centres.network import REACH, CentreConfig, CentreNet
 from rosetta.centres.windows import windows
-from rosetta.deblending.candidates import CandidateConfig, candidates, scores_at
+from rosetta.deblending.candidates import CandidateConfig, candidates, odds_at
 from rosetta.deblending.deblender import as_aligned
+from rosetta.detection.detection import DetectionConfig
 from rosetta.encoding.training_windows import TrainingTile, TrainingTileSide
 from rosetta.images.image import band_images
 from rosetta.surveys import EUCLID, RUBIN
@@ -213,6 +214,8 @@ def test_a_ground_pair_alone_and_bands_of_no_survey(make_image, detector):
 
 # ------------------------------------------------------------------------------------- in the deblender
 class _Found:
+    config = DetectionConfig()
+
     def __init__(self, east_north, b):
         self.east_north = np.asarray(east_north, float)
         self.table = QTable({"b": np.asarray(b, float)})
@@ -221,24 +224,28 @@ class _Found:
         return len(self.east_north)
 
 
+RULES = CandidateConfig(even=0.0, slope=2.0, support=0.5, unseen=-5.0, unseen_peak=9.0)
+
+
 def test_centres_are_added_to_detections():
-    found, config = _Found([[0, 0], [0.8, 0], [5, 5]], [0.2, 0.2, 1.0]), CandidateConfig()
+    found = _Found([[0, 0], [0.8, 0], [5, 5]], [0.2, 0.2, 1.0])
     at = np.array([[0.1, 0.0], [0.4, 0.5], [5.4, 5.0], [9.0, 9.0], [-7.0, 0.0]])
-    centres = Centres(at, np.array([2.0, 1.0, 0.5, 0.0, -1.0]))
-    places, score = candidates(found, centres, config)
+    centres = Centres(at, np.array([2.0, 1.0, 0.5, 0.3, 0.2]))
+    places, odds, least = candidates(found, centres, RULES)
     np.testing.assert_array_equal(places[3:], at[[1, 3]])  # the last one does not count
-    np.testing.assert_array_equal(score, [2.0, config.unseen, 0.5, 1.0, 0.0])
-    places, score = candidates(found, None, config)  # without a detector
-    assert len(places) == 3 and (score == 0).all()
-    places, score = candidates(found, Centres(at[:0], np.zeros(0)), config)  # with one that sees nothing
-    assert len(places) == 3 and (score == config.unseen).all()
+    np.testing.assert_array_equal(odds, [4.0, -5.0, 1.0, 2.0, 0.6])
+    np.testing.assert_array_equal(least, [0, 9.0, 0, 5.0, 5.0])
+    places, odds, least = candidates(found, None, RULES)  # without a detector
+    assert len(places) == 3 and (odds == 0).all() and (least == 0).all()
+    places, odds, least = candidates(found, Centres(at[:0], np.zeros(0)), RULES)  # with one that sees nothing
+    assert len(places) == 3 and (odds == -5).all() and (least == 9).all()
 
 
 def test_a_centre_is_that_of_one_position():
-    places, config = np.array([[0, 0], [0.2, 0]]), CandidateConfig()
+    places = np.array([[0, 0], [0.2, 0]])
     two = Centres(np.array([[0.05, 0.0], [0.06, 0.0]]), np.array([1.0, 2.0]))
-    np.testing.assert_array_equal(scores_at(places, two, 0.3, config), [2.0, config.unseen])
-    assert (scores_at(places, None, 0.3, config) == 0).all()
+    np.testing.assert_array_equal(odds_at(places, two, 0.3, RULES), [4.0, -5.0])
+    assert (odds_at(places, None, 0.3, RULES) == 0).all()
 
 
 class _Told(LearnedDetector):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-__all__ = ["CandidateConfig", "candidates", "scores_at"]
+__all__ = ["CandidateConfig", "candidates", "odds_at"]
 
 
 @dataclass(frozen=True)
@@ -15,25 +15,31 @@ class CandidateConfig:
 
     Attributes
     ----------
+    even : float
+        Score at which a centre is as often a source as not,
+    slope : float
+        and by how much the logarithm of these odds grows with the score; measured on simulated sky.
     support : float
-        Score of a centre that counts.
+        Logarithm of the odds above which a centre counts.
     apart : float
         arcsec from every detection at which a centre is a source of its own.
     centred : float
-        arcsec; a detection or a peak of the residuals so near to a centre has its score.
+        arcsec; a detection or a peak of the residuals so near to a centre has its odds.
     centred_width : float
         The same in units of the width of a large detection.
     unseen : float
-        Score of a position where there is no centre.
+        Logarithm of the odds where there is no centre.
     unseen_peak : float
-        Sigma that the residuals must show where no centre counts.
+        Sigma that must be seen of a source where no centre counts.
     """
 
-    support: float = -0.5
+    even: float = 0.1
+    slope: float = 3.0
+    support: float = 0.8
     apart: float = 0.45
     centred: float = 0.3
     centred_width: float = 0.5
-    unseen: float = -3.0
+    unseen: float = -6.0
     unseen_peak: float = 10.0
 
 
@@ -51,36 +57,44 @@ def candidates(found, centres, config):
     -------
     east_north : (m, 2) array
         The detections, then the centres that count and are none of them.
-    score : (m,) array
+    odds : (m,) array
         What the detector thinks of each: the logarithm of the odds that it is a source; 0 without a detector.
+    least : (m,) array
+        Sigma that all bands together must show of it, else it is no source.
     """
     if centres is None:
-        return found.east_north, np.zeros(len(found))
+        return found.east_north, np.zeros(len(found)), np.zeros(len(found))
     reach = np.maximum(config.centred, config.centred_width * np.asarray(found.table["b"]))
-    score, more = scores_at(found.east_north, centres, reach, config), centres.score > config.support
-    if len(found) and more.any():
-        more &= cKDTree(found.east_north).query(centres.east_north)[0] > config.apart
-    return np.concatenate([found.east_north, centres.east_north[more]]), np.append(score, centres.score[more])
+    odds, more = odds_at(found.east_north, centres, reach, config), _odds(centres, config)
+    add = more > config.support
+    if len(found) and add.any():
+        add &= cKDTree(found.east_north).query(centres.east_north)[0] > config.apart
+    least = np.append(np.where(odds > config.support, 0.0, config.unseen_peak), np.full(add.sum(), found.config.peak))
+    return np.concatenate([found.east_north, centres.east_north[add]]), np.append(odds, more[add]), least
 
 
-def scores_at(east_north, centres, reach, config):
-    """The detector's scores at positions (n, 2), (n,); a centre is that of the position nearest to it.
+def _odds(centres, config):
+    return np.maximum(config.slope * (centres.score - config.even), config.unseen)
+
+
+def odds_at(east_north, centres, reach, config):
+    """Logarithm of the detector's odds at positions (n, 2), (n,); a centre is that of the position nearest to it.
 
     Parameters
     ----------
     east_north : (n, 2) array
         arcsec.
     centres : `~rosetta.centres.detector.Centres` or None
-        None: there is no detector, and scores are 0.
+        None: there is no detector, and all are 0.
     reach : float or (n,) array
         arcsec.
     config : `CandidateConfig`
     """
     if centres is None:
         return np.zeros(len(east_north))
-    score = np.full(len(east_north), config.unseen)
+    odds = np.full(len(east_north), config.unseen)
     if len(east_north) and len(centres.score):
         apart, nearest = cKDTree(east_north).query(centres.east_north)
         near = apart < np.broadcast_to(reach, len(east_north))[nearest]
-        np.maximum.at(score, nearest[near], centres.score[near])
-    return score
+        np.maximum.at(odds, nearest[near], _odds(centres, config)[near])
+    return odds

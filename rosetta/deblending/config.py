@@ -40,7 +40,9 @@ class MergingConfig:
     n_colour : float
         Bands are worth so many together, at most: their fluxes are correlated.
     trust : float
-        The learned detector's score of a source, times this, is taken from the logarithm of the odds.
+        Share of the learned detector's log odds of a source that is taken from those of a part.
+    inside_doubted : float
+        ``inside`` of a source that the detector rather takes for none.
     """
 
     reach: float = 2.0
@@ -55,6 +57,7 @@ class MergingConfig:
     light_error: float = 0.1
     n_colour: float = 3.0
     trust: float = 1.0
+    inside_doubted: float = 0.015
 
 
 @dataclass(frozen=True)

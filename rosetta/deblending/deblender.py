@@ -231,7 +231,7 @@ class JEPADeblender(Head):
                 break
             # A band that contradicts the templates must not have shaped them.
             roles = replace(roles, shape=tuple(band for band in roles.shape if band not in wrong))
-        whole = whole.of(confirmed(whole, job.sure, config.detection.peak))
+        whole = whole.of(confirmed(whole, job.least, config.detection.peak))
         listed = None if sources is None else np.isin(whole.index, np.flatnonzero(job.listed))
         fixed = np.zeros(len(whole), bool) if listed is None or recentre else listed
         coord = _positions(whole, job.coord, job.east_north, roles.reference.tangent_plane)

@@ -34,10 +34,10 @@ class JobList:
     label : (n,) int array
     listed : (n,) bool array
         Whether a user gave the position.
-    score : (n,) array
-        Of the learned detector; 0 where it is not asked.
-    sure : (n,) bool array
-        Whether it stays a source whatever its flux is: detections and a user's positions do, mere centres do not.
+    odds : (n,) array
+        Logarithm of the learned detector's odds that it is a source; 0 where it is not asked.
+    least : (n,) array
+        Sigma that all bands together must show of it, else it is no source.
     start : (n, N_PARAMETER) array
         Shapes to start from; NaN: that of the nearest detection.
     free : (n, n_shape) bool array
@@ -48,8 +48,8 @@ class JobList:
     east_north: np.ndarray
     label: np.ndarray
     listed: np.ndarray
-    score: np.ndarray
-    sure: np.ndarray
+    odds: np.ndarray
+    least: np.ndarray
     start: np.ndarray
     free: np.ndarray
 
@@ -93,8 +93,8 @@ class JobList:
         start, fixed = given_shapes(shape, n)
         free = np.tile(~fixed, (n, 1))
         free[:, shapes.EAST : shapes.NORTH + 1] = recentre
-        every, score = np.ones(n, bool), np.zeros(n)
-        listed = cls(coord[place], east_north[place], label, every, score, every, start, free)
+        named, zero = np.ones(n, bool), np.zeros(n)
+        listed = cls(coord[place], east_north[place], label, named, zero, zero, start, free)
         if neighbours != "detect":
             return listed
         return listed._and(cls._free(found, centres, config, first=label.max(initial=0) + 1))
@@ -102,18 +102,17 @@ class JobList:
     @classmethod
     def _free(cls, found, centres, config, first):
         """All free, with labels from ``first`` on."""
-        east_north, score = candidates(found, centres, config)
-        n = len(score)
+        east_north, odds, least = candidates(found, centres, config)
+        n = len(odds)
         more = found.image.tangent_plane.sky(east_north[len(found) :])
         coord = joined([found.table["sky_centroid"], more])
         start, free = np.full((n, shapes.N_PARAMETER), np.nan), np.ones((n, len(shapes.DIRECTIONS)), bool)
-        sure = np.arange(n) < len(found)
         label, listed = first + np.arange(n), np.zeros(n, bool)
-        return cls(coord, east_north, label, listed, score, sure, start, free)
+        return cls(coord, east_north, label, listed, odds, least, start, free)
 
     def _and(self, other):
         rows = (np.concatenate([getattr(one, name) for one in (self, other)])
-                for name in ("east_north", "label", "listed", "score", "sure", "start", "free"))  # fmt: skip
+                for name in ("east_north", "label", "listed", "odds", "least", "start", "free"))  # fmt: skip
         return JobList(joined([self.coord, other.coord]), *rows)
 
 

@@ -18,7 +18,7 @@ __all__ = ["merged", "fragment_owners"]
 FAINT = 0.02  # of a galaxy's flux: a fragment of less is one Gaussian of its moments
 
 
-def fragment_owners(mixtures, place, flux, misfit, config, bands=None, score=0.0):
+def fragment_owners(mixtures, place, flux, misfit, config, bands=None, told=0.0):
     """The source that each source is a fragment of.
 
     Parameters
@@ -32,8 +32,8 @@ def fragment_owners(mixtures, place, flux, misfit, config, bands=None, score=0.0
     config : `~rosetta.deblending.config.MergingConfig`
     bands : (flux, error), optional
         Of all sources in every band, (n, n_band) nJy, the sharpest one first. None: colours and counts are not asked.
-    score : (n,) array, optional
-        Of the learned detector.
+    told : (n,) array, optional
+        Logarithm of the learned detector's odds that each is a source.
 
     Returns
     -------
@@ -52,15 +52,16 @@ def fragment_owners(mixtures, place, flux, misfit, config, bands=None, score=0.0
     fragment, owner, apart = fragment[keep], owner[keep], apart[keep]
     own = flux * _overlap(mixtures, mixtures, np.zeros((len(flux), 2)), config.blur)
     inside = flux[owner] * _overlap(mixtures[owner], mixtures[fragment], apart, config.blur) / own[fragment]
+    told = np.broadcast_to(told, len(flux))[fragment]
     belongs = misfit[fragment] > config.misfit
     if bands is not None:
         one, other = ([value[rows] for value in bands] for rows in (fragment, owner))
         odds = log_odds(inside, np.hypot(*apart.T), one, other, 0, config)
-        odds -= config.trust * np.broadcast_to(score, len(flux))[fragment]
+        odds -= config.trust * told
         belongs |= (flux[fragment] < config.share * flux[owner]) & (odds > config.log_odds)
     inside = np.where(belongs, inside, 0.0)
     order = np.argsort(inside)  # the last assignment counts: the source that gives most light there
-    order = order[inside[order] > config.inside]
+    order = order[inside[order] > np.where(told < 0, config.inside_doubted, config.inside)[order]]
     owners[fragment[order]] = owner[order]
     for row in np.argsort(-flux, kind="stable"):  # brighter ones first: an owner's own owner is known by now
         owners[row] = owners[owners[row]]

@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 
 from ..detection.detection import ground_stack, residual_peaks
 from ..images.filtering import filter_sigma
-from .candidates import scores_at
+from .candidates import odds_at
 from .point_sources import is_point
 from .sources import true_at
 
@@ -34,8 +34,8 @@ def missed(engine, images, reference, sources, mixtures, centres, config):
     -------
     east_north : (n, 2) array
         True positions in the tangent plane of the images, arcsec; n may be 0.
-    score : (n,) array
-        Of the detector.
+    odds : (n,) array
+        Logarithm of the detector's odds.
     """
     residuals, rules = {}, config.candidates
     for band, image in images.items():
@@ -45,22 +45,23 @@ def missed(engine, images, reference, sources, mixtures, centres, config):
     ground = [image for image in residuals.values() if image.side == "ground"]
     looks = [residuals[reference.band]] if reference.side == "space" and reference.band in residuals else []
     looks += [ground_stack(ground)] if ground else []
-    known, score = sources.east_north, sources.score
+    known, odds = sources.east_north, sources.odds
     for look in looks:
         x, y, significance = residual_peaks(look, config.detection)
         found = true_at(look.east_north(x, y), look, sources.solution)
-        own = scores_at(found, centres, rules.centred, rules)
-        keep = (own > rules.support) | (significance > rules.unseen_peak)
-        found, own = found[keep], own[keep]
+        own = odds_at(found, centres, rules.centred, rules)
+        if centres is not None:
+            keep = (own > rules.support) | (significance > rules.unseen_peak)
+            found, own = found[keep], own[keep]
         if len(known) and len(found):
             separation, _ = cKDTree(known).query(found)
             apart = separation > max(config.apart[look.side == "ground"] * look.fwhm, config.match)
             found, own = found[apart], own[apart]
-        known, score = np.concatenate([known, found]), np.concatenate([score, own])
-    return known[len(sources) :], score[len(sources) :]
+        known, odds = np.concatenate([known, found]), np.concatenate([odds, own])
+    return known[len(sources) :], odds[len(sources) :]
 
 
-def confirmed(field, sure, peak):
+def confirmed(field, least, peak):
     """Rows of the sources that stay, (m,): what was not detected must be significant beside its neighbours too.
 
     Their models have changed since; and what a source shows in all bands together is less than in their stack if it has
@@ -69,16 +70,16 @@ def confirmed(field, sure, peak):
     Parameters
     ----------
     field : `~rosetta.deblending.tiles.FieldFit`
-    sure : (n,) bool array
-        Which of the list of the job stay in any case.
+    least : (n,) array
+        Sigma that must be seen of the sources of the job's list,
     peak : float
-        Sigma, as in the search.
+        and of those that the residuals showed.
     """
     snr = [np.where(fit.measured, fit.flux / np.sqrt(fit.covariance.diagonal()), 0.0) for fit in field.bands.values()]
     chi2 = np.sum(np.maximum(snr, 0.0) ** 2, axis=0)
     noise = 0.5 * sum(fit.measured for fit in field.bands.values())  # mean: half of the fluxes of noise are positive
-    stays = (field.index >= 0) & np.append(sure, False)[field.index]
-    return np.flatnonzero(stays | (chi2 > peak**2 + noise))
+    needed = np.append(least, peak)[field.index]
+    return np.flatnonzero((needed == 0) | (chi2 > needed**2 + noise))
 
 
 def _residual(engine, mixtures, placed, config):

@@ -80,7 +80,7 @@ def _fit_part(scene, place, part, images, roles, listed, row, covariances, solut
         index=np.append(listed.index[taken], n_listed + kept), east_north=at,
         snr=0.1 / templates.truncation[known], start=np.tile(shapes.base_parameters(*np.ones((3, 1))), (n, 1)),
         largest=np.full(n, np.inf), free=np.zeros((n, n_shape), bool),
-        listed=np.arange(n) < taken.sum(), score=np.zeros(n), solution=solution,
+        listed=np.arange(n) < taken.sum(), odds=np.zeros(n), solution=solution,
     )  # fmt: skip
     sources = of_scene.joined(new)
     n_component = max(light.shape[1], shapes.mixture(new.start).shape[1])

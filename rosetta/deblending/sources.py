@@ -13,7 +13,7 @@ from .engine.placement import Placement
 
 __all__ = ["Sources", "placed_on", "seen_at", "true_at", "truncation"]
 
-ARRAYS = ("index", "east_north", "snr", "start", "largest", "free", "listed", "score")  # with a row per source
+ARRAYS = ("index", "east_north", "snr", "start", "largest", "free", "listed", "odds")  # with a row per source
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,8 @@ class Sources:
         What the fit may change of each shape.
     listed : (n,) bool array
         Whether a user gave the position: such a source is no fragment of another.
-    score : (n,) array
-        Of the learned detector; 0 where it is not asked.
+    odds : (n,) array
+        Logarithm of the learned detector's odds that it is a source; 0 where it is not asked.
     solution : `~rosetta.AstrometricSolution` or None
         Says where the ground headers put the sources; None: at their true positions.
     """
@@ -49,7 +49,7 @@ class Sources:
     largest: np.ndarray
     free: np.ndarray
     listed: np.ndarray
-    score: np.ndarray
+    odds: np.ndarray
     solution: object
     _places: dict = field(default_factory=dict, repr=False)
 
@@ -60,7 +60,7 @@ class Sources:
         start, snr, largest = _start(detections, east_north, config)
         start = np.where(np.isnan(given), start, given)
         largest = np.where(free[:, shapes.SIZE], largest, np.inf)
-        return cls(index, east_north, snr, start, largest, free, job.listed[index], job.score[index], solution)
+        return cls(index, east_north, snr, start, largest, free, job.listed[index], job.odds[index], solution)
 
     def __len__(self):
         return len(self.index)
@@ -88,13 +88,13 @@ class Sources:
         """The same sources with other shapes to start from."""
         return replace(self, start=start)
 
-    def and_at(self, east_north, score, detections, config):
-        """These sources and more, at positions (n, 2) that the residuals showed; ``score`` (n,) as of the others."""
+    def and_at(self, east_north, odds, detections, config):
+        """These sources and more, at positions (n, 2) that the residuals showed; ``odds`` (n,) as of the others."""
         n, free = len(east_north), np.ones((len(east_north), self.free.shape[1]), bool)
         start, snr, largest = _start(detections, east_north, config)
         largest = np.minimum(largest, config.engine.largest_residual)
         return self.joined(
-            Sources(np.full(n, -1), east_north, snr, start, largest, free, np.zeros(n, bool), score, self.solution)
+            Sources(np.full(n, -1), east_north, snr, start, largest, free, np.zeros(n, bool), odds, self.solution)
         )
 
     def on(self, image, wavelength, config, light=1.0):

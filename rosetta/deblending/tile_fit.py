@@ -115,9 +115,9 @@ def fit_tile(engine, images, roles, sources, listed, detections, centres, owns, 
     if detections is not None and images:
         first, _, point = fitted_shapes(engine, images, roles, sources)
         sources = sources.starting_from(np.where(point[:, None], first, sources.start))
-        extra, score = missed(engine, images, roles.reference, sources, shapes.mixture(first), centres, config)
+        extra, odds = missed(engine, images, roles.reference, sources, shapes.mixture(first), centres, config)
         if len(extra):
-            sources = sources.and_at(extra, score, detections, config)
+            sources = sources.and_at(extra, odds, detections, config)
     report()
     # From the initial shapes: a shape that absorbed an undetected neighbour would stay too large.
     merges = detections is not None and roles.reference.band in images
@@ -213,7 +213,7 @@ def _merged(engine, images, roles, sources, parameters, merges, config):
     misfit, _ = misfits(design, reference.data - design.image(flux), reference.sky_weight)
     others = [engine.solve(engine.render(mixtures, placed), placed.image) for placed in placements[1:]]
     bands = _colours([found, *others])
-    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands, sources.score)
+    owners = merging.fragment_owners(mixtures, place, flux, misfit, config.merging, bands, sources.odds)
     owners[sources.listed] = np.flatnonzero(sources.listed)  # what a user lists is no fragment
     return owners, merging.merged(mixtures, place, flux, owners)
 
