@@ -7,7 +7,6 @@ import re
 import astropy.units as u
 import numpy as np
 import pytest
-from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 from astropy.wcs import WCS
 
@@ -41,7 +40,7 @@ def tract_wcs():
 
 
 def stars(rng, n):
-    """Magnitudes and errors of stars, (n, n_band): dwarfs and those near the turn-off, with spectra of the simulator."""
+    """Magnitudes and errors of stars, (n, n_band): dwarfs and those near the turn-off, with simulated spectra."""
     temperature = np.where(rng.random(n) < 0.6, rng.normal(3400, 350, n), rng.normal(5600, 500, n))
     colours = -2.5 * np.log10(star_colours((RUBIN, EUCLID), np.clip(temperature, 2700, 11900)))
     magnitude = rng.uniform(19.0, 22.0, n)[:, None] + colours
