@@ -105,7 +105,7 @@ def of_windows(folder, tiles, most, kinds):
         windows, index = sets["searched"], folder / "vectors.faiss"
         vectors.build_index(windows, index)
         n_list = int(len(windows) ** 0.5)
-        for probes in PROBES:
+        for probes in (min(probes, n_list) for probes in PROBES):
             line = [f'{side}, {window}", {len(windows)}', f"{probes} of {n_list}"]
             for name in ("same", "new"):
                 asked = sets[name].astype(np.float32)

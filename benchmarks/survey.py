@@ -8,7 +8,7 @@ processes are killed, the disk is full, a file is damaged, time runs out, or two
 plan of N cells of full size is driven through the engines with nothing to do, and through the files.
 
 Run: python benchmarks/survey.py FOLDER [--faults] [--seed N] [--core ARCSEC] [--bands BAND ...] [--tables FOLDER]
-     python benchmarks/survey.py FOLDER --load N [--engines processes Dask]
+     python benchmarks/survey.py FOLDER --load N [--parts plan process Dask files]
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--faults", action="store_true", help="what goes wrong, instead of the comparison")
     parser.add_argument("--load", type=int, metavar="N", help="N cells with nothing to do, instead of the comparison")
-    parser.add_argument("--engines", nargs="*", default=["this process", "processes", "Dask"], help="of --load")
+    parser.add_argument("--parts", nargs="+", default=["plan", "process", "Dask", "files"], help="of --load")
     parser.add_argument("--seed", type=int, default=7501)
     parser.add_argument("--core", type=float, default=25.6, help="arcsec, of one of two by two cells; default: 25.6")
     parser.add_argument("--bands", nargs="+", default=["r", "VIS"])
@@ -103,7 +103,7 @@ def main():
     shutil.rmtree(options.folder, ignore_errors=True)
     if options.load:
         head = ("what", "cells", "wall s", "CPU s", "CPU ms a cell")
-        found = survey_load.lines(options.folder, options.load, options.engines)
+        found = survey_load.lines(options.folder, options.load, options.parts)
         Tables(options.tables).show("survey_load", "Cells with nothing to do", head, found)
         return
     if options.faults:

@@ -103,8 +103,11 @@ def timed(step):
     return step() or (time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def lines(folder, n, kinds):
-    """Rows of a table: what is done, cells, wall seconds, CPU seconds of this process, CPU milliseconds for a cell."""
+def lines(folder, n, parts):
+    """Rows of a table: what is done, cells, wall seconds, CPU seconds of this process, CPU milliseconds for a cell.
+
+    ``parts`` are words of the names of what is done.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     survey = planned(folder, n)
     steps = {
@@ -112,10 +115,10 @@ def lines(folder, n, kinds):
         "tasks, this process": lambda: drive(survey, engines.here()),
         f"tasks, {WORKERS} processes": lambda: drive(survey, engines.processes(WORKERS)),
         f"tasks, {WORKERS} Dask workers": partial(dask, survey),
-        "records written": partial(recorded, survey), "status": lambda: status(folder) and None,
-        "cells left, and all files": partial(left, survey),
+        "files: records written": partial(recorded, survey), "files: status": lambda: status(folder) and None,
+        "files: cells left": partial(left, survey),
     }  # fmt: skip
     for name, step in steps.items():
-        if "tasks" not in name or any(kind in name for kind in kinds):
+        if any(part in name for part in parts):
             wall, cpu = timed(step)
             yield name, n, f"{wall:.1f}", f"{cpu:.1f}", f"{1e3 * cpu / n:.2f}"
