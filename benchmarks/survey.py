@@ -4,9 +4,11 @@
 One simulated field is written as four Rubin patches that overlap and two MER tiles whose border is none of the cells'.
 It is measured in four cells in this process, in two other processes, of which one is killed on the way, and in one cell
 that holds all, with the same tiles. With --faults, a field of three by three cells is measured again and again while
-processes are killed, the disk is full, a file is damaged, time runs out, or two runs share the survey.
+processes are killed, the disk is full, a file is damaged, time runs out, or two runs share the survey. With --load N, a
+plan of N cells of full size is driven through the engines with nothing to do, and through the files.
 
 Run: python benchmarks/survey.py FOLDER [--faults] [--seed N] [--core ARCSEC] [--bands BAND ...] [--tables FOLDER]
+     python benchmarks/survey.py FOLDER --load N [--parts plan process Dask files]
 """
 
 import argparse
@@ -21,7 +23,7 @@ from pathlib import Path
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from kit import survey_faults
+from kit import survey_faults, survey_load
 from kit.mini_survey import command, identical, one_thread, planned, rows, timed_run, write_files
 from kit.tables import Tables, add_option
 
@@ -90,6 +92,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--faults", action="store_true", help="what goes wrong, instead of the comparison")
+    parser.add_argument("--load", type=int, metavar="N", help="N cells with nothing to do, instead of the comparison")
+    parser.add_argument("--parts", nargs="+", default=["plan", "process", "Dask", "files"], help="of --load")
     parser.add_argument("--seed", type=int, default=7501)
     parser.add_argument("--core", type=float, default=25.6, help="arcsec, of one of two by two cells; default: 25.6")
     parser.add_argument("--bands", nargs="+", default=["r", "VIS"])
@@ -97,6 +101,11 @@ def main():
     options = parser.parse_args()
     one_thread()
     shutil.rmtree(options.folder, ignore_errors=True)
+    if options.load:
+        head = ("what", "cells", "wall s", "CPU s", "CPU ms a cell")
+        found = survey_load.lines(options.folder, options.load, options.parts)
+        Tables(options.tables).show("survey_load", "Cells with nothing to do", head, found)
+        return
     if options.faults:
         pair, _ = simulate_pair(seed=options.seed, size=survey_faults.SIZE * u.arcsec, bands=options.bands)
         write_files(options.folder / "files", pair)

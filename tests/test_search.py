@@ -54,12 +54,11 @@ def test_vectors_stay_on_disk(tmp_path):
 
 
 @with_faiss
-def test_index_finds_nearly_all(tmp_path, monkeypatch):
+def test_index_finds_nearly_all(tmp_path):
     """Nine in ten of the nearest, with their exact similarities."""
-    monkeypatch.setattr(vectors, "PROBES", 16)
     windows, queries = unit_vectors(4000, kinds=50).astype(np.float16), unit_vectors(20, seed=1)
     vectors.build_index(windows, tmp_path / "index")
-    rows, similarity = vectors.nearest_by_index(tmp_path / "index", windows, queries, 10)
+    rows, similarity = vectors.nearest_by_index(tmp_path / "index", windows, queries, 10, probes=16)
     true, _ = vectors.nearest(windows, queries, 10)
     assert np.mean([len(set(a) & set(b)) for a, b in zip(rows, true, strict=True)]) > 9
     expected = np.einsum("qd,qnd->qn", queries, windows[rows].astype(np.float32))

@@ -64,7 +64,8 @@ ORDER = """
     production production.cells production.area production.inputs production.models production.sky_maps
     production.metrics production.survey production.plan production.store production.task production.engines
     production.run production.status production.borders production.merged production.collections
-    production.publish production.quality_page production.vectors production.search production.command
+    production.publish production.stellar_locus production.star_colours production.quality_page
+    production.vectors production.search production.command
     terminal commands commands.errors commands.images commands.lists commands.summary commands.run
     commands.simulate commands.train commands.info commands.reported
     cli __main__

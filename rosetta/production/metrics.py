@@ -15,6 +15,7 @@ LIMITS = {
     "noise_factor": [0.5, 2.0],
     "align_verdict": [0.0, 0.0],
     "align_rms_mas": [0.0, 50.0],
+    "zeropoint": [-0.03, 0.03],
     "novelty": [0.0, 1.0],
     "share_POOR_FIT": [0.0, 0.2],
     "share_ARTEFACT": [0.0, 0.1],

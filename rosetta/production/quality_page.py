@@ -12,6 +12,7 @@ from ..files import atomic_write
 from ..pipeline.report_page import page, section, sortable
 from .borders import resolve
 from .metrics import limit_of, outside
+from .star_colours import zero_point_metrics
 from .store import Store
 from .survey import read, read_limits
 
@@ -136,13 +137,14 @@ def cells_of(folder):
     states : list of str
         "done", "empty", "failed" or "not done", in the order of the plan.
     metrics : list of dict
-        Those of the record, and ``duplicates`` and ``orphans``: sources on the cell's border that two cells took for
-        theirs, or none. Empty where a cell is not done.
+        Those of the record; ``duplicates`` and ``orphans``: sources on the cell's border that two cells took for
+        theirs, or none; and those of `zero_point_metrics`. Empty where a cell is not done.
     """
     survey, store = read(folder), Store(folder)
     records = {index: store.record(index) for index in survey.indices}
     done = [index for index, record in records.items() if record and record["state"] == "done"]
     borders = resolve(survey, store, done)
+    zero_points = zero_point_metrics(store, {index: records[index] for index in done})
     states, found = [], []
     for index, record in records.items():
         if record is None:
@@ -151,7 +153,7 @@ def cells_of(folder):
             states.append(record["state"])
         found.append({})
         if states[-1] == "done":
-            found[-1] = record["metrics"] | {
+            found[-1] = record["metrics"] | zero_points.get(index, {}) | {
                 "duplicates": borders.duplicates[index], "orphans": borders.orphans[index],
             }  # fmt: skip
     return survey, states, found

@@ -74,12 +74,12 @@ def build_index(vectors, path):
     faiss.write_index(index, str(path))
 
 
-def nearest_by_index(path, vectors, queries, n):
-    """As `nearest`, with an index of the vectors; some of the nearest can be missed."""
+def nearest_by_index(path, vectors, queries, n, probes=PROBES):
+    """As `nearest`, with an index of the vectors, ``probes`` lists of it; some of the nearest can be missed."""
     import faiss
 
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    index.nprobe = PROBES
+    index.nprobe = probes
     queries = np.asarray(queries, np.float32)
     _, candidates = index.search(queries, min(FACTOR * n, len(vectors)))
     found = []
