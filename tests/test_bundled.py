@@ -54,7 +54,10 @@ def test_weights_are_small_known_and_of_one_set(kind):
     assert path.stat().st_size < 30e6
     header = checkpoint.read_header(path)
     assert header["provenance"]["trained"]
-    belongs = {"encoder": (), "photometry": ("encoder", "deblender")}.get(kind, ("encoder",))
+    belongs = {
+        "encoder": (), "detector": (), "aligner": ("encoder",), "deblender": ("encoder", "detector"),
+        "photometry": ("encoder", "deblender"),
+    }[kind]  # fmt: skip
     for owner in belongs:
         assert header["config"][owner] == checkpoint.read_header(WEIGHTS / f"{owner}.safetensors")["fingerprint"]
 

@@ -511,8 +511,8 @@ def test_info(capsys, tmp_path, tiny_encoder):
     assert "is a pickle" in refused(capsys, "info", tmp_path / "pickle.safetensors")
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:5]] == list(KINDS)
-    assert lines[5].startswith("one set: the heads belong to this encoder, and the errors of photometry to this")
+    assert [line.split()[0] for line in lines[1:6]] == list(KINDS)
+    assert lines[6].startswith("one set: the heads belong to this encoder, the deblender to this detector, and the")
 
 
 @pytest.mark.parametrize(

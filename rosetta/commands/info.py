@@ -32,7 +32,10 @@ def print_checkpoints(arguments):
     if strangers:
         print(f"NOT one set: {', '.join(strangers)} belong to others")
     else:
-        print("one set: the heads belong to this encoder, and the errors of photometry to this deblender")
+        print(
+            "one set: the heads belong to this encoder, the deblender to this detector, and the errors of photometry to "
+            "this deblender"
+        )
     return 0
 
 
