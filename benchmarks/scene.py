@@ -7,6 +7,8 @@ a U-Net that is trained with the head on the same labels (end to end). Noise, PS
 drawn for every window; ``--steps`` beyond ``--windows`` show windows again. The lists are compared at equal purity, on
 the same test fields; the deblender's rows, without and with the bundled detector, with that detector's own list.
 
+Without ``--arms`` names (``--arms --deblended 12``) no head is trained, and only the deblender's rows are compared.
+
 Run: python benchmarks/scene.py FOLDER [--train 40] [--test 20] [--windows 960] [--steps 960] [--seeds 2]
      [--few 240] [--arms ARM ...] [--deblended 12] [--tables FOLDER]
 
@@ -57,7 +59,7 @@ PURITY = (0.887, 0.94)
 N_BOOTSTRAP = 1000
 FEWEST = 5  # rows a field of a list that is shown
 MAIN, FROZEN = ("end-to-end", "random tokens", "pixels", "tokens"), ("light U-Net", "random U-Net")
-STACK, VIS_ALONE = "smoothed stack, local maxima", "detection on VIS alone"
+STACK, VIS_ALONE = "smoothed stack, local maxima", "today's detection, VIS alone"
 ROWS = {"without": "deblender without detector", "with": "deblender with detector"}
 NAMES = {
     "pixels": "head on pixels", "random tokens": "+ tokens of an untrained encoder",
@@ -293,7 +295,7 @@ def main():
     parser.add_argument("--test", type=int, default=20, help="test tiles")
     parser.add_argument("--windows", type=int, default=960, help="presentations of all training tiles")
     parser.add_argument("--steps", type=int, default=960, help="training steps of a head, of one presentation each")
-    parser.add_argument("--arms", nargs="+", choices=NAMES, default=[*MAIN, *FROZEN], help="features of the heads")
+    parser.add_argument("--arms", nargs="*", choices=NAMES, default=[*MAIN, *FROZEN], help="features of the heads")
     parser.add_argument("--few", type=int, default=240, help="presentations of 3 and of 10 tiles; 0: none")
     parser.add_argument("--seeds", type=int, default=2, help="training seeds")
     parser.add_argument("--deblended", type=int, default=12, help="test tiles that the deblender measures too")
@@ -301,7 +303,8 @@ def main():
     options = parser.parse_args()
     folder = options.folder
     torch.set_num_threads(1)
-    write_training_set(folder / "train", options.train, seed=TRAIN_SEED, processes=1, progress=False)
+    if options.arms:
+        write_training_set(folder / "train", options.train, seed=TRAIN_SEED, processes=1, progress=False)
     write_training_set(folder / "test", options.test, seed=TEST_SEED, processes=1, progress=False, families="all")
     models = encoders()
     pairs = ObservedSet(folder / "test", seed=NOISE_SEED, depth=(0.0, 0.0))
@@ -309,7 +312,8 @@ def main():
         arrays(folder / "fields" / f"{k:03d}.npz", partial(field_arrays, pairs, k, models)) for k in range(options.test)
     ]
     for n_tile, n_window in ((options.train, options.windows), *((few, options.few) for few in FEW)):
-        write_windows(folder, n_tile, n_window, models)
+        if options.arms:
+            write_windows(folder, n_tile, n_window, models)
     deblender = JEPADeblender.from_pretrained(device="cpu")
     finders = {
         "without": partial(deblended, deblender=JEPADeblender(deblender.encoder)),
@@ -326,7 +330,11 @@ def main():
         found = head_lists(folder, fields, name, head)
         heads.setdefault((arm, n_tile, n_step), []).append(found)
         note(f"{name}: {brief(fields, found)}")
-    report(Tables(options.tables), fields, heads, rows, options)
+    tables = Tables(options.tables)
+    if heads:
+        report(tables, fields, heads, options)
+    if options.deblended:
+        practical(tables, fields[: options.deblended], rows)
 
 
 def brief(fields, found):
@@ -338,8 +346,8 @@ def lists(fields, found, half=INNER):
     return Lists([judge(field, rows, half) for field, rows in zip(fields, found, strict=False)])
 
 
-def report(tables, fields, heads, rows, options):
-    """All tables."""
+def report(tables, fields, heads, options):
+    """The tables of the heads."""
     finders = {
         STACK: [[list_of(field, lambda channels, _: stack_peaks(channels)) for field in fields]],
         **{NAMES[arm]: found for (arm, n, _), found in heads.items() if n == options.train},
@@ -358,8 +366,6 @@ def report(tables, fields, heads, rows, options):
         lines.append([NAMES[arm], n_tile, n_step, len(seeds), *(cell(found[:, SHOWN.index(name)]) for name in BINS)])
     header = ("List", "tiles", "steps", "seeds", *BINS)
     tables.show("scene_labels", f"Tiles, steps and training seeds, purity {PURITY[0]}", header, lines)
-    if options.deblended:
-        practical(tables, fields[: options.deblended], rows)
 
 
 def practical(tables, fields, rows):

@@ -33,8 +33,8 @@ def print_checkpoints(arguments):
         print(f"NOT one set: {', '.join(strangers)} belong to others")
     else:
         print(
-            "one set: the heads belong to this encoder, the deblender to this detector, and the errors of photometry to "
-            "this deblender"
+            "one set: the heads belong to this encoder, the deblender to this detector, and the errors of photometry "
+            "to this deblender"
         )
     return 0
 
