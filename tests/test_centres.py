@@ -1,6 +1,8 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """The learned detector: its grid, its maps, what it is trained on, and how the deblender uses it."""
 
+import pickle
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -197,6 +199,8 @@ def test_windows_share_a_field_and_agree(make_image, detector):
         x, y = images[0].xy(place(np.array([[150.0, 200.0]])))[0]
         assert value == pytest.approx(np.arcsinh(images[0].data[round(y), round(x)]), rel=1e-5)
     table = detector(pair)
+    other = pickle.loads(pickle.dumps(detector))  # as processes get it
+    np.testing.assert_array_equal(other(pair)["score"], table["score"])
     assert len(table) > 20 and (np.diff(table["score"]) <= 0).all()
     inner = pair.cutout(images[0].center, 60 * u.arcsec)
     smaller = detector(inner)

@@ -58,7 +58,6 @@ class LearnedDetector:
     def _set(self, config, network, provenance):
         self._config, self._network, self._provenance = config, network, provenance
         self._fingerprint = None
-        self._centres = once_per_pair(self._found)
 
     @classmethod
     @plain_arithmetic
@@ -203,14 +202,16 @@ class LearnedDetector:
         """The `Centres` of a pair, found once."""
         if self._network is None:
             raise ValueError("this LearnedDetector has not been trained: call fit() or from_pretrained()")
-        return self._centres(pair)
+        return _found(pair, self)
 
-    def _found(self, pair):
-        places, scores = [np.zeros((0, 2))], [np.zeros(0)]
-        for channels, place, own in windows(list(band_images(pair).values())):
-            xy, score = peaks(logits_of(self._network, channels), self._config.floor)
-            at = place(xy)
-            mine = own(at)
-            places.append(at[mine])
-            scores.append(score[mine])
-        return Centres(np.concatenate(places), np.concatenate(scores))
+
+@once_per_pair
+def _found(pair, detector):
+    places, scores = [np.zeros((0, 2))], [np.zeros(0)]
+    for channels, place, own in windows(list(band_images(pair).values())):
+        xy, score = peaks(logits_of(detector._network, channels), detector._config.floor)
+        at = place(xy)
+        mine = own(at)
+        places.append(at[mine])
+        scores.append(score[mine])
+    return Centres(np.concatenate(places), np.concatenate(scores))
