@@ -31,7 +31,7 @@ class Head:
     - ``_build(config)``, the untrained network, a `~rosetta.training.network.HeadNetwork` with its loss;
     - ``_rows(pair, truth, index, seed)``, what one pair teaches: a dict of arrays with a row per example, or None;
     - ``_truth_columns``, the columns that truth must have, and ``_needs_truth``;
-    - where needed, ``_prepared``, ``_config_for`` and ``_finish``, which surround the training.
+    - where needed, ``_prepared``, ``_config_for`` and ``_finish``, which surround the training, and ``_restored``.
 
     Parameters
     ----------
@@ -79,6 +79,9 @@ class Head:
     def _finish(self, network, data, held_out):
         """Calibrate the trained network; what was measured on held-out rows, a dict for the provenance."""
         return {}
+
+    def _restored(self, path):
+        """What else a head loads with its checkpoint at a path."""
 
     def _trained_on(self):
         """Fingerprints of the checkpoints that the rows come from, {kind: fingerprint}."""
@@ -145,8 +148,8 @@ class Head:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the checkpoint is damaged or of another kind, if the device is not there, or if head and encoder do
-            not belong together (the message names both fingerprints).
+            If the checkpoint is damaged or of another kind, if the device is not there, or if head and encoder (or
+            deblender and detector) do not belong together; the message names both fingerprints.
         """
         path = Path(path) if path is not None else checkpoint.bundled(cls._kind)
         found = checkpoint.load(path, kind=cls._kind)
@@ -168,6 +171,7 @@ class Head:
         network = checkpoint.restore(lambda: cls._build(config), found.tensors, path.name, head._device)
         head._config, head._network, head._owners = config, network.eval(), owners
         head._provenance, head._fingerprint = found.provenance, found.fingerprint
+        head._restored(path)
         return head
 
     @plain_arithmetic

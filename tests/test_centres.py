@@ -291,3 +291,18 @@ def test_the_deblender_reads_the_detector(make_image, tiny_encoder):
     assert len(rows([[0, 0], [0.8, 0]])) == 2
     assert len(rows([[0, 0]])) == 1
     assert len(rows([[0, 0], [0.8, 0], [-4, 3]])) == 2  # a centre without light is no source
+
+
+def test_a_deblender_names_its_detector(detector, tiny_encoder, tmp_path):
+    head = JEPADeblender(tiny_encoder, detector)
+    head._provenance, head._owners = {"trained": True}, head._trained_on()
+    head.save(tmp_path / "deblender.safetensors")
+    with pytest.raises(ValueError, match=f"was trained with {detector.fingerprint}: put that one beside it"):
+        JEPADeblender.from_pretrained(tmp_path / "deblender.safetensors", encoder=tiny_encoder)
+    detector.save(tmp_path / "detector.safetensors")
+    again = JEPADeblender.from_pretrained(tmp_path / "deblender.safetensors", encoder=tiny_encoder)
+    assert again.detector.fingerprint == detector.fingerprint
+    alone = JEPADeblender(tiny_encoder)
+    alone._provenance, alone._owners = {"trained": True}, alone._trained_on()
+    alone.save(tmp_path / "alone.safetensors")
+    assert JEPADeblender.from_pretrained(tmp_path / "alone.safetensors", encoder=tiny_encoder).detector is None

@@ -433,12 +433,15 @@ def test_sources_that_the_sharpest_image_does_not_show_are_found_on_the_ground()
 
 
 def test_what_the_residuals_showed_must_stay_significant():
-    """Detections stay however faint; of the others those whose positive fluxes together are above five sigma."""
+    """Detections stay however faint; of the others those whose positive fluxes together are above what is needed."""
     flux = {"g": [0.1, 3.0, 6.0, -9.0], "i": [0.1, 3.0, 6.0, 4.0]}
     fits = {band: SimpleNamespace(flux=2.0 * np.array(f), measured=np.ones(4, bool), covariance=sparse.eye_array(4) * 4)
             for band, f in flux.items()}  # fmt: skip
     field = SimpleNamespace(index=np.array([0, -1, -1, -1]), bands=fits)
-    np.testing.assert_array_equal(confirmed(field, 5.0), [0, 2])
+    np.testing.assert_array_equal(confirmed(field, np.zeros(1), 5.0), [0, 2])
+    np.testing.assert_array_equal(confirmed(field, np.array([1.0]), 9.0), [])
+    field.index = np.arange(4)  # 0.1, 4.2, 8.5 and 4.0 sigma, less the 1 of noise
+    np.testing.assert_array_equal(confirmed(field, np.array([0.0, 5.0, 8.0, 3.0]), 5.0), [0, 2, 3])
     fitted = scene().fits["i"]
     some = fitted.of(np.array([1]))
     assert some.flux == fitted.flux[1] and some.covariance.toarray() == fitted.covariance.toarray()[1, 1]
@@ -818,7 +821,7 @@ def test_a_wcs_is_asked_once_for_a_list_of_sources(counting_wcs):
     assert asked == ["world_to_pixel"] * len(images)
     some = sources.of([0, 2]).starting_from(sources.start[[0, 2]])
     np.testing.assert_array_equal(some.on(images[0], 700.0, config.engine).xy, sources._places["g"][0][[0, 2]])
-    more = some.and_at(np.array([[1.0, -3.0]]), found, config)
+    more = some.and_at(np.array([[1.0, -3.0]]), np.zeros(1), found, config)
     assert len(asked) == len(images) and len(more.on(images[0], 700.0, config.engine).xy) == 3
     assert len(asked) == len(images) + 1  # a longer list is another one
     true, seen = (image.place(sources.east_north)[0] for image in (images[-1], images[0]))

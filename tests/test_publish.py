@@ -100,7 +100,7 @@ def image(band, mask=None):
 def folder(tmp_path_factory):
     """A survey of two cells, as if it were measured."""
     folder = tmp_path_factory.mktemp("survey") / "s"
-    config = Config(str(folder), 12.8, 4.0, 12.8, 6.4, 12.8, "", *"abcd")
+    config = Config(str(folder), 12.8, 4.0, 12.8, 6.4, 12.8, "", *"abcde")
     box = dict(zip(("y0", "y1", "x0", "x1"), (0, CORE, 0, 2 * CORE), strict=True))
     inputs = [{"path": "r.fits", "size": 1, "version": "1", "survey": "rubin", "band": "r", "tract": TRACT, "patch": 4,
                "tile": "", **box}]  # fmt: skip

@@ -90,7 +90,7 @@ def windows(cell, seed=0):
 def folder(tmp_path):
     """A survey of two cells, as if it were measured."""
     folder = tmp_path / "s"
-    config = Config(str(folder), 12.8, 4.0, 12.8, 6.4, 12.8, "", *"abcd")
+    config = Config(str(folder), 12.8, 4.0, 12.8, 6.4, 12.8, "", *"abcde")
     inputs = [{"path": "r.fits", "size": 1, "version": "1", "survey": "rubin", "band": "r", "tract": TRACT, "patch": 4,
                "tile": "", "y0": 0, "y1": CORE, "x0": 0, "x1": 2 * CORE}]  # fmt: skip
     common = {"tract": TRACT, "tile": "", "others": "", "rubin": "0", "euclid": "", "euclid_height": 0.0,

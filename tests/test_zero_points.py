@@ -72,7 +72,7 @@ def objects(rng, number, n_star, wrong=None):
 
 def survey_of(folder, n_star, wrong):
     """A survey of ``SIDE`` by ``SIDE`` cells, as if it were measured; ``wrong`` maps cells to bands."""
-    config = Config(str(folder), 12.8, 4.0, 12.8, 6.4, 12.8, "", *"abcd")
+    config = Config(str(folder), 12.8, 4.0, 12.8, 6.4, 12.8, "", *"abcde")
     inputs = [{"path": "r.fits", "size": 1, "version": "1", "survey": "rubin", "band": "r", "tract": TRACT, "patch": 4,
                "tile": "", "y0": 0, "y1": SIDE * CORE, "x0": 0, "x1": SIDE * CORE}]  # fmt: skip
     common = {"tract": TRACT, "tile": "", "others": "", "rubin": "0", "euclid": "", "euclid_height": 0.0,

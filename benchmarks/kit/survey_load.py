@@ -23,7 +23,7 @@ WORKERS = 2
 
 def planned(folder, n):
     """A plan of ``n`` cells in tracts of 400, each with 600 Rubin files, and 24 Rubin and 12 Euclid files to a cell."""
-    config = Config(str(folder), 307.2, 10.0, 38.4, 25.6, 102.4, "", *"abcd")
+    config = Config(str(folder), 307.2, 10.0, 38.4, 25.6, 102.4, "", *"abcde")
     step = SIDE * CORE // PATCHES
     inputs, rows, cards = [], [], {}
     for tract in range(-(-n // SIDE**2)):

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
@@ -81,46 +80,18 @@ class JEPADeblender(Head):
         super().__init__(encoder)
         self._detector = detector
 
-    @classmethod
-    @plain_arithmetic
-    def from_pretrained(cls, path=None, *, encoder=None, device=None):
-        """Load a trained head, with the detector that it was trained with.
-
-        Parameters
-        ----------
-        path : path-like, optional
-            A checkpoint written by `save`. None: the bundled one. Its detector is the ``detector.safetensors`` beside
-            it or, where there is none, the bundled one.
-        encoder : `~rosetta.CrossSurveyEncoder`, optional
-            The encoder it belongs to. None: the bundled one.
-        device : str, optional
-            "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
-
-        Returns
-        -------
-        `JEPADeblender`
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the checkpoint is damaged or of another kind, if the device is not there, or if head, encoder and
-            detector do not belong together (the message names the fingerprints).
-        """
-        head = super().from_pretrained(path, encoder=encoder, device=device)
-        needed = head._owners["detector"]
-        if needed is not None:
-            beside = None if path is None else Path(path).with_name("detector.safetensors")
-            head._detector = LearnedDetector.from_pretrained(
-                beside if beside is not None and beside.exists() else None, device=device
+    def _restored(self, path):
+        """Load the detector: ``detector.safetensors`` beside the checkpoint or, where there is none, the bundled one."""
+        needed = self._owners["detector"]
+        if needed is None:
+            return
+        beside = path.with_name("detector.safetensors")
+        self._detector = LearnedDetector.from_pretrained(beside if beside.exists() else None, device=self._device)
+        if self._detector.fingerprint != needed:
+            raise ValueError(
+                f"detector has fingerprint {self._detector.fingerprint}, but {path.name} was trained with {needed}: "
+                "put that one beside it, or train the head with fit()"
             )
-            if head._detector.fingerprint != needed:
-                raise ValueError(
-                    f"detector has fingerprint {head._detector.fingerprint}, but the deblender was trained with "
-                    f"{needed}: put that one beside it, or train the deblender with fit()"
-                )
-        return head
 
     @property
     def detector(self):
