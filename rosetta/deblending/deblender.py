@@ -81,7 +81,7 @@ class JEPADeblender(Head):
         self._detector = detector
 
     def _restored(self, path):
-        """Load the detector: ``detector.safetensors`` beside the checkpoint or, where there is none, the bundled one."""
+        """Load the detector: ``detector.safetensors`` beside the checkpoint; where there is none, the bundled one."""
         needed = self._owners["detector"]
         if needed is None:
             return
