@@ -120,6 +120,15 @@ class SkyEmbedding:
             flags |= side["flags"][window] & int(Flag.OUT_OF_DISTRIBUTION)
         return flags
 
+    @property
+    def familiar(self):
+        """Centres of the windows, and whether their sky is like the training sky: judged on a side, strange on none.
+
+        `~astropy.coordinates.SkyCoord` and bool array, shape (n_window,) each.
+        """
+        scores = np.stack([side["ood_score"] for side in self._sides.values()])
+        return self._centers, np.isfinite(scores).any(axis=0) & ~(scores > 1).any(axis=0)
+
     def _locate(self, coord):
         """Nearest window of each position, and the offset from its centre in arcsec."""
         coord = given_positions(coord, "coord")

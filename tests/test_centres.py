@@ -17,7 +17,7 @@ from rosetta.centres import channels, heat_map, presentations
 from rosetta.centres.detector import Centres
 from rosetta.centres.network import REACH, CentreConfig, CentreNet
 from rosetta.centres.windows import windows
-from rosetta.deblending.candidates import CandidateConfig, candidates, odds_at
+from rosetta.deblending.candidates import Advice, CandidateConfig, candidates
 from rosetta.deblending.deblender import as_aligned
 from rosetta.detection.detection import DetectionConfig
 from rosetta.encoding.training_windows import TrainingTile, TrainingTileSide
@@ -220,36 +220,44 @@ def test_a_ground_pair_alone_and_bands_of_no_survey(make_image, detector):
 class _Found:
     config = DetectionConfig()
 
-    def __init__(self, east_north, b):
+    def __init__(self, east_north, b, snr):
         self.east_north = np.asarray(east_north, float)
-        self.table = QTable({"b": np.asarray(b, float)})
+        self.table = QTable({"b": np.asarray(b, float), "snr": np.asarray(snr, float)})
 
     def __len__(self):
         return len(self.east_north)
 
 
 RULES = CandidateConfig(even=0.0, slope=2.0, support=0.5, unseen=-5.0, unseen_peak=9.0)
+WINDOWS = np.array([[0.0, 0.0], [50.0, 0.0]])
+
+
+def advice(at, score, familiar=(True, False)):
+    return Advice.of(Centres(np.asarray(at, float), np.asarray(score, float)), WINDOWS, np.array(familiar), RULES)
 
 
 def test_centres_are_added_to_detections():
-    found = _Found([[0, 0], [0.8, 0], [5, 5]], [0.2, 0.2, 1.0])
-    at = np.array([[0.1, 0.0], [0.4, 0.5], [5.4, 5.0], [9.0, 9.0], [-7.0, 0.0]])
-    centres = Centres(at, np.array([2.0, 1.0, 0.5, 0.3, 0.2]))
-    places, odds, least = candidates(found, centres, RULES)
-    np.testing.assert_array_equal(places[3:], at[[1, 3]])  # the last one does not count
-    np.testing.assert_array_equal(odds, [4.0, -5.0, 1.0, 2.0, 0.6])
-    np.testing.assert_array_equal(least, [0, 9.0, 0, 5.0, 5.0])
-    places, odds, least = candidates(found, None, RULES)  # without a detector
-    assert len(places) == 3 and (odds == 0).all() and (least == 0).all()
-    places, odds, least = candidates(found, Centres(at[:0], np.zeros(0)), RULES)  # with one that sees nothing
-    assert len(places) == 3 and (odds == -5).all() and (least == 9).all()
+    found = _Found([[0, 0], [0.8, 0], [5, 5], [7, 7], [44, 0]], [0.2, 0.2, 1.0, 0.2, 0.2], [8, 8, 8, 12, 8])
+    at = [[0.1, 0.0], [0.4, 0.5], [5.4, 5.0], [9.0, 9.0], [-7.0, 0.0], [48.0, 0.0]]
+    places, odds, least = candidates(found, advice(at, [2.0, 1.0, 0.5, 0.3, 0.2, 3.0]))
+    # The fifth does not count, and at the last one the detector is not asked.
+    np.testing.assert_array_equal(places[5:], np.array(at)[[1, 3]])
+    np.testing.assert_array_equal(odds, [4.0, -5.0, 1.0, -5.0, 0.0, 2.0, 0.6])
+    np.testing.assert_array_equal(least, [0, 9.0, 0, 0, 0, 5.0, 5.0])  # what is bright stays
+    places, odds, least = candidates(found, None)  # without a detector
+    assert len(places) == 5 and (odds == 0).all() and (least == 0).all()
+    places, odds, least = candidates(found, advice(np.zeros((0, 2)), []))  # with one that sees nothing
+    np.testing.assert_array_equal(odds, [-5.0] * 4 + [0.0])
+    places, odds, least = candidates(found, advice(at, [2.0] * 6, familiar=(False, False)))
+    assert len(places) == 5 and (odds == 0).all() and (least == 0).all()
 
 
 def test_a_centre_is_that_of_one_position():
-    places = np.array([[0, 0], [0.2, 0]])
-    two = Centres(np.array([[0.05, 0.0], [0.06, 0.0]]), np.array([1.0, 2.0]))
-    np.testing.assert_array_equal(odds_at(places, two, 0.3, RULES), [4.0, -5.0])
-    assert (odds_at(places, None, 0.3, RULES) == 0).all()
+    places, told = np.array([[0, 0], [0.2, 0], [49, 0]]), advice([[0.05, 0.0], [0.06, 0.0], [49, 0]], [1.0, 2.0, -2.0])
+    odds = told.odds_at(places, 0.3)
+    np.testing.assert_array_equal(odds, [4.0, -5.0, 0.0])
+    np.testing.assert_array_equal(told.doubts(places, odds), [False, True, False])
+    assert not told.asked(np.zeros((0, 2))).any()
 
 
 class _Told(LearnedDetector):

@@ -26,6 +26,7 @@ from ..training.rows import joined_rows, views
 from ..workers import check_workers, in_order
 from . import blend_probability
 from .band_fit import shape_variance_factor
+from .candidates import Advice
 from .config import DeblenderConfig
 from .engine.engine import SparseEngine
 from .features import source_features
@@ -182,12 +183,12 @@ class JEPADeblender(Head):
         solution = solution_for(offsets, images)
         roles = Roles.of(images, solution, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
-        centres = None if self._detector is None else self._detector.centres(pair)
+        advice = self._advice(embedding, roles.reference.tangent_plane)
         if sources is None:
-            job = JobList.of_detections(found, centres, config.candidates)
+            job = JobList.of_detections(found, advice)
         else:
             how = {"neighbours": neighbours, "shape": shape, "recentre": recentre}
-            job = JobList.of_positions(sources, found, centres, config.candidates, **how)
+            job = JobList.of_positions(sources, found, advice, **how)
         search = sources is None or neighbours == "detect"
         corners = tile_corners
         if corners is not None:
@@ -195,7 +196,7 @@ class JEPADeblender(Head):
         field = tiles(images, corners)
         while True:
             whole = self._fitted(
-                images, field, roles, job, found, centres, solution, search, background, workers, progress
+                images, field, roles, job, found, advice, solution, search, background, workers, progress
             )
             wrong = set(wrong_bands(whole.bands, images, roles.reference.band, config.wrong_bands)) & set(roles.shape)
             if not wrong:
@@ -244,7 +245,7 @@ class JEPADeblender(Head):
             embedding, images, roles, whole, coord, _labels(whole.index, label), named, fixed, scene.offsets
         )
 
-    def _fitted(self, images, field, roles, job, found, centres, solution, search, background, workers, progress):
+    def _fitted(self, images, field, roles, job, found, advice, solution, search, background, workers, progress):
         """The fits of all tiles, a `~rosetta.deblending.tiles.FieldFit`."""
         config, steps = self._config, count(1)
         found_too = found if search else None
@@ -260,7 +261,7 @@ class JEPADeblender(Head):
                     Sources.of_job(np.flatnonzero(sees & part), job, found, solution, config)
                     for part in (~beside, beside)
                 )
-                yield tile.cut(images), roles, some, listed if beside.any() else None, found_too, centres, tile.owns
+                yield tile.cut(images), roles, some, listed if beside.any() else None, found_too, advice, tile.owns
 
         within = report if workers == 1 else _unreported  # a process cannot report from within
         parts, work = [], partial(_tile, config, within, background)
@@ -272,6 +273,14 @@ class JEPADeblender(Head):
 
     def _trained_on(self):
         return {**super()._trained_on(), "detector": None if self._detector is None else self._detector.fingerprint}
+
+    def _advice(self, embedding, plane):
+        """The `Advice` of the detector in a tangent plane; None without one."""
+        if self._detector is None:
+            return None
+        windows, familiar = embedding.familiar
+        centres = self._detector.centres(embedding.pair)
+        return Advice.of(centres, plane.east_north(windows), familiar, self._config.candidates)
 
     def _rows(self, pair, truth, index, seed):
         """Features of all sources that are a true one or more, seen by both sides and by the ground alone."""
@@ -330,9 +339,9 @@ class JEPADeblender(Head):
 
 def _tile(config, report, background, task):
     """The fit of one tile; here, so that other processes find it."""
-    images, roles, sources, listed, detections, centres, owns = task
+    images, roles, sources, listed, detections, advice, owns = task
     engine = SparseEngine(config.engine)
-    return fit_tile(engine, images, roles, sources, listed, detections, centres, owns, config, report, background)
+    return fit_tile(engine, images, roles, sources, listed, detections, advice, owns, config, report, background)
 
 
 def _unreported():

@@ -54,29 +54,26 @@ class JobList:
     free: np.ndarray
 
     @classmethod
-    def of_detections(cls, found, centres=None, config=None):
-        """The detections and the centres that are none of them, all free.
+    def of_detections(cls, found, advice=None):
+        """The detections and what the learned detector adds, all free.
 
         Parameters
         ----------
         found : `~rosetta.detection.detection.Detections`
-        centres : `~rosetta.centres.detector.Centres`, optional
-            Of the learned detector, in the same tangent plane.
-        config : `~rosetta.deblending.candidates.CandidateConfig`, optional
+        advice : `~rosetta.deblending.candidates.Advice`, optional
+            In the same tangent plane.
         """
-        return cls._free(found, centres, config, first=1)
+        return cls._free(found, advice, first=1)
 
     @classmethod
-    def of_positions(
-        cls, sources, found, centres=None, config=None, *, neighbours="detect", shape="fit", recentre=False
-    ):
+    def of_positions(cls, sources, found, advice=None, *, neighbours="detect", shape="fit", recentre=False):
         """The positions that a user gives and, if asked for, the detections.
 
         Parameters
         ----------
         sources, neighbours, shape, recentre
             As for `~rosetta.JEPADeblender`.
-        found, centres, config
+        found, advice
             As for `of_detections`.
 
         Raises
@@ -97,12 +94,12 @@ class JobList:
         listed = cls(coord[place], east_north[place], label, named, zero, zero, start, free)
         if neighbours != "detect":
             return listed
-        return listed._and(cls._free(found, centres, config, first=label.max(initial=0) + 1))
+        return listed._and(cls._free(found, advice, first=label.max(initial=0) + 1))
 
     @classmethod
-    def _free(cls, found, centres, config, first):
+    def _free(cls, found, advice, first):
         """All free, with labels from ``first`` on."""
-        east_north, odds, least = candidates(found, centres, config)
+        east_north, odds, least = candidates(found, advice)
         n = len(odds)
         more = found.image.tangent_plane.sky(east_north[len(found) :])
         coord = joined([found.table["sky_centroid"], more])

@@ -7,14 +7,13 @@ from scipy.spatial import cKDTree
 
 from ..detection.detection import ground_stack, residual_peaks
 from ..images.filtering import filter_sigma
-from .candidates import odds_at
 from .point_sources import is_point
 from .sources import true_at
 
 __all__ = ["confirmed", "missed"]
 
 
-def missed(engine, images, reference, sources, mixtures, centres, config):
+def missed(engine, images, reference, sources, mixtures, advice, config):
     """Positions of sources that the residuals show, on the reference image and on the ground stack.
 
     Parameters
@@ -26,8 +25,8 @@ def missed(engine, images, reference, sources, mixtures, centres, config):
     sources : `~rosetta.deblending.sources.Sources`
     mixtures : (n, K, 6) array
         Their fitted shapes.
-    centres : `~rosetta.centres.detector.Centres` or None
-        In the tangent plane of the images; None: there is no detector.
+    advice : `~rosetta.deblending.candidates.Advice` or None
+        Of the learned detector; None: there is none.
     config : `~rosetta.deblending.config.DeblenderConfig`
 
     Returns
@@ -37,7 +36,7 @@ def missed(engine, images, reference, sources, mixtures, centres, config):
     odds : (n,) array
         Logarithm of the detector's odds.
     """
-    residuals, rules = {}, config.candidates
+    residuals = {}
     for band, image in images.items():
         if image.side == "ground" or band == reference.band:
             placed = sources.on(image, reference.wavelength, config.engine, light=3.0)
@@ -49,9 +48,10 @@ def missed(engine, images, reference, sources, mixtures, centres, config):
     for look in looks:
         x, y, significance = residual_peaks(look, config.detection)
         found = true_at(look.east_north(x, y), look, sources.solution)
-        own = odds_at(found, centres, rules.centred, rules)
-        if centres is not None:
-            keep = (own > rules.support) | (significance > rules.unseen_peak)
+        own = np.zeros(len(found))
+        if advice is not None:
+            own = advice.odds_at(found, config.candidates.centred)
+            keep = ~advice.doubts(found, own) | (significance > config.candidates.unseen_peak)
             found, own = found[keep], own[keep]
         if len(known) and len(found):
             separation, _ = cKDTree(known).query(found)

@@ -84,7 +84,7 @@ class TileFit:
         return len(self.own)
 
 
-def fit_tile(engine, images, roles, sources, listed, detections, centres, owns, config, report, background):
+def fit_tile(engine, images, roles, sources, listed, detections, advice, owns, config, report, background):
     """Fit the sources of a tile.
 
     Parameters
@@ -98,8 +98,8 @@ def fit_tile(engine, images, roles, sources, listed, detections, centres, owns, 
         What a user lists: some of ``sources``, or beside them.
     detections : `~rosetta.detection.detection.Detections` or None
         None: no source is added, and none is merged with another.
-    centres : `~rosetta.centres.detector.Centres` or None
-        Of the learned detector, in the tangent plane of the images; None: there is none.
+    advice : `~rosetta.deblending.candidates.Advice` or None
+        Of the learned detector; None: there is none.
     owns : callable
         Positions (n, 2) in the tangent plane -> (n,) bool: whether they belong to the tile.
     config : `~rosetta.deblending.config.DeblenderConfig`
@@ -115,7 +115,7 @@ def fit_tile(engine, images, roles, sources, listed, detections, centres, owns, 
     if detections is not None and images:
         first, _, point = fitted_shapes(engine, images, roles, sources)
         sources = sources.starting_from(np.where(point[:, None], first, sources.start))
-        extra, odds = missed(engine, images, roles.reference, sources, shapes.mixture(first), centres, config)
+        extra, odds = missed(engine, images, roles.reference, sources, shapes.mixture(first), advice, config)
         if len(extra):
             sources = sources.and_at(extra, odds, detections, config)
     report()
