@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """Independent pieces of work in several processes, with the results in order."""
 
+import pickle
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -34,6 +35,7 @@ def in_order(work, tasks, workers):
     if workers == 1:
         yield from map(work, tasks)
         return
+    pickle.dumps(work)  # raises here: a pool that cannot send its work may wait for ever
     # Spawned, not forked: the caller may hold threads (torch does).
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = deque()

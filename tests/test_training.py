@@ -1,6 +1,7 @@
 # Licensed under a 3-clause BSD style license - see LICENSE.rst
 """What heads share when they are trained: rows in a file, one trainer, one hold-out rule, one way to be a head."""
 
+import pickle
 import resource
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from rosetta.registry import HEADS, head_class
 from rosetta.training.loop import TrainerConfig, seeded, train
 from rosetta.training.network import FeatureNetwork, HeadNetwork
 from rosetta.training.rows import RowStore, held_out_pairs, joined_rows, split_by_pair, training_parts, views
+from rosetta.workers import in_order
 
 
 # ---------------------------------------------------------------------------- a head that learns a slope
@@ -68,6 +70,12 @@ class LineHead(Head):
 @pytest.fixture
 def pairs(make_image):
     return [SkyPair({"r": make_image(64, 0.2, seed=seed)}, None) for seed in range(3)]
+
+
+def test_work_that_cannot_be_sent_to_processes_is_refused():
+    with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
+        list(in_order(lambda task: task, [1, 2, 3], 2))
+    assert list(in_order(lambda task: 2 * task, [1, 2, 3], 1)) == [2, 4, 6]
 
 
 def test_every_row_of_the_registry_is_a_head():
