@@ -16,6 +16,7 @@ from rosetta import CheckpointError, JEPADeblender, LearnedDetector, SkyPair
 from rosetta.centres import channels, heat_map, presentations
 from rosetta.centres.detector import Centres
 from rosetta.centres.network import REACH, CentreConfig, CentreNet
+from rosetta.centres.training import true_sources
 from rosetta.centres.windows import windows
 from rosetta.deblending.candidates import Advice, CandidateConfig, candidates
 from rosetta.deblending.deblender import as_aligned
@@ -157,6 +158,11 @@ def test_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert other.fit([0], [0], steps=4, seed=1).fingerprint == detector.fingerprint
     with pytest.raises(ValueError, match="belongs to another training"):
         other.fit([0], [0], steps=4, seed=2, checkpoint=path)
+    (tmp_path / "damaged").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged is no training state"):
+        other.fit([0], [0], steps=4, seed=1, checkpoint=tmp_path / "damaged")
+    with pytest.raises(ValueError, match="steps is 0: it must be at least 1"):
+        other.fit([0], [0], steps=0, seed=1)
     with pytest.raises(ValueError, match="truth has 0 tables for 1 pairs"):
         other.fit([0], [], steps=4, seed=2)
     saved = tmp_path / "detector.safetensors"
@@ -165,6 +171,13 @@ def test_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert again.fingerprint == detector.fingerprint and again.provenance["steps"] == 4
     with pytest.raises(CheckpointError, match="is of kind 'detector', not 'deblender'"):
         JEPADeblender.from_pretrained(saved)
+
+
+def test_truth_without_a_column_is_refused(make_image):
+    pair = SkyPair({"i": make_image(64, 0.2)}, None)
+    truth = QTable({"sky_centroid": band_images(pair)["i"].pixel_to_sky([3.0], [3.0])})
+    with pytest.raises(ValueError, match="truth has a table without half_light_radius, flux_u, .*: use tables as"):
+        true_sources(pair, truth)
 
 
 # ------------------------------------------------------------------------------------- on images
@@ -273,6 +286,11 @@ class _Told(LearnedDetector):
         return Centres(self._told, np.full(len(self._told), 3.0))
 
 
+class _Unasked(_Told):
+    def centres(self, pair):
+        raise AssertionError("the detector is not asked")
+
+
 def gaussian(n, scale, east, north, flux, sigma):
     """Light of a round Gaussian on n x n pixels."""
     y, x = np.indices((n, n))
@@ -299,6 +317,9 @@ def test_the_deblender_reads_the_detector(make_image, tiny_encoder):
     assert len(rows([[0, 0], [0.8, 0]])) == 2
     assert len(rows([[0, 0]])) == 1
     assert len(rows([[0, 0], [0.8, 0], [-4, 3]])) == 2  # a centre without light is no source
+    silent = JEPADeblender(tiny_encoder, _Unasked([]))  # it adds nothing to what a user lists alone
+    place = band_images(pair)["VIS"].tangent_plane.sky(np.zeros((1, 2)))
+    assert len(silent(embedding, place, neighbours="listed")) == 1
 
 
 def test_a_deblender_names_its_detector(detector, tiny_encoder, tmp_path):

@@ -110,7 +110,7 @@ class LearnedDetector:
 
     @plain_arithmetic
     def fit(self, pairs, truth, *, steps, seed, checkpoint=None, progress=None):
-        """Train the network.
+        """Train the network, on the CPU.
 
         Parameters
         ----------
@@ -134,8 +134,11 @@ class LearnedDetector:
         Raises
         ------
         ValueError
-            If a pair cannot be trained on, or the checkpoint belongs to another training.
+            If a pair cannot be trained on, a table lacks a column, ``steps`` is no positive number, or the checkpoint
+            is damaged or belongs to another training.
         """
+        if steps < 1:
+            raise ValueError(f"steps is {steps}: it must be at least 1")
         if len(pairs) != len(truth):
             raise ValueError(f"truth has {len(truth)} tables for {len(pairs)} pairs: give one for each")
         state = None if checkpoint is None else Path(checkpoint)

@@ -27,7 +27,10 @@ EVERY = 500  # steps between states that are kept
 
 
 def true_sources(pair, truth):
-    """The `TrueSources` of a noise-free pair."""
+    """The `TrueSources` of a noise-free pair; raises `ValueError` where the table lacks a column."""
+    needed = ("sky_centroid", "half_light_radius", *(f"flux_{band.name}" for band in BANDS))
+    if missing := [name for name in needed if name not in truth.colnames]:
+        raise ValueError(f"truth has a table without {', '.join(missing)}: use tables as rosetta.simulate makes them")
     plane = next(iter(band_images(pair).values())).tangent_plane
     flux = np.stack([truth[f"flux_{band.name}"].to_value("nJy") for band in BANDS], -1)
     place = plane.east_north(truth["sky_centroid"])
@@ -95,10 +98,13 @@ def _keep(path, owner, network, optimizer, step, losses):
 
 
 def _restore(path, owner, network, optimizer):
-    with safetensors.safe_open(path, "pt") as file:
-        meta = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if meta["owner"] != owner:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            meta = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"checkpoint {path} is no training state ({error}): remove it to start anew") from error
+    if (meta or {}).get("owner") != owner:
         raise ValueError(f"checkpoint {path} belongs to another training: give another file, or delete it")
     network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
     known = optimizer.state_dict()

@@ -183,13 +183,13 @@ class JEPADeblender(Head):
         solution = solution_for(offsets, images)
         roles = Roles.of(images, solution, config.n_ground_shape)
         found = detected(pair, config.detection)  # also what a user's positions take their starts from
-        advice = self._advice(embedding, roles.reference.tangent_plane)
+        search = sources is None or neighbours == "detect"
+        advice = self._advice(embedding, roles.reference.tangent_plane) if search else None
         if sources is None:
             job = JobList.of_detections(found, advice)
         else:
             how = {"neighbours": neighbours, "shape": shape, "recentre": recentre}
             job = JobList.of_positions(sources, found, advice, **how)
-        search = sources is None or neighbours == "detect"
         corners = tile_corners
         if corners is not None:
             corners = roles.reference.tangent_plane.east_north(corners).reshape(*corners.shape, 2)
