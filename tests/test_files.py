@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -78,12 +79,15 @@ def test_what_may_be_in_use_stays(tmp_path):
     assert names(tmp_path) == sorted(["a.txt", *mine])
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """No file can grow beyond 8 kB."""
+    """No file can grow beyond 8 kB; not for longer than needed, as pytest may write its own output to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _encoder_state(path, tmp_path, make_image):
@@ -108,12 +112,11 @@ def _checkpoint(path, tmp_path, make_image):
 
 
 @pytest.mark.parametrize("writer", [_encoder_state, _rows, _pair, _checkpoint])
-def test_a_full_disk_is_an_error_that_names_the_file(writer, tmp_path, make_image, small_disk):
+def test_a_full_disk_is_an_error_that_names_the_file(writer, tmp_path, make_image):
     path = tmp_path / "result.safetensors"
     call = writer(path, tmp_path, make_image)
     before = path.read_bytes() if path.exists() else None
-    small_disk()
-    with pytest.raises(OSError, match="result.safetensors"):
+    with pytest.raises(OSError, match="result.safetensors"), small_disk():
         call()
     if before is None:
         assert names(tmp_path) == []
